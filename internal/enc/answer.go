@@ -1,0 +1,59 @@
+package enc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// What to do about a node that espm does not know.
+const (
+	Fail    = "fail"    // refuse the catalog
+	Blank   = "empty"   // a known node with no classes: site.pp still applies
+	Command = "command" // ask another ENC
+)
+
+// Unknown says what to do about a node that espm does not know.
+type Unknown struct {
+	Policy  string
+	Command string // its path, with Policy Command; called as Puppet calls an ENC
+}
+
+// Status says what kind of answer espm has for a name.
+type Status byte
+
+// The kinds of answers. They are the first byte of an answer on the ENC socket.
+const (
+	StatusYAML    Status = 'Y' // Text is the classification
+	StatusFail    Status = 'F' // Text is the reason, one line
+	StatusCommand Status = 'C' // Text is the path of the ENC to ask instead
+)
+
+// Answer is what espm says about one name.
+type Answer struct {
+	Status Status
+	Text   string
+}
+
+// Ask answers for a name as it came from Puppet Server.
+func Ask(ctx context.Context, src Source, unknown Unknown, name string) Answer {
+	certname, err := node.ParseCertname(name)
+	if err != nil {
+		return Answer{StatusFail, "espm: " + err.Error()}
+	}
+	c, err := Classify(ctx, src, certname)
+	switch {
+	case err == nil:
+		return Answer{StatusYAML, string(Render(c))}
+	case !errors.Is(err, node.ErrNodeNotFound):
+		return Answer{StatusFail, "espm: " + err.Error()}
+	case unknown.Policy == Blank:
+		return Answer{StatusYAML, Empty}
+	case unknown.Policy == Command:
+		return Answer{StatusCommand, unknown.Command}
+	default:
+		return Answer{StatusFail, fmt.Sprintf("espm: node %q is not registered", certname)}
+	}
+}

@@ -1,0 +1,95 @@
+package encclient
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/espm-project/espm/internal/enc"
+)
+
+// errCut: the daemon ended before the answer did.
+var errCut = errors.New("the answer was cut short")
+
+// conn is a connected unix socket whose every call ends by the deadline: with
+// EAGAIN, as the kernel reports SO_RCVTIMEO and SO_SNDTIMEO.
+type conn struct {
+	fd       int
+	deadline time.Time
+}
+
+func (k conn) limit(option int) error {
+	left := time.Until(k.deadline)
+	if left <= 0 {
+		return syscall.EAGAIN
+	}
+	tv := syscall.NsecToTimeval(max(left, time.Microsecond).Nanoseconds())
+	return syscall.SetsockoptTimeval(k.fd, syscall.SOL_SOCKET, option, &tv)
+}
+
+func (k conn) connect(path string) error {
+	if err := k.limit(syscall.SO_SNDTIMEO); err != nil {
+		return err
+	}
+	return uninterrupted(func() error { return syscall.Connect(k.fd, &syscall.SockaddrUnix{Name: path}) })
+}
+
+// send writes a question, which is short enough for the socket's buffer to take it whole.
+func (k conn) send(s string) error {
+	return uninterrupted(func() error {
+		return syscall.Sendto(k.fd, []byte(s), syscall.MSG_NOSIGNAL, nil)
+	})
+}
+
+// header is a status byte, a space, eight hexadecimal digits and a newline.
+const header = 11
+
+func (k conn) receive() (enc.Answer, error) {
+	buf := make([]byte, 0, 8192)
+	want := header
+	for len(buf) < want {
+		var err error
+		if buf, err = k.read(buf); err != nil {
+			return enc.Answer{}, err
+		}
+		if want == header && len(buf) >= header {
+			size, err := strconv.ParseUint(string(buf[2:header-1]), 16, 31)
+			if err != nil {
+				return enc.Answer{}, fmt.Errorf("not an answer: %q", buf[:header])
+			}
+			want += int(size)
+		}
+	}
+	return enc.Answer{Status: enc.Status(buf[0]), Text: string(buf[header:want])}, nil
+}
+
+// read appends what the socket has to buf.
+func (k conn) read(buf []byte) ([]byte, error) {
+	if len(buf) == cap(buf) {
+		buf = slices.Grow(buf, 3*cap(buf))
+	}
+	if err := k.limit(syscall.SO_RCVTIMEO); err != nil {
+		return buf, err
+	}
+	var n int
+	err := uninterrupted(func() (err error) {
+		n, err = syscall.Read(k.fd, buf[len(buf):cap(buf)])
+		return err
+	})
+	if err == nil && n == 0 {
+		err = errCut
+	}
+	return buf[:len(buf)+max(n, 0)], err
+}
+
+// uninterrupted repeats a call that a signal (the Go runtime sends itself some) cut short.
+func uninterrupted(call func() error) error {
+	for {
+		if err := call(); !errors.Is(err, syscall.EINTR) {
+			return err
+		}
+	}
+}

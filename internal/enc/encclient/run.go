@@ -1,0 +1,76 @@
+package encclient
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/espm-project/espm/internal/enc"
+)
+
+// maxOutput is the most that Puppet takes from an ENC, in bytes of the longest characters.
+const maxOutput = 4 * 3_145_728
+
+// Run prints a node's YAML and returns the exit code. On failure the reason
+// goes to stdout, in one line, as that is what Puppet Server reports; nothing
+// is written to stderr, which it would log as a warning.
+func (c Client) Run(name string, stdout io.Writer) int {
+	deadline := time.Now().Add(Deadline)
+	a := c.Ask(name, deadline)
+	if a.Status == enc.StatusCommand {
+		a = runCommand(a.Text, name, deadline)
+	}
+	text := a.Text
+	if a.Status != enc.StatusYAML {
+		text += "\n"
+	}
+	if _, err := io.WriteString(stdout, text); err != nil || a.Status != enc.StatusYAML {
+		return 1
+	}
+	return 0
+}
+
+// runCommand asks another ENC, called as Puppet would call it: split on
+// white space, the certname as the last argument. It and its children are
+// killed at the deadline.
+func runCommand(command, name string, deadline time.Time) enc.Answer {
+	args := append(strings.Fields(command), name)
+	out, in, err := os.Pipe()
+	if err != nil {
+		return fail(err.Error())
+	}
+	defer out.Close()
+	null, err := os.Open(os.DevNull) // as with Puppet, standard input is at its end
+	if err != nil {
+		return fail(err.Error())
+	}
+	defer null.Close()
+	p, err := os.StartProcess(args[0], args, &os.ProcAttr{
+		Files: []*os.File{null, in, os.Stderr},
+		Sys:   &syscall.SysProcAttr{Setpgid: true},
+	})
+	in.Close()
+	if err != nil {
+		return fail(fmt.Sprintf("node %q is unknown to espm and the other ENC can't be started: %v", name, err))
+	}
+	killer := time.AfterFunc(time.Until(deadline), func() { syscall.Kill(-p.Pid, syscall.SIGKILL) })
+	defer killer.Stop()
+	var text bytes.Buffer
+	_, readErr := io.Copy(&text, io.LimitReader(out, maxOutput))
+	state, waitErr := p.Wait()
+	switch {
+	case time.Now().After(deadline):
+		return fail(fmt.Sprintf("node %q is unknown to espm and the other ENC, %s, did not answer within %v", name, args[0], Deadline))
+	case errors.Join(readErr, waitErr) != nil:
+		return fail(fmt.Sprintf("%s: %v", args[0], errors.Join(readErr, waitErr)))
+	case !state.Success():
+		return enc.Answer{Status: enc.StatusFail, Text: strings.TrimRight(text.String(), "\n")}
+	default:
+		return enc.Answer{Status: enc.StatusYAML, Text: text.String()}
+	}
+}

@@ -1,0 +1,255 @@
+// Package enc makes Puppet's external node classification of a node: its own
+// part and that of its groups and their ancestors merged, and rendered as YAML.
+// It is linked by espm-enc, which Puppet Server starts for every catalog, so it
+// imports little.
+package enc
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// maxReachable bounds how many groups one node may inherit, directly or not.
+const maxReachable = 256
+
+// Groups finds groups by name; node.ErrGroupNotFound where there is none.
+type Groups interface {
+	Group(ctx context.Context, name string) (node.Group, error)
+}
+
+// Source is where nodes and groups are found.
+type Source interface {
+	Groups
+	Node(ctx context.Context, name node.Certname) (node.Node, error)
+}
+
+// Classify returns a node's merged classification. node.ErrNodeNotFound where
+// the certname has no live registration.
+func Classify(ctx context.Context, src Source, name node.Certname) (node.Classification, error) {
+	n, err := src.Node(ctx, name)
+	if err != nil {
+		return node.Classification{}, err
+	}
+	merged, err := Merge(ctx, src, n)
+	if err == nil {
+		return merged, nil
+	}
+	// A group may have gone between the two reads, after the node had left it: look again.
+	again, rerr := src.Node(ctx, name)
+	if rerr != nil || again.Revision == n.Revision {
+		return merged, fmt.Errorf("classifying %q: %w", name, err)
+	}
+	return Merge(ctx, src, again)
+}
+
+// Merge returns what a node's own part and its groups make together: the node
+// beats its groups, a group beats its ancestors. Classes add up; an
+// environment and the value of a parameter are taken whole from the nearest
+// that sets them. The errors are *node.ConflictError, node.ErrGroupNotFound,
+// and *node.InvalidError on field "groups" where the groups are too many or too large.
+func Merge(ctx context.Context, src Groups, n node.Node) (node.Classification, error) {
+	if len(n.Groups) == 0 {
+		return n.Classification, nil
+	}
+	f, err := gather(ctx, src, n.Groups)
+	if err != nil {
+		return node.Classification{}, err
+	}
+	out := settings{}
+	for key, setters := range f.setters {
+		value, err := f.decide(key, setters)
+		if err == nil {
+			out[key] = value
+			continue
+		}
+		// Nothing to decide where the node itself sets it.
+		f.conflicts = append(f.conflicts, err)
+	}
+	own := flatten(n.Classification)
+	maps.Copy(out, own)
+	if err := f.firstConflict(own, n.Certname); err != nil {
+		return node.Classification{}, err
+	}
+	return out.classification(), nil
+}
+
+// setting is one thing that can be set: the environment, a class (its
+// presence), a class parameter or a top-scope parameter.
+type setting struct {
+	kind        kind
+	class, name string
+}
+
+type kind int
+
+const (
+	environment kind = iota
+	class
+	classParameter
+	parameter
+)
+
+func (s setting) String() string {
+	switch s.kind {
+	case environment:
+		return "environment"
+	case class:
+		return "classes[" + s.class + "]"
+	case classParameter:
+		return "classes[" + s.class + "]." + s.name
+	default:
+		return "parameters[" + s.name + "]"
+	}
+}
+
+type settings map[setting]any
+
+func flatten(c node.Classification) settings {
+	s := settings{}
+	if c.Environment != "" {
+		s[setting{kind: environment}] = c.Environment
+	}
+	for name, params := range c.Classes {
+		s[setting{class, name, ""}] = nil
+		for k, v := range params {
+			s[setting{classParameter, name, k}] = v
+		}
+	}
+	for k, v := range c.Parameters {
+		s[setting{parameter, "", k}] = v
+	}
+	return s
+}
+
+func (s settings) classification() node.Classification {
+	c := node.Classification{Classes: map[string]map[string]any{}, Parameters: map[string]any{}}
+	for key := range s {
+		if key.kind == class {
+			c.Classes[key.class] = nil
+		}
+	}
+	for key, v := range s {
+		switch key.kind {
+		case environment:
+			c.Environment = v.(string)
+		case classParameter:
+			if c.Classes[key.class] == nil {
+				c.Classes[key.class] = map[string]any{}
+			}
+			c.Classes[key.class][key.name] = v
+		case parameter:
+			c.Parameters[key.name] = v
+		}
+	}
+	return c
+}
+
+// forest is what a node inherits: its groups and all their ancestors.
+type forest struct {
+	groups    map[string]node.Group
+	ancestors map[string]map[string]bool
+	setters   map[setting][]string // names, sorted
+	conflicts []*conflict
+}
+
+type conflict struct {
+	key    setting
+	groups [2]string
+}
+
+// gather reads the groups reachable from the names given.
+func gather(ctx context.Context, src Groups, names []string) (*forest, error) {
+	f := &forest{map[string]node.Group{}, map[string]map[string]bool{}, map[setting][]string{}, nil}
+	size := 0
+	for queue := slices.Clone(names); len(queue) > 0; queue = queue[1:] {
+		name := queue[0]
+		if _, done := f.groups[name]; done {
+			continue
+		}
+		if len(f.groups) == maxReachable {
+			return nil, node.Invalid("groups", "a node inherits at most %d groups, directly or not", maxReachable)
+		}
+		g, err := src.Group(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		f.groups[name] = g
+		size += g.Classification.Size()
+		queue = append(queue, g.Parents...)
+	}
+	if size > node.MaxGroupsSize {
+		return nil, node.Invalid("groups", "the groups that a node inherits have together at most %d characters as YAML, these have up to %d",
+			node.MaxGroupsSize, size)
+	}
+	for _, name := range slices.Sorted(maps.Keys(f.groups)) {
+		for key := range flatten(f.groups[name].Classification) {
+			f.setters[key] = append(f.setters[key], name)
+		}
+	}
+	return f, nil
+}
+
+// decide returns the value of the setter nearest to the node; where several
+// are, none an ancestor of another, they must agree.
+func (f *forest) decide(key setting, setters []string) (any, *conflict) {
+	var nearest []string
+	for _, s := range setters {
+		beaten := slices.ContainsFunc(setters, func(o string) bool { return o != s && f.ancestorsOf(o)[s] })
+		if !beaten {
+			nearest = append(nearest, s)
+		}
+	}
+	first := f.value(nearest[0], key)
+	for _, other := range nearest[1:] {
+		if !reflect.DeepEqual(first, f.value(other, key)) {
+			return nil, &conflict{key, [2]string{nearest[0], other}}
+		}
+	}
+	return first, nil
+}
+
+func (f *forest) value(group string, key setting) any {
+	c := f.groups[group].Classification
+	switch key.kind {
+	case environment:
+		return c.Environment
+	case classParameter:
+		return c.Classes[key.class][key.name]
+	case parameter:
+		return c.Parameters[key.name]
+	default:
+		return nil
+	}
+}
+
+// ancestorsOf returns all groups that a group inherits. Groups have no cycles:
+// a write that would make one is refused.
+func (f *forest) ancestorsOf(name string) map[string]bool {
+	if all, done := f.ancestors[name]; done {
+		return all
+	}
+	all := map[string]bool{}
+	f.ancestors[name] = all
+	for _, p := range f.groups[name].Parents {
+		all[p] = true
+		maps.Copy(all, f.ancestorsOf(p))
+	}
+	return all
+}
+
+// firstConflict returns the first conflict, in order of what is set, that
+// the node's own part does not decide.
+func (f *forest) firstConflict(own settings, name node.Certname) error {
+	open := slices.DeleteFunc(f.conflicts, func(c *conflict) bool { _, decided := own[c.key]; return decided })
+	if len(open) == 0 {
+		return nil
+	}
+	first := slices.MinFunc(open, func(a, b *conflict) int { return cmp.Compare(a.key.String(), b.key.String()) })
+	return &node.ConflictError{Setting: first.key.String(), Groups: first.groups, Nodes: []node.Certname{name}}
+}

@@ -1,0 +1,83 @@
+package node
+
+import (
+	"fmt"
+	"math/big"
+	"time"
+)
+
+// Serial is a certificate's serial number as upper-case hexadecimal of at
+// least four digits, the way Puppet's inventory spells it without "0x".
+type Serial string
+
+// SerialOf spells a serial number.
+func SerialOf(n *big.Int) Serial { return Serial(fmt.Sprintf("%04X", n)) }
+
+// Int returns the number; false if s is not a serial in SerialOf's spelling.
+func (s Serial) Int() (*big.Int, bool) {
+	n, ok := new(big.Int).SetString(string(s), 16)
+	if !ok || n.Sign() < 0 || SerialOf(n) != s {
+		return nil, false
+	}
+	return n, true
+}
+
+// Certificate is what espm keeps of a certificate that it issued.
+type Certificate struct {
+	Serial     Serial    `json:"serial"`
+	Certname   Certname  `json:"certname"`
+	UID        UID       `json:"uid"`
+	NotBefore  time.Time `json:"not_before"`
+	NotAfter   time.Time `json:"not_after"`
+	PEM        string    `json:"pem"`
+	Revocation string    `json:"revocation,omitempty"` // id of its Revocation, once one was asked for
+	Receipt    *Receipt  `json:"receipt,omitempty"`    // once the revocation took effect
+
+	Revision int64 `json:"-"`
+}
+
+// IssueIntent is durable before the authority is asked to sign, and goes when
+// the outcome is committed. One that is still there at start was cut short
+// and is settled.
+type IssueIntent struct {
+	UID       UID       `json:"uid"`
+	Certname  Certname  `json:"certname"`
+	Serial    Serial    `json:"serial,omitempty"` // where the authority lets the caller choose it
+	KeyHash   string    `json:"key_hash"`         // SHA-256 of the SubjectPublicKeyInfo, hex
+	CallerKey bool      `json:"caller_key"`       // the caller holds the private key and sent a CSR
+	NewNode   bool      `json:"new_node"`         // the registration came with it and goes with it if it fails
+	RequestID string    `json:"request_id,omitempty"`
+	CreatedAt time.Time `json:"created_at"`
+
+	Revision int64 `json:"-"`
+}
+
+// Request remembers what a request id did, so that a retry is safe.
+type Request struct {
+	ID        string    `json:"id"`
+	Hash      string    `json:"hash"` // SHA-256 of the content, hex
+	Certname  Certname  `json:"certname"`
+	UID       UID       `json:"uid"`
+	CreatedAt time.Time `json:"created_at"`
+
+	Revision int64 `json:"-"`
+}
+
+// Revocation is a durable order to revoke one certificate.
+type Revocation struct {
+	ID        string    `json:"id"` // UUIDv7: ordered by time
+	Serial    Serial    `json:"serial"`
+	Certname  Certname  `json:"certname"`
+	UID       UID       `json:"uid"`
+	CreatedAt time.Time `json:"created_at"`
+	Receipt   *Receipt  `json:"receipt,omitempty"` // nil while it is pending
+
+	Revision int64 `json:"-"`
+}
+
+// Receipt proves that a revocation took effect.
+type Receipt struct {
+	Serial      Serial    `json:"serial"`
+	CRLNumber   string    `json:"crl_number"` // decimal; of a CRL that lists the serial
+	PublishedAt time.Time `json:"published_at"`
+}

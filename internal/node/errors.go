@@ -1,0 +1,144 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Sentinel errors of the domain. They are wrapped with what was tried on which
+// name; test for them with errors.Is.
+var (
+	// ErrInvalid: the input breaks a rule. The error is an *InvalidError.
+	ErrInvalid = errors.New("invalid")
+	// ErrNodeNotFound: no live registration (and no matching tombstone) has that certname.
+	ErrNodeNotFound = errors.New("node not found")
+	// ErrNodeExists: the certname has a live registration.
+	ErrNodeExists = errors.New("node exists")
+	// ErrUIDMismatch: the uid named is not a registration of that certname.
+	ErrUIDMismatch = errors.New("uid does not match")
+	// ErrProtected: the certname may never be terminated or revoked.
+	ErrProtected = errors.New("certname is protected")
+	// ErrGroupNotFound: no group has that name.
+	ErrGroupNotFound = errors.New("group not found")
+	// ErrGroupExists: the group name is taken.
+	ErrGroupExists = errors.New("group exists")
+	// ErrGroupInUse: nodes or groups still inherit the group.
+	ErrGroupInUse = errors.New("group is in use")
+	// ErrConflict: unrelated groups set one thing to different values. The error is a *ConflictError.
+	ErrConflict = errors.New("classification conflict")
+	// ErrStale: the record changed since the caller read it.
+	ErrStale = errors.New("revision is stale")
+	// ErrRequestReused: the request id was used before with other content.
+	ErrRequestReused = errors.New("request id was used with other content")
+	// ErrRequestSpent: the registration that the request id made has been terminated.
+	ErrRequestSpent = errors.New("request id belongs to a terminated registration")
+	// ErrCertificateExists: the registration has a live certificate.
+	ErrCertificateExists = errors.New("node has a certificate")
+	// ErrCertificateNotFound: espm issued no certificate with that serial.
+	ErrCertificateNotFound = errors.New("certificate not found")
+	// ErrIssuing: a certificate is being issued for the registration just now.
+	ErrIssuing = errors.New("a certificate is being issued")
+	// ErrCompacted: the history kept does not reach back to the revision asked for.
+	ErrCompacted = errors.New("revision is older than the history kept")
+	// ErrUnavailable: the authority or the store can't answer now; trying again later is safe.
+	ErrUnavailable = errors.New("unavailable")
+)
+
+// Violation is one broken rule: the field, in the API's spelling
+// ("classes[ntp].servers"), and the rule in words.
+type Violation struct {
+	Field string
+	Rule  string
+}
+
+// InvalidError lists every rule that an input breaks; errors.Is(err, ErrInvalid) holds.
+type InvalidError struct {
+	Violations []Violation
+}
+
+// Invalid returns an *InvalidError with one violation.
+func Invalid(field, format string, args ...any) error {
+	return &InvalidError{Violations: []Violation{{Field: field, Rule: fmt.Sprintf(format, args...)}}}
+}
+
+func (e *InvalidError) Error() string {
+	parts := make([]string, len(e.Violations))
+	for i, v := range e.Violations {
+		parts[i] = v.Field + ": " + v.Rule
+	}
+	return strings.Join(parts, "; ")
+}
+
+// Is reports whether target is ErrInvalid.
+func (e *InvalidError) Is(target error) bool { return target == ErrInvalid }
+
+// Join gathers the violations of several checks into one error, nil if there
+// are none. The first error that is not an *InvalidError is returned alone.
+func Join(errs ...error) error {
+	var all []Violation
+	for _, err := range errs {
+		if err == nil {
+			continue
+		}
+		inv, ok := errors.AsType[*InvalidError](err)
+		if !ok {
+			return err
+		}
+		all = append(all, inv.Violations...)
+	}
+	if all == nil {
+		return nil
+	}
+	return &InvalidError{Violations: all}
+}
+
+// maxNamed bounds how many nodes an error lists by name, so that it fits a
+// gRPC status (8 KiB of header by default).
+const maxNamed = 20
+
+// ConflictError says that two groups, neither an ancestor of the other, set
+// the same thing to different values and nothing nearer decides;
+// errors.Is(err, ErrConflict) holds.
+type ConflictError struct {
+	Setting string    // "environment", "classes[ntp].servers" or "parameters[role]"
+	Groups  [2]string // the two groups that disagree, in order of name
+	Nodes   []Certname
+}
+
+func (e *ConflictError) Error() string {
+	msg := fmt.Sprintf("groups %q and %q set %s to different values", e.Groups[0], e.Groups[1], e.Setting)
+	if len(e.Nodes) == 0 {
+		return msg
+	}
+	names := make([]string, 0, maxNamed)
+	for _, n := range e.Nodes[:min(len(e.Nodes), maxNamed)] {
+		names = append(names, string(n))
+	}
+	msg += ": affects " + strings.Join(names, ", ")
+	if more := len(e.Nodes) - len(names); more > 0 {
+		msg += fmt.Sprintf(" and %d more", more)
+	}
+	return msg
+}
+
+// Is reports whether target is ErrConflict.
+func (e *ConflictError) Is(target error) bool { return target == ErrConflict }
+
+// checks gathers violations while a value is walked.
+type checks struct {
+	violations []Violation
+}
+
+func (c *checks) add(field, format string, args ...any) {
+	c.violations = append(c.violations, Violation{Field: field, Rule: fmt.Sprintf(format, args...)})
+}
+
+func (c *checks) err() error {
+	if len(c.violations) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(c.violations, func(a, b Violation) int { return strings.Compare(a.Field, b.Field) })
+	return &InvalidError{Violations: c.violations}
+}

@@ -1,0 +1,107 @@
+// Package node is espm's domain: nodes, groups, what classifies them, the
+// certificates and revocations that belong to them, and the rules their names
+// and values must keep. It imports the standard library only.
+package node
+
+import (
+	"maps"
+	"slices"
+	"time"
+)
+
+// UID names one registration: a UUIDv7 in lower-case text, unique for ever.
+// The same certname may live again under a new UID.
+type UID string
+
+// State says how far a registration has come.
+type State string
+
+// The states of a registration.
+const (
+	Registered  State = "registered"  // classified, no certificate
+	Issuing     State = "issuing"     // an issue intent is open
+	Provisioned State = "provisioned" // holds a live certificate
+	Terminated  State = "terminated"  // gone from the classifier; only a tombstone stays
+)
+
+// Node is one registration of a certname.
+type Node struct {
+	Certname       Certname          `json:"certname"`
+	UID            UID               `json:"uid"`
+	State          State             `json:"state"`
+	Classification Classification    `json:"classification"`
+	Groups         []string          `json:"groups,omitempty"` // direct groups, sorted
+	Labels         map[string]string `json:"labels,omitempty"`
+	Serial         Serial            `json:"serial,omitempty"` // of the live certificate
+	CreatedAt      time.Time         `json:"created_at"`
+	UpdatedAt      time.Time         `json:"updated_at"`
+	TerminatedAt   time.Time         `json:"terminated_at,omitzero"`
+	Requests       []string          `json:"requests,omitempty"` // request ids that belong to it
+
+	// Revision is the store's revision that last changed the record, 0 before it is stored.
+	Revision int64 `json:"-"`
+}
+
+// Group is a named classification that nodes and other groups inherit.
+type Group struct {
+	Name           string         `json:"name"`
+	Description    string         `json:"description,omitempty"`
+	Parents        []string       `json:"parents,omitempty"` // groups it inherits, sorted
+	Classification Classification `json:"classification"`
+	CreatedAt      time.Time      `json:"created_at"`
+	UpdatedAt      time.Time      `json:"updated_at"`
+
+	Revision int64 `json:"-"`
+}
+
+// Classification is what the ENC answers, or a part of it. Values are JSON's:
+// nil, bool, json.Number, string, []any and map[string]any.
+type Classification struct {
+	// Environment is Puppet's environment; empty leaves the choice to the agent.
+	Environment string `json:"environment,omitempty"`
+	// Classes maps a class to its parameters (nil: none). A nil parameter asks for the class's own default.
+	Classes map[string]map[string]any `json:"classes,omitempty"`
+	// Parameters are top-scope variables.
+	Parameters map[string]any `json:"parameters,omitempty"`
+}
+
+// Validate checks a node's own part: names, values and sizes. It does not
+// know other records, so it says nothing on groups that don't exist.
+func (n *Node) Validate() error {
+	var c checks
+	c.certname("certname", string(n.Certname))
+	c.size(n.Classification, maxNodeSize)
+	c.groupNames("groups", n.Groups)
+	c.labels(n.Labels)
+	return c.err()
+}
+
+// Validate checks a group's own part, as Node.Validate does for a node.
+func (g *Group) Validate() error {
+	var c checks
+	c.groupName("name", g.Name)
+	c.groupNames("parents", g.Parents)
+	if slices.Contains(g.Parents, g.Name) {
+		c.add("parents", "group %q can't inherit itself", g.Name)
+	}
+	if len(g.Description) > 1024 {
+		c.add("description", "at most 1024 bytes, is %d", len(g.Description))
+	}
+	c.size(g.Classification, MaxGroupsSize)
+	return c.err()
+}
+
+// Clone returns a copy that shares no slice or map of the node itself with it;
+// parameter values, which nothing changes in place, are shared.
+func (n Node) Clone() Node {
+	n.Groups = slices.Clone(n.Groups)
+	n.Labels = maps.Clone(n.Labels)
+	n.Classification.Classes = maps.Clone(n.Classification.Classes)
+	n.Classification.Parameters = maps.Clone(n.Classification.Parameters)
+	return n
+}
+
+// Spec returns what a caller decides of a node, without what espm adds.
+func (n Node) Spec() Node {
+	return Node{Certname: n.Certname, Classification: n.Classification, Groups: n.Groups, Labels: n.Labels}
+}

@@ -1,0 +1,107 @@
+// Package store keeps espm's records: their keys, their encoding, their
+// indexes and the schema version, over a small ordered key-value interface.
+// Engines are sub-packages; the one suite that each passes is storetest.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+)
+
+// Engine is an ordered key-value store in which every commit bumps one global
+// revision and each record carries the revision that last changed it. Keys
+// are ordered bytewise. All methods may be called at once.
+//
+// An engine that can't answer (disk full, closed, no quorum) returns an error
+// that wraps node.ErrUnavailable; nothing of the call has been applied then,
+// unless the error wraps ErrUnknownOutcome as well.
+type Engine interface {
+	Reader
+
+	// Commit applies puts and deletes as one, if every guard holds, and
+	// returns the new revision. The commit survives power loss when it returns.
+	// A guard that does not hold gives a *GuardError, and nothing is applied.
+	// Deleting an absent key is no error. A key may stand in Puts or Deletes
+	// once. Concurrent commits share an fsync. Cancelling ctx stops the
+	// waiting, not a commit that is already under way; the error wraps
+	// ErrUnknownOutcome then.
+	Commit(ctx context.Context, b Batch) (revision int64, err error)
+
+	// Watch yields what was committed to keys with the prefix after the
+	// revision, in order of revision, and goes on until ctx is done (it yields
+	// ctx.Err() last) or the consumer stops. It keeps no queue for the consumer: a
+	// slow one reads from the kept history, and one that fell behind it
+	// gets node.ErrCompacted (as the first thing, where after is too old
+	// from the start) and has to list anew. The history survives a restart.
+	// A revision that is still to come is waited for.
+	Watch(ctx context.Context, prefix string, after int64) iter.Seq2[Event, error]
+
+	// Close ends the engine after the commits under way; it is not needed for durability.
+	Close() error
+}
+
+// Reader is the part of an Engine that a read-only opening has as well.
+type Reader interface {
+	// Get returns the record of a key; ErrNoKey if there is none.
+	Get(ctx context.Context, key string) (Record, error)
+
+	// List returns up to limit records (limit > 0) whose key has the prefix
+	// and comes after the key given (exclusive; empty: from the start), in
+	// order of key, and the store's revision they were all read at.
+	List(ctx context.Context, prefix, after string, limit int) ([]Record, int64, error)
+}
+
+// Record is a key's value and the revision that last changed it. The value
+// belongs to the caller.
+type Record struct {
+	Key      string
+	Value    []byte
+	Revision int64
+}
+
+// Batch is a set of changes that are applied as one or not at all.
+type Batch struct {
+	Guards  []Guard
+	Puts    []Put
+	Deletes []string
+}
+
+// Guard states the revision that a key must have; 0: the key must be absent.
+type Guard struct {
+	Key      string
+	Revision int64
+}
+
+// Put sets a key.
+type Put struct {
+	Key   string
+	Value []byte
+}
+
+// Event tells that a key changed at Revision. Value is the key's value as it
+// stands when the event is read, nil with Deleted where it is gone: values
+// in between may be skipped, the last one never is.
+type Event struct {
+	Key      string
+	Revision int64
+	Value    []byte
+	Deleted  bool
+}
+
+// ErrNoKey is returned by Get where the key is absent.
+var ErrNoKey = errors.New("no such key")
+
+// ErrUnknownOutcome marks an error after which a commit may have been applied or not.
+var ErrUnknownOutcome = errors.New("outcome unknown")
+
+// GuardError says which guard failed. Have is the revision found, 0 for absent.
+type GuardError struct {
+	Key        string
+	Want, Have int64
+}
+
+func (e *GuardError) Error() string {
+	return fmt.Sprintf("key %q is at revision %d, not %d", e.Key, e.Have, e.Want)
+}

@@ -1,0 +1,84 @@
+package store
+
+import (
+	"strings"
+	"time"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// The keys. Primary records:
+//
+//	schema                         the schema version
+//	node/CERTNAME                  node.Node, live registrations only
+//	tombstone/CERTNAME/UID         node.Node, terminated
+//	group/NAME                     node.Group
+//	cert/SERIAL                    node.Certificate
+//	issue/UID                      node.IssueIntent, open ones only
+//	request/ID                     node.Request
+//	revocation/ID                  node.Revocation
+//	enc                            ENCSettings
+//
+// Indexes, written in the commit of the record they point to; their value is empty:
+//
+//	ix/node-label/KEY=VALUE/CERTNAME
+//	ix/node-group/GROUP/CERTNAME
+//	ix/group-child/PARENT/GROUP
+//	ix/cert-of/CERTNAME/UID/SERIAL
+//	ix/revocation-of/CERTNAME/UID/ID
+//	ix/pending/ID                  revocations without a receipt
+//	ix/tombstone-time/TIME/CERTNAME/UID
+//
+// Marks, put to be guarded by others; only their revision counts:
+//
+//	mark/groups                    any group was written
+//	mark/group-use/GROUP           a node or a group joined or left GROUP
+//
+// None of the parts can hold a "/" but a label's key and a request id, which
+// stand where that is not ambiguous (a label's key holds no "=").
+const (
+	schemaKey     = "schema"
+	encKey        = "enc"
+	nodePrefix    = "node/"
+	groupPrefix   = "group/"
+	certPrefix    = "cert/"
+	issuePrefix   = "issue/"
+	pendingPrefix = "ix/pending/"
+	groupsMark    = "mark/groups"
+)
+
+func nodeKey(name node.Certname) string   { return nodePrefix + string(name) }
+func groupKey(name string) string         { return groupPrefix + name }
+func certKey(s node.Serial) string        { return certPrefix + string(s) }
+func issueKey(uid node.UID) string        { return issuePrefix + string(uid) }
+func requestKey(id string) string         { return "request/" + id }
+func revocationKey(id string) string      { return "revocation/" + id }
+func pendingKey(id string) string         { return pendingPrefix + id }
+func groupUseMark(group string) string    { return "mark/group-use/" + group }
+func labelPrefix(k, v string) string      { return "ix/node-label/" + k + "=" + v + "/" }
+func memberPrefix(group string) string    { return "ix/node-group/" + group + "/" }
+func childPrefix(parent string) string    { return "ix/group-child/" + parent + "/" }
+func certOfPrefix(n node.Certname) string { return "ix/cert-of/" + string(n) + "/" }
+
+func tombstonePrefix(name node.Certname) string { return "tombstone/" + string(name) + "/" }
+
+func tombstoneKey(name node.Certname, uid node.UID) string {
+	return tombstonePrefix(name) + string(uid)
+}
+
+func certOfKey(c node.Certificate) string {
+	return certOfPrefix(c.Certname) + string(c.UID) + "/" + string(c.Serial)
+}
+
+func revocationOfPrefix(name node.Certname, uid node.UID) string {
+	return "ix/revocation-of/" + string(name) + "/" + string(uid) + "/"
+}
+
+const tombstoneTimePrefix = "ix/tombstone-time/"
+
+func tombstoneTimeKey(n node.Node) string {
+	return tombstoneTimePrefix + n.TerminatedAt.UTC().Format(time.RFC3339) + "/" + string(n.Certname) + "/" + string(n.UID)
+}
+
+// lastPart returns what follows the last "/" of an index key.
+func lastPart(key string) string { return key[strings.LastIndexByte(key, '/')+1:] }

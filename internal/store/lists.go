@@ -1,0 +1,267 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"time"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// Page is one page of a list: the records, the revision they were read at,
+// and where the next page goes on ("": nowhere).
+type Page[T any] struct {
+	Items    []T
+	Next     string
+	Revision int64
+}
+
+// NodeFilter selects nodes: those that have all labels and are directly in the group, where given.
+type NodeFilter struct {
+	Labels map[string]string
+	Group  string
+}
+
+func (f NodeFilter) match(n node.Node) bool {
+	for k, v := range f.Labels {
+		if have, ok := n.Labels[k]; !ok || have != v {
+			return false
+		}
+	}
+	if f.Group == "" {
+		return true
+	}
+	for _, g := range n.Groups {
+		if g == f.Group {
+			return true
+		}
+	}
+	return false
+}
+
+// index returns the prefix of the index to walk; "" walks the nodes themselves.
+func (f NodeFilter) index() string {
+	if f.Group != "" {
+		return memberPrefix(f.Group)
+	}
+	least := ""
+	for k := range f.Labels {
+		if least == "" || k < least {
+			least = k
+		}
+	}
+	if least == "" {
+		return ""
+	}
+	return labelPrefix(least, f.Labels[least])
+}
+
+// Nodes returns up to limit live nodes after a certname, in order of certname.
+// With a filter the page may be short although more follow.
+func (v View) Nodes(ctx context.Context, f NodeFilter, after string, limit int) (Page[node.Node], error) {
+	index := f.index()
+	if index == "" {
+		return list[node.Node](ctx, v, nodePrefix, after, limit)
+	}
+	if after != "" {
+		after = index + after
+	}
+	keys, rev, err := v.reader.List(ctx, index, after, limit)
+	if err != nil {
+		return Page[node.Node]{}, err
+	}
+	page := Page[node.Node]{Revision: rev}
+	for _, k := range keys {
+		n, err := v.Node(ctx, node.Certname(lastPart(k.Key)))
+		if errors.Is(err, node.ErrNodeNotFound) {
+			continue // terminated since the index was read
+		}
+		if err != nil {
+			return page, err
+		}
+		if f.match(n) {
+			page.Items = append(page.Items, n)
+		}
+	}
+	if len(keys) == limit {
+		page.Next = lastPart(keys[limit-1].Key)
+	}
+	return page, nil
+}
+
+// Groups returns up to limit groups after a name, in order of name.
+func (v View) Groups(ctx context.Context, after string, limit int) (Page[node.Group], error) {
+	return list[node.Group](ctx, v, groupPrefix, after, limit)
+}
+
+// Certificates returns up to limit certificates in order of serial.
+func (v View) Certificates(ctx context.Context, after string, limit int) (Page[node.Certificate], error) {
+	return list[node.Certificate](ctx, v, certPrefix, after, limit)
+}
+
+// CertificatesOf returns up to limit certificates of a certname, in order of
+// registration. after is a page's Next.
+func (v View) CertificatesOf(ctx context.Context, name node.Certname, after string, limit int) (Page[node.Certificate], error) {
+	prefix := certOfPrefix(name)
+	if after != "" {
+		after = prefix + after
+	}
+	keys, rev, err := v.reader.List(ctx, prefix, after, limit)
+	if err != nil {
+		return Page[node.Certificate]{}, err
+	}
+	page := Page[node.Certificate]{Revision: rev}
+	for _, k := range keys {
+		c, err := v.Certificate(ctx, node.Serial(lastPart(k.Key)))
+		if err != nil && !errors.Is(err, node.ErrCertificateNotFound) {
+			return page, err
+		}
+		if err == nil {
+			page.Items = append(page.Items, c)
+		}
+	}
+	if len(keys) == limit {
+		page.Next = keys[limit-1].Key[len(prefix):]
+	}
+	return page, nil
+}
+
+func list[T any](ctx context.Context, v View, prefix, after string, limit int) (Page[T], error) {
+	if after != "" {
+		after = prefix + after
+	}
+	recs, rev, err := v.reader.List(ctx, prefix, after, limit)
+	if err != nil {
+		return Page[T]{}, err
+	}
+	page := Page[T]{Revision: rev, Items: make([]T, 0, len(recs))}
+	for _, rec := range recs {
+		item, err := decode[T](rec)
+		if err != nil {
+			return page, err
+		}
+		page.Items = append(page.Items, item)
+	}
+	if len(recs) == limit {
+		page.Next = recs[limit-1].Key[len(prefix):]
+	}
+	return page, nil
+}
+
+// Members yields the certnames directly in a group.
+func (v View) Members(ctx context.Context, group string) iter.Seq2[node.Certname, error] {
+	return scanLast[node.Certname](ctx, v, memberPrefix(group))
+}
+
+// Children yields the groups that inherit a group directly.
+func (v View) Children(ctx context.Context, group string) iter.Seq2[string, error] {
+	return scanLast[string](ctx, v, childPrefix(group))
+}
+
+func scanLast[T ~string](ctx context.Context, v View, prefix string) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		for rec, err := range v.scan(ctx, prefix, "") {
+			if !yield(T(lastPart(rec.Key)), err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// Intents yields the open issue intents.
+func (v View) Intents(ctx context.Context) iter.Seq2[node.IssueIntent, error] {
+	return func(yield func(node.IssueIntent, error) bool) {
+		for rec, err := range v.scan(ctx, issuePrefix, "") {
+			if err != nil {
+				yield(node.IssueIntent{}, err)
+				return
+			}
+			if !yield(decode[node.IssueIntent](rec)) {
+				return
+			}
+		}
+	}
+}
+
+// Pending returns up to limit revocations without a receipt, oldest first.
+func (v View) Pending(ctx context.Context, limit int) ([]node.Revocation, error) {
+	return v.revocations(ctx, pendingPrefix, limit)
+}
+
+// RevocationsOf returns the revocations of a registration, oldest first.
+func (v View) RevocationsOf(ctx context.Context, name node.Certname, uid node.UID) ([]node.Revocation, error) {
+	return v.revocations(ctx, revocationOfPrefix(name, uid), 1000)
+}
+
+func (v View) revocations(ctx context.Context, index string, limit int) ([]node.Revocation, error) {
+	keys, _, err := v.reader.List(ctx, index, "", limit)
+	if err != nil {
+		return nil, err
+	}
+	var out []node.Revocation
+	for _, k := range keys {
+		r, ok, err := v.Revocation(ctx, lastPart(k.Key))
+		if err != nil {
+			return nil, err
+		}
+		if ok { // else forgotten since the index was read
+			out = append(out, r)
+		}
+	}
+	return out, nil
+}
+
+// TombstonesBefore yields tombstones of registrations terminated before t, oldest first.
+func (v View) TombstonesBefore(ctx context.Context, t time.Time) iter.Seq2[node.Node, error] {
+	limit := tombstoneTimePrefix + t.UTC().Format(time.RFC3339)
+	return func(yield func(node.Node, error) bool) {
+		for rec, err := range v.scan(ctx, tombstoneTimePrefix, "") {
+			if err != nil {
+				yield(node.Node{}, err)
+				return
+			}
+			if rec.Key >= limit {
+				return
+			}
+			n, err := v.tombstoneAt(ctx, rec.Key)
+			if !yield(n, err) {
+				return
+			}
+		}
+	}
+}
+
+// tombstoneAt follows a key of the time index.
+func (v View) tombstoneAt(ctx context.Context, key string) (node.Node, error) {
+	uid := lastPart(key)
+	name := lastPart(key[:len(key)-len(uid)-1])
+	return v.Tombstone(ctx, node.Certname(name), node.UID(uid))
+}
+
+// GroupsMark is the revision at which any group was last written.
+type GroupsMark int64
+
+// UseMark is the revision at which a node or a group last joined or left a group.
+type UseMark int64
+
+// GroupsMark reads the mark, to be guarded by a Change.
+func (v View) GroupsMark(ctx context.Context) (GroupsMark, error) {
+	rev, err := v.revision(ctx, groupsMark)
+	return GroupsMark(rev), err
+}
+
+// UseMark reads the mark of a group, to be guarded by a Change.
+func (v View) UseMark(ctx context.Context, group string) (UseMark, error) {
+	rev, err := v.revision(ctx, groupUseMark(group))
+	return UseMark(rev), err
+}
+
+// revision returns the revision of a key, 0 if it is absent.
+func (v View) revision(ctx context.Context, key string) (int64, error) {
+	rec, err := v.reader.Get(ctx, key)
+	if errors.Is(err, ErrNoKey) {
+		return 0, nil
+	}
+	return rec.Revision, err
+}

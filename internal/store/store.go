@@ -1,0 +1,244 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"strings"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// View reads records. The zero View is not usable; see NewView.
+type View struct {
+	reader Reader
+}
+
+// Store reads and writes records in an engine.
+type Store struct {
+	View
+	engine Engine
+}
+
+// NewView returns a View of a store that is opened read-only. A store whose
+// schema is not this program's is refused.
+func NewView(ctx context.Context, r Reader) (View, error) {
+	version, err := schemaVersion(ctx, r)
+	if err != nil {
+		return View{}, err
+	}
+	if version != currentSchema {
+		return View{}, schemaError(version)
+	}
+	return View{r}, nil
+}
+
+// New returns the Store in an engine, after bringing its schema up to date.
+// A schema newer than this program is refused, and nothing is touched.
+func New(ctx context.Context, e Engine) (*Store, error) {
+	if err := migrate(ctx, e, migrations); err != nil {
+		return nil, err
+	}
+	return &Store{View{e}, e}, nil
+}
+
+// Node returns the live registration of a certname; node.ErrNodeNotFound if there is none.
+func (v View) Node(ctx context.Context, name node.Certname) (node.Node, error) {
+	n, err := get[node.Node](ctx, v, nodeKey(name))
+	if errors.Is(err, ErrNoKey) {
+		return n, fmt.Errorf("%w: %q is not registered", node.ErrNodeNotFound, name)
+	}
+	return n, err
+}
+
+// Tombstone returns a terminated registration; node.ErrNodeNotFound if there is none.
+func (v View) Tombstone(ctx context.Context, name node.Certname, uid node.UID) (node.Node, error) {
+	n, err := get[node.Node](ctx, v, tombstoneKey(name, uid))
+	if errors.Is(err, ErrNoKey) {
+		return n, fmt.Errorf("%w: %q has no terminated registration %s", node.ErrNodeNotFound, name, uid)
+	}
+	return n, err
+}
+
+// LastTombstone returns the latest terminated registration of a certname;
+// node.ErrNodeNotFound if there is none.
+func (v View) LastTombstone(ctx context.Context, name node.Certname) (node.Node, error) {
+	var last *Record
+	for rec, err := range v.scan(ctx, tombstonePrefix(name), "") {
+		if err != nil {
+			return node.Node{}, err
+		}
+		last = &rec
+	}
+	if last == nil {
+		return node.Node{}, fmt.Errorf("%w: %q was never registered, or long ago", node.ErrNodeNotFound, name)
+	}
+	return decode[node.Node](*last)
+}
+
+// Group returns a group; node.ErrGroupNotFound if there is none.
+func (v View) Group(ctx context.Context, name string) (node.Group, error) {
+	g, err := get[node.Group](ctx, v, groupKey(name))
+	if errors.Is(err, ErrNoKey) {
+		return g, fmt.Errorf("%w: %q", node.ErrGroupNotFound, name)
+	}
+	return g, err
+}
+
+// Certificate returns a certificate; node.ErrCertificateNotFound if espm issued none with that serial.
+func (v View) Certificate(ctx context.Context, serial node.Serial) (node.Certificate, error) {
+	c, err := get[node.Certificate](ctx, v, certKey(serial))
+	if errors.Is(err, ErrNoKey) {
+		return c, fmt.Errorf("%w: serial %s", node.ErrCertificateNotFound, serial)
+	}
+	return c, err
+}
+
+// Intent returns the open issue intent of a registration; false if there is none.
+func (v View) Intent(ctx context.Context, uid node.UID) (node.IssueIntent, bool, error) {
+	return optional[node.IssueIntent](ctx, v, issueKey(uid))
+}
+
+// Request returns what a request id did; false if it is new.
+func (v View) Request(ctx context.Context, id string) (node.Request, bool, error) {
+	return optional[node.Request](ctx, v, requestKey(id))
+}
+
+// Revocation returns a revocation by id; false if there is none.
+func (v View) Revocation(ctx context.Context, id string) (node.Revocation, bool, error) {
+	return optional[node.Revocation](ctx, v, revocationKey(id))
+}
+
+// ENCSettings is what espm-enc must know while the daemon is down.
+type ENCSettings struct {
+	UnknownNodes string `json:"unknown_nodes"`
+	Command      string `json:"command,omitempty"`
+}
+
+// ENC returns the ENC's settings.
+func (v View) ENC(ctx context.Context) (ENCSettings, error) {
+	return get[ENCSettings](ctx, v, encKey)
+}
+
+// SetENC keeps the ENC's settings.
+func (s *Store) SetENC(ctx context.Context, e ENCSettings) error {
+	_, err := s.engine.Commit(ctx, Batch{Puts: []Put{{encKey, encode(e)}}})
+	return err
+}
+
+// NodeEvent tells that the live registration of a certname changed; Node is
+// nil where there is none any more.
+type NodeEvent struct {
+	Certname node.Certname
+	Revision int64
+	Node     *node.Node
+}
+
+// WatchNodes yields changes of live registrations after a revision, as Engine.Watch does.
+func (s *Store) WatchNodes(ctx context.Context, after int64) iter.Seq2[NodeEvent, error] {
+	return func(yield func(NodeEvent, error) bool) {
+		for ev, err := range s.engine.Watch(ctx, nodePrefix, after) {
+			if err != nil {
+				yield(NodeEvent{}, err)
+				return
+			}
+			out := NodeEvent{Certname: node.Certname(lastPart(ev.Key)), Revision: ev.Revision}
+			if !ev.Deleted {
+				n, err := decode[node.Node](Record{ev.Key, ev.Value, ev.Revision})
+				if err != nil {
+					yield(NodeEvent{}, err)
+					return
+				}
+				out.Node = &n
+			}
+			if !yield(out, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Revision returns the store's revision.
+func (v View) Revision(ctx context.Context) (int64, error) {
+	_, rev, err := v.reader.List(ctx, schemaKey, "", 1)
+	return rev, err
+}
+
+// scan yields all records with the prefix after a key, a page at a time.
+func (v View) scan(ctx context.Context, prefix, after string) iter.Seq2[Record, error] {
+	const page = 500
+	return func(yield func(Record, error) bool) {
+		for {
+			recs, _, err := v.reader.List(ctx, prefix, after, page)
+			if err != nil {
+				yield(Record{}, err)
+				return
+			}
+			for _, rec := range recs {
+				if !yield(rec, nil) {
+					return
+				}
+			}
+			if len(recs) < page {
+				return
+			}
+			after = recs[len(recs)-1].Key
+		}
+	}
+}
+
+func get[T any](ctx context.Context, v View, key string) (T, error) {
+	rec, err := v.reader.Get(ctx, key)
+	if err != nil {
+		var zero T
+		return zero, err
+	}
+	return decode[T](rec)
+}
+
+func optional[T any](ctx context.Context, v View, key string) (T, bool, error) {
+	t, err := get[T](ctx, v, key)
+	if errors.Is(err, ErrNoKey) {
+		return t, false, nil
+	}
+	return t, err == nil, err
+}
+
+// encode can't fail: records are made of types that JSON can hold.
+func encode(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("store: encoding %T: %v", v, err))
+	}
+	return b
+}
+
+func decode[T any](rec Record) (T, error) {
+	var t T
+	dec := json.NewDecoder(strings.NewReader(string(rec.Value)))
+	dec.UseNumber()
+	if err := dec.Decode(&t); err != nil {
+		return t, fmt.Errorf("record %q is damaged: %w", rec.Key, err)
+	}
+	setRevision(&t, rec.Revision)
+	return t, nil
+}
+
+func setRevision(t any, rev int64) {
+	switch t := t.(type) {
+	case *node.Node:
+		t.Revision = rev
+	case *node.Group:
+		t.Revision = rev
+	case *node.Certificate:
+		t.Revision = rev
+	case *node.IssueIntent:
+		t.Revision = rev
+	case *node.Request:
+		t.Revision = rev
+	case *node.Revocation:
+		t.Revision = rev
+	}
+}
