@@ -1,0 +1,125 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+)
+
+// classifyFlags are those of a classification, on nodes and groups.
+type classifyFlags struct {
+	environment string
+	classes     []string
+	parameters  []string
+}
+
+func (f *classifyFlags) add(flags *pflag.FlagSet) {
+	flags.StringVar(&f.environment, "environment", "", "Puppet environment")
+	flags.StringArrayVar(&f.classes, "class", nil, "class, with its parameters as a JSON object or in a file: NAME[=JSON|=@FILE]; repeatable")
+	flags.StringArrayVar(&f.parameters, "parameter", nil, `top-scope parameter, as JSON or in a file: NAME=JSON|NAME=@FILE, a string as NAME='"text"'; repeatable`)
+}
+
+func (f *classifyFlags) classification() (*espmv1.Classification, error) {
+	c := &espmv1.Classification{Environment: f.environment, Classes: map[string]*espmv1.ClassParameters{}, Parameters: map[string]*structpb.Value{}}
+	for _, arg := range f.classes {
+		name, text, given := strings.Cut(arg, "=")
+		params := &espmv1.ClassParameters{}
+		if given {
+			v, err := parseJSON("--class "+name, text)
+			if err != nil {
+				return nil, err
+			}
+			if v.GetStructValue() == nil {
+				return nil, usageError{fmt.Errorf("--class %s: its parameters must be a JSON object", name)}
+			}
+			params.Parameters = v.GetStructValue().GetFields()
+		}
+		if _, twice := c.Classes[name]; twice {
+			return nil, usageError{fmt.Errorf("--class %s: given twice", name)}
+		}
+		c.Classes[name] = params
+	}
+	for _, arg := range f.parameters {
+		name, text, given := strings.Cut(arg, "=")
+		if !given {
+			return nil, usageError{fmt.Errorf("--parameter %s: wants NAME=JSON", name)}
+		}
+		v, err := parseJSON("--parameter "+name, text)
+		if err != nil {
+			return nil, err
+		}
+		if _, twice := c.Parameters[name]; twice {
+			return nil, usageError{fmt.Errorf("--parameter %s: given twice", name)}
+		}
+		c.Parameters[name] = v
+	}
+	return c, nil
+}
+
+// parseJSON reads a value, from a file where the text is @FILE.
+func parseJSON(flag, text string) (*structpb.Value, error) {
+	data := []byte(text)
+	if path, ok := strings.CutPrefix(text, "@"); ok {
+		var err error
+		if data, err = os.ReadFile(path); err != nil {
+			return nil, fmt.Errorf("%s: %w", flag, err)
+		}
+	}
+	v := &structpb.Value{}
+	if err := v.UnmarshalJSON(data); err != nil {
+		var syntax *json.SyntaxError
+		hint := ""
+		if text == "" || !strings.ContainsAny(text[:1], `{["@`) && !errors.As(err, &syntax) {
+			hint = fmt.Sprintf(`; a string is written '%q'`, text)
+		}
+		return nil, usageError{fmt.Errorf("%s: is not JSON%s", flag, hint)}
+	}
+	return v, nil
+}
+
+// pairs turns K=V arguments into a map.
+func pairs(flag string, given []string) (map[string]string, error) {
+	out := map[string]string{}
+	for _, arg := range given {
+		k, v, ok := strings.Cut(arg, "=")
+		if !ok {
+			return nil, usageError{fmt.Errorf("%s %q: wants NAME=VALUE", flag, arg)}
+		}
+		if _, twice := out[k]; twice {
+			return nil, usageError{fmt.Errorf("%s %s: given twice", flag, k)}
+		}
+		out[k] = v
+	}
+	return out, nil
+}
+
+// mask returns the paths of the flags that were given, and of those to clear.
+func mask(flags *pflag.FlagSet, paths map[string]string, clear []string) ([]string, error) {
+	var out []string
+	flags.Visit(func(f *pflag.Flag) {
+		if path, ok := paths[f.Name]; ok {
+			out = append(out, path)
+		}
+	})
+	for _, name := range clear {
+		path, ok := paths[name]
+		if !ok {
+			return nil, usageError{fmt.Errorf("--clear %q: there is no such flag to clear", name)}
+		}
+		if flags.Changed(name) {
+			return nil, usageError{fmt.Errorf("--clear %s: and --%s exclude each other", name, name)}
+		}
+		out = append(out, path)
+	}
+	if len(out) == 0 {
+		return nil, usageError{errors.New("nothing to change: give a flag, or --clear")}
+	}
+	return out, nil
+}

@@ -1,0 +1,30 @@
+package cli
+
+import (
+	"cmp"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/espm-project/espm/internal/enc/encclient"
+)
+
+func (a *app) encCmd() *cobra.Command {
+	var client encclient.Client
+	c := &cobra.Command{
+		Use:   "enc NAME",
+		Short: "Print what espm-enc would print for a node",
+		Long: `Prints a node's classification as YAML, as espm-enc does for Puppet Server: from
+the daemon, or from the store where the daemon is down.`,
+		Args: args("NAME"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			if code := client.Run(args[0], a.stdout); code != 0 {
+				return exitCode(code)
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVar(&client.Socket, "socket", cmp.Or(os.Getenv("ESPM_ENC_SOCKET"), encclient.DefaultSocket), "where the daemon answers (ESPM_ENC_SOCKET)")
+	c.Flags().StringVar(&client.DB, "db", cmp.Or(os.Getenv("ESPM_DB"), encclient.DefaultDB), "the store, read where the daemon is down (ESPM_DB)")
+	return c
+}

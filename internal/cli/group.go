@@ -1,0 +1,189 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+)
+
+func (a *app) groupCmd() *cobra.Command {
+	return noun("group", "Keep the groups that nodes inherit",
+		a.groupCreateCmd(), a.groupUpdateCmd(), a.groupListCmd(), a.groupShowCmd(), a.groupDeleteCmd())
+}
+
+type groupFlags struct {
+	classifyFlags
+	description string
+	parents     []string
+}
+
+func (f *groupFlags) add(c *cobra.Command) {
+	f.classifyFlags.add(c.Flags())
+	c.Flags().StringVar(&f.description, "description", "", "what it is for")
+	c.Flags().StringArrayVar(&f.parents, "parent", nil, "group that it inherits; repeatable")
+}
+
+func (f *groupFlags) group(name string) (*espmv1.Group, error) {
+	c, err := f.classification()
+	return &espmv1.Group{Name: name, Description: f.description, Parents: f.parents, Classification: c}, err
+}
+
+func (a *app) groupCreateCmd() *cobra.Command {
+	var f groupFlags
+	c := &cobra.Command{
+		Use:     "create NAME",
+		Short:   "Create a group",
+		Example: `  espm group create web --parent base --class 'nginx={"workers":4}'`,
+		Args:    args("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			g, err := f.group(args[0])
+			if err != nil {
+				return err
+			}
+			return a.call(func(conn *grpc.ClientConn) error {
+				resp, err := espmv1.NewGroupServiceClient(conn).CreateGroup(cmd.Context(), &espmv1.CreateGroupRequest{Group: g})
+				if err != nil {
+					return err
+				}
+				return a.show(resp, func(w io.Writer) { groupTable(w, resp.GetGroup()) })
+			})
+		},
+	}
+	f.add(c)
+	return c
+}
+
+var groupPaths = map[string]string{
+	"environment": "classification.environment",
+	"class":       "classification.classes",
+	"parameter":   "classification.parameters",
+	"description": "description",
+	"parent":      "parents",
+}
+
+func (a *app) groupUpdateCmd() *cobra.Command {
+	var f groupFlags
+	var clear []string
+	var revision int64
+	c := &cobra.Command{
+		Use:   "update NAME",
+		Short: "Change a group",
+		Long:  "Changes what flags are given for; each replaces all that was set of its kind.",
+		Args:  args("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			g, err := f.group(args[0])
+			if err != nil {
+				return err
+			}
+			paths, err := mask(cmd.Flags(), groupPaths, clear)
+			if err != nil {
+				return err
+			}
+			g.Revision = revision
+			return a.call(func(conn *grpc.ClientConn) error {
+				resp, err := espmv1.NewGroupServiceClient(conn).UpdateGroup(cmd.Context(),
+					&espmv1.UpdateGroupRequest{Group: g, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths}})
+				if err != nil {
+					return err
+				}
+				return a.show(resp, func(w io.Writer) { groupTable(w, resp.GetGroup()) })
+			})
+		},
+	}
+	f.add(c)
+	c.Flags().StringArrayVar(&clear, "clear", nil, "empty environment, class, parameter, description or parent; repeatable")
+	c.Flags().Int64Var(&revision, "revision", 0, "refuse if the group's revision is another")
+	return c
+}
+
+func (a *app) groupListCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the groups",
+		Args:  args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.call(func(conn *grpc.ClientConn) error {
+				client := espmv1.NewGroupServiceClient(conn)
+				row := func(g *espmv1.Group) []string {
+					return []string{g.GetName(), dash(strings.Join(g.GetParents(), ",")), dash(g.GetClassification().GetEnvironment()),
+						fmt.Sprint(len(g.GetClassification().GetClasses())), dash(g.GetDescription())}
+				}
+				return list(a, []string{"NAME", "PARENTS", "ENVIRONMENT", "CLASSES", "DESCRIPTION"}, row, func(token string) ([]*espmv1.Group, string, error) {
+					resp, err := client.ListGroups(cmd.Context(), &espmv1.ListGroupsRequest{PageSize: 1000, PageToken: token})
+					return resp.GetGroups(), resp.GetNextPageToken(), err
+				})
+			})
+		},
+	}
+}
+
+func (a *app) groupShowCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show NAME",
+		Short: "Show a group",
+		Args:  args("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(func(conn *grpc.ClientConn) error {
+				resp, err := espmv1.NewGroupServiceClient(conn).GetGroup(cmd.Context(), &espmv1.GetGroupRequest{Name: args[0]})
+				if err != nil {
+					return err
+				}
+				return a.show(resp, func(w io.Writer) { groupTable(w, resp.GetGroup()) })
+			})
+		},
+	}
+}
+
+func (a *app) groupDeleteCmd() *cobra.Command {
+	var revision int64
+	c := &cobra.Command{
+		Use:   "delete NAME",
+		Short: "Delete a group that nothing inherits",
+		Args:  args("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(func(conn *grpc.ClientConn) error {
+				resp, err := espmv1.NewGroupServiceClient(conn).DeleteGroup(cmd.Context(), &espmv1.DeleteGroupRequest{Name: args[0], Revision: revision})
+				if err != nil {
+					return err
+				}
+				return a.show(resp, func(w io.Writer) { fmt.Fprintf(w, "deleted\t%s\n", args[0]) })
+			})
+		},
+	}
+	c.Flags().Int64Var(&revision, "revision", 0, "refuse if the group's revision is another")
+	return c
+}
+
+func groupTable(w io.Writer, g *espmv1.Group) {
+	fmt.Fprintf(w, "name\t%s\ndescription\t%s\nparents\t%s\n", g.GetName(), dash(g.GetDescription()), dash(strings.Join(g.GetParents(), ", ")))
+	classificationTable(w, g.GetClassification())
+	fmt.Fprintf(w, "created\t%s\nupdated\t%s\nrevision\t%d\n", when(g.GetCreateTime()), when(g.GetUpdateTime()), g.GetRevision())
+}
+
+func classificationTable(w io.Writer, c *espmv1.Classification) {
+	fmt.Fprintf(w, "environment\t%s\n", dash(c.GetEnvironment()))
+	for _, name := range slices.Sorted(maps.Keys(c.GetClasses())) {
+		fmt.Fprintf(w, "class\t%s\n", name)
+		valueTable(w, name+".", c.GetClasses()[name].GetParameters())
+	}
+	valueTable(w, "", c.GetParameters())
+}
+
+func valueTable(w io.Writer, prefix string, values map[string]*structpb.Value) {
+	for _, k := range slices.Sorted(maps.Keys(values)) {
+		text, err := values[k].MarshalJSON()
+		if err != nil {
+			text = []byte("?")
+		}
+		fmt.Fprintf(w, "parameter\t%s%s = %s\n", prefix, k, text)
+	}
+}

@@ -1,0 +1,332 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+
+	"github.com/espm-project/espm/internal/bootstrap"
+	"github.com/espm-project/espm/internal/node"
+	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+)
+
+func (a *app) nodeCmd() *cobra.Command {
+	return noun("node", "Register, provision, show and terminate nodes",
+		a.nodeRegisterCmd(), a.nodeProvisionCmd(), a.nodeUpdateCmd(), a.nodeListCmd(), a.nodeShowCmd(), a.nodeTerminateCmd())
+}
+
+// nodeFlags are those that describe a node.
+type nodeFlags struct {
+	classifyFlags
+	groups []string
+	labels []string
+}
+
+func (f *nodeFlags) add(c *cobra.Command) {
+	f.classifyFlags.add(c.Flags())
+	c.Flags().StringArrayVar(&f.groups, "group", nil, "group that the node inherits; repeatable")
+	c.Flags().StringArrayVar(&f.labels, "label", nil, "label, NAME=VALUE; repeatable")
+}
+
+func (f *nodeFlags) node(certname string) (*espmv1.Node, error) {
+	c, err := f.classification()
+	if err != nil {
+		return nil, err
+	}
+	labels, err := pairs("--label", f.labels)
+	return &espmv1.Node{Certname: certname, Classification: c, Groups: f.groups, Labels: labels}, err
+}
+
+func (a *app) nodeRegisterCmd() *cobra.Command {
+	var f nodeFlags
+	var requestID string
+	c := &cobra.Command{
+		Use:     "register NAME",
+		Short:   "Register and classify a node, without a certificate",
+		Example: `  espm node register web1.example.com --class 'nginx={"workers":4}' --parameter 'role="web"'`,
+		Args:    args("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			n, err := f.node(args[0])
+			if err != nil {
+				return err
+			}
+			return a.call(func(conn *grpc.ClientConn) error {
+				resp, err := espmv1.NewNodeServiceClient(conn).RegisterNode(cmd.Context(), &espmv1.RegisterNodeRequest{Node: n, RequestId: requestID})
+				if err != nil {
+					return err
+				}
+				return a.show(resp, func(w io.Writer) { nodeTable(w, resp.GetNode()) })
+			})
+		},
+	}
+	f.add(c)
+	c.Flags().StringVar(&requestID, "request-id", "", "makes a retry safe: the same id and content is one registration")
+	return c
+}
+
+// specFlags are those that describe a certificate.
+type specFlags struct {
+	csr, algorithm string
+	ttl            time.Duration
+	names, exts    []string
+}
+
+func (f *specFlags) add(c *cobra.Command) {
+	c.Flags().StringVar(&f.csr, "csr", "", "file with a CSR (PEM): its key is certified, none is made")
+	c.Flags().StringVar(&f.algorithm, "key-algorithm", "", "key to make: ec-p256, rsa-2048, rsa-3072 or rsa-4096 (the daemon's default)")
+	c.Flags().DurationVar(&f.ttl, "ttl", 0, "validity of the certificate, such as 720h (the daemon's default)")
+	c.Flags().StringArrayVar(&f.names, "dns-alt-name", nil, "further DNS name in the certificate; repeatable")
+	c.Flags().StringArrayVar(&f.exts, "extension", nil, "Puppet extension in the certificate, such as pp_role=web; repeatable")
+}
+
+func (f *specFlags) spec() (*espmv1.CertificateSpec, error) {
+	spec := &espmv1.CertificateSpec{KeyAlgorithm: f.algorithm, DnsAltNames: f.names}
+	if f.ttl != 0 {
+		spec.Ttl = durationpb.New(f.ttl)
+	}
+	var err error
+	if spec.Extensions, err = pairs("--extension", f.exts); err != nil {
+		return nil, err
+	}
+	if f.csr != "" {
+		if spec.CsrPem, err = os.ReadFile(f.csr); err != nil {
+			return nil, fmt.Errorf("--csr: %w", err)
+		}
+	}
+	return spec, nil
+}
+
+func (a *app) nodeProvisionCmd() *cobra.Command {
+	var f nodeFlags
+	var s specFlags
+	var requestID, out string
+	c := &cobra.Command{
+		Use:   "provision NAME --out DIR",
+		Short: "Register and classify a node and have its certificate signed, before it boots",
+		Long: `Registers and classifies a node and has its certificate signed. Writes what the
+agent needs into DIR, which can be used as its --confdir: puppet.conf,
+ssl/certs/NAME.pem, ssl/certs/ca.pem, ssl/crl.pem and, unless --csr is given,
+ssl/private_keys/NAME.pem. Overwrites nothing.`,
+		Example: `  espm node provision web1.example.com --class nginx --out web1
+  puppet agent --test --confdir "$PWD/web1"`,
+		Args: args("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name, err := node.ParseCertname(args[0])
+			if err != nil {
+				return err
+			}
+			n, err := f.node(args[0])
+			if err != nil {
+				return err
+			}
+			spec, err := s.spec()
+			if err != nil {
+				return err
+			}
+			if err := bootstrap.CheckFree(out, name); err != nil {
+				return err
+			}
+			if requestID == "" {
+				requestID = uuid.NewString()
+			}
+			req := &espmv1.ProvisionNodeRequest{Node: n, Certificate: spec, RequestId: requestID}
+			return a.provision(cmd.Context(), req, name, out)
+		},
+	}
+	f.add(c)
+	s.add(c)
+	c.Flags().StringVar(&requestID, "request-id", "", "makes a retry safe: see docs/api.md (a random one)")
+	c.Flags().StringVar(&out, "out", "", "folder to write")
+	_ = c.MarkFlagRequired("out")
+	return c
+}
+
+func (a *app) provision(ctx context.Context, req *espmv1.ProvisionNodeRequest, name node.Certname, out string) error {
+	return a.call(func(conn *grpc.ClientConn) error {
+		resp, err := espmv1.NewNodeServiceClient(conn).ProvisionNode(ctx, req)
+		if err != nil {
+			return err
+		}
+		b := bootstrap.Bundle{
+			CertificatePEM: resp.GetBundle().GetCertificatePem(),
+			PrivateKeyPEM:  resp.GetBundle().GetPrivateKeyPem(),
+			CAPEM:          resp.GetBundle().GetCaPem(),
+			CRLPEM:         resp.GetBundle().GetCrlPem(),
+			PuppetConf:     resp.GetBundle().GetPuppetConf(),
+		}
+		if err := b.Write(out, name); err != nil {
+			return fmt.Errorf("%q is provisioned, but its files could not be written: %w; mend that, remove what is in %s, and run the same again with --request-id %s",
+				name, err, out, req.GetRequestId())
+		}
+		resp.Bundle = nil // the private key is for the file alone
+		return a.show(resp, func(w io.Writer) {
+			nodeTable(w, resp.GetNode())
+			fmt.Fprintf(w, "written to\t%s\n", out)
+		})
+	})
+}
+
+var nodePaths = map[string]string{
+	"environment": "classification.environment",
+	"class":       "classification.classes",
+	"parameter":   "classification.parameters",
+	"group":       "groups",
+	"label":       "labels",
+}
+
+func (a *app) nodeUpdateCmd() *cobra.Command {
+	var f nodeFlags
+	var clear []string
+	var revision int64
+	c := &cobra.Command{
+		Use:   "update NAME",
+		Short: "Change a node's classification, groups or labels",
+		Long: `Changes what flags are given for; each replaces all that was set of its kind:
+--class all classes, --parameter all parameters, and so on.`,
+		Example: `  espm node update web1.example.com --class 'nginx={"workers":8}' --clear group`,
+		Args:    args("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			n, err := f.node(args[0])
+			if err != nil {
+				return err
+			}
+			paths, err := mask(cmd.Flags(), nodePaths, clear)
+			if err != nil {
+				return err
+			}
+			n.Revision = revision
+			return a.call(func(conn *grpc.ClientConn) error {
+				resp, err := espmv1.NewNodeServiceClient(conn).UpdateNode(cmd.Context(),
+					&espmv1.UpdateNodeRequest{Node: n, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths}})
+				if err != nil {
+					return err
+				}
+				return a.show(resp, func(w io.Writer) { nodeTable(w, resp.GetNode()) })
+			})
+		},
+	}
+	f.add(c)
+	c.Flags().StringArrayVar(&clear, "clear", nil, "empty environment, class, parameter, group or label; repeatable")
+	c.Flags().Int64Var(&revision, "revision", 0, "refuse if the node's revision is another")
+	return c
+}
+
+func (a *app) nodeListCmd() *cobra.Command {
+	var labels []string
+	var group string
+	c := &cobra.Command{
+		Use:   "list",
+		Short: "List the live nodes",
+		Args:  args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			want, err := pairs("--label", labels)
+			if err != nil {
+				return err
+			}
+			return a.call(func(conn *grpc.ClientConn) error {
+				client := espmv1.NewNodeServiceClient(conn)
+				row := func(n *espmv1.Node) []string {
+					return []string{n.GetCertname(), word(n.GetState(), "NODE_STATE_"), dash(n.GetClassification().GetEnvironment()),
+						dash(strings.Join(n.GetGroups(), ",")), when(n.GetCreateTime()), n.GetUid()}
+				}
+				return list(a, []string{"CERTNAME", "STATE", "ENVIRONMENT", "GROUPS", "CREATED", "UID"}, row, func(token string) ([]*espmv1.Node, string, error) {
+					resp, err := client.ListNodes(cmd.Context(), &espmv1.ListNodesRequest{PageSize: 1000, PageToken: token, Labels: want, Group: group})
+					return resp.GetNodes(), resp.GetNextPageToken(), err
+				})
+			})
+		},
+	}
+	c.Flags().StringArrayVar(&labels, "label", nil, "only nodes with this label, NAME=VALUE; repeatable")
+	c.Flags().StringVar(&group, "group", "", "only nodes directly in this group")
+	return c
+}
+
+func (a *app) nodeShowCmd() *cobra.Command {
+	var uid string
+	c := &cobra.Command{
+		Use:   "show NAME",
+		Short: "Show a node",
+		Args:  args("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(func(conn *grpc.ClientConn) error {
+				resp, err := espmv1.NewNodeServiceClient(conn).GetNode(cmd.Context(), &espmv1.GetNodeRequest{Certname: args[0], Uid: uid})
+				if err != nil {
+					return err
+				}
+				return a.show(resp, func(w io.Writer) { nodeTable(w, resp.GetNode()) })
+			})
+		},
+	}
+	c.Flags().StringVar(&uid, "uid", "", "one registration, also a terminated one (the live one)")
+	return c
+}
+
+func (a *app) nodeTerminateCmd() *cobra.Command {
+	var uid string
+	var wait time.Duration
+	c := &cobra.Command{
+		Use:   "terminate NAME",
+		Short: "Take a node out of the classifier and revoke its certificate",
+		Long: `Takes a node out of the classifier, at once, and has its certificate revoked. The
+order to revoke is durable when the command returns; with --wait it
+waits for the revocation itself. To see how far it is, run the same again, with
+the same --uid.`,
+		Args: args("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(func(conn *grpc.ClientConn) error {
+				req := &espmv1.TerminateNodeRequest{Certname: args[0], Uid: uid, Wait: durationpb.New(wait)}
+				resp, err := espmv1.NewNodeServiceClient(conn).TerminateNode(cmd.Context(), req)
+				if err != nil {
+					return err
+				}
+				return a.show(resp, func(w io.Writer) {
+					nodeTable(w, resp.GetNode())
+					for _, r := range resp.GetRevocations() {
+						fmt.Fprintf(w, "revocation\t%s\n", revocationLine(r))
+					}
+				})
+			})
+		},
+	}
+	c.Flags().StringVar(&uid, "uid", "", "registration to terminate: keeps a late call from touching a successor (the live one)")
+	c.Flags().DurationVar(&wait, "wait", 0, "how long to wait for the revocation, such as 30s")
+	return c
+}
+
+func revocationLine(r *espmv1.Revocation) string {
+	line := fmt.Sprintf("serial %s %s", r.GetSerial(), word(r.GetState(), "REVOCATION_STATE_"))
+	if r.GetCrlNumber() != "" {
+		line += fmt.Sprintf(", on CRL %s, published %s", r.GetCrlNumber(), when(r.GetPublishTime()))
+	}
+	return line
+}
+
+func nodeTable(w io.Writer, n *espmv1.Node) {
+	fmt.Fprintf(w, "certname\t%s\nuid\t%s\nstate\t%s\n", n.GetCertname(), dash(n.GetUid()), word(n.GetState(), "NODE_STATE_"))
+	classificationTable(w, n.GetClassification())
+	fmt.Fprintf(w, "groups\t%s\nlabels\t%s\nserial\t%s\ncreated\t%s\n", dash(strings.Join(n.GetGroups(), ", ")), labelLine(n.GetLabels()),
+		dash(n.GetSerial()), when(n.GetCreateTime()))
+	if n.GetTerminateTime() != nil {
+		fmt.Fprintf(w, "terminated\t%s\n", when(n.GetTerminateTime()))
+	}
+	fmt.Fprintf(w, "revision\t%d\n", n.GetRevision())
+}
+
+func labelLine(labels map[string]string) string {
+	var parts []string
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		parts = append(parts, k+"="+labels[k])
+	}
+	return dash(strings.Join(parts, ", "))
+}

@@ -1,0 +1,164 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// toJSON returns a message as JSON with the field names of the .proto files.
+func toJSON(m proto.Message) ([]byte, error) {
+	raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer // protojson varies its white space on purpose
+	err = json.Indent(&b, raw, "", "  ")
+	b.WriteByte('\n')
+	return b.Bytes(), err
+}
+
+// show prints one message: as the table that the function writes, or whole.
+func (a *app) show(m proto.Message, table func(io.Writer)) error {
+	if a.output == "table" {
+		w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
+		table(w)
+		return w.Flush()
+	}
+	b, err := toJSON(m)
+	if err == nil && a.output == "yaml" {
+		b, err = toYAML(b)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = a.stdout.Write(b)
+	return err
+}
+
+func toYAML(b []byte) ([]byte, error) {
+	var v any
+	dec := json.NewDecoder(bytes.NewReader(b))
+	if err := dec.Decode(&v); err != nil {
+		return nil, err
+	}
+	return yaml.Marshal(v)
+}
+
+// pager prints a list page by page, so that a long one is never held whole: a
+// table, a JSON array or a YAML list.
+type pager struct {
+	app     *app
+	columns []string
+	count   int
+}
+
+func (p *pager) page(items []proto.Message, row func(proto.Message) []string) error {
+	if p.app.output == "table" {
+		w := tabwriter.NewWriter(p.app.stdout, 0, 8, 2, ' ', 0)
+		if p.count == 0 {
+			fmt.Fprintln(w, strings.Join(p.columns, "\t"))
+		}
+		for _, m := range items {
+			fmt.Fprintln(w, strings.Join(row(m), "\t"))
+			p.count++
+		}
+		return w.Flush()
+	}
+	for _, m := range items {
+		if err := p.item(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *pager) item(m proto.Message) error {
+	b, err := toJSON(m)
+	if err != nil {
+		return err
+	}
+	if p.app.output == "yaml" {
+		if b, err = toYAML(b); err != nil {
+			return err
+		}
+		text := strings.TrimRight(string(b), "\n")
+		b = []byte("- " + strings.ReplaceAll(text, "\n", "\n  ") + "\n")
+	} else {
+		open := ",\n"
+		if p.count == 0 {
+			open = "[\n"
+		}
+		b = append([]byte(open), bytes.TrimRight(b, "\n")...)
+	}
+	p.count++
+	_, err = p.app.stdout.Write(b)
+	return err
+}
+
+func (p *pager) end() error {
+	text := ""
+	switch {
+	case p.app.output == "json" && p.count == 0:
+		text = "[]\n"
+	case p.app.output == "json":
+		text = "\n]\n"
+	case p.app.output == "yaml" && p.count == 0:
+		text = "[]\n"
+	case p.app.output == "table" && p.count == 0:
+		text = strings.Join(p.columns, "  ") + "\n"
+	}
+	_, err := io.WriteString(p.app.stdout, text)
+	return err
+}
+
+// list prints all pages that next returns; it is given the token of each.
+func list[T proto.Message](a *app, columns []string, row func(T) []string, next func(token string) ([]T, string, error)) error {
+	p := &pager{app: a, columns: columns}
+	for token := ""; ; {
+		items, more, err := next(token)
+		if err != nil {
+			return err
+		}
+		messages := make([]proto.Message, len(items))
+		for i, m := range items {
+			messages[i] = m
+		}
+		if len(items) > 0 {
+			if err := p.page(messages, func(m proto.Message) []string { return row(m.(T)) }); err != nil {
+				return err
+			}
+		}
+		if token = more; token == "" {
+			return p.end()
+		}
+	}
+}
+
+func when(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return "-"
+	}
+	return t.AsTime().UTC().Format(time.RFC3339)
+}
+
+// word turns an enum's name, such as NODE_STATE_ISSUING, into a word.
+func word(e fmt.Stringer, prefix string) string {
+	return strings.ToLower(strings.TrimPrefix(e.String(), prefix))
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}

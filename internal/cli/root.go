@@ -1,0 +1,166 @@
+// Package cli is the command espm: the daemon and the admin verbs, one file a noun.
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"github.com/espm-project/espm/internal/config"
+)
+
+// app is what the verbs share.
+type app struct {
+	address string
+	output  string
+	stdout  io.Writer
+	stderr  io.Writer
+}
+
+// Main runs the command line and returns its exit code: 0; 1 for a failure; 2 for wrong usage.
+func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	a := &app{stdout: stdout, stderr: stderr}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	cmd, err := root.ExecuteContextC(ctx)
+	code, quiet := errors.AsType[exitCode](err)
+	switch {
+	case err == nil:
+		return 0
+	case quiet:
+		return int(code)
+	}
+	fmt.Fprintln(stderr, "espm: "+describe(err))
+	if _, usage := errors.AsType[usageError](err); usage {
+		fmt.Fprintf(stderr, "See '%s --help'.\n", cmd.CommandPath())
+		return 2
+	}
+	return 1
+}
+
+// exitCode ends the command without a word more.
+type exitCode int
+
+func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// usageError is a command line that is wrong in itself.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "espm",
+		Short:         "Node lifecycle service for Puppet",
+		Long:          "espm registers, presigns, classifies and terminates Puppet nodes.",
+		Version:       version(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.PersistentFlags().StringVar(&a.address, "address", cmp.Or(os.Getenv("ESPM_ADDRESS"), config.DefaultListen), "where the daemon is (ESPM_ADDRESS)")
+	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "table, json or yaml")
+	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+		switch a.output {
+		case "table", "json", "yaml":
+			return nil
+		default:
+			return usageError{fmt.Errorf("--output: table, json or yaml, is %q", a.output)}
+		}
+	}
+	root.AddCommand(a.initCmd(), a.serveCmd(), a.nodeCmd(), a.groupCmd(), a.certCmd(), a.encCmd())
+	return root
+}
+
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	return info.Main.Version
+}
+
+// noun returns a command that only holds verbs.
+func noun(name, short string, verbs ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{Use: name, Short: short, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
+	c.Args = func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usageError{fmt.Errorf("%s: there is no verb %q", c.CommandPath(), args[0])}
+		}
+		return nil
+	}
+	c.AddCommand(verbs...)
+	return c
+}
+
+// args wants exactly these arguments.
+func args(names ...string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) != len(names) {
+			want := "no argument"
+			if len(names) > 0 {
+				want = strings.Join(names, " ")
+			}
+			return usageError{fmt.Errorf("wants %s, got %d arguments", want, len(args))}
+		}
+		return nil
+	}
+}
+
+// dial connects to the daemon. Nothing is sent before the first call.
+func (a *app) dial() (*grpc.ClientConn, error) {
+	if !strings.HasPrefix(a.address, "unix://") {
+		return nil, usageError{fmt.Errorf("--address %q: must be unix:///PATH", a.address)}
+	}
+	return grpc.NewClient(a.address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
+}
+
+// call runs f with a connection to the daemon.
+func (a *app) call(f func(*grpc.ClientConn) error) error {
+	conn, err := a.dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	err = f(conn)
+	if s, ok := status.FromError(err); ok && s.Code() == codes.Unavailable && reason(s) == "" {
+		return fmt.Errorf("no daemon answers at %s (--address, ESPM_ADDRESS): %s", a.address, s.Message())
+	}
+	return err
+}
+
+// describe puts an error into words, with the API's reason where it has one.
+func describe(err error) string {
+	s, ok := status.FromError(err)
+	if !ok {
+		return err.Error()
+	}
+	if r := reason(s); r != "" {
+		return fmt.Sprintf("%s [%s]", s.Message(), r)
+	}
+	return fmt.Sprintf("%s [%s]", s.Message(), s.Code())
+}
+
+func reason(s *status.Status) string {
+	for _, d := range s.Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			return info.GetReason()
+		}
+	}
+	return ""
+}

@@ -1,0 +1,229 @@
+// Package config reads espm's configuration: one YAML file, in which an
+// unknown key is an error.
+package config
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/enc"
+	"github.com/espm-project/espm/internal/node"
+)
+
+// Where things are on a system that was installed from a package.
+const (
+	DefaultFile   = "/etc/espm/espm.yaml"
+	DefaultListen = "unix:///run/espm/espm.sock"
+)
+
+// Config is the whole configuration. docs/configuration.md describes each setting.
+type Config struct {
+	Store     Store     `yaml:"store"`
+	Listen    string    `yaml:"listen"`
+	ENC       ENC       `yaml:"enc"`
+	Authority Authority `yaml:"authority"`
+	Issue     Issue     `yaml:"certificates"`
+	Puppet    Puppet    `yaml:"puppet"`
+	Protected []string  `yaml:"protected_certnames"`
+	Log       Log       `yaml:"log"`
+}
+
+// Store says where records are kept.
+type Store struct {
+	Path string `yaml:"path"`
+}
+
+// ENC configures what Puppet Server asks.
+type ENC struct {
+	Socket       string `yaml:"socket"`
+	Group        string `yaml:"group"`
+	UnknownNodes string `yaml:"unknown_nodes"`
+	Command      string `yaml:"command"`
+}
+
+// Authority says what signs and revokes. Exactly one kind is set.
+type Authority struct {
+	Directory *Directory `yaml:"directory"`
+}
+
+// Directory is a Puppet CA directory that espm owns.
+type Directory struct {
+	Path    string   `yaml:"path"`
+	Publish []string `yaml:"publish"`
+}
+
+// Issue has the defaults of certificates.
+type Issue struct {
+	TTL          time.Duration `yaml:"ttl"`
+	KeyAlgorithm string        `yaml:"key_algorithm"`
+	KeyPool      *int          `yaml:"key_pool"`
+}
+
+// Puppet is the server that provisioned nodes are told to use.
+type Puppet struct {
+	Server string `yaml:"server"`
+	Port   int    `yaml:"port"`
+}
+
+// Log says what is logged, and how.
+type Log struct {
+	Level  string `yaml:"level"`
+	Format string `yaml:"format"`
+}
+
+const defaultKeyPool = 4
+
+// Load reads and checks a configuration file and fills in the defaults.
+// Relative paths in it are relative to its folder.
+func Load(path string) (Config, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration: %w", err)
+	}
+	c, err := parse(data, filepath.Dir(path))
+	if err != nil {
+		return c, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return c, nil
+}
+
+func parse(data []byte, dir string) (Config, error) {
+	var c Config
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	dec.KnownFields(true)
+	if err := dec.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+		return c, err
+	}
+	if err := dec.Decode(new(any)); !errors.Is(err, io.EOF) {
+		return c, errors.New("must be one YAML document")
+	}
+	c.fill(dir)
+	return c, c.check()
+}
+
+func (c *Config) fill(dir string) {
+	c.Listen = cmp.Or(c.Listen, DefaultListen)
+	c.Store.Path = cmp.Or(c.Store.Path, "/var/lib/espm/espm.db")
+	c.ENC.Socket = cmp.Or(c.ENC.Socket, "/run/espm/enc.sock")
+	c.ENC.UnknownNodes = cmp.Or(c.ENC.UnknownNodes, enc.Fail)
+	c.Issue.TTL = cmp.Or(c.Issue.TTL, ca.DefaultTTL)
+	c.Issue.KeyAlgorithm = cmp.Or(c.Issue.KeyAlgorithm, string(ca.ECP256))
+	if c.Issue.KeyPool == nil {
+		c.Issue.KeyPool = new(defaultKeyPool)
+	}
+	c.Puppet.Port = cmp.Or(c.Puppet.Port, 8140)
+	c.Log.Level = cmp.Or(c.Log.Level, "info")
+	c.Log.Format = cmp.Or(c.Log.Format, "text")
+
+	absolute(dir, &c.Store.Path)
+	absolute(dir, &c.ENC.Socket)
+	if d := c.Authority.Directory; d != nil {
+		if d.Path != "" {
+			absolute(dir, &d.Path)
+		}
+		for i := range d.Publish {
+			absolute(dir, &d.Publish[i])
+		}
+	}
+	if path, ok := strings.CutPrefix(c.Listen, "unix://"); ok && path != "" {
+		absolute(dir, &path)
+		c.Listen = "unix://" + path
+	}
+}
+
+func absolute(dir string, path *string) {
+	if !filepath.IsAbs(*path) {
+		*path = filepath.Join(dir, *path)
+	}
+}
+
+// check names the setting and the rule it breaks.
+func (c *Config) check() error {
+	if err := c.checkListen(); err != nil {
+		return err
+	}
+	if c.Authority.Directory == nil || c.Authority.Directory.Path == "" {
+		return errors.New("authority.directory.path: must be set: the Puppet CA directory that espm owns")
+	}
+	for i, p := range c.Authority.Directory.Publish {
+		if p == "" {
+			return fmt.Errorf("authority.directory.publish[%d]: must not be empty", i)
+		}
+	}
+	if err := c.checkENC(); err != nil {
+		return err
+	}
+	if _, err := ca.ParseKeyAlgorithm(c.Issue.KeyAlgorithm); err != nil {
+		return fmt.Errorf("certificates.%w", err)
+	}
+	if c.Issue.TTL < ca.MinTTL || c.Issue.TTL > ca.MaxTTL {
+		return fmt.Errorf("certificates.ttl: from %v to %v, is %v", ca.MinTTL, ca.MaxTTL, c.Issue.TTL)
+	}
+	if pool := *c.Issue.KeyPool; pool < 0 || pool > 1000 {
+		return fmt.Errorf("certificates.key_pool: from 0 to 1000 keys, is %d", pool)
+	}
+	if c.Puppet.Server == "" {
+		return errors.New("puppet.server: must be set: the Puppet Server that provisioned nodes are to use")
+	}
+	if c.Puppet.Port < 1 || c.Puppet.Port > 65535 {
+		return fmt.Errorf("puppet.port: from 1 to 65535, is %d", c.Puppet.Port)
+	}
+	for i, name := range c.Protected {
+		if _, err := node.ParseCertname(name); err != nil {
+			return fmt.Errorf("protected_certnames[%d]: %w", i, err)
+		}
+	}
+	if _, err := logrus.ParseLevel(c.Log.Level); err != nil {
+		return fmt.Errorf("log.level: %w", err)
+	}
+	if !slices.Contains([]string{"text", "json"}, c.Log.Format) {
+		return fmt.Errorf("log.format: text or json, is %q", c.Log.Format)
+	}
+	return nil
+}
+
+func (c *Config) checkListen() error {
+	path, ok := strings.CutPrefix(c.Listen, "unix://")
+	if !ok {
+		return fmt.Errorf("listen: %q: must be unix:///PATH; a network address needs TLS, which this version has not: refusing to serve private keys in the clear", c.Listen)
+	}
+	return checkSocket("listen", path)
+}
+
+// checkSocket: the kernel's sockaddr_un has 108 bytes, one of them NUL.
+func checkSocket(setting, path string) error {
+	if path == "" || len(path) > 107 {
+		return fmt.Errorf("%s: %q: a socket's path has 1 to 107 bytes", setting, path)
+	}
+	return nil
+}
+
+func (c *Config) checkENC() error {
+	if err := checkSocket("enc.socket", c.ENC.Socket); err != nil {
+		return err
+	}
+	policies := []string{enc.Fail, enc.Blank, enc.Command}
+	if !slices.Contains(policies, c.ENC.UnknownNodes) {
+		return fmt.Errorf("enc.unknown_nodes: one of %s, is %q", strings.Join(policies, ", "), c.ENC.UnknownNodes)
+	}
+	words := strings.Fields(c.ENC.Command)
+	switch {
+	case c.ENC.UnknownNodes == enc.Command && (len(words) == 0 || !filepath.IsAbs(words[0])):
+		return fmt.Errorf("enc.command: must be an absolute path, and arguments, where enc.unknown_nodes is command; is %q", c.ENC.Command)
+	case c.ENC.UnknownNodes != enc.Command && len(words) > 0:
+		return errors.New("enc.command: has a meaning only where enc.unknown_nodes is command")
+	}
+	return nil
+}

@@ -1,0 +1,187 @@
+// Package daemon puts espm together from its parts and runs it. It alone
+// names the store's engine and the authority.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/espm-project/espm/internal/bootstrap"
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/ca/directory"
+	"github.com/espm-project/espm/internal/config"
+	"github.com/espm-project/espm/internal/enc"
+	"github.com/espm-project/espm/internal/enc/encsock"
+	"github.com/espm-project/espm/internal/registry"
+	"github.com/espm-project/espm/internal/revoke"
+	"github.com/espm-project/espm/internal/rpc"
+	"github.com/espm-project/espm/internal/store"
+	"github.com/espm-project/espm/internal/store/bolt"
+)
+
+// drain is how long calls under way may take when the daemon stops.
+const drain = 10 * time.Second
+
+// Run serves until ctx is done, and returns nil after an orderly stop.
+//
+// The order of the start: the store, so that nobody else can write it; the
+// ENC socket, so that catalogs compile while the rest starts; the authority,
+// with what an earlier run left open; the API, last.
+func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
+	log := newLog(c.Log, logs)
+	d := &daemon{config: c, log: log}
+	defer func() { err = errors.Join(err, d.close()) }()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if err := d.openStore(ctx); err != nil {
+		return err
+	}
+	if err := d.serveENC(ctx, cancel); err != nil {
+		return err
+	}
+	if err := d.openAuthority(ctx); err != nil {
+		return err
+	}
+	if err := d.serveAPI(ctx); err != nil {
+		return err
+	}
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
+}
+
+type daemon struct {
+	config   config.Config
+	log      *logrus.Logger
+	store    *store.Store
+	registry *registry.Registry
+	wg       sync.WaitGroup
+	closers  []func() error
+}
+
+// close stops the parts in the reverse of the order they were started in.
+func (d *daemon) close() error {
+	d.wg.Wait()
+	var errs []error
+	for i := len(d.closers) - 1; i >= 0; i-- {
+		errs = append(errs, d.closers[i]())
+	}
+	return errors.Join(errs...)
+}
+
+func newLog(c config.Log, w io.Writer) *logrus.Logger {
+	log := logrus.New()
+	log.SetOutput(w)
+	level, _ := logrus.ParseLevel(c.Level) // checked by config
+	log.SetLevel(level)
+	if c.Format == "json" {
+		log.SetFormatter(&logrus.JSONFormatter{TimestampFormat: time.RFC3339Nano})
+	} else {
+		log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true, TimestampFormat: time.RFC3339, DisableColors: true})
+	}
+	return log
+}
+
+func (d *daemon) openStore(ctx context.Context) error {
+	engine, err := bolt.Open(d.config.Store.Path, bolt.Options{})
+	if err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	d.closers = append(d.closers, engine.Close)
+	if err := giveGroup(d.config.Store.Path, d.config.ENC.Group, 0o640); err != nil {
+		return err
+	}
+	if d.store, err = store.New(ctx, engine); err != nil {
+		return fmt.Errorf("store %s: %w", d.config.Store.Path, err)
+	}
+	// espm-enc finds them here while the daemon is down.
+	return d.store.SetENC(ctx, encSettings(d.config))
+}
+
+func (d *daemon) serveENC(ctx context.Context, cancel context.CancelCauseFunc) error {
+	l, err := listen(d.config.ENC.Socket, d.config.ENC.Group)
+	if err != nil {
+		return fmt.Errorf("enc.socket: %w", err)
+	}
+	server := &encsock.Server{
+		Source:  d.store,
+		Unknown: enc.Unknown{Policy: d.config.ENC.UnknownNodes, Command: d.config.ENC.Command},
+		Log:     d.log,
+	}
+	d.wg.Go(func() {
+		if err := server.Serve(ctx, l); err != nil {
+			cancel(err)
+		}
+	})
+	return nil
+}
+
+func (d *daemon) openAuthority(ctx context.Context) error {
+	dir := d.config.Authority.Directory
+	authority, err := directory.Open(dir.Path, directory.Options{Publish: dir.Publish, Log: d.log})
+	if err != nil {
+		return fmt.Errorf("authority: %w", err)
+	}
+	d.closers = append(d.closers, authority.Close)
+	alg, err := ca.ParseKeyAlgorithm(d.config.Issue.KeyAlgorithm)
+	if err != nil {
+		return err
+	}
+	pool := ca.NewPool(ctx, *d.config.Issue.KeyPool, alg)
+	d.closers = append(d.closers, func() error {
+		pool.Close()
+		d.log.WithField("keys", pool.String()).Debug("key pool closed")
+		return nil
+	})
+	queue := revoke.New(d.store, authority, time.Now, d.log)
+	d.registry = registry.New(registry.Options{
+		Store:       d.store,
+		Authority:   authority,
+		Keys:        pool,
+		Revocations: queue,
+		Puppet:      bootstrap.Server{Name: d.config.Puppet.Server, Port: d.config.Puppet.Port},
+		TTL:         d.config.Issue.TTL,
+		Algorithm:   alg,
+		Protected:   d.config.Protected,
+		Now:         time.Now,
+		Log:         d.log,
+	})
+	d.wg.Go(func() { queue.Run(ctx) })
+	d.wg.Go(func() { d.registry.Run(ctx) })
+	return nil
+}
+
+func (d *daemon) serveAPI(ctx context.Context) error {
+	path := strings.TrimPrefix(d.config.Listen, "unix://")
+	l, err := listen(path, "")
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	server := rpc.NewServer(d.registry, time.Now, d.log)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	d.log.WithFields(logrus.Fields{"listen": d.config.Listen, "enc": d.config.ENC.Socket, "store": d.config.Store.Path}).Info("espm serves")
+	select {
+	case err := <-served:
+		return fmt.Errorf("listen: %w", err)
+	case <-ctx.Done():
+	}
+	d.log.Info("espm stops")
+	stopped := make(chan struct{})
+	go func() { server.GracefulStop(); close(stopped) }()
+	select {
+	case <-stopped:
+	case <-time.After(drain):
+		server.Stop()
+	}
+	<-served
+	return nil
+}

@@ -1,0 +1,277 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/espm-project/espm/internal/enc"
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+)
+
+// checkNode makes sure that a node's groups exist and agree, and that the
+// result is one that Puppet takes.
+func checkNode(ctx context.Context, groups enc.Groups, n node.Node) error {
+	if len(n.Groups) == 0 {
+		return nil
+	}
+	_, err := enc.Merge(ctx, groups, n)
+	return err
+}
+
+// CreateGroup creates a group. Errors: node.ErrInvalid, ErrGroupExists, and
+// ErrGroupNotFound for a parent.
+func (r *Registry) CreateGroup(ctx context.Context, g node.Group, validateOnly bool) (node.Group, error) {
+	if err := g.Validate(); err != nil {
+		return g, err
+	}
+	slices.Sort(g.Parents)
+	g.CreatedAt = r.Now().UTC()
+	g.UpdatedAt = g.CreatedAt
+	err := retry(func() error {
+		_, err := r.Store.Group(ctx, g.Name)
+		if err == nil {
+			return fmt.Errorf("%w: %q", node.ErrGroupExists, g.Name)
+		}
+		if !errors.Is(err, node.ErrGroupNotFound) {
+			return err
+		}
+		return r.commitGroup(ctx, nil, &g, validateOnly)
+	})
+	return g, err
+}
+
+// UpdateGroup changes a group by applying edit to it; revision as in Update.
+// Errors: node.ErrInvalid (a cycle too), ErrGroupNotFound, ErrStale, ErrConflict naming the nodes.
+func (r *Registry) UpdateGroup(ctx context.Context, name string, revision int64, edit func(*node.Group), validateOnly bool) (node.Group, error) {
+	var g node.Group
+	err := retry(func() error {
+		old, err := r.Store.Group(ctx, name)
+		if err != nil {
+			return err
+		}
+		if revision != 0 && revision != old.Revision {
+			return &staleError{revision, old.Revision}
+		}
+		g = old
+		edit(&g)
+		slices.Sort(g.Parents)
+		g.UpdatedAt = r.Now().UTC()
+		if err := g.Validate(); err != nil {
+			return err
+		}
+		return r.commitGroup(ctx, &old, &g, validateOnly)
+	})
+	return g, asStale(err)
+}
+
+// DeleteGroup deletes a group that nothing inherits; revision as in Update.
+// Errors: node.ErrGroupNotFound, ErrStale, ErrGroupInUse.
+func (r *Registry) DeleteGroup(ctx context.Context, name string, revision int64, validateOnly bool) error {
+	r.classifying.Lock()
+	defer r.classifying.Unlock()
+	return asStale(retry(func() error {
+		mark, err := r.Store.GroupsMark(ctx)
+		if err != nil {
+			return err
+		}
+		use, err := r.Store.UseMark(ctx, name)
+		if err != nil {
+			return err
+		}
+		old, err := r.Store.Group(ctx, name)
+		if err != nil {
+			return err
+		}
+		if revision != 0 && revision != old.Revision {
+			return &staleError{revision, old.Revision}
+		}
+		if err := r.checkUnused(ctx, name); err != nil || validateOnly {
+			return err
+		}
+		c := store.NewChange()
+		c.GuardUse(name, use)
+		c.RemoveGroup(mark, old)
+		_, err = r.Store.Commit(ctx, c)
+		return err
+	}))
+}
+
+func (r *Registry) checkUnused(ctx context.Context, name string) error {
+	const named = 20
+	var users []string
+	for child, err := range r.Store.Children(ctx, name) {
+		if err != nil {
+			return err
+		}
+		users = append(users, "group "+child)
+		if len(users) == named {
+			break
+		}
+	}
+	for member, err := range r.Store.Members(ctx, name) {
+		if err != nil {
+			return err
+		}
+		if len(users) == named {
+			users = append(users, "and more")
+			break
+		}
+		users = append(users, "node "+string(member))
+	}
+	if users == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %q is inherited by %s", node.ErrGroupInUse, name, strings.Join(users, ", "))
+}
+
+// commitGroup checks a group against its parents and against every node that
+// inherits it, and commits it. g gets its revision.
+func (r *Registry) commitGroup(ctx context.Context, old *node.Group, g *node.Group, validateOnly bool) error {
+	r.classifying.Lock()
+	defer r.classifying.Unlock()
+	mark, err := r.Store.GroupsMark(ctx)
+	if err != nil {
+		return err
+	}
+	view := &overlay{base: r.Store, group: *g, cache: map[string]node.Group{}}
+	if err := checkParents(ctx, view, *g); err != nil {
+		return err
+	}
+	c := store.NewChange()
+	if old != nil {
+		if err := r.checkHeirs(ctx, view, c); err != nil {
+			return err
+		}
+	}
+	if validateOnly {
+		return nil
+	}
+	c.PutGroup(mark, old, *g)
+	rev, err := r.Store.Commit(ctx, c)
+	if err != nil {
+		return fmt.Errorf("group %q: %w", g.Name, err)
+	}
+	g.Revision = rev
+	return nil
+}
+
+// overlay shows the groups as they would be after a write.
+type overlay struct {
+	base  enc.Groups
+	group node.Group
+	cache map[string]node.Group
+}
+
+// Group returns a group as it would be.
+func (o *overlay) Group(ctx context.Context, name string) (node.Group, error) {
+	if name == o.group.Name {
+		return o.group, nil
+	}
+	if g, ok := o.cache[name]; ok {
+		return g, nil
+	}
+	g, err := o.base.Group(ctx, name)
+	if err == nil {
+		o.cache[name] = g
+	}
+	return g, err
+}
+
+// checkParents makes sure that all ancestors exist and that there is no
+// cycle, and that the group can be inherited: its ancestors agree.
+func checkParents(ctx context.Context, view *overlay, g node.Group) error {
+	path := []string{g.Name}
+	seen := map[string]bool{}
+	var walk func(parents []string) error
+	walk = func(parents []string) error {
+		for _, p := range parents {
+			if p == g.Name {
+				return node.Invalid("parents", "would make a cycle: %s", strings.Join(append(path, p), " -> "))
+			}
+			if seen[p] {
+				continue
+			}
+			seen[p] = true
+			parent, err := view.Group(ctx, p)
+			if err != nil {
+				return fmt.Errorf("parents of group %q: %w", g.Name, err)
+			}
+			path = append(path, p)
+			if err := walk(parent.Parents); err != nil {
+				return err
+			}
+			path = path[:len(path)-1]
+		}
+		return nil
+	}
+	return walk(g.Parents)
+}
+
+// checkHeirs checks every node that inherits the group of the view, directly
+// or not, and guards the change against others that join meanwhile.
+func (r *Registry) checkHeirs(ctx context.Context, view *overlay, c *store.Change) error {
+	heirs := map[string]bool{}
+	var clash *node.ConflictError
+	for queue := []string{view.group.Name}; len(queue) > 0; queue = queue[1:] {
+		name := queue[0]
+		if heirs[name] {
+			continue
+		}
+		heirs[name] = true
+		use, err := r.Store.UseMark(ctx, name)
+		if err != nil {
+			return err
+		}
+		c.GuardUse(name, use)
+		for child, err := range r.Store.Children(ctx, name) {
+			if err != nil {
+				return err
+			}
+			queue = append(queue, child)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(heirs)) {
+		for member, err := range r.Store.Members(ctx, name) {
+			if err != nil {
+				return err
+			}
+			if err := r.checkHeir(ctx, view, member, &clash); err != nil {
+				return err
+			}
+		}
+	}
+	if clash != nil {
+		slices.Sort(clash.Nodes)
+		clash.Nodes = slices.Compact(clash.Nodes)
+		return clash
+	}
+	return nil
+}
+
+// checkHeir checks one node and gathers the nodes that meet the same conflict.
+func (r *Registry) checkHeir(ctx context.Context, view *overlay, name node.Certname, clash **node.ConflictError) error {
+	n, err := r.Store.Node(ctx, name)
+	if errors.Is(err, node.ErrNodeNotFound) {
+		return nil // terminated since the index was read; the guard notices
+	}
+	if err != nil {
+		return err
+	}
+	err = checkNode(ctx, view, n)
+	found, ok := errors.AsType[*node.ConflictError](err)
+	switch {
+	case err == nil:
+	case !ok:
+		return fmt.Errorf("node %q: %w", name, err)
+	case *clash == nil:
+		*clash = found
+	case (*clash).Setting == found.Setting && (*clash).Groups == found.Groups:
+		(*clash).Nodes = append((*clash).Nodes, name)
+	}
+	return nil
+}

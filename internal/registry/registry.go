@@ -1,0 +1,264 @@
+// Package registry holds what espm does: nodes are registered, classified,
+// provisioned and terminated, groups are kept. It decides what is committed
+// together and in which order the outside world is changed.
+//
+// # Provisioning
+//
+//	state                                     a crash here leaves
+//	1  intent committed, with the node        an intent; nothing was signed
+//	2  the authority has signed               an intent; a certificate that the authority knows
+//	3  certificate committed, intent closed   a provisioned node
+//	4  answered                               the same
+//
+// An intent that is found at start, or that could not be brought to its end,
+// is settled: the authority is asked what became of it. Where the caller holds the
+// private key (it sent a CSR) the certificate is adopted. Else the key is lost, so
+// the certificate is revoked, and a registration that came with the intent
+// goes with it. A crash between 3 and 4 leaves a provisioned node whose caller has no
+// answer: a retry with the same request id revokes that certificate and issues another.
+//
+// # Terminating
+//
+//	1  one commit: the node is out, its tombstone and the order to revoke are in
+//	2  the authority has revoked and published      (package revoke)
+//	3  the receipt is committed
+package registry
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/espm-project/espm/internal/bootstrap"
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+)
+
+// Keys makes private keys.
+type Keys interface {
+	Take(ctx context.Context, alg ca.KeyAlgorithm) (crypto.Signer, error)
+}
+
+// Revocations is the queue of revocations; see revoke.Queue.
+type Revocations interface {
+	Order(c *store.Change, serial node.Serial, name node.Certname, uid node.UID) node.Revocation
+	Kick()
+	Wait(ctx context.Context, revs []node.Revocation) ([]node.Revocation, error)
+}
+
+// Options are a Registry's parts and settings. All but Protected are required.
+type Options struct {
+	Store       *store.Store
+	Authority   ca.Authority
+	Keys        Keys
+	Revocations Revocations
+	Puppet      bootstrap.Server
+	TTL         time.Duration   // of a certificate, where the caller names none
+	Algorithm   ca.KeyAlgorithm // likewise
+	Protected   []string        // certnames that are never terminated
+	Now         func() time.Time
+	Log         logrus.FieldLogger
+}
+
+// Registry is espm's use cases. Its methods may be called at once. What a
+// method has changed is durable when it returns nil.
+type Registry struct {
+	Options
+
+	// A write to a group looks at every node that inherits it. Nodes that join
+	// or leave groups wait meanwhile; else a busy fleet would make it start over for ever. The
+	// guards of each commit, not this lock, keep the result right.
+	classifying sync.RWMutex
+
+	flights singleflight.Group // provisions by request id
+	answers answers
+
+	mu       sync.Mutex
+	issuing  map[node.UID]bool // intents that a call is at work on
+	unsettle chan struct{}     // holds one: an intent was left open
+}
+
+// New returns a Registry. Run settles what an earlier process left open.
+func New(o Options) *Registry {
+	return &Registry{
+		Options:  o,
+		answers:  answers{now: o.Now},
+		issuing:  map[node.UID]bool{},
+		unsettle: make(chan struct{}, 1),
+	}
+}
+
+// maxAttempts bounds how often a change is computed anew because another was
+// committed in between.
+const maxAttempts = 20
+
+// retry calls change until it does not fail for being stale.
+func retry(change func() error) error {
+	var err error
+	for range maxAttempts {
+		if err = change(); !errors.Is(err, node.ErrStale) {
+			return err
+		}
+	}
+	return err
+}
+
+func newUID() node.UID { return node.UID(uuid.Must(uuid.NewV7()).String()) }
+
+// checkRequestID keeps request ids printable and short.
+func checkRequestID(id string) error {
+	if len(id) > 128 {
+		return node.Invalid("request_id", "at most 128 bytes, has %d", len(id))
+	}
+	for _, r := range id {
+		if r <= ' ' || r > '~' {
+			return node.Invalid("request_id", "printable ASCII without spaces only, not %q", r)
+		}
+	}
+	return nil
+}
+
+// Register registers and classifies a node that has no certificate. Errors:
+// node.ErrInvalid, ErrNodeExists, ErrGroupNotFound, ErrConflict,
+// ErrRequestReused, ErrRequestSpent.
+func (r *Registry) Register(ctx context.Context, n node.Node, requestID string, validateOnly bool) (node.Node, error) {
+	if err := node.Join(n.Validate(), checkRequestID(requestID)); err != nil {
+		return n, err
+	}
+	n = r.newNode(n, node.Registered)
+	request, err := r.newRequest(n, requestID, "register", n.Spec())
+	if err != nil {
+		return n, err
+	}
+	err = retry(func() error {
+		earlier, err := r.earlier(ctx, request)
+		if err != nil {
+			return err
+		}
+		if earlier != nil {
+			n = *earlier
+			return nil
+		}
+		return r.addNode(ctx, &n, request, nil, validateOnly)
+	})
+	return n, err
+}
+
+func (r *Registry) newNode(n node.Node, s node.State) node.Node {
+	n = n.Clone()
+	slices.Sort(n.Groups)
+	n.UID, n.State = newUID(), s
+	n.Serial, n.Requests, n.TerminatedAt = "", nil, time.Time{}
+	n.CreatedAt = r.Now().UTC()
+	n.UpdatedAt = n.CreatedAt
+	return n
+}
+
+// addNode commits a new registration, with an issue intent where it is being
+// provisioned. n gets its revision.
+func (r *Registry) addNode(ctx context.Context, n *node.Node, request *node.Request, intent *node.IssueIntent, validateOnly bool) error {
+	_, err := r.Store.Node(ctx, n.Certname)
+	if err == nil {
+		return fmt.Errorf("%w: certname %q is registered", node.ErrNodeExists, n.Certname)
+	}
+	if !errors.Is(err, node.ErrNodeNotFound) {
+		return err
+	}
+	c := store.NewChange()
+	if request != nil {
+		n.Requests = []string{request.ID}
+		c.PutRequest(*request)
+	}
+	if intent != nil {
+		c.PutIntent(*intent)
+	}
+	return r.commitNode(ctx, c, nil, n, validateOnly)
+}
+
+// commitNode checks a node against its groups and commits it with the
+// change. n gets its revision.
+func (r *Registry) commitNode(ctx context.Context, c *store.Change, old *node.Node, n *node.Node, validateOnly bool) error {
+	if len(n.Groups) > 0 || old != nil && len(old.Groups) > 0 {
+		r.classifying.RLock()
+		defer r.classifying.RUnlock()
+		mark, err := r.Store.GroupsMark(ctx)
+		if err != nil {
+			return err
+		}
+		c.GuardGroups(mark)
+	}
+	if err := checkNode(ctx, r.Store, *n); err != nil {
+		return err
+	}
+	if validateOnly {
+		return nil
+	}
+	c.PutNode(old, *n)
+	rev, err := r.Store.Commit(ctx, c)
+	if err != nil {
+		return fmt.Errorf("node %q: %w", n.Certname, err)
+	}
+	n.Revision = rev
+	return nil
+}
+
+// Get returns the live registration of a certname or, with a uid, that one,
+// terminated or not. Error: node.ErrNodeNotFound.
+func (r *Registry) Get(ctx context.Context, name node.Certname, uid node.UID) (node.Node, error) {
+	n, err := r.Store.Node(ctx, name)
+	if uid == "" || err == nil && n.UID == uid {
+		return n, err
+	}
+	if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
+		return n, err
+	}
+	return r.Store.Tombstone(ctx, name, uid)
+}
+
+// Update changes a live node by applying edit to it. revision, unless 0, is
+// the one that the caller decided on: node.ErrStale where it is no longer the record's.
+// Other errors are those of Register, and node.ErrNodeNotFound.
+func (r *Registry) Update(ctx context.Context, name node.Certname, revision int64, edit func(*node.Node), validateOnly bool) (node.Node, error) {
+	var n node.Node
+	err := retry(func() error {
+		old, err := r.Store.Node(ctx, name)
+		if err != nil {
+			return err
+		}
+		if revision != 0 && revision != old.Revision {
+			return &staleError{revision, old.Revision}
+		}
+		n = old.Clone()
+		edit(&n)
+		slices.Sort(n.Groups)
+		n.UpdatedAt = r.Now().UTC()
+		if err := n.Validate(); err != nil {
+			return err
+		}
+		return r.commitNode(ctx, store.NewChange(), &old, &n, validateOnly)
+	})
+	return n, asStale(err)
+}
+
+// staleError is a revision that the caller gave: no use to try it again.
+type staleError struct{ given, have int64 }
+
+func (e *staleError) Error() string {
+	return fmt.Sprintf("revision %d is not the record's, which is %d", e.given, e.have)
+}
+
+func asStale(err error) error {
+	if stale, ok := errors.AsType[*staleError](err); ok {
+		return fmt.Errorf("%w: %w", node.ErrStale, stale)
+	}
+	return err
+}

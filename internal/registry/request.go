@@ -1,0 +1,47 @@
+package registry
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// newRequest returns the record of a request id, nil where the caller gave
+// none. The content is what must be the same when it is used again.
+func (r *Registry) newRequest(n node.Node, id, method string, content ...any) (*node.Request, error) {
+	if id == "" {
+		return nil, nil
+	}
+	b, err := json.Marshal(append([]any{method, n.Certname}, content...))
+	if err != nil {
+		return nil, fmt.Errorf("request %q: %w", id, err)
+	}
+	sum := sha256.Sum256(b)
+	return &node.Request{ID: id, Hash: hex.EncodeToString(sum[:]), Certname: n.Certname, UID: n.UID, CreatedAt: n.CreatedAt}, nil
+}
+
+// earlier returns the registration that an earlier call with the request id
+// made, nil if the id is new. node.ErrRequestReused where that had other
+// content, node.ErrRequestSpent where the registration is terminated.
+func (r *Registry) earlier(ctx context.Context, request *node.Request) (*node.Node, error) {
+	if request == nil {
+		return nil, nil
+	}
+	was, ok, err := r.Store.Request(ctx, request.ID)
+	if err != nil || !ok {
+		return nil, err
+	}
+	if was.Hash != request.Hash {
+		return nil, fmt.Errorf("%w: request_id %q was for %q, at %s", node.ErrRequestReused, was.ID, was.Certname, was.CreatedAt.Format("2006-01-02 15:04:05 MST"))
+	}
+	n, err := r.Store.Node(ctx, was.Certname)
+	if errors.Is(err, node.ErrNodeNotFound) || err == nil && n.UID != was.UID {
+		return nil, fmt.Errorf("%w: request_id %q made registration %s of %q", node.ErrRequestSpent, was.ID, was.UID, was.Certname)
+	}
+	return &n, err
+}

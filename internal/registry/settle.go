@@ -1,0 +1,198 @@
+package registry
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+)
+
+const (
+	settlePause    = 5 * time.Second // between tries while the authority or the store fails
+	housekeepEvery = time.Minute
+)
+
+// Run settles the intents that are open and no call is at work on, those of
+// an earlier process first, and forgets what is past its time, until ctx is done.
+func (r *Registry) Run(ctx context.Context) {
+	tick := time.NewTicker(housekeepEvery)
+	defer tick.Stop()
+	var lastSweep time.Time
+	for {
+		again := r.settleAll(ctx)
+		r.answers.prune()
+		if r.Now().Sub(lastSweep) >= time.Hour {
+			lastSweep = r.Now()
+			if err := r.sweep(ctx); err != nil && ctx.Err() == nil {
+				r.Log.WithError(err).Error("forgetting old registrations")
+			}
+		}
+		var retry <-chan time.Time
+		if again {
+			retry = time.After(settlePause)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-retry:
+		case <-r.unsettle:
+		}
+	}
+}
+
+// settleAll settles what it can and says whether some is left.
+func (r *Registry) settleAll(ctx context.Context) (left bool) {
+	for intent, err := range r.Store.Intents(ctx) {
+		if err == nil && r.claim(intent.UID) {
+			err = r.settle(ctx, intent)
+			r.release(intent.UID)
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		if err != nil {
+			r.Log.WithError(err).WithField("certname", intent.Certname).Error("an unfinished issue can't be settled yet")
+			left = true
+		}
+	}
+	return left
+}
+
+// claim takes an intent for one call, false where another has it.
+func (r *Registry) claim(uid node.UID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.issuing[uid] {
+		return false
+	}
+	r.issuing[uid] = true
+	return true
+}
+
+func (r *Registry) release(uid node.UID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.issuing, uid)
+}
+
+// settleNode settles the open intent of a node.
+func (r *Registry) settleNode(ctx context.Context, n node.Node) error {
+	if !r.claim(n.UID) {
+		return fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)
+	}
+	defer r.release(n.UID)
+	intent, open, err := r.Store.Intent(ctx, n.UID)
+	if err != nil || !open {
+		return err
+	}
+	return r.settle(ctx, intent)
+}
+
+// abandon settles an intent whose issue failed, now if that is possible. A
+// certificate that the authority returned, but that is not the intent's, is
+// revoked like one that it lost.
+func (r *Registry) abandon(ctx context.Context, intent node.IssueIntent, cert *x509.Certificate) {
+	err := r.refuse(ctx, intent, cert)
+	if err == nil {
+		err = r.settleOpen(ctx, intent.UID)
+	}
+	if err != nil {
+		r.Log.WithError(err).WithField("certname", intent.Certname).Error("an unfinished issue can't be settled yet")
+		select {
+		case r.unsettle <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// refuse orders the revocation of a certificate that verify did not pass.
+func (r *Registry) refuse(ctx context.Context, intent node.IssueIntent, cert *x509.Certificate) error {
+	if cert == nil || verify(cert, intent) == nil {
+		return nil
+	}
+	c := store.NewChange()
+	r.Revocations.Order(c, node.SerialOf(cert.SerialNumber), intent.Certname, intent.UID)
+	if _, err := r.Store.Commit(ctx, c); err != nil {
+		return err
+	}
+	r.Revocations.Kick()
+	return nil
+}
+
+func (r *Registry) settleOpen(ctx context.Context, uid node.UID) error {
+	intent, open, err := r.Store.Intent(ctx, uid)
+	if err != nil || !open {
+		return err
+	}
+	return r.settle(ctx, intent)
+}
+
+// settle brings an open intent to its end: it asks the authority what became
+// of it, and adopts the certificate or orders its revocation. The caller has
+// claimed the intent.
+func (r *Registry) settle(ctx context.Context, intent node.IssueIntent) error {
+	found, err := r.Authority.Find(ctx, ca.Query{Certname: intent.Certname, Serial: intent.Serial, KeyHash: intent.KeyHash})
+	if err != nil {
+		return fmt.Errorf("asking the authority about %q: %w", intent.Certname, err)
+	}
+	log := r.Log.WithFields(logrus.Fields{"certname": intent.Certname, "uid": intent.UID, "serial": found.Serial})
+	err = retry(func() error {
+		n, err := r.Store.Node(ctx, intent.Certname)
+		alive := err == nil && n.UID == intent.UID
+		if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
+			return err
+		}
+		c := store.NewChange()
+		c.RemoveIntent(intent)
+		if alive && intent.CallerKey && found.Certificate != nil && verify(found.Certificate, intent) == nil {
+			adopted := n.Clone()
+			adopted.State, adopted.Serial, adopted.UpdatedAt = node.Provisioned, found.Serial, r.Now().UTC()
+			c.PutNode(&n, adopted)
+			c.PutCertificate(record(intent, found.Certificate))
+			log.Info("unfinished issue: certificate adopted")
+		} else {
+			r.undo(c, intent, n, alive, found)
+			log.WithField("issued", found.Issued).Info("unfinished issue: undone")
+		}
+		_, err = r.Store.Commit(ctx, c)
+		return err
+	})
+	r.Revocations.Kick()
+	return err
+}
+
+// undo takes back what an intent began: a certificate is revoked, a
+// registration that came with it goes, one that was there before stays.
+func (r *Registry) undo(c *store.Change, intent node.IssueIntent, n node.Node, alive bool, found ca.Found) {
+	if found.Issued {
+		rev := r.Revocations.Order(c, found.Serial, intent.Certname, intent.UID)
+		if found.Certificate != nil {
+			cert := record(intent, found.Certificate)
+			cert.Revocation = rev.ID
+			c.PutCertificate(cert)
+		}
+	}
+	switch {
+	case !alive:
+	case !intent.NewNode:
+		back := n.Clone()
+		back.State, back.UpdatedAt = node.Registered, r.Now().UTC()
+		c.PutNode(&n, back)
+	default:
+		c.RemoveNode(n)
+		for _, id := range n.Requests {
+			c.RemoveRequest(id)
+		}
+		if found.Issued { // so that its revocation is found, and forgotten in time
+			c.PutTombstone(r.tombstone(n))
+		}
+	}
+}

@@ -1,0 +1,153 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+)
+
+// retention is how long a terminated registration is remembered after all
+// its certificates are revoked.
+const retention = 30 * 24 * time.Hour
+
+// Terminated is the outcome of a terminate.
+type Terminated struct {
+	Node        node.Node
+	Revocations []node.Revocation
+}
+
+// Terminate takes a registration out of the classifier and orders the
+// revocation of its certificate, in one commit, and waits up to wait for the
+// receipt. A uid that is already terminated, or none where the
+// certname has no live registration, gives the state of the last termination. Errors:
+// node.ErrNodeNotFound, ErrUIDMismatch, ErrProtected.
+func (r *Registry) Terminate(ctx context.Context, name node.Certname, uid node.UID, wait time.Duration, validateOnly bool) (Terminated, error) {
+	if slices.Contains(r.Protected, string(name)) {
+		return Terminated{}, fmt.Errorf("%w: %q is listed in protected_certnames", node.ErrProtected, name)
+	}
+	var t Terminated
+	err := retry(func() (err error) {
+		t, err = r.terminate(ctx, name, uid, validateOnly)
+		return err
+	})
+	if err != nil || validateOnly {
+		return t, err
+	}
+	if wait > 0 {
+		ctx, cancel := context.WithTimeout(ctx, wait)
+		defer cancel()
+		t.Revocations, err = r.Revocations.Wait(ctx, t.Revocations)
+	}
+	return t, err
+}
+
+func (r *Registry) terminate(ctx context.Context, name node.Certname, uid node.UID, validateOnly bool) (Terminated, error) {
+	n, err := r.Store.Node(ctx, name)
+	if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
+		return Terminated{}, err
+	}
+	if err != nil || uid != "" && uid != n.UID {
+		return r.earlierLife(ctx, name, uid, n.UID)
+	}
+	t := Terminated{Node: r.tombstone(n)}
+	if validateOnly {
+		return t, nil
+	}
+	c := store.NewChange()
+	c.RemoveNode(n)
+	c.PutTombstone(t.Node)
+	if n.Serial != "" {
+		if err := r.orderRevocation(ctx, c, n.Serial); err != nil {
+			return t, err
+		}
+	}
+	if t.Node.Revision, err = r.Store.Commit(ctx, c); err != nil {
+		return t, fmt.Errorf("terminating %q: %w", name, err)
+	}
+	r.Revocations.Kick()
+	r.Log.WithFields(logrus.Fields{"certname": name, "uid": n.UID, "serial": n.Serial}).Info("node terminated")
+	t.Revocations, err = r.Store.RevocationsOf(ctx, name, n.UID)
+	return t, err
+}
+
+// earlierLife answers a terminate that does not concern the live registration.
+func (r *Registry) earlierLife(ctx context.Context, name node.Certname, uid, live node.UID) (Terminated, error) {
+	var t Terminated
+	var err error
+	if uid == "" {
+		t.Node, err = r.Store.LastTombstone(ctx, name)
+	} else {
+		t.Node, err = r.Store.Tombstone(ctx, name, uid)
+	}
+	if errors.Is(err, node.ErrNodeNotFound) && live != "" {
+		return t, fmt.Errorf("%w: %q is registration %s, and %s is none of its earlier ones", node.ErrUIDMismatch, name, live, uid)
+	}
+	if err != nil {
+		return t, err
+	}
+	t.Revocations, err = r.Store.RevocationsOf(ctx, name, t.Node.UID)
+	return t, err
+}
+
+func (r *Registry) tombstone(n node.Node) node.Node {
+	t := n.Clone()
+	t.State, t.TerminatedAt = node.Terminated, r.Now().UTC()
+	t.UpdatedAt = t.TerminatedAt
+	return t
+}
+
+// orderRevocation adds the order to revoke a certificate that is stored.
+func (r *Registry) orderRevocation(ctx context.Context, c *store.Change, serial node.Serial) error {
+	cert, err := r.Store.Certificate(ctx, serial)
+	if err != nil {
+		return err
+	}
+	cert.Revocation = r.Revocations.Order(c, cert.Serial, cert.Certname, cert.UID).ID
+	c.PutCertificate(cert)
+	return nil
+}
+
+// sweep forgets registrations that were terminated long ago and owe nothing.
+func (r *Registry) sweep(ctx context.Context) error {
+	for n, err := range r.Store.TombstonesBefore(ctx, r.Now().Add(-retention)) {
+		if err != nil {
+			return err
+		}
+		if err := r.forget(ctx, n); err != nil && !errors.Is(err, node.ErrStale) {
+			return fmt.Errorf("forgetting %q: %w", n.Certname, err)
+		}
+	}
+	return nil
+}
+
+func (r *Registry) forget(ctx context.Context, n node.Node) error {
+	revs, err := r.Store.RevocationsOf(ctx, n.Certname, n.UID)
+	if err != nil || slices.ContainsFunc(revs, func(v node.Revocation) bool { return v.Receipt == nil }) {
+		return err
+	}
+	if _, open, err := r.Store.Intent(ctx, n.UID); err != nil || open {
+		return err
+	}
+	var certs []node.Certificate
+	for _, v := range revs {
+		cert, err := r.Store.Certificate(ctx, v.Serial)
+		if errors.Is(err, node.ErrCertificateNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		certs = append(certs, cert)
+	}
+	c := store.NewChange()
+	c.Forget(n, certs, revs)
+	_, err = r.Store.Commit(ctx, c)
+	return err
+}

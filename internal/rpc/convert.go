@@ -1,0 +1,279 @@
+package rpc
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"math"
+	"strconv"
+	"time"
+
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/espm-project/espm/internal/bootstrap"
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/registry"
+	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+)
+
+// maxWhole is the largest whole number that a double counts up to.
+const maxWhole = 1 << 53
+
+func fromNode(p *espmv1.Node) (node.Node, error) {
+	c, err := fromClassification(p.GetClassification())
+	return node.Node{
+		Certname:       node.Certname(p.GetCertname()),
+		Classification: c,
+		Groups:         p.GetGroups(),
+		Labels:         p.GetLabels(),
+	}, err
+}
+
+func fromGroup(p *espmv1.Group) (node.Group, error) {
+	c, err := fromClassification(p.GetClassification())
+	return node.Group{
+		Name:           p.GetName(),
+		Description:    p.GetDescription(),
+		Parents:        p.GetParents(),
+		Classification: c,
+	}, err
+}
+
+func fromClassification(p *espmv1.Classification) (node.Classification, error) {
+	c := node.Classification{Environment: p.GetEnvironment()}
+	var errs []error
+	for name, params := range p.GetClasses() {
+		if c.Classes == nil {
+			c.Classes = map[string]map[string]any{}
+		}
+		values, err := fromValues("classes["+name+"].", params.GetParameters())
+		errs = append(errs, err)
+		c.Classes[name] = values
+	}
+	var err error
+	c.Parameters, err = fromValues("parameters.", p.GetParameters())
+	return c, node.Join(append(errs, err)...)
+}
+
+func fromValues(field string, values map[string]*structpb.Value) (map[string]any, error) {
+	if len(values) == 0 {
+		return nil, nil
+	}
+	out := make(map[string]any, len(values))
+	for k, v := range values {
+		converted, err := fromValue(field+k, v)
+		if err != nil {
+			return nil, err
+		}
+		out[k] = converted
+	}
+	return out, nil
+}
+
+func fromValue(field string, v *structpb.Value) (any, error) {
+	switch v := v.GetKind().(type) {
+	case *structpb.Value_NullValue:
+		return nil, nil
+	case *structpb.Value_BoolValue:
+		return v.BoolValue, nil
+	case *structpb.Value_StringValue:
+		return v.StringValue, nil
+	case *structpb.Value_NumberValue:
+		return fromNumber(field, v.NumberValue)
+	case *structpb.Value_ListValue:
+		out := make([]any, len(v.ListValue.GetValues()))
+		for i, e := range v.ListValue.GetValues() {
+			var err error
+			if out[i], err = fromValue(fmt.Sprintf("%s[%d]", field, i), e); err != nil {
+				return nil, err
+			}
+		}
+		return out, nil
+	case *structpb.Value_StructValue:
+		out := make(map[string]any, len(v.StructValue.GetFields()))
+		for k, e := range v.StructValue.GetFields() {
+			var err error
+			if out[k], err = fromValue(field+"."+k, e); err != nil {
+				return nil, err
+			}
+		}
+		return out, nil
+	default:
+		return nil, node.Invalid(field, "has no value; null is a value of its own")
+	}
+}
+
+func fromNumber(field string, f float64) (any, error) {
+	switch {
+	case math.IsNaN(f) || math.IsInf(f, 0):
+		return nil, node.Invalid(field, "must be a finite number")
+	case f != math.Trunc(f):
+		return json.Number(strconv.FormatFloat(f, 'g', -1, 64)), nil
+	case math.Abs(f) > maxWhole:
+		return nil, node.Invalid(field, "whole numbers are exact up to 2^53 only: pass a larger one as a string")
+	default:
+		return json.Number(strconv.FormatInt(int64(f), 10)), nil
+	}
+}
+
+func toClassification(c node.Classification) (*espmv1.Classification, error) {
+	out := &espmv1.Classification{Environment: c.Environment}
+	var err error
+	if out.Parameters, err = toValues(c.Parameters); err != nil {
+		return nil, err
+	}
+	if len(c.Classes) > 0 {
+		out.Classes = make(map[string]*espmv1.ClassParameters, len(c.Classes))
+	}
+	for name, params := range c.Classes {
+		values, err := toValues(params)
+		if err != nil {
+			return nil, err
+		}
+		out.Classes[name] = &espmv1.ClassParameters{Parameters: values}
+	}
+	return out, nil
+}
+
+func toValues(values map[string]any) (map[string]*structpb.Value, error) {
+	if len(values) == 0 {
+		return nil, nil
+	}
+	out := make(map[string]*structpb.Value, len(values))
+	for k, v := range values {
+		value, err := structpb.NewValue(v) // takes json.Number, too
+		if err != nil {
+			return nil, err
+		}
+		out[k] = value
+	}
+	return out, nil
+}
+
+var nodeStates = map[node.State]espmv1.NodeState{
+	node.Registered:  espmv1.NodeState_NODE_STATE_REGISTERED,
+	node.Issuing:     espmv1.NodeState_NODE_STATE_ISSUING,
+	node.Provisioned: espmv1.NodeState_NODE_STATE_PROVISIONED,
+	node.Terminated:  espmv1.NodeState_NODE_STATE_TERMINATED,
+}
+
+func toNode(n node.Node) (*espmv1.Node, error) {
+	c, err := toClassification(n.Classification)
+	return &espmv1.Node{
+		Certname:       string(n.Certname),
+		Uid:            string(n.UID),
+		State:          nodeStates[n.State],
+		Classification: c,
+		Groups:         n.Groups,
+		Labels:         n.Labels,
+		Serial:         string(n.Serial),
+		CreateTime:     toTime(n.CreatedAt),
+		UpdateTime:     toTime(n.UpdatedAt),
+		TerminateTime:  toTime(n.TerminatedAt),
+		Revision:       n.Revision,
+	}, err
+}
+
+func toGroup(g node.Group) (*espmv1.Group, error) {
+	c, err := toClassification(g.Classification)
+	return &espmv1.Group{
+		Name:           g.Name,
+		Description:    g.Description,
+		Parents:        g.Parents,
+		Classification: c,
+		CreateTime:     toTime(g.CreatedAt),
+		UpdateTime:     toTime(g.UpdatedAt),
+		Revision:       g.Revision,
+	}, err
+}
+
+// toTime leaves a zero time unset.
+func toTime(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
+
+func fromSpec(p *espmv1.CertificateSpec) registry.Spec {
+	return registry.Spec{
+		CSRPEM:       p.GetCsrPem(),
+		KeyAlgorithm: p.GetKeyAlgorithm(),
+		TTL:          p.GetTtl().AsDuration(),
+		DNSAltNames:  p.GetDnsAltNames(),
+		Extensions:   p.GetExtensions(),
+	}
+}
+
+func toBundle(b bootstrap.Bundle) *espmv1.Bundle {
+	return &espmv1.Bundle{
+		CertificatePem: b.CertificatePEM,
+		PrivateKeyPem:  b.PrivateKeyPEM,
+		CaPem:          b.CAPEM,
+		CrlPem:         b.CRLPEM,
+		PuppetConf:     b.PuppetConf,
+	}
+}
+
+func toRevocation(r node.Revocation) *espmv1.Revocation {
+	out := &espmv1.Revocation{
+		Id:         r.ID,
+		Serial:     string(r.Serial),
+		Certname:   string(r.Certname),
+		Uid:        string(r.UID),
+		State:      espmv1.RevocationState_REVOCATION_STATE_PENDING,
+		CreateTime: toTime(r.CreatedAt),
+	}
+	if r.Receipt != nil {
+		out.State = espmv1.RevocationState_REVOCATION_STATE_REVOKED
+		out.PublishTime = toTime(r.Receipt.PublishedAt)
+		out.CrlNumber = r.Receipt.CRLNumber
+	}
+	return out
+}
+
+func toCertificate(c node.Certificate, now time.Time) (*espmv1.Certificate, error) {
+	block, _ := pem.Decode([]byte(c.PEM))
+	if block == nil {
+		return nil, fmt.Errorf("certificate %s: the record holds no PEM", c.Serial)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("certificate %s: %w", c.Serial, err)
+	}
+	sum := sha256.Sum256(cert.Raw)
+	exts := map[string]string{}
+	for _, e := range ca.Extensions(cert) {
+		exts[ca.ExtensionName(e.ID)] = e.Value
+	}
+	return &espmv1.Certificate{
+		Serial:         string(c.Serial),
+		Certname:       string(c.Certname),
+		Uid:            string(c.UID),
+		State:          certificateState(c, now),
+		NotBeforeTime:  toTime(c.NotBefore),
+		NotAfterTime:   toTime(c.NotAfter),
+		Fingerprint:    hex.EncodeToString(sum[:]),
+		DnsAltNames:    cert.DNSNames,
+		Extensions:     exts,
+		CertificatePem: []byte(c.PEM),
+	}, nil
+}
+
+func certificateState(c node.Certificate, now time.Time) espmv1.CertificateState {
+	switch {
+	case c.Receipt != nil:
+		return espmv1.CertificateState_CERTIFICATE_STATE_REVOKED
+	case c.Revocation != "":
+		return espmv1.CertificateState_CERTIFICATE_STATE_REVOKING
+	case now.After(c.NotAfter):
+		return espmv1.CertificateState_CERTIFICATE_STATE_EXPIRED
+	default:
+		return espmv1.CertificateState_CERTIFICATE_STATE_VALID
+	}
+}

@@ -1,0 +1,77 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// Domain is that of the ErrorInfo in every error.
+const Domain = "espm"
+
+// table is the one place where an error of the domain becomes a gRPC status:
+// the first row that errors.Is matches.
+var table = []struct {
+	err    error
+	code   codes.Code
+	reason string
+}{
+	{node.ErrInvalid, codes.InvalidArgument, "INVALID"},
+	{node.ErrNodeNotFound, codes.NotFound, "NODE_NOT_FOUND"},
+	{node.ErrNodeExists, codes.AlreadyExists, "NODE_EXISTS"},
+	{node.ErrUIDMismatch, codes.FailedPrecondition, "UID_MISMATCH"},
+	{node.ErrProtected, codes.FailedPrecondition, "CERTNAME_PROTECTED"},
+	{node.ErrGroupNotFound, codes.NotFound, "GROUP_NOT_FOUND"},
+	{node.ErrGroupExists, codes.AlreadyExists, "GROUP_EXISTS"},
+	{node.ErrGroupInUse, codes.FailedPrecondition, "GROUP_IN_USE"},
+	{node.ErrConflict, codes.FailedPrecondition, "CLASSIFICATION_CONFLICT"},
+	{node.ErrStale, codes.Aborted, "REVISION_STALE"},
+	{node.ErrRequestReused, codes.InvalidArgument, "REQUEST_ID_REUSED"},
+	{node.ErrRequestSpent, codes.FailedPrecondition, "REQUEST_ID_SPENT"},
+	{node.ErrCertificateExists, codes.FailedPrecondition, "CERTIFICATE_EXISTS"},
+	{node.ErrCertificateNotFound, codes.NotFound, "CERTIFICATE_NOT_FOUND"},
+	{node.ErrIssuing, codes.Aborted, "ISSUE_IN_PROGRESS"},
+	{node.ErrCompacted, codes.OutOfRange, "REVISION_COMPACTED"},
+	{node.ErrUnavailable, codes.Unavailable, "UNAVAILABLE"},
+	{context.DeadlineExceeded, codes.DeadlineExceeded, "DEADLINE_EXCEEDED"},
+	{context.Canceled, codes.Canceled, "CANCELED"},
+}
+
+// toStatus turns an error of the domain into a gRPC status error. What is in
+// no row of the table is INTERNAL.
+func toStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	for _, row := range table {
+		if errors.Is(err, row.err) {
+			return withDetails(status.New(row.code, err.Error()), row.reason, err)
+		}
+	}
+	return withDetails(status.New(codes.Internal, err.Error()), "INTERNAL", err)
+}
+
+func withDetails(s *status.Status, reason string, err error) error {
+	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Domain: Domain, Reason: reason}}
+	if invalid, ok := errors.AsType[*node.InvalidError](err); ok {
+		bad := &errdetails.BadRequest{}
+		for _, v := range invalid.Violations {
+			bad.FieldViolations = append(bad.FieldViolations, &errdetails.BadRequest_FieldViolation{Field: v.Field, Description: v.Rule})
+		}
+		details = append(details, bad)
+	}
+	full, derr := s.WithDetails(details...)
+	if derr != nil {
+		return s.Err()
+	}
+	return full.Err()
+}

@@ -1,0 +1,195 @@
+package rpc
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/registry"
+	"github.com/espm-project/espm/internal/store"
+	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+)
+
+// maxWait is the longest that TerminateNode waits for a receipt.
+const maxWait = time.Hour
+
+type nodes struct {
+	espmv1.UnimplementedNodeServiceServer
+	registry *registry.Registry
+}
+
+func (s *nodes) RegisterNode(ctx context.Context, req *espmv1.RegisterNodeRequest) (*espmv1.RegisterNodeResponse, error) {
+	n, err := fromNode(req.GetNode())
+	if err != nil {
+		return nil, err
+	}
+	n, err = s.registry.Register(ctx, n, req.GetRequestId(), req.GetValidateOnly())
+	if err != nil {
+		return nil, err
+	}
+	out, err := toNode(n)
+	return &espmv1.RegisterNodeResponse{Node: out}, err
+}
+
+func (s *nodes) GetNode(ctx context.Context, req *espmv1.GetNodeRequest) (*espmv1.GetNodeResponse, error) {
+	name, err := node.ParseCertname(req.GetCertname())
+	if err != nil {
+		return nil, err
+	}
+	n, err := s.registry.Get(ctx, name, node.UID(req.GetUid()))
+	if err != nil {
+		return nil, err
+	}
+	out, err := toNode(n)
+	return &espmv1.GetNodeResponse{Node: out}, err
+}
+
+func (s *nodes) ListNodes(ctx context.Context, req *espmv1.ListNodesRequest) (*espmv1.ListNodesResponse, error) {
+	filter := store.NodeFilter{Labels: req.GetLabels(), Group: req.GetGroup()}
+	name, limit, after, err := paging(filter, req.GetPageSize(), req.GetPageToken())
+	if err != nil {
+		return nil, err
+	}
+	page, err := s.registry.Store.Nodes(ctx, filter, after, limit)
+	if err != nil {
+		return nil, err
+	}
+	out := &espmv1.ListNodesResponse{NextPageToken: pageToken(name, page.Next), Revision: page.Revision}
+	out.Nodes, err = convert(page.Items, toNode)
+	return out, err
+}
+
+func convert[T, P any](items []T, to func(T) (P, error)) ([]P, error) {
+	out := make([]P, len(items))
+	for i, item := range items {
+		var err error
+		if out[i], err = to(item); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func (s *nodes) UpdateNode(ctx context.Context, req *espmv1.UpdateNodeRequest) (*espmv1.UpdateNodeResponse, error) {
+	name, nameErr := node.ParseCertname(req.GetNode().GetCertname())
+	change, err := fromNode(req.GetNode())
+	paths := append([]string{"groups", "labels"}, classificationPaths...)
+	if err := node.Join(nameErr, err, checkMask(req.GetUpdateMask(), paths)); err != nil {
+		return nil, err
+	}
+	edit := func(n *node.Node) {
+		for _, path := range req.GetUpdateMask().GetPaths() {
+			switch path {
+			case "groups":
+				n.Groups = slices.Clone(change.Groups)
+			case "labels":
+				n.Labels = change.Labels
+			default:
+				editClassification(&n.Classification, change.Classification, path)
+			}
+		}
+	}
+	n, err := s.registry.Update(ctx, name, req.GetNode().GetRevision(), edit, req.GetValidateOnly())
+	if err != nil {
+		return nil, err
+	}
+	out, err := toNode(n)
+	return &espmv1.UpdateNodeResponse{Node: out}, err
+}
+
+var classificationPaths = []string{
+	"classification", "classification.environment", "classification.classes", "classification.parameters",
+}
+
+func editClassification(c *node.Classification, to node.Classification, path string) {
+	switch path {
+	case "classification":
+		*c = to
+	case "classification.environment":
+		c.Environment = to.Environment
+	case "classification.classes":
+		c.Classes = to.Classes
+	case "classification.parameters":
+		c.Parameters = to.Parameters
+	}
+}
+
+func checkMask(mask *fieldmaskpb.FieldMask, known []string) error {
+	if len(mask.GetPaths()) == 0 {
+		return node.Invalid("update_mask", "must name the fields to change, any of %s", strings.Join(known, ", "))
+	}
+	for _, p := range mask.GetPaths() {
+		if !slices.Contains(known, p) {
+			return node.Invalid("update_mask", "%q can't be changed, only %s", p, strings.Join(known, ", "))
+		}
+	}
+	return nil
+}
+
+func (s *nodes) ProvisionNode(ctx context.Context, req *espmv1.ProvisionNodeRequest) (*espmv1.ProvisionNodeResponse, error) {
+	n, err := fromNode(req.GetNode())
+	if err != nil {
+		return nil, err
+	}
+	p, err := s.registry.Provision(ctx, n, fromSpec(req.GetCertificate()), req.GetRequestId(), req.GetValidateOnly())
+	if err != nil {
+		return nil, err
+	}
+	out, err := toNode(p.Node)
+	return &espmv1.ProvisionNodeResponse{Node: out, Bundle: toBundle(p.Bundle)}, err
+}
+
+func (s *nodes) TerminateNode(ctx context.Context, req *espmv1.TerminateNodeRequest) (*espmv1.TerminateNodeResponse, error) {
+	name, nameErr := node.ParseCertname(req.GetCertname())
+	wait := req.GetWait().AsDuration()
+	var waitErr error
+	if wait < 0 || wait > maxWait {
+		waitErr = node.Invalid("wait", "from 0 to %v, is %v", maxWait, wait)
+	}
+	if err := node.Join(nameErr, waitErr); err != nil {
+		return nil, err
+	}
+	t, err := s.registry.Terminate(ctx, name, node.UID(req.GetUid()), wait, req.GetValidateOnly())
+	if err != nil {
+		return nil, err
+	}
+	resp := &espmv1.TerminateNodeResponse{}
+	for _, r := range t.Revocations {
+		resp.Revocations = append(resp.Revocations, toRevocation(r))
+	}
+	resp.Node, err = toNode(t.Node)
+	return resp, err
+}
+
+func (s *nodes) WatchNodes(req *espmv1.WatchNodesRequest, stream grpc.ServerStreamingServer[espmv1.WatchNodesResponse]) error {
+	ctx, after := stream.Context(), req.GetAfterRevision()
+	if after < 0 {
+		return node.Invalid("after_revision", "must not be negative, is %d", after)
+	}
+	if after == 0 {
+		var err error
+		if after, err = s.registry.Store.Revision(ctx); err != nil {
+			return err
+		}
+	}
+	for ev, err := range s.registry.Store.WatchNodes(ctx, after) {
+		if err != nil {
+			return err
+		}
+		out := &espmv1.WatchNodesResponse{Revision: ev.Revision, Certname: string(ev.Certname)}
+		if ev.Node != nil {
+			if out.Node, err = toNode(*ev.Node); err != nil {
+				return err
+			}
+		}
+		if err := stream.Send(out); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}

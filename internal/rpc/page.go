@@ -1,0 +1,60 @@
+package rpc
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+const (
+	defaultPage = 100
+	maxPage     = 1000
+)
+
+func pageSize(asked int32) (int, error) {
+	switch {
+	case asked < 0:
+		return 0, node.Invalid("page_size", "must not be negative, is %d", asked)
+	case asked == 0:
+		return defaultPage, nil
+	default:
+		return min(int(asked), maxPage), nil
+	}
+}
+
+// A page token is where the page before ended, behind a hash of what was
+// listed, so that a token is refused with another filter.
+const hashLen = 8
+
+func pageToken(list, after string) string {
+	if after == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(list))
+	return base64.RawURLEncoding.EncodeToString(append(sum[:hashLen], after...))
+}
+
+func parsePageToken(list, token string) (after string, err error) {
+	if token == "" {
+		return "", nil
+	}
+	b, err := base64.RawURLEncoding.DecodeString(token)
+	if err != nil || len(b) <= hashLen {
+		return "", node.Invalid("page_token", "is not one that this server gave")
+	}
+	sum := sha256.Sum256([]byte(list))
+	if string(b[:hashLen]) != string(sum[:hashLen]) {
+		return "", node.Invalid("page_token", "is of a list with another filter")
+	}
+	return string(b[hashLen:]), nil
+}
+
+// paging checks the two fields of a list request. list names what is listed, with its filter.
+func paging(list any, size int32, token string) (name string, limit int, after string, err error) {
+	name = fmt.Sprintf("%T %+v", list, list)
+	limit, sizeErr := pageSize(size)
+	after, tokenErr := parsePageToken(name, token)
+	return name, limit, after, node.Join(sizeErr, tokenErr)
+}
