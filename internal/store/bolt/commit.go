@@ -1,0 +1,283 @@
+package bolt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	bbolt "go.etcd.io/bbolt"
+
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+)
+
+// Bounds of what shares one transaction, hence one wait for the disk. A batch
+// larger than maxGroupBytes goes alone.
+const (
+	maxGroup      = 512
+	maxGroupBytes = 16 << 20
+)
+
+// errNothing rolls back a transaction in which no batch was applied.
+var errNothing = errors.New("nothing to commit")
+
+// request is a batch on its way to the committer. It shares no memory with the
+// caller, who may go away before the commit is done.
+type request struct {
+	guards  []store.Guard
+	puts    []store.Put // with roomyValues
+	deletes []string
+	size    int
+
+	// Set by the committer before it closes done.
+	revision int64
+	err      error
+	done     chan struct{}
+}
+
+// newRequest copies a batch. What bbolt would refuse is refused here, since
+// within a group it would fail the batches of other callers as well.
+func newRequest(b store.Batch) (*request, error) {
+	r := &request{guards: slices.Clone(b.Guards), deletes: slices.Clone(b.Deletes), done: make(chan struct{})}
+	seen := make(map[string]bool, len(b.Puts)+len(b.Deletes))
+	check := func(key string) error {
+		switch {
+		case key == "":
+			return errors.New("a key is empty")
+		case len(key) > bbolt.MaxKeySize:
+			return fmt.Errorf("key %.40q... has %d bytes, the most is %d", key, len(key), bbolt.MaxKeySize)
+		case seen[key]:
+			return fmt.Errorf("key %q stands in the batch twice", key)
+		}
+		seen[key] = true
+		r.size += len(key)
+		return nil
+	}
+	for _, p := range b.Puts {
+		if err := check(p.Key); err != nil {
+			return nil, err
+		}
+		if int64(len(p.Value)) > bbolt.MaxValueSize-int64(maxPrefix) {
+			return nil, fmt.Errorf("value of key %q is too large: %d bytes", p.Key, len(p.Value))
+		}
+		r.puts = append(r.puts, store.Put{Key: p.Key, Value: roomyValue(p.Value)})
+		r.size += len(p.Value)
+	}
+	for _, key := range b.Deletes {
+		if err := check(key); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+// Commit implements store.Engine. Batches that come while a transaction waits
+// for the disk share the next one; a lone batch goes at once.
+func (e *Engine) Commit(ctx context.Context, b store.Batch) (int64, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, fmt.Errorf("commit: %w", err)
+	}
+	r, err := newRequest(b)
+	if err != nil {
+		return 0, fmt.Errorf("commit: %w", err)
+	}
+	if !e.enqueue(r) {
+		return 0, fmt.Errorf("commit: %w", e.errClosed())
+	}
+	select {
+	case <-r.done:
+		return r.revision, r.err
+	case <-ctx.Done():
+	}
+	if e.withdraw(r) {
+		return 0, fmt.Errorf("commit: %w", ctx.Err())
+	}
+	select {
+	case <-r.done:
+		return r.revision, r.err
+	default:
+		return 0, fmt.Errorf("commit: %w: %w: %w", ctx.Err(), store.ErrUnknownOutcome, node.ErrUnavailable)
+	}
+}
+
+// enqueue hands a request to the committer, unless the engine is closing.
+func (e *Engine) enqueue(r *request) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closing {
+		return false
+	}
+	e.queue = append(e.queue, r)
+	e.wake.Signal()
+	return true
+}
+
+// withdraw takes a request back, unless the committer already has it.
+func (e *Engine) withdraw(r *request) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	i := slices.Index(e.queue, r)
+	if i < 0 {
+		return false
+	}
+	e.queue = slices.Delete(e.queue, i, i+1)
+	return true
+}
+
+// commitLoop is the committer, the only writer of the file.
+func (e *Engine) commitLoop() {
+	defer close(e.committed)
+	for group := e.gather(); group != nil; group = e.gather() {
+		e.commitGroup(group)
+		for _, r := range group {
+			close(r.done)
+		}
+	}
+}
+
+// gather waits for requests and takes what fits one transaction, in order of
+// arrival; nil when the engine is closing and all are answered.
+func (e *Engine) gather() []*request {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for len(e.queue) == 0 {
+		if e.closing {
+			return nil
+		}
+		e.wake.Wait()
+	}
+	n, size := 0, 0
+	for n < len(e.queue) && n < maxGroup {
+		size += e.queue[n].size
+		if n > 0 && size > maxGroupBytes {
+			break
+		}
+		n++
+	}
+	group := slices.Clone(e.queue[:n])
+	e.queue = slices.Delete(e.queue, 0, n)
+	return group
+}
+
+// commitGroup applies a group in one transaction and sets the answers.
+func (e *Engine) commitGroup(group []*request) {
+	if e.unsettled {
+		if err := e.settle(); err != nil {
+			refuse(group, fmt.Errorf("commit to %s: an earlier commit is still unsettled: %w: %w", e.path, node.ErrUnavailable, err))
+			return
+		}
+	}
+	var newest int64
+	err := e.update(func(tx *bbolt.Tx) (err error) {
+		newest, err = e.apply(tx, group)
+		return err
+	})
+	if errors.Is(err, errNothing) {
+		return
+	}
+	if err != nil {
+		err = e.resolve(err, newest)
+	}
+	if err != nil {
+		refuse(group, err)
+		return
+	}
+	e.wakeWatches()
+}
+
+// refuse answers all with an error, also those whose guard failed: it may have
+// failed on the change of another batch that has come to nothing.
+func refuse(group []*request, err error) {
+	for _, r := range group {
+		r.revision, r.err = 0, err
+	}
+}
+
+// apply puts the batches whose guards hold into the transaction, each on top of
+// those before it, and returns the newest revision. An error fails all.
+func (e *Engine) apply(tx *bbolt.Tx, group []*request) (newest int64, err error) {
+	before, err := readRevision(tx)
+	if err != nil {
+		return 0, err
+	}
+	newest = before
+	kv, history := tx.Bucket(bucketKV), tx.Bucket(bucketHistory)
+	for _, r := range group {
+		if r.err = checkGuards(kv, r.guards); r.err != nil {
+			continue
+		}
+		newest++
+		r.revision = newest
+		entry, err := applyRequest(kv, r)
+		if err != nil {
+			return 0, err
+		}
+		if err := history.Put(historyKey(newest), entry); err != nil {
+			return 0, err
+		}
+	}
+	if newest == before {
+		return 0, errNothing
+	}
+	if err := trimHistory(history, newest-e.history); err != nil {
+		return 0, err
+	}
+	return newest, writeRevision(tx, newest)
+}
+
+func checkGuards(kv *bbolt.Bucket, guards []store.Guard) error {
+	for _, g := range guards {
+		var have int64
+		if stored := kv.Get([]byte(g.Key)); stored != nil {
+			var err error
+			if have, _, err = splitRecord(g.Key, stored); err != nil {
+				return fmt.Errorf("commit: %w: %w", node.ErrUnavailable, err)
+			}
+		}
+		if have != g.Revision {
+			return &store.GuardError{Key: g.Key, Want: g.Revision, Have: have}
+		}
+	}
+	return nil
+}
+
+// applyRequest writes a batch and returns its entry in the history.
+func applyRequest(kv *bbolt.Bucket, r *request) (entry []byte, err error) {
+	entry = []byte{}
+	for _, p := range r.puts {
+		if err := kv.Put([]byte(p.Key), prefixed(p.Value, r.revision)); err != nil {
+			return nil, err
+		}
+		entry = appendChange(entry, change{key: p.Key})
+	}
+	for _, key := range r.deletes {
+		if kv.Get([]byte(key)) == nil {
+			continue // nothing changes, so there is no event either
+		}
+		if err := kv.Delete([]byte(key)); err != nil {
+			return nil, err
+		}
+		entry = appendChange(entry, change{key: key, deleted: true})
+	}
+	return entry, nil
+}
+
+// trimHistory deletes the entries up to a revision. It starts over from the
+// first entry each time, since a bbolt cursor skips one after a Delete.
+func trimHistory(history *bbolt.Bucket, upTo int64) error {
+	cursor := history.Cursor()
+	for key, _ := cursor.First(); key != nil; key, _ = cursor.First() {
+		revision, err := historyRevision(key)
+		if err != nil {
+			return err
+		}
+		if revision > upTo {
+			return nil
+		}
+		if err := cursor.Delete(); err != nil {
+			return err
+		}
+	}
+	return nil
+}

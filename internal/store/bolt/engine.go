@@ -1,0 +1,156 @@
+// Package bolt is the store engine on one bbolt file, the default of a single
+// machine. The file is readable with any bbolt tool:
+//
+//	kv       key -> revision in decimal, a space, the value
+//	history  revision, 8 bytes big endian -> the keys changed, one a line: +"key" put, -"key" deleted
+//	meta     format -> version of this layout; revision -> the newest revision
+//
+// One process at a time has the file open for writing. While none has, any
+// number may read it (OpenReader).
+//
+// The package is linked into espm-enc, which is started for every catalog: it
+// imports nothing that makes a process start slowly, so no logger either.
+package bolt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	bbolt "go.etcd.io/bbolt"
+
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+)
+
+// ErrLocked marks an error of opening a file that another process has open.
+var ErrLocked = errors.New("locked by another process")
+
+// Options of Open. The zero value is good for production.
+type Options struct {
+	Timeout time.Duration // how long to wait for the file's lock; default 5 s
+	History int           // revisions kept for watches; default 10,000
+	Mode    os.FileMode   // of a file newly created, whatever the umask; default 0640
+}
+
+func (o Options) withDefaults() Options {
+	if o.Timeout <= 0 {
+		o.Timeout = 5 * time.Second
+	}
+	if o.History <= 0 {
+		o.History = 10_000
+	}
+	if o.Mode == 0 {
+		o.Mode = 0o640
+	}
+	return o
+}
+
+// Engine is a store.Engine on a bbolt file. All methods may be called at once.
+//
+// A commit is durable when it returns: its pages and then the page that names
+// them were synced. After a failure (disk full, I/O error) the engine goes on
+// answering reads, and commits work again as soon as the disk takes them. A
+// damaged page fails the reads that meet it, but a commit that meets it panics:
+// nothing more is to be written to such a file.
+type Engine struct {
+	path    string
+	db      *bbolt.DB
+	file    *os.File // bbolt's own; see settle
+	history int64
+
+	// Faults are injected here by tests; db.Update and file.Sync otherwise.
+	update func(func(*bbolt.Tx) error) error
+	sync   func() error
+
+	// reads is held shared by every read transaction; see settle.
+	reads sync.RWMutex
+
+	mu      sync.Mutex
+	wake    *sync.Cond // signalled when queue grows or closing is set
+	queue   []*request
+	closing bool
+	changed chan struct{} // closed and replaced whenever the revision has moved
+
+	unsettled bool          // the committer's own; see settle
+	committed chan struct{} // closed when the committer has ended
+	closed    chan struct{} // closed when Close has begun
+	closeErr  error
+	closeOnce sync.Once
+}
+
+var _ store.Engine = (*Engine)(nil)
+
+// Open opens the store at path, creating it if the file is absent; the folder
+// must exist. A file that another process has open is waited for, then an
+// error that wraps ErrLocked names the holder where it can. A file that is not
+// a store, is damaged, or was written by a newer espm is refused and left as it is.
+func Open(path string, opts Options) (*Engine, error) {
+	opts = opts.withDefaults()
+	if err := create(path, opts.Mode); err != nil {
+		return nil, fmt.Errorf("create store %s: %w", path, err)
+	}
+	db, file, err := openFile(path, opts.Timeout, false)
+	if errors.Is(err, ErrLocked) {
+		err = fmt.Errorf("%w: %s (waited %s)", err, describeHolder(path), opts.Timeout)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open store %s: %w", path, err)
+	}
+	e := &Engine{
+		path:      path,
+		db:        db,
+		file:      file,
+		history:   int64(opts.History),
+		update:    db.Update,
+		sync:      file.Sync,
+		changed:   make(chan struct{}),
+		committed: make(chan struct{}),
+		closed:    make(chan struct{}),
+	}
+	e.wake = sync.NewCond(&e.mu)
+	go e.commitLoop()
+	return e, nil
+}
+
+// Close answers the commits already handed in, then releases the file. Calls
+// that come later, and watches, get an error that wraps node.ErrUnavailable.
+func (e *Engine) Close() error {
+	e.closeOnce.Do(func() {
+		e.mu.Lock()
+		e.closing = true
+		e.wake.Signal()
+		e.mu.Unlock()
+		<-e.committed
+		close(e.closed)
+		if err := e.db.Close(); err != nil {
+			e.closeErr = fmt.Errorf("close store %s: %w", e.path, err)
+		}
+	})
+	return e.closeErr
+}
+
+// Get implements store.Reader.
+func (e *Engine) Get(ctx context.Context, key string) (store.Record, error) {
+	return get(ctx, e.view, key)
+}
+
+// List implements store.Reader. It holds a read transaction while it gathers,
+// so a large limit delays the reuse of pages.
+func (e *Engine) List(ctx context.Context, prefix, after string, limit int) ([]store.Record, int64, error) {
+	return list(ctx, e.view, prefix, after, limit)
+}
+
+// view runs fn in a read transaction.
+func (e *Engine) view(fn func(*bbolt.Tx) error) error {
+	e.reads.RLock()
+	defer e.reads.RUnlock()
+	return view(e.db, e.path, fn)
+}
+
+func (e *Engine) errClosed() error {
+	return fmt.Errorf("store %s is closed: %w", e.path, node.ErrUnavailable)
+}

@@ -1,0 +1,156 @@
+package bolt
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"syscall"
+	"time"
+
+	bbolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+)
+
+// create makes an empty store at path, unless there is a file, and makes sure
+// that its name survives power loss. The file appears whole or not at all, and
+// never in place of another.
+func create(path string, mode os.FileMode) error {
+	folder, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		if err := createNew(path, mode); err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
+	// Also where the file was there: its creator may have died before this.
+	if err := folder.Sync(); err != nil {
+		return fmt.Errorf("sync folder: %w", err)
+	}
+	return nil
+}
+
+func createNew(path string, mode os.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	if err := errors.Join(f.Chmod(mode), f.Close()); err != nil {
+		return err
+	}
+	db, err := bbolt.Open(f.Name(), mode, &bbolt.Options{FreelistType: bbolt.FreelistMapType})
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(db.Update(initLayout), db.Close()); err != nil {
+		return err
+	}
+	// A link, since a rename would replace the file of a process that was quicker.
+	if err := os.Link(f.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+// openFile opens a bbolt file that must exist, and checks that it is a store of
+// this layout. The file returned is the one that bbolt holds.
+func openFile(path string, timeout time.Duration, readOnly bool) (db *bbolt.DB, file *os.File, err error) {
+	// bbolt maps the file and trusts its page numbers: on a damaged one it
+	// panics, or reads past the end, which is a fault.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		p := recover()
+		if p != nil {
+			err = fmt.Errorf("file is damaged: %v", p)
+		}
+		if err != nil && file != nil {
+			// The map that bbolt leaves behind keeps the lock past a mere close.
+			_ = syscall.Flock(int(file.Fd()), syscall.LOCK_UN)
+			_ = file.Close()
+		}
+	}()
+	db, err = bbolt.Open(path, 0, &bbolt.Options{
+		Timeout:  max(timeout, 1), // bbolt takes 0 for ever
+		ReadOnly: readOnly,
+		// The free list is kept on disk: without it bbolt scans the whole
+		// file at every opening for writing, and after every failed commit.
+		NoFreelistSync:  false,
+		FreelistType:    bbolt.FreelistMapType, // the array slows down as the file fragments
+		PreLoadFreelist: false,                 // a reader has no use for it
+		// To grow the map, bbolt waits for all readers and holds up new ones,
+		// at every doubling of the file; from 1 GiB on, once a GiB. Address
+		// space costs nothing, and the file itself grows as it is filled.
+		InitialMmapSize: 1 << 30,
+		OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
+			var err error
+			file, err = openExisting(name, flag, mode)
+			return file, err
+		},
+	})
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return nil, file, ErrLocked
+	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch):
+		return nil, file, fmt.Errorf("file is damaged or no bbolt file: %w", err)
+	case err != nil:
+		return nil, file, err
+	}
+	if err := db.View(func(tx *bbolt.Tx) error { return checkLayout(tx, file) }); err != nil {
+		return nil, nil, errors.Join(err, db.Close())
+	}
+	return db, file, nil
+}
+
+// openExisting never creates, and refuses an empty file, which bbolt would fill.
+func openExisting(name string, flag int, mode os.FileMode) (*os.File, error) {
+	file, err := os.OpenFile(name, flag&^os.O_CREATE, mode)
+	if err != nil {
+		return nil, err
+	}
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+	case !info.Mode().IsRegular():
+		err = errors.New("no regular file")
+	case info.Size() == 0:
+		err = errors.New("file is empty, not a store: remove it to have a new one created")
+	default:
+		return file, nil
+	}
+	return nil, errors.Join(err, file.Close())
+}
+
+func checkLayout(tx *bbolt.Tx, file *os.File) error {
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Size() < tx.Size() {
+		return fmt.Errorf("file is cut short: %d bytes of %d", info.Size(), tx.Size())
+	}
+	meta := tx.Bucket(bucketMeta)
+	if meta == nil {
+		return errors.New("bbolt file is no store of espm: it has no bucket meta")
+	}
+	text := string(meta.Get(keyFormat))
+	switch version, err := strconv.Atoi(text); {
+	case err != nil || version < 1:
+		return fmt.Errorf("store has an unknown layout %q", text)
+	case version > format:
+		return fmt.Errorf("store was written by a newer espm: its layout is %d, this espm knows up to %d; nothing was changed", version, format)
+	}
+	if tx.Bucket(bucketKV) == nil || tx.Bucket(bucketHistory) == nil {
+		return errors.New("store is damaged: a bucket is missing")
+	}
+	_, err = readRevision(tx)
+	return err
+}

@@ -1,0 +1,168 @@
+package bolt
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"iter"
+	"strings"
+
+	bbolt "go.etcd.io/bbolt"
+
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+)
+
+// A page of a watch ends with the revision that crosses one of these, so that
+// neither its memory nor the time of its read transaction depends on the consumer.
+const (
+	maxPageRevisions = 1000
+	maxPageEvents    = 256
+	maxPageBytes     = 1 << 20
+)
+
+// page is what a watch reads in one transaction.
+type page struct {
+	events []store.Event
+	last   int64 // every revision up to here has been read
+	more   bool  // the history goes on
+}
+
+// Watch implements store.Engine. An event is left out where a later one for
+// the same key follows, so an event always carries the value that its
+// revision wrote. No transaction is open while the consumer has the event.
+func (e *Engine) Watch(ctx context.Context, prefix string, after int64) iter.Seq2[store.Event, error] {
+	return func(yield func(store.Event, error) bool) {
+		for {
+			// Taken before the read: what is committed after the read closes it.
+			changed := e.revisionChanged()
+			if err := ctx.Err(); err != nil {
+				yield(store.Event{}, err)
+				return
+			}
+			page, err := e.readPage(prefix, after)
+			if err != nil {
+				yield(store.Event{}, fmt.Errorf("watch %q: %w", prefix, err))
+				return
+			}
+			for _, event := range page.events {
+				if err := ctx.Err(); err != nil {
+					yield(store.Event{}, err)
+					return
+				}
+				if !yield(event, nil) {
+					return
+				}
+			}
+			after = page.last
+			if page.more {
+				continue
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+			case <-e.closed:
+				yield(store.Event{}, fmt.Errorf("watch %q: %w", prefix, e.errClosed()))
+				return
+			}
+		}
+	}
+}
+
+// revisionChanged is closed once the revision has moved on from now.
+func (e *Engine) revisionChanged() <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.changed
+}
+
+// wakeWatches tells every watch that there is something to read.
+func (e *Engine) wakeWatches() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	close(e.changed)
+	e.changed = make(chan struct{})
+}
+
+// readPage reads what follows a revision.
+func (e *Engine) readPage(prefix string, after int64) (page, error) {
+	p := page{last: after}
+	err := e.view(func(tx *bbolt.Tx) error {
+		if err := checkKept(tx, after); err != nil {
+			return err
+		}
+		kv, cursor := tx.Bucket(bucketKV), tx.Bucket(bucketHistory).Cursor()
+		revisions, size := 0, 0
+		for key, entry := cursor.Seek(historyKey(after + 1)); key != nil; key, entry = cursor.Next() {
+			if revisions >= maxPageRevisions || len(p.events) >= maxPageEvents || size >= maxPageBytes {
+				p.more = true
+				return nil
+			}
+			revision, err := historyRevision(key)
+			if err != nil {
+				return err
+			}
+			events, err := eventsOf(kv, prefix, revision, entry)
+			if err != nil {
+				return err
+			}
+			for _, event := range events {
+				size += len(event.Value)
+			}
+			p.events = append(p.events, events...)
+			p.last = revision
+			revisions++
+		}
+		return nil
+	})
+	return p, err
+}
+
+// checkKept tells whether the history holds everything after a revision.
+func checkKept(tx *bbolt.Tx, after int64) error {
+	var kept int64
+	if key, _ := tx.Bucket(bucketHistory).Cursor().First(); key != nil {
+		oldest, err := historyRevision(key)
+		if err != nil {
+			return err
+		}
+		kept = oldest - 1
+	}
+	if after < kept {
+		return fmt.Errorf("after revision %d, history is kept after %d: %w", after, kept, node.ErrCompacted)
+	}
+	return nil
+}
+
+// eventsOf returns the events of one revision, but for the changes that a later
+// revision, which the watch has yet to read, has overtaken.
+func eventsOf(kv *bbolt.Bucket, prefix string, revision int64, entry []byte) ([]store.Event, error) {
+	changes, err := parseChanges(revision, entry)
+	if err != nil {
+		return nil, err
+	}
+	var events []store.Event
+	for _, c := range changes {
+		if !strings.HasPrefix(c.key, prefix) {
+			continue
+		}
+		stored := kv.Get([]byte(c.key))
+		if c.deleted {
+			if stored == nil {
+				events = append(events, store.Event{Key: c.key, Revision: revision, Deleted: true})
+			}
+			continue
+		}
+		if stored == nil {
+			continue
+		}
+		at, value, err := splitRecord(c.key, stored)
+		if err != nil {
+			return nil, err
+		}
+		if at == revision {
+			events = append(events, store.Event{Key: c.key, Revision: revision, Value: bytes.Clone(value)})
+		}
+	}
+	return events, nil
+}
