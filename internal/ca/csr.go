@@ -1,0 +1,233 @@
+package ca
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
+	"slices"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// maxCSR bounds a CSR's PEM. One with an 8192-bit key and a hundred names has under 10 KiB.
+const maxCSR = 64 << 10
+
+var (
+	oidCommonName     = asn1.ObjectIdentifier{2, 5, 4, 3}
+	oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
+	oidMicrosoftExts  = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 2, 1, 14}
+)
+
+// ParseCSR reads a caller's CSR (PKCS #10, RFC 2986) for a certname and checks
+// all that does not depend on the call: see Request.WithCSR for the rest. The
+// rules are Puppet Server's, made tighter where noted:
+//   - one PEM block of at most 64 KiB and nothing else, signed by its own key,
+//     with SHA-256, SHA-384 or SHA-512;
+//   - one common name, equal to the certname; other parts of the subject are
+//     left out of the certificate, as Puppet Server does;
+//   - an RSA key of 2048 to 8192 bits or an EC key on P-256, P-384 or P-521:
+//     what agents generate (Puppet's settings key_type, named_curve) and TLS
+//     takes. An RSA exponent is odd and at least 65537 (FIPS 186-5 section
+//     A.1.1), which is what OpenSSL, Java and Go always generate;
+//   - subject alternative names: DNS only, no wildcards. Puppet Server also
+//     takes IP addresses;
+//   - Puppet's own extensions except pp_cli_auth, their values ASN.1 strings.
+//
+// The error is a *node.InvalidError on field "csr".
+func ParseCSR(pemBytes []byte, name node.Certname) (*x509.CertificateRequest, error) {
+	der, err := decodeCSR(pemBytes)
+	if err != nil {
+		return nil, err
+	}
+	csr, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return nil, node.Invalid("csr", "can't be read: %v", err)
+	}
+	for _, check := range []error{
+		checkCSRName(csr, name), checkPublicKey(csr.PublicKey), checkCSRSignature(csr), checkAttributes(csr),
+	} {
+		if check != nil {
+			return nil, check
+		}
+	}
+	return csr, checkCSRExtensions(csr)
+}
+
+func decodeCSR(pemBytes []byte) ([]byte, error) {
+	if len(pemBytes) > maxCSR {
+		return nil, node.Invalid("csr", "at most %d bytes, is %d", maxCSR, len(pemBytes))
+	}
+	block, rest := pem.Decode(pemBytes)
+	if block == nil {
+		return nil, node.Invalid("csr", "holds no PEM block")
+	}
+	// pem.Decode skips what stands before the block.
+	lead := bytes.TrimSpace(pemBytes)
+	if !bytes.HasPrefix(lead, []byte("-----BEGIN "+block.Type+"-----")) || len(bytes.TrimSpace(rest)) > 0 {
+		return nil, node.Invalid("csr", "must be one PEM block and nothing else")
+	}
+	// OpenSSL reads both names.
+	if block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST" {
+		return nil, node.Invalid("csr", "must be a CERTIFICATE REQUEST, is a %s", quote(block.Type))
+	}
+	return block.Bytes, nil
+}
+
+func checkCSRName(csr *x509.CertificateRequest, name node.Certname) error {
+	var cns []string
+	for _, part := range csr.Subject.Names {
+		if part.Type.Equal(oidCommonName) {
+			cn, _ := part.Value.(string)
+			cns = append(cns, cn)
+		}
+	}
+	if len(cns) != 1 {
+		return node.Invalid("csr", "the subject must have one common name, has %d", len(cns))
+	}
+	if cns[0] != string(name) {
+		return node.Invalid("csr", "the common name must be the certname %q, is %s", string(name), quote(cns[0]))
+	}
+	return nil
+}
+
+func checkPublicKey(pub any) error {
+	switch pub := pub.(type) {
+	case *rsa.PublicKey:
+		if bits := pub.N.BitLen(); bits < 2048 || bits > 8192 {
+			return node.Invalid("csr", "an RSA key must have 2048 to 8192 bits, has %d", bits)
+		}
+		if pub.E < 65537 || pub.E%2 == 0 {
+			return node.Invalid("csr", "an RSA key's exponent must be odd and at least 65537, is %d", pub.E)
+		}
+		if pub.N.Bit(0) == 0 {
+			return node.Invalid("csr", "an RSA key's modulus must be odd")
+		}
+	case *ecdsa.PublicKey:
+		if pub.Curve != elliptic.P256() && pub.Curve != elliptic.P384() && pub.Curve != elliptic.P521() {
+			return node.Invalid("csr", "an EC key must be on P-256, P-384 or P-521, is on %s", pub.Curve.Params().Name)
+		}
+	default:
+		return node.Invalid("csr", "the key must be RSA or EC")
+	}
+	return nil
+}
+
+// SHA-1 is refused although x509 still verifies it on a CSR.
+var csrSignatures = []x509.SignatureAlgorithm{
+	x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA,
+	x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS,
+	x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512,
+}
+
+func checkCSRSignature(csr *x509.CertificateRequest) error {
+	if !slices.Contains(csrSignatures, csr.SignatureAlgorithm) {
+		return node.Invalid("csr", "must be signed with SHA-256, SHA-384 or SHA-512, is signed with %s", csr.SignatureAlgorithm)
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return node.Invalid("csr", "is not signed by its own key: %v", err)
+	}
+	return nil
+}
+
+// checkAttributes refuses Microsoft's spelling of requested extensions: Puppet
+// honours it, x509 does not read it, and nothing may be dropped in silence.
+func checkAttributes(csr *x509.CertificateRequest) error {
+	var info struct { // CertificationRequestInfo, RFC 2986 section 4.1
+		Version    int
+		Subject    asn1.RawValue
+		PublicKey  asn1.RawValue
+		Attributes []asn1.RawValue `asn1:"tag:0,set"`
+	}
+	if _, err := asn1.Unmarshal(csr.RawTBSCertificateRequest, &info); err != nil {
+		return node.Invalid("csr", "can't be read: %v", err)
+	}
+	for _, raw := range info.Attributes {
+		var attr struct {
+			ID     asn1.ObjectIdentifier
+			Values asn1.RawValue
+		}
+		if _, err := asn1.Unmarshal(raw.FullBytes, &attr); err != nil {
+			return node.Invalid("csr", "has an attribute that can't be read: %v", err)
+		}
+		if attr.ID.Equal(oidMicrosoftExts) {
+			return node.Invalid("csr", "asks for extensions in Microsoft's attribute %s; use PKCS #9's extensionRequest", attr.ID)
+		}
+	}
+	return nil
+}
+
+func checkCSRExtensions(csr *x509.CertificateRequest) error {
+	var errs []error
+	for _, e := range csr.Extensions {
+		errs = append(errs, checkCSRExtension(e))
+	}
+	if len(csr.Extensions) > maxExtensions+1 { // the names are one of them
+		errs = []error{node.Invalid("csr", "at most %d extensions, are %d", maxExtensions, len(csr.Extensions))}
+	}
+	return node.Join(errs...)
+}
+
+func checkCSRExtension(e pkix.Extension) error {
+	if e.Id.Equal(oidSubjectAltName) {
+		return checkCSRNames(e.Value)
+	}
+	if !isPuppet(e.Id) || e.Id.Equal(PPCliAuth) {
+		return node.Invalid("csr", "asks for extension %s, which is not permitted", ExtensionName(e.Id))
+	}
+	value, ok := stringValue(e.Value)
+	if !ok {
+		return node.Invalid("csr", "extension %s must be a UTF8String", ExtensionName(e.Id))
+	}
+	if rule := valueRule(value); rule != "" {
+		return node.Invalid("csr", "extension %s: %s", ExtensionName(e.Id), rule)
+	}
+	return nil
+}
+
+// generalNames are the kinds of a subject alternative name, RFC 5280 section 4.2.1.6, by tag.
+var generalNames = []string{
+	"other name", "email address", "DNS name", "X.400 address", "directory name",
+	"EDI party name", "URI", "IP address", "registered ID",
+}
+
+const tagDNSName = 2
+
+// checkCSRNames reads the names itself: x509 skips kinds that it does not know.
+func checkCSRNames(der []byte) error {
+	var names []asn1.RawValue
+	if rest, err := asn1.Unmarshal(der, &names); err != nil || len(rest) > 0 {
+		return node.Invalid("csr", "the subject alternative names can't be read")
+	}
+	if len(names) > maxDNSAltNames {
+		return node.Invalid("csr", "at most %d subject alternative names, are %d", maxDNSAltNames, len(names))
+	}
+	var errs []error
+	for _, n := range names {
+		if n.Class == asn1.ClassContextSpecific && n.Tag == tagDNSName {
+			errs = append(errs, node.CheckDNSName("csr", string(n.Bytes)))
+			continue
+		}
+		kind := "name of an unknown kind"
+		if n.Class == asn1.ClassContextSpecific && n.Tag < len(generalNames) {
+			kind = generalNames[n.Tag]
+		}
+		errs = append(errs, node.Invalid("csr", "subject alternative names must be DNS names, one is a %s", kind))
+	}
+	return node.Join(errs...)
+}
+
+// csrExtensions returns the Puppet extensions of a CSR that ParseCSR passed.
+func csrExtensions(csr *x509.CertificateRequest) []Extension {
+	var exts []Extension
+	for _, e := range csr.Extensions {
+		if value, ok := stringValue(e.Value); ok && isPuppet(e.Id) {
+			exts = append(exts, Extension{ID: e.Id, Value: value})
+		}
+	}
+	return exts
+}

@@ -1,0 +1,350 @@
+package directory
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/durable"
+	"github.com/espm-project/espm/internal/node"
+)
+
+// CAKeyECP384 is a key for a CA, besides ca.KeyAlgorithms.
+const CAKeyECP384 ca.KeyAlgorithm = "ec-p384"
+
+// CreateOptions describe a new CA.
+type CreateOptions struct {
+	// Host makes the CA's name, "Puppet CA: HOST", as Puppet's ca_name does.
+	Host string
+	// Name is the CA's name in full where Host's would not do.
+	Name string
+	// Key is ca.RSA4096 (default), ca.RSA3072, ca.RSA2048, ca.ECP256 or
+	// CAKeyECP384, for the root and the intermediate alike.
+	Key ca.KeyAlgorithm
+	// Intermediate makes a root and has it certify the signing CA, as
+	// `puppetserver ca setup` does. Its key, root_key.pem, is not needed in
+	// the folder and should be moved to a safe place.
+	Intermediate bool
+	// Validity of the CA and of its first CRL; 0: fifteen years, as `puppetserver ca setup` has it.
+	Validity time.Duration
+	Now      func() time.Time
+	Disk     durable.Disk
+}
+
+const (
+	defaultCAValidity = 15 * 365 * 24 * time.Hour
+	maxCommonName     = 64 // RFC 5280 ub-common-name, which OpenSSL enforces
+)
+
+// Create makes a CA directory at path, which must not exist or be an empty
+// folder. It appears there whole or not at all: a kill leaves only a hidden
+// folder beside it, which the next Create removes. In an empty folder that
+// root prepared for somebody, everything becomes theirs.
+func Create(path string, o CreateOptions) error {
+	o, err := o.withDefaults()
+	if err != nil {
+		return err
+	}
+	path = filepath.Clean(path)
+	if err := nothingStands(path); err != nil {
+		return err
+	}
+	files, err := newCA(o)
+	if err != nil {
+		return fmt.Errorf("create CA in %s: %w", path, err)
+	}
+	if err := install(path, files, o.Disk); err != nil {
+		return fmt.Errorf("create CA in %s: %w", path, err)
+	}
+	return nil
+}
+
+func (o CreateOptions) withDefaults() (CreateOptions, error) {
+	if o.Name == "" {
+		if _, err := node.ParseCertname(o.Host); err != nil {
+			return o, fmt.Errorf("create CA: host: %w", err)
+		}
+		o.Name = "Puppet CA: " + o.Host
+	}
+	if len(o.Name) > maxCommonName {
+		return o, node.Invalid("ca_name", "at most %d bytes, %q has %d", maxCommonName, o.Name, len(o.Name))
+	}
+	if o.Key == "" {
+		o.Key = ca.RSA4096
+	}
+	if o.Validity == 0 {
+		o.Validity = defaultCAValidity
+	}
+	if o.Validity < ca.MinTTL || o.Validity > ca.MaxTTL {
+		return o, node.Invalid("ca_validity", "from %v to %v (fifty years), is %v", ca.MinTTL, ca.MaxTTL, o.Validity)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Disk == nil {
+		o.Disk = durable.OS
+	}
+	return o, nil
+}
+
+// nothingStands refuses a folder in which anything stands, and names it.
+func nothingStands(path string) error {
+	entries, err := os.ReadDir(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("create CA: %w", err)
+	}
+	if len(entries) > 0 {
+		var names []string
+		for _, e := range entries[:min(len(entries), 8)] {
+			names = append(names, e.Name())
+		}
+		return fmt.Errorf("create CA: %s is not empty, there stands %s: %w", path, strings.Join(names, ", "), fs.ErrExist)
+	}
+	return nil
+}
+
+// caFile is a file of a new CA directory.
+type caFile struct {
+	name string
+	mode fs.FileMode
+	data []byte
+}
+
+// newCA makes what `puppetserver ca setup` and Puppet Server make: their
+// names, forms, serial numbers and modes.
+func newCA(o CreateOptions) ([]caFile, error) {
+	now := o.Now().UTC().Truncate(time.Second)
+	key, err := caKey(o.Key)
+	if err != nil {
+		return nil, err
+	}
+	var files []caFile
+	var parent *authorityPair
+	number := int64(1)
+	if o.Intermediate {
+		if parent, err = newRoot(o, now); err != nil {
+			return nil, err
+		}
+		rootKey, err := ca.MarshalKeyPEM(parent.key)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, caFile{"root_key.pem", 0o600, rootKey})
+		number = 2
+	}
+	own, err := newPair(o.Name, number, key, parent, now, o.Validity)
+	if err != nil {
+		return nil, err
+	}
+	more, err := own.files(parent)
+	return append(files, more...), err
+}
+
+// newRoot names the root as `puppetserver ca setup` does: by chance, so that
+// no two are confused.
+func newRoot(o CreateOptions, now time.Time) (*authorityPair, error) {
+	key, err := caKey(o.Key)
+	if err != nil {
+		return nil, err
+	}
+	id, err := ca.KeyID(key.Public())
+	if err != nil {
+		return nil, err
+	}
+	return newPair(fmt.Sprintf("Puppet Root CA: %x", id[:7]), 1, key, nil, now, o.Validity)
+}
+
+func caKey(alg ca.KeyAlgorithm) (crypto.Signer, error) {
+	if alg == CAKeyECP384 {
+		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	}
+	if _, err := ca.ParseKeyAlgorithm(string(alg)); err != nil {
+		return nil, node.Invalid("ca_key_algorithm", "%q: must be one of %v or %s", alg, ca.KeyAlgorithms(), CAKeyECP384)
+	}
+	return ca.GenerateKey(alg)
+}
+
+// authorityPair is a CA's key, certificate and first CRL.
+type authorityPair struct {
+	key  crypto.Signer
+	cert *x509.Certificate
+	crl  []byte // PEM
+}
+
+// newPair certifies key by parent, or by itself if that is nil, with the
+// extensions of Puppet's CA_EXTENSIONS (puppetserver-ca, local_certificate_authority.rb).
+func newPair(name string, serial int64, key crypto.Signer, parent *authorityPair, now time.Time, validity time.Duration) (*authorityPair, error) {
+	subject, err := ca.CommonName(name)
+	if err != nil {
+		return nil, err
+	}
+	keyID, err := ca.KeyID(key.Public())
+	if err != nil {
+		return nil, err
+	}
+	comment, err := ca.NetscapeComment()
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{
+		SerialNumber:          big.NewInt(serial),
+		RawSubject:            subject,
+		NotBefore:             now.Add(-ca.Backdate),
+		NotAfter:              now.Add(validity),
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		SubjectKeyId:          keyID,
+		AuthorityKeyId:        keyID,
+		ExtraExtensions:       []pkix.Extension{comment},
+	}
+	issuer, issuerKey := template, key
+	if parent != nil {
+		issuer, issuerKey = parent.cert, parent.key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, issuer, key.Public(), issuerKey)
+	if err != nil {
+		return nil, fmt.Errorf("create CA certificate: %w", err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("create CA certificate: %w", err)
+	}
+	crl, err := newCRL(signer{issuer: cert, key: key}, new(big.Int), nil, now.Add(-ca.Backdate), cert.NotAfter)
+	if err != nil {
+		return nil, err
+	}
+	return &authorityPair{key, cert, pem.EncodeToMemory(&pem.Block{Type: crlType, Bytes: crl})}, nil
+}
+
+func (p *authorityPair) files(parent *authorityPair) ([]caFile, error) {
+	private, err := ca.MarshalKeyPEM(p.key)
+	if err != nil {
+		return nil, err
+	}
+	spki, err := x509.MarshalPKIXPublicKey(p.key.Public())
+	if err != nil {
+		return nil, fmt.Errorf("encode public key: %w", err)
+	}
+	certs := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.cert.Raw})
+	crls := p.crl
+	// Puppet Server counts its own certificate among those it issued; one that
+	// a root issued has a serial of the root's.
+	serial, inventory := "0002", inventoryEntry(p.cert).String()+"\n"
+	if parent != nil {
+		certs = append(certs, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: parent.cert.Raw})...)
+		crls = append(crls, parent.crl...)
+		serial, inventory = "0001", ""
+	}
+	return []caFile{
+		{"ca_key.pem", 0o640, private},
+		{"ca_pub.pem", 0o644, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki})},
+		{"ca_crt.pem", 0o644, certs},
+		{"ca_crl.pem", 0o644, crls},
+		{"infra_crl.pem", 0o644, crls},
+		{"infra_inventory.txt", 0o644, nil},
+		{"infra_serials", 0o644, nil},
+		{"inventory.txt", 0o644, []byte(inventory)},
+		{"serial", 0o644, []byte(serial)},
+	}, nil
+}
+
+// install writes the files into a folder beside path and moves it there.
+func install(path string, files []caFile, disk durable.Disk) (err error) {
+	parent, base := filepath.Split(path)
+	parent = filepath.Clean(parent)
+	prefix := "." + base + ".espm-new-"
+	if err := removeHalfMade(parent, prefix); err != nil {
+		return err
+	}
+	temp, err := os.MkdirTemp(parent, prefix)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(temp))
+		}
+	}()
+	for _, dir := range []string{"signed", "requests"} {
+		if err := mkdir(filepath.Join(temp, dir)); err != nil {
+			return err
+		}
+	}
+	for _, f := range files {
+		if err := disk.WriteFile(filepath.Join(temp, f.name), f.data, f.mode); err != nil {
+			return err
+		}
+	}
+	if err := os.Chmod(temp, 0o755); err != nil {
+		return err
+	}
+	if err := giveToOwner(temp, path); err != nil {
+		return err
+	}
+	// os.Rename refuses a target that is a folder; the system call replaces an empty one.
+	if err := unix.Rename(temp, path); err != nil {
+		return fmt.Errorf("move %s to %s: %w", temp, path, err)
+	}
+	return durable.SyncFolder(parent)
+}
+
+func removeHalfMade(parent, prefix string) error {
+	entries, err := os.ReadDir(parent)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), prefix) {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(parent, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mkdir makes a folder with Puppet's mode, whatever the umask.
+func mkdir(path string) error {
+	if err := os.Mkdir(path, 0o755); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o755)
+}
+
+// giveToOwner gives everything in dir to the owner of the empty folder at path.
+func giveToOwner(dir, path string) error {
+	var st unix.Stat_t
+	err := unix.Stat(path, &st)
+	if errors.Is(err, fs.ErrNotExist) || os.Geteuid() != 0 {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("stat %s: %w", path, err)
+	}
+	return filepath.WalkDir(dir, func(file string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Lchown(file, int(st.Uid), int(st.Gid))
+	})
+}

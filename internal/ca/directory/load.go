@@ -1,0 +1,163 @@
+package directory
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/espm-project/espm/internal/ca"
+)
+
+// loadKey reads the CA's private key, in any of the forms that OpenSSL writes.
+func loadKey(path string) (*ca.Key, error) {
+	data, err := readKeyFile(path)
+	if err != nil {
+		return nil, err
+	}
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type == "EC PARAMETERS" { // `openssl ecparam -genkey` puts it before the key
+			continue
+		}
+		if block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers["DEK-Info"] != "" {
+			return nil, fmt.Errorf("CA key %s is encrypted; espm needs it without a passphrase", path)
+		}
+		key, err := parseKey(block)
+		if err != nil {
+			return nil, fmt.Errorf("CA key %s: %w", path, err)
+		}
+		return ca.NewKey(key), nil
+	}
+	return nil, fmt.Errorf("CA key %s holds no PEM block", path)
+}
+
+func readKeyFile(path string) (data []byte, err error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("cannot read CA key %s: %w; espm must run as its owner or in its group", path, fs.ErrPermission)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot read CA key: %w", err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("cannot read CA key: %w", err)
+	}
+	if mode := st.Mode().Perm(); mode&0o007 != 0 {
+		return nil, fmt.Errorf("CA key %s is open to everybody (mode %04o); make it 0640 or 0600", path, mode)
+	}
+	data = make([]byte, min(st.Size(), 64<<10)) // an RSA key of 16384 bits has 13 KiB
+	if _, err := f.ReadAt(data, 0); err != nil {
+		return nil, fmt.Errorf("cannot read CA key %s: %w", path, err)
+	}
+	return data, nil
+}
+
+// parseKey never repeats the parser's own words, which might hold a part of the key.
+func parseKey(block *pem.Block) (crypto.Signer, error) {
+	var key any
+	var err error
+	switch block.Type {
+	case "RSA PRIVATE KEY":
+		key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
+	case "EC PRIVATE KEY":
+		key, err = x509.ParseECPrivateKey(block.Bytes)
+	case "PRIVATE KEY":
+		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+	default:
+		return nil, fmt.Errorf("holds a PEM block %.40q, want a private key", block.Type)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the %s in it can't be read", block.Type)
+	}
+	switch key := key.(type) {
+	case *rsa.PrivateKey:
+		return key, nil
+	case *ecdsa.PrivateKey:
+		return key, nil
+	}
+	return nil, fmt.Errorf("is a %T, want RSA or EC", key)
+}
+
+// loadChain reads ca_crt.pem: the signing CA, then each one's issuer up to
+// the root; what follows the root is left alone. It returns the path to the
+// root and the whole file as PEM.
+func loadChain(path string, pub crypto.PublicKey) ([]*x509.Certificate, []byte, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read CA certificate: %w", err)
+	}
+	certs, clean, err := parseCertificates(data)
+	if err != nil {
+		return nil, nil, fmt.Errorf("CA certificate %s: %w", path, err)
+	}
+	chain, err := checkChain(certs, pub)
+	if err != nil {
+		return nil, nil, fmt.Errorf("CA certificate %s: %w", path, err)
+	}
+	return chain, clean, nil
+}
+
+func parseCertificates(data []byte) (certs []*x509.Certificate, clean []byte, err error) {
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			return nil, nil, fmt.Errorf("holds a PEM block %.40q, want only CERTIFICATE", block.Type)
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, nil, fmt.Errorf("certificate %d: %w", len(certs)+1, err)
+		}
+		certs = append(certs, cert)
+		clean = append(clean, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
+	}
+	if len(certs) == 0 {
+		return nil, nil, errors.New("holds no PEM block")
+	}
+	return certs, clean, nil
+}
+
+func checkChain(certs []*x509.Certificate, pub crypto.PublicKey) ([]*x509.Certificate, error) {
+	for i, cert := range certs {
+		if !samePublicKey(cert.PublicKey, pub) {
+			continue
+		}
+		if i > 0 {
+			return nil, fmt.Errorf("the CA's key belongs to certificate %d, %q; it must come first", i+1, cert.Subject)
+		}
+		return pathToRoot(certs)
+	}
+	return nil, fmt.Errorf("the CA's key does not belong to %q", certs[0].Subject)
+}
+
+func pathToRoot(certs []*x509.Certificate) ([]*x509.Certificate, error) {
+	for i, cert := range certs {
+		if !cert.IsCA || (cert.KeyUsage != 0 && cert.KeyUsage&x509.KeyUsageCertSign == 0) {
+			return nil, fmt.Errorf("%q is no CA", cert.Subject)
+		}
+		// A root vouches for itself: its own signature proves nothing (RFC
+		// 5280 section 6.1) and may be SHA-1 on an old site.
+		if bytes.Equal(cert.RawIssuer, cert.RawSubject) {
+			return certs[:i+1], nil
+		}
+		if i+1 == len(certs) {
+			return nil, fmt.Errorf("the chain lacks %q, which issued %q", cert.Issuer, cert.Subject)
+		}
+		if err := cert.CheckSignatureFrom(certs[i+1]); err != nil {
+			return nil, fmt.Errorf("certificate %d, %q, was not issued by the one that follows it, %q: %w",
+				i+1, cert.Subject, certs[i+1].Subject, err)
+		}
+	}
+	panic("unreachable: every round returns or has a next")
+}
+
+func samePublicKey(a, b crypto.PublicKey) bool {
+	k, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && k.Equal(b)
+}

@@ -1,0 +1,218 @@
+package directory
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/durable"
+)
+
+// Options are how an Authority works. The zero value works on the real disk,
+// clock and randomness and publishes nowhere.
+type Options struct {
+	// Publish lists further files that get the CRL chain, such as Puppet
+	// Server's hostcrl. Their folders must exist.
+	Publish []string
+	// CRLValidity is the time from a CRL to its nextUpdate; 0: five years, as Puppet Server has it.
+	CRLValidity time.Duration
+	Disk        durable.Disk
+	Now         func() time.Time
+	Rand        io.Reader // of serial numbers
+	Log         logrus.FieldLogger
+}
+
+const defaultCRLValidity = 5 * 365 * 24 * time.Hour
+
+func (o Options) withDefaults() Options {
+	if o.CRLValidity == 0 {
+		o.CRLValidity = defaultCRLValidity
+	}
+	if o.Disk == nil {
+		o.Disk = durable.OS
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Rand == nil {
+		o.Rand = rand.Reader
+	}
+	if o.Log == nil {
+		silent := logrus.New()
+		silent.SetOutput(io.Discard)
+		o.Log = silent
+	}
+	return o
+}
+
+// Authority is the one owner of a Puppet CA directory. It implements ca.Authority.
+type Authority struct {
+	dir       string
+	opts      Options
+	lock      *os.File
+	key       crypto.Signer
+	chain     []*x509.Certificate // the signing CA first, the root last
+	chainPEM  []byte
+	inventory *inventory
+	names     nameLocks
+
+	// revoking orders all writes of the CRL and its copies.
+	revoking sync.Mutex
+	unsynced bool                     // a write of ca_crl.pem failed: what the disk holds may not last
+	crl      atomic.Pointer[crlChain] // what the disk holds, as far as is known
+}
+
+var _ ca.Authority = (*Authority)(nil)
+
+// Open takes over the CA directory at path, whoever made it: Create, Puppet
+// Server 6 to 8, or an older Puppet with one self-signed CA. It locks the
+// folder until Close, removes what a killed process left half written, and
+// publishes the CRL where a copy is missing or old. It refuses a folder that
+// it can't work on, and says why:
+// a key that can't be read, is encrypted or open to everybody; a chain out of
+// order; a CRL that is missing or signed by another key; a published copy
+// that is later than the folder's own. A copy that can't be written is
+// logged, and written with the next Revoke.
+func Open(path string, o Options) (*Authority, error) {
+	held, err := lock(path)
+	if err != nil {
+		return nil, err
+	}
+	a := &Authority{dir: path, opts: o.withDefaults(), lock: held}
+	if err := a.load(); err != nil {
+		return nil, errors.Join(err, held.Close())
+	}
+	return a, nil
+}
+
+// Close gives the folder free. No other call may be under way.
+func (a *Authority) Close() error { return a.lock.Close() }
+
+func (a *Authority) load() error {
+	if err := a.tidy(); err != nil {
+		return err
+	}
+	key, err := loadKey(a.file("ca_key.pem"))
+	if err != nil {
+		return err
+	}
+	a.key = key
+	if a.chain, a.chainPEM, err = loadChain(a.file("ca_crt.pem"), key.Public()); err != nil {
+		return err
+	}
+	if err := canSignCRLs(a.chain[0]); err != nil {
+		return fmt.Errorf("CA certificate %s: %w", a.file("ca_crt.pem"), err)
+	}
+	crl, err := a.readCRLs(a.file("ca_crl.pem"))
+	if err != nil {
+		return err
+	}
+	a.crl.Store(crl)
+	a.inventory = &inventory{path: a.file("inventory.txt"), disk: a.opts.Disk}
+	cut, err := a.inventory.repair()
+	if err != nil {
+		return err
+	}
+	if cut > 0 {
+		a.opts.Log.WithFields(logrus.Fields{"path": a.inventory.path, "bytes": cut}).
+			Warn("cut off a torn last line of the inventory")
+	}
+	if err := a.checkCopies(crl); err != nil {
+		return err
+	}
+	if err := a.publish(crl, false); err != nil {
+		a.opts.Log.WithError(err).Warn("the CRL is not published everywhere")
+	}
+	return nil
+}
+
+// tidy removes temporary files of writes that a kill cut short, and makes the
+// folder of certificates, which an empty CA may lack.
+func (a *Authority) tidy() error {
+	if err := os.MkdirAll(a.file("signed"), 0o755); err != nil {
+		return unavailable(err)
+	}
+	ours := map[string]func(string) bool{
+		a.dir:            func(name string) bool { return name == "ca_crl.pem" },
+		a.file("signed"): func(name string) bool { return strings.HasSuffix(name, ".pem") },
+	}
+	for _, copied := range a.opts.Publish {
+		dir, base := filepath.Split(copied)
+		if dir = filepath.Clean(dir); ours[dir] == nil {
+			ours[dir] = func(name string) bool { return name == base }
+		}
+	}
+	for dir, match := range ours {
+		n, err := durable.RemoveStale(dir, match)
+		if err != nil {
+			a.opts.Log.WithError(err).WithField("path", dir).Warn("can't remove temporary files of an earlier run")
+		} else if n > 0 {
+			a.opts.Log.WithFields(logrus.Fields{"path": dir, "files": n}).Info("removed temporary files of an earlier run")
+		}
+	}
+	return nil
+}
+
+func (a *Authority) readCRLs(path string) (*crlChain, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read CRL: %w", err)
+	}
+	c, err := parseCRLs(data, a.chain)
+	if err != nil {
+		return nil, fmt.Errorf("CRL %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// checkCopies refuses to go on from a CRL that is older than one that was
+// published: revoked certificates would come back to life.
+func (a *Authority) checkCopies(own *crlChain) error {
+	for _, path := range a.opts.Publish {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			continue // publish meets it again and reports it
+		}
+		if c, err := parseCRLs(data, a.chain); err == nil && c.number.Cmp(own.number) > 0 {
+			return fmt.Errorf("the CRL published at %s has number %d, later than %d of %s:"+
+				" was the CA directory restored from an old backup? Copy the later one over the other",
+				path, c.number, own.number, a.file("ca_crl.pem"))
+		}
+	}
+	return nil
+}
+
+// publish brings every copy up to date; with force without looking first. One
+// that can't be written does not stop the others; the error names it.
+func (a *Authority) publish(c *crlChain, force bool) error {
+	var errs []error
+	for _, path := range a.opts.Publish {
+		if !force {
+			if data, err := os.ReadFile(path); err == nil && bytes.Equal(data, c.pem) {
+				continue
+			}
+		}
+		if err := a.opts.Disk.WriteFile(path, c.pem, 0o644); err != nil {
+			errs = append(errs, fmt.Errorf("publish CRL: %w", err))
+		}
+	}
+	return unavailable(errors.Join(errs...))
+}
+
+func (a *Authority) file(elem ...string) string {
+	return filepath.Join(slices.Insert(elem, 0, a.dir)...)
+}

@@ -1,0 +1,160 @@
+package ca
+
+import (
+	"crypto"
+	"crypto/rsa"
+	"crypto/sha1"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"fmt"
+	"time"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// Backdate is how far a certificate's validity reaches back: Puppet Server
+// allows for clocks that are a day behind.
+const Backdate = 24 * time.Hour
+
+var (
+	oidExtKeyUsage = asn1.ObjectIdentifier{2, 5, 29, 37}
+	oidServerAuth  = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 1}
+	oidClientAuth  = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 2}
+	oidNSComment   = asn1.ObjectIdentifier{2, 16, 840, 1, 113730, 1, 13}
+)
+
+// Leaf returns what to certify for r, as Puppet Server issues it
+// (create-agent-extensions in its certificate_authority.clj): a common name,
+// the subject alternative names with the certname first, the Netscape
+// comment, key identifiers, Puppet's extensions, and critical basic
+// constraints, key usage and extended key usage.
+//
+// It differs in three points. The authority key identifier holds the key
+// identifier alone, where Puppet Server 7.9 adds issuer and serial. An EC key
+// is not for key encipherment (RFC 8813 section 3). A certificate never
+// outlives its CA, which RFC 5280 would have verifiers refuse anyway.
+func Leaf(r Request, now time.Time, issuer *x509.Certificate) (*x509.Certificate, error) {
+	notBefore, notAfter, err := validity(r.TTL, now, issuer)
+	if err != nil {
+		return nil, err
+	}
+	serial, ok := r.Serial.Int()
+	if !ok || serial.Sign() == 0 {
+		return nil, fmt.Errorf("%q is no serial number", r.Serial)
+	}
+	subject, err := CommonName(string(r.Certname))
+	if err != nil {
+		return nil, err
+	}
+	keyID, err := KeyID(r.PublicKey())
+	if err != nil {
+		return nil, err
+	}
+	extra, err := leafExtensions(r)
+	if err != nil {
+		return nil, err
+	}
+	usage := x509.KeyUsageDigitalSignature
+	if _, ok := r.PublicKey().(*rsa.PublicKey); ok {
+		usage |= x509.KeyUsageKeyEncipherment
+	}
+	return &x509.Certificate{
+		SerialNumber:          serial,
+		RawSubject:            subject,
+		NotBefore:             notBefore,
+		NotAfter:              notAfter,
+		DNSNames:              append([]string{string(r.Certname)}, r.DNSAltNames...),
+		SubjectKeyId:          keyID,
+		KeyUsage:              usage,
+		BasicConstraintsValid: true,
+		ExtraExtensions:       extra,
+	}, nil
+}
+
+// validity is Puppet Server's, in whole seconds. A TTL of zero asks for the
+// default or, near the end of the CA's life, for what is left of that; a TTL
+// that was asked for and can't be had is refused.
+func validity(ttl time.Duration, now time.Time, issuer *x509.Certificate) (notBefore, notAfter time.Time, err error) {
+	now = now.UTC().Truncate(time.Second)
+	if !now.Before(issuer.NotAfter) {
+		return notBefore, notAfter, fmt.Errorf("%w: the CA's certificate ended at %s",
+			node.ErrUnavailable, issuer.NotAfter.Format(time.RFC3339))
+	}
+	notAfter = now.Add(ttl)
+	if ttl == 0 {
+		notAfter = now.Add(DefaultTTL)
+		if notAfter.After(issuer.NotAfter) {
+			notAfter = issuer.NotAfter
+		}
+	}
+	if notAfter.After(issuer.NotAfter) {
+		return notBefore, notAfter, node.Invalid("ttl", "reaches to %s, beyond the CA's own end at %s",
+			notAfter.Format(time.RFC3339), issuer.NotAfter.Format(time.RFC3339))
+	}
+	return now.Add(-Backdate), notAfter, nil
+}
+
+func leafExtensions(r Request) ([]pkix.Extension, error) {
+	// x509 would leave the extended key usage uncritical.
+	usages, err := asn1.Marshal([]asn1.ObjectIdentifier{oidServerAuth, oidClientAuth})
+	if err != nil {
+		return nil, fmt.Errorf("encode extended key usage: %w", err)
+	}
+	comment, err := NetscapeComment()
+	if err != nil {
+		return nil, err
+	}
+	exts := []pkix.Extension{comment, {Id: oidExtKeyUsage, Critical: true, Value: usages}}
+	for _, e := range r.Extensions {
+		ext, err := e.encode()
+		if err != nil {
+			return nil, err
+		}
+		exts = append(exts, ext)
+	}
+	return exts, nil
+}
+
+// CommonName encodes a distinguished name of one UTF8String. Puppet compares
+// names as strings, but x509 would choose a PrintableString, and a name that
+// differs in type from Puppet's is another name to RFC 5280's simple comparison.
+func CommonName(cn string) ([]byte, error) {
+	value, err := asn1.MarshalWithParams(cn, "utf8")
+	if err != nil {
+		return nil, fmt.Errorf("encode common name %q: %w", cn, err)
+	}
+	der, err := asn1.Marshal(pkix.RDNSequence{{{Type: oidCommonName, Value: asn1.RawValue{FullBytes: value}}}})
+	if err != nil {
+		return nil, fmt.Errorf("encode common name %q: %w", cn, err)
+	}
+	return der, nil
+}
+
+// KeyID returns a subject key identifier by RFC 5280 section 4.2.1.2 method 1,
+// which is SHA-1 and Puppet's.
+func KeyID(pub crypto.PublicKey) ([]byte, error) {
+	der, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		return nil, fmt.Errorf("identify public key: %w", err)
+	}
+	var spki struct {
+		Algorithm pkix.AlgorithmIdentifier
+		Key       asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(der, &spki); err != nil {
+		return nil, fmt.Errorf("identify public key: %w", err)
+	}
+	sum := sha1.Sum(spki.Key.Bytes)
+	return sum[:], nil
+}
+
+// NetscapeComment returns the comment that every certificate of Puppet's CA
+// has, its own included.
+func NetscapeComment() (pkix.Extension, error) {
+	der, err := asn1.MarshalWithParams("Puppet Server Internal Certificate", "ia5")
+	if err != nil {
+		return pkix.Extension{}, fmt.Errorf("encode Netscape comment: %w", err)
+	}
+	return pkix.Extension{Id: oidNSComment, Value: der}, nil
+}
