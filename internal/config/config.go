@@ -118,7 +118,6 @@ func (c *Config) fill(dir string) {
 	c.Store.Path = cmp.Or(c.Store.Path, "/var/lib/espm/espm.db")
 	c.ENC.Socket = cmp.Or(c.ENC.Socket, "/run/espm/enc.sock")
 	c.ENC.UnknownNodes = cmp.Or(c.ENC.UnknownNodes, enc.Fail)
-	c.Issue.TTL = cmp.Or(c.Issue.TTL, ca.DefaultTTL)
 	c.Issue.KeyAlgorithm = cmp.Or(c.Issue.KeyAlgorithm, string(ca.ECP256))
 	if c.Issue.KeyPool == nil {
 		c.Issue.KeyPool = new(defaultKeyPool)
@@ -134,7 +133,9 @@ func (c *Config) fill(dir string) {
 			absolute(dir, &d.Path)
 		}
 		for i := range d.Publish {
-			absolute(dir, &d.Publish[i])
+			if d.Publish[i] != "" {
+				absolute(dir, &d.Publish[i])
+			}
 		}
 	}
 	if path, ok := strings.CutPrefix(c.Listen, "unix://"); ok && path != "" {
@@ -168,7 +169,7 @@ func (c *Config) check() error {
 	if _, err := ca.ParseKeyAlgorithm(c.Issue.KeyAlgorithm); err != nil {
 		return fmt.Errorf("certificates.%w", err)
 	}
-	if c.Issue.TTL < ca.MinTTL || c.Issue.TTL > ca.MaxTTL {
+	if ttl := c.Issue.TTL; ttl != 0 && (ttl < ca.MinTTL || ttl > ca.MaxTTL) {
 		return fmt.Errorf("certificates.ttl: from %v to %v, is %v", ca.MinTTL, ca.MaxTTL, c.Issue.TTL)
 	}
 	if pool := *c.Issue.KeyPool; pool < 0 || pool > 1000 {
@@ -176,6 +177,9 @@ func (c *Config) check() error {
 	}
 	if c.Puppet.Server == "" {
 		return errors.New("puppet.server: must be set: the Puppet Server that provisioned nodes are to use")
+	}
+	if err := node.CheckDNSName("puppet.server", c.Puppet.Server); err != nil {
+		return err // a port or a URL here would only fail on every instance
 	}
 	if c.Puppet.Port < 1 || c.Puppet.Port > 65535 {
 		return fmt.Errorf("puppet.port: from 1 to 65535, is %d", c.Puppet.Port)

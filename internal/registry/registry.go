@@ -62,7 +62,7 @@ type Options struct {
 	Keys        Keys
 	Revocations Revocations
 	Puppet      bootstrap.Server
-	TTL         time.Duration   // of a certificate, where the caller names none
+	TTL         time.Duration   // of a certificate, where the caller names none; 0: ca.DefaultTTL, or what the CA has left
 	Algorithm   ca.KeyAlgorithm // likewise
 	Protected   []string        // certnames that are never terminated
 	Now         func() time.Time

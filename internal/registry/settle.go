@@ -52,7 +52,7 @@ func (r *Registry) Run(ctx context.Context) {
 func (r *Registry) settleAll(ctx context.Context) (left bool) {
 	for intent, err := range r.Store.Intents(ctx) {
 		if err == nil && r.claim(intent.UID) {
-			err = r.settle(ctx, intent)
+			err = r.settleOpen(ctx, intent.UID) // it may have been closed since the list was read
 			r.release(intent.UID)
 		}
 		if ctx.Err() != nil {
@@ -89,11 +89,7 @@ func (r *Registry) settleNode(ctx context.Context, n node.Node) error {
 		return fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)
 	}
 	defer r.release(n.UID)
-	intent, open, err := r.Store.Intent(ctx, n.UID)
-	if err != nil || !open {
-		return err
-	}
-	return r.settle(ctx, intent)
+	return r.settleOpen(ctx, n.UID)
 }
 
 // abandon settles an intent whose issue failed, now if that is possible. A
@@ -127,6 +123,7 @@ func (r *Registry) refuse(ctx context.Context, intent node.IssueIntent, cert *x5
 	return nil
 }
 
+// settleOpen settles the intent of a registration, if it is open. The caller has claimed it.
 func (r *Registry) settleOpen(ctx context.Context, uid node.UID) error {
 	intent, open, err := r.Store.Intent(ctx, uid)
 	if err != nil || !open {
@@ -136,8 +133,7 @@ func (r *Registry) settleOpen(ctx context.Context, uid node.UID) error {
 }
 
 // settle brings an open intent to its end: it asks the authority what became
-// of it, and adopts the certificate or orders its revocation. The caller has
-// claimed the intent.
+// of it, and adopts the certificate or orders its revocation.
 func (r *Registry) settle(ctx context.Context, intent node.IssueIntent) error {
 	found, err := r.Authority.Find(ctx, ca.Query{Certname: intent.Certname, Serial: intent.Serial, KeyHash: intent.KeyHash})
 	if err != nil {

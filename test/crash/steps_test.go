@@ -1,0 +1,295 @@
+package crash
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/espm-project/espm/internal/durable"
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/registry"
+	"github.com/espm-project/espm/internal/store"
+)
+
+// The test binary runs itself as the child that is killed.
+const (
+	childDir  = "ESPM_CRASH_DIR"
+	childStep = "ESPM_CRASH_STEP" // which step, from 1
+	childWhen = "ESPM_CRASH_WHEN" // before or after
+)
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(childDir); dir != "" {
+		if err := child(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// killer ends the process at one durable step.
+type killer struct {
+	at    int64
+	after bool
+	count atomic.Int64
+}
+
+func (k *killer) step(do func() error) error {
+	hit := k.count.Add(1) == k.at
+	if hit && !k.after {
+		die()
+	}
+	err := do()
+	if hit {
+		die()
+	}
+	return err
+}
+
+func die() {
+	syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	select {}
+}
+
+type killerEngine struct {
+	store.Engine
+	k *killer
+}
+
+func (e killerEngine) Commit(ctx context.Context, b store.Batch) (rev int64, err error) {
+	err = e.k.step(func() error { rev, err = e.Engine.Commit(ctx, b); return err })
+	return rev, err
+}
+
+type killerDisk struct {
+	durable.Disk
+	k *killer
+}
+
+func (d killerDisk) WriteFile(path string, data []byte, mode fs.FileMode) error {
+	return d.k.step(func() error { return d.Disk.WriteFile(path, data, mode) })
+}
+
+func (d killerDisk) Append(path string, data []byte, mode fs.FileMode) error {
+	return d.k.step(func() error { return d.Disk.Append(path, data, mode) })
+}
+
+func (d killerDisk) Remove(path string) error {
+	return d.k.step(func() error { return d.Disk.Remove(path) })
+}
+
+// child does what the parent checks, and says what was acknowledged.
+func child(dir string) error {
+	at, err := strconv.ParseInt(os.Getenv(childStep), 10, 64)
+	if err != nil {
+		return err
+	}
+	k := &killer{at: at, after: os.Getenv(childWhen) == "after"}
+	w, err := open(dir, func(e store.Engine) store.Engine { return killerEngine{e, k} }, killerDisk{durable.OS, k})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	go w.queue.Run(ctx)
+	csr, err := os.ReadFile(filepath.Join(dir, "csr.pem"))
+	if err != nil {
+		return err
+	}
+	made, err := w.provision(ctx, "made.test", nil, w.registry)
+	if err != nil {
+		return err
+	}
+	fmt.Println("provisioned made.test", made.Node.Serial)
+	sent, err := w.provision(ctx, "sent.test", csr, w.registry)
+	if err != nil {
+		return err
+	}
+	fmt.Println("provisioned sent.test", sent.Node.Serial)
+	fmt.Println("asked-again made.test") // its first certificate may be revoked from here on
+	again, err := w.provision(ctx, "made.test", nil, w.forgetful())
+	if err != nil {
+		return err
+	}
+	fmt.Println("provisioned made.test", again.Node.Serial)
+	for _, name := range []node.Certname{"made.test", "sent.test"} {
+		fmt.Println("asked-terminate", name)
+		t, err := w.registry.Terminate(ctx, name, "", 0, false)
+		if err != nil {
+			return err
+		}
+		fmt.Println("terminated", name)
+		if t.Revocations, err = w.queue.Wait(ctx, t.Revocations); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *world) provision(ctx context.Context, name node.Certname, csr []byte, r *registry.Registry) (registry.Provisioned, error) {
+	return r.Provision(ctx, node.Node{Certname: name}, registry.Spec{CSRPEM: csr}, "request-"+string(name), false)
+}
+
+// said is what the child acknowledged before it died.
+type said struct {
+	serial     map[string]node.Serial // of a provision that nothing was asked after
+	open       map[string]bool        // asked for anew, or to be terminated: may have happened
+	terminated map[string]bool
+}
+
+func listen(out []byte) said {
+	s := said{map[string]node.Serial{}, map[string]bool{}, map[string]bool{}}
+	for sc := bufio.NewScanner(bytes.NewReader(out)); sc.Scan(); {
+		f := strings.Fields(sc.Text())
+		switch f[0] {
+		case "provisioned":
+			s.serial[f[1]] = node.Serial(f[2])
+			delete(s.open, f[1])
+		case "asked-again", "asked-terminate":
+			s.open[f[1]] = true
+		case "terminated":
+			s.terminated[f[1]] = true
+		}
+	}
+	return s
+}
+
+func TestKilledAtEachStep(t *testing.T) {
+	steps := 0
+	for _, when := range []string{"before", "after"} {
+		for at := 1; ; at++ {
+			killed := false
+			t.Run(fmt.Sprintf("%s step %d", when, at), func(t *testing.T) { killed = killAt(t, at, when) })
+			if t.Failed() || !killed {
+				break
+			}
+			steps++
+		}
+	}
+	if !t.Failed() && steps < 30 {
+		t.Errorf("only %d kills: the child has far more durable steps than that", steps)
+	}
+	t.Logf("%d kills", steps)
+}
+
+func killAt(t *testing.T, at int, when string) (killed bool) {
+	dir := t.TempDir()
+	newCA(t, dir)
+	csr, key, err := newCSR("sent.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "csr.pem"), csr, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), childDir+"="+dir, childStep+"="+strconv.Itoa(at), childWhen+"="+when)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+		if !ok || status.Signal() != syscall.SIGKILL {
+			t.Fatalf("the child failed by itself: %v: %s", err, stderr.Bytes())
+		}
+		killed = true
+	}
+	s := listen(out)
+	w, err := open(dir, unwrapped, durable.OS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	w.run(ctx)
+	settled(t, w.store)
+	before := checkOrphans(t, dir, w.store)
+	checkSaid(t, w, s, before)
+	retryAll(t, w, dir, s, csr, &key.PublicKey, before.number)
+	return killed
+}
+
+// checkSaid finds every acknowledged write.
+func checkSaid(t *testing.T, w *world, s said, crl crlState) {
+	t.Helper()
+	for name, serial := range s.serial {
+		n, err := w.store.Node(t.Context(), node.Certname(name))
+		switch {
+		case s.terminated[name]:
+			if err == nil || !crl.revoked[serial] {
+				t.Errorf("terminated %q: in the classifier %v, serial %s revoked %v", name, err == nil, serial, crl.revoked[serial])
+			}
+		case s.open[name]: // checkOrphans has seen to it
+		case err != nil || n.Serial != serial || crl.revoked[serial]:
+			t.Errorf("provisioned %q with %s: found %+v, %v, revoked %v", name, serial, n, err, crl.revoked[serial])
+		}
+	}
+}
+
+// retryAll does what a control plane does that got no answer: it asks again, with the
+// same request id, and for the terminated ones nothing comes back to life.
+func retryAll(t *testing.T, w *world, dir string, s said, csr []byte, public *ecdsa.PublicKey, last *big.Int) {
+	t.Helper()
+	for _, name := range []string{"made.test", "sent.test"} {
+		_, gone := w.store.Node(t.Context(), node.Certname(name))
+		if s.terminated[name] || s.open[name] && gone != nil {
+			if _, err := w.provision(t.Context(), node.Certname(name), pick(name, csr), w.registry); err == nil {
+				t.Errorf("a late retry brought %q back to life", name)
+			}
+			continue
+		}
+		p, err := w.provision(t.Context(), node.Certname(name), pick(name, csr), w.registry)
+		if err != nil {
+			t.Errorf("retry of %q: %v", name, err)
+			continue
+		}
+		if err := verify(t, dir, p.Bundle.CertificatePEM); err != nil {
+			t.Errorf("retry of %q: %v", name, err)
+		}
+		if name == "sent.test" && !public.Equal(parse(t, p.Bundle.CertificatePEM).PublicKey) {
+			t.Error("the retry's certificate is not for the caller's key")
+		}
+	}
+	settled(t, w.store)
+	if after := checkOrphans(t, dir, w.store); after.number.Cmp(last) < 0 {
+		t.Errorf("CRL number went from %v back to %v", last, after.number)
+	}
+}
+
+func pick(name string, csr []byte) []byte {
+	if name == "sent.test" {
+		return csr
+	}
+	return nil
+}
+
+func parse(t *testing.T, certPEM []byte) *x509.Certificate {
+	t.Helper()
+	block, _ := pem.Decode(certPEM)
+	if block == nil {
+		t.Fatal("not PEM")
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
