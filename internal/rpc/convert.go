@@ -21,8 +21,8 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// maxWhole is the largest whole number that a double counts up to.
-const maxWhole = 1 << 53
+// maxWhole is the largest whole number that no other rounds to as a double.
+const maxWhole = 1<<53 - 1
 
 func fromNode(p *espmv1.Node) (node.Node, error) {
 	c, err := fromClassification(p.GetClassification())
@@ -115,7 +115,7 @@ func fromNumber(field string, f float64) (any, error) {
 	case f != math.Trunc(f):
 		return json.Number(strconv.FormatFloat(f, 'g', -1, 64)), nil
 	case math.Abs(f) > maxWhole:
-		return nil, node.Invalid(field, "whole numbers are exact up to 2^53 only: pass a larger one as a string")
+		return nil, node.Invalid(field, "whole numbers are exact below 2^53 only: pass a larger one as a string")
 	default:
 		return json.Number(strconv.FormatInt(int64(f), 10)), nil
 	}

@@ -25,9 +25,9 @@ const (
 // Classification is what the ENC answers for a node, or a node's or group's
 // part of it.
 //
-// Numbers are IEEE 754 doubles, as in JSON: a whole number up to 2^53 becomes
-// an Integer in Puppet, any other a Float; a whole number beyond 2^53 is
-// refused (pass it as a string).
+// Numbers are IEEE 754 doubles, as in JSON: a whole number below 2^53 becomes
+// an Integer in Puppet (1.0 as well), any other a Float; a larger whole number
+// is refused (pass it as a string).
 //
 // Classes and parameters of a node have at most 1,000,000 characters as YAML, those
 // of all groups that a node inherits at most 2,000,000, values are nested

@@ -1,0 +1,57 @@
+# make demo    see it work, in a scratch folder
+# make test    everything: unit, conformance, crash, race detector, end to end
+#
+# E2E=required  a missing Puppet Server is a failure, not a skip
+# RUN=regexp    only these tests
+
+E2E  ?=
+RUN  ?= .
+TOOL := go tool -modfile=tools/go.mod
+
+export CGO_ENABLED ?= 0
+
+.PHONY: build demo test lint generate check-generated fuzz bench clean
+
+build:
+	go build -trimpath -o bin/ ./cmd/...
+
+demo: build
+	test/demo/demo.sh
+
+# The race detector needs cgo. Packages run one after the other, as some start
+# daemons and a JVM. -v shows why the end-to-end test was skipped.
+test:
+	CGO_ENABLED=1 go test -race -p 1 -timeout 30m -run '$(RUN)' $$(go list ./... | grep -v /test/e2e)
+	CGO_ENABLED=1 ESPM_E2E=$(E2E) go test -v -timeout 30m -run '$(RUN)' ./test/e2e
+
+lint:
+	@test -z "$$(gofmt -l cmd internal test proto)" || { gofmt -l cmd internal test proto; echo 'gofmt: these files need it'; exit 1; }
+	go vet ./...
+	$(TOOL) staticcheck ./...
+	$(TOOL) buf lint proto
+	go mod tidy -diff
+	@$(TOOL) govulncheck ./... || { test $$? -ne 3 && echo 'govulncheck: skipped, its database cannot be reached'; }
+
+generate:
+	$(TOOL) buf generate proto --template proto/buf.gen.yaml
+
+# The generated code in the tree is what the .proto files give.
+check-generated:
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
+	$(TOOL) buf generate proto --template proto/buf.gen.yaml -o "$$dir" && \
+	for f in "$$dir"/proto/espm/v1/*.go; do cmp "$$f" "proto/espm/v1/$${f##*/}" || { echo 'run: make generate'; exit 1; }; done && \
+	test "$$(ls "$$dir"/proto/espm/v1/*.go | wc -l)" -eq "$$(ls proto/espm/v1/*.go | wc -l)" || { echo 'stale generated files: run make generate'; exit 1; }
+
+# Each fuzz target for FUZZTIME.
+FUZZTIME ?= 10s
+fuzz:
+	@set -e; for pkg in $$(go list ./internal/...); do \
+	  for f in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "$$pkg $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg; \
+	  done; done
+
+bench: build
+	CGO_ENABLED=1 go run ./test/bench
+
+clean:
+	rm -rf bin

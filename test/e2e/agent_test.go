@@ -1,0 +1,127 @@
+package e2e
+
+import (
+	"crypto/tls"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// What `puppet agent --detailed-exitcodes` means by its exit codes.
+const (
+	unchanged = 0
+	runFailed = 1
+	changed   = 2
+)
+
+// agent is an instance: the bundle that espm made for it, and a state of its own.
+type agent struct {
+	lab      *lab
+	certname string
+	dir      string // its confdir, as `espm node provision --out` wrote it
+}
+
+// run is one run of a real agent; everything it writes stays in its folder.
+func (a agent) run(t *testing.T) agentRun {
+	t.Helper()
+	cmd := exec.Command("puppet", "agent", "--test", "--color=false",
+		"--confdir", a.dir,
+		"--vardir", a.dir+"/var", "--rundir", a.dir+"/run", "--logdir", a.dir+"/log",
+		"--codedir", a.dir+"/code", "--publicdir", a.dir+"/public")
+	cmd.Dir = a.dir
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + a.dir, "LANG=C.UTF-8"}
+	r := run(t, 2*time.Minute, cmd)
+	t.Logf("puppet agent %s: exit %d after %v", a.certname, r.code, r.took.Round(100*time.Millisecond))
+	return agentRun{r, a}
+}
+
+// certificate is what the agent shows in the TLS handshake.
+func (a agent) certificate(t *testing.T) *tls.Certificate {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(a.dir+"/ssl/certs/"+a.certname+".pem", a.dir+"/ssl/private_keys/"+a.certname+".pem")
+	check(t, err)
+	return &pair
+}
+
+// forget removes what earlier catalogs wrote, as a fresh instance would start.
+func (a agent) forget(t *testing.T) {
+	t.Helper()
+	for _, kind := range []string{"site", "motd"} {
+		if err := os.Remove(a.applied(kind)); err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (a agent) applied(kind string) string {
+	return filepath.Join(a.lab.Applied, a.certname+"."+kind)
+}
+
+type agentRun struct {
+	result
+	agent agent
+}
+
+// exits checks the exit code.
+func (r agentRun) exits(t *testing.T, code int) agentRun {
+	t.Helper()
+	if r.code != code {
+		t.Fatalf("puppet agent %s: exit %d, want %d\n%s%s\n%s", r.agent.certname, r.code, code, r.stdout, r.stderr,
+			tailFile(r.agent.lab.Server+"/log/puppetserver.log", 20))
+	}
+	return r
+}
+
+// says checks that the agent's output has all the texts.
+func (r agentRun) says(t *testing.T, texts ...string) agentRun {
+	t.Helper()
+	for _, text := range texts {
+		if !strings.Contains(r.stdout+r.stderr, text) {
+			t.Errorf("puppet agent %s doesn't say %q:\n%s%s", r.agent.certname, text, r.stdout, r.stderr)
+		}
+	}
+	return r
+}
+
+// applied checks the file that a class of the catalog wrote, "" for none.
+func (r agentRun) applied(t *testing.T, kind, want string) agentRun {
+	t.Helper()
+	got, err := os.ReadFile(r.agent.applied(kind))
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	if string(got) != want {
+		t.Errorf("%s applied %s %q, want %q", r.agent.certname, kind, got, want)
+	}
+	return r
+}
+
+// presigned checks that the agent had all that it needed: it asked for no
+// signature and didn't wait for one.
+func (r agentRun) presigned(t *testing.T) agentRun {
+	t.Helper()
+	output := strings.ToLower(r.stdout + r.stderr)
+	for _, sign := range []string{"certificate request", "csr", "waiting", "creating a new", "couldn't fetch"} {
+		if strings.Contains(output, sign) {
+			t.Errorf("puppet agent %s asked for more than its bundle (%q):\n%s", r.agent.certname, sign, output)
+		}
+	}
+	for _, dir := range []string{r.agent.dir + "/ssl/certificate_requests", r.agent.lab.Dir + "/ca/requests"} {
+		requests, err := os.ReadDir(dir)
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		if len(requests) > 0 {
+			t.Errorf("there is a certificate request: %s", requests[0])
+		}
+	}
+	return r
+}
+
+func motd(greeting, datacenter string) string {
+	return fmt.Sprintf("%s from %s in production\n", greeting, datacenter)
+}
