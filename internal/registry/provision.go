@@ -243,6 +243,10 @@ func (r *Registry) recall(ctx context.Context, n node.Node, o *order, request *n
 
 // beginNew commits a new registration with its intent, claimed.
 func (r *Registry) beginNew(ctx context.Context, n node.Node, o *order, request *node.Request) (node.IssueIntent, error) {
+	// Before a key is made for it, which may take seconds.
+	if err := r.addNode(ctx, &n, nil, nil, true); err != nil {
+		return node.IssueIntent{}, err
+	}
 	intent, err := r.prepare(ctx, o, n)
 	if err != nil {
 		return intent, err

@@ -52,7 +52,8 @@ type Queue struct {
 	log       logrus.FieldLogger
 	now       func() time.Time
 
-	wake chan struct{} // holds one: there is something new to do
+	wake    chan struct{} // holds one: there is something new to do
+	stopped chan struct{} // closed when Run has ended
 
 	mu   sync.Mutex
 	done chan struct{} // closed and replaced when receipts were committed
@@ -60,7 +61,7 @@ type Queue struct {
 
 // New returns a Queue.
 func New(s Store, a Authority, now func() time.Time, log logrus.FieldLogger) *Queue {
-	return &Queue{store: s, authority: a, log: log, now: now, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	return &Queue{store: s, authority: a, log: log, now: now, wake: make(chan struct{}, 1), stopped: make(chan struct{}), done: make(chan struct{})}
 }
 
 // Order adds the order to revoke a certificate to a change; it stands once
@@ -85,8 +86,8 @@ func (q *Queue) Kick() {
 	}
 }
 
-// Wait waits until each of the revocations has its receipt, or ctx is done,
-// and returns them as they stand then.
+// Wait waits until each of the revocations has its receipt, or ctx is done, or
+// Run has ended, and returns them as they stand then.
 func (q *Queue) Wait(ctx context.Context, revs []node.Revocation) ([]node.Revocation, error) {
 	for {
 		q.mu.Lock()
@@ -113,13 +114,16 @@ func (q *Queue) Wait(ctx context.Context, revs []node.Revocation) ([]node.Revoca
 		case <-done:
 		case <-ctx.Done():
 			return revs, nil
+		case <-q.stopped:
+			return revs, nil
 		}
 	}
 }
 
-// Run carries out what is ordered, until ctx is done. While the authority
-// fails it tries again after a pause that grows to five minutes.
+// Run carries out what is ordered, until ctx is done; it is called once. While
+// the authority fails it tries again after a pause that grows to five minutes.
 func (q *Queue) Run(ctx context.Context) {
+	defer close(q.stopped)
 	backoff := minBackoff
 	for ctx.Err() == nil {
 		more, err := q.step(ctx)
