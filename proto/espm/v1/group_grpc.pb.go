@@ -40,7 +40,7 @@ const (
 // affected. Values are replaced whole, never merged.
 type GroupServiceClient interface {
 	// CreateGroup creates a group.
-	// ALREADY_EXISTS, GROUP_EXISTS. FAILED_PRECONDITION, GROUP_NOT_FOUND: a parent.
+	// ALREADY_EXISTS, GROUP_EXISTS. NOT_FOUND, GROUP_NOT_FOUND: a parent.
 	CreateGroup(ctx context.Context, in *CreateGroupRequest, opts ...grpc.CallOption) (*CreateGroupResponse, error)
 	// GetGroup returns a group. NOT_FOUND, GROUP_NOT_FOUND.
 	GetGroup(ctx context.Context, in *GetGroupRequest, opts ...grpc.CallOption) (*GetGroupResponse, error)
@@ -127,7 +127,7 @@ func (c *groupServiceClient) DeleteGroup(ctx context.Context, in *DeleteGroupReq
 // affected. Values are replaced whole, never merged.
 type GroupServiceServer interface {
 	// CreateGroup creates a group.
-	// ALREADY_EXISTS, GROUP_EXISTS. FAILED_PRECONDITION, GROUP_NOT_FOUND: a parent.
+	// ALREADY_EXISTS, GROUP_EXISTS. NOT_FOUND, GROUP_NOT_FOUND: a parent.
 	CreateGroup(context.Context, *CreateGroupRequest) (*CreateGroupResponse, error)
 	// GetGroup returns a group. NOT_FOUND, GROUP_NOT_FOUND.
 	GetGroup(context.Context, *GetGroupRequest) (*GetGroupResponse, error)

@@ -42,7 +42,7 @@ type NodeServiceClient interface {
 	// RegisterNode registers and classifies a node, without a certificate.
 	//
 	// ALREADY_EXISTS, NODE_EXISTS: the certname is taken; rename and retry.
-	// FAILED_PRECONDITION, GROUP_NOT_FOUND or CLASSIFICATION_CONFLICT.
+	// NOT_FOUND, GROUP_NOT_FOUND. FAILED_PRECONDITION, CLASSIFICATION_CONFLICT.
 	RegisterNode(ctx context.Context, in *RegisterNodeRequest, opts ...grpc.CallOption) (*RegisterNodeResponse, error)
 	// GetNode returns a live registration, or with a uid that registration,
 	// terminated ones included. NOT_FOUND, NODE_NOT_FOUND otherwise.
@@ -61,7 +61,7 @@ type NodeServiceClient interface {
 	// Without a CSR the private key is made here, returned once and kept
 	// nowhere but in memory, for ten minutes, to answer a retry.
 	//
-	// UNAVAILABLE, AUTHORITY_UNAVAILABLE: retry, with the same request_id.
+	// UNAVAILABLE: retry, with the same request_id.
 	ProvisionNode(ctx context.Context, in *ProvisionNodeRequest, opts ...grpc.CallOption) (*ProvisionNodeResponse, error)
 	// TerminateNode takes a node out of the classifier, at once, and orders
 	// the revocation of its certificate, which is then done for certain, even if
@@ -185,7 +185,7 @@ type NodeServiceServer interface {
 	// RegisterNode registers and classifies a node, without a certificate.
 	//
 	// ALREADY_EXISTS, NODE_EXISTS: the certname is taken; rename and retry.
-	// FAILED_PRECONDITION, GROUP_NOT_FOUND or CLASSIFICATION_CONFLICT.
+	// NOT_FOUND, GROUP_NOT_FOUND. FAILED_PRECONDITION, CLASSIFICATION_CONFLICT.
 	RegisterNode(context.Context, *RegisterNodeRequest) (*RegisterNodeResponse, error)
 	// GetNode returns a live registration, or with a uid that registration,
 	// terminated ones included. NOT_FOUND, NODE_NOT_FOUND otherwise.
@@ -204,7 +204,7 @@ type NodeServiceServer interface {
 	// Without a CSR the private key is made here, returned once and kept
 	// nowhere but in memory, for ten minutes, to answer a retry.
 	//
-	// UNAVAILABLE, AUTHORITY_UNAVAILABLE: retry, with the same request_id.
+	// UNAVAILABLE: retry, with the same request_id.
 	ProvisionNode(context.Context, *ProvisionNodeRequest) (*ProvisionNodeResponse, error)
 	// TerminateNode takes a node out of the classifier, at once, and orders
 	// the revocation of its certificate, which is then done for certain, even if
