@@ -3,7 +3,10 @@
 package bootstrap
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -17,8 +20,8 @@ type Secret []byte
 // String redacts the secret.
 func (Secret) String() string { return "[redacted]" }
 
-// GoString redacts the secret.
-func (Secret) GoString() string { return "[redacted]" }
+// Format redacts the secret for every verb, %d and %#v too.
+func (s Secret) Format(f fmt.State, _ rune) { io.WriteString(f, s.String()) }
 
 // MarshalText redacts the secret, in JSON, YAML and logs as well.
 func (Secret) MarshalText() ([]byte, error) { return []byte("[redacted]"), nil }
@@ -93,8 +96,12 @@ func certificatePath(dir string, name node.Certname) string {
 // dir. Ask before the certificate is issued. A private key of the caller's may stand there.
 func CheckFree(dir string, name node.Certname) error {
 	for _, path := range []string{certificatePath(dir, name), filepath.Join(dir, "puppet.conf")} {
-		if _, err := os.Lstat(path); err == nil {
+		_, err := os.Lstat(path)
+		if err == nil {
 			return fmt.Errorf("%s stands already: remove it or choose another folder", path)
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
 	}
 	return nil

@@ -51,32 +51,78 @@ func Classify(ctx context.Context, src Source, name node.Certname) (node.Classif
 // Merge returns what a node's own part and its groups make together: the node
 // beats its groups, a group beats its ancestors. Classes add up; an
 // environment and the value of a parameter are taken whole from the nearest
-// that sets them. The errors are *node.ConflictError, node.ErrGroupNotFound,
-// and *node.InvalidError on field "groups" where the groups are too many or too large.
+// that sets them. The errors are those of Inherit and Inherited.Check.
 func Merge(ctx context.Context, src Groups, n node.Node) (node.Classification, error) {
 	if len(n.Groups) == 0 {
 		return n.Classification, nil
 	}
-	f, err := gather(ctx, src, n.Groups)
+	h, err := Inherit(ctx, src, n.Groups)
 	if err != nil {
 		return node.Classification{}, err
 	}
-	out := settings{}
-	for key, setters := range f.setters {
-		value, err := f.decide(key, setters)
-		if err == nil {
-			out[key] = value
-			continue
-		}
-		// Nothing to decide where the node itself sets it.
-		f.conflicts = append(f.conflicts, err)
-	}
-	own := flatten(n.Classification)
-	maps.Copy(out, own)
-	if err := f.firstConflict(own, n.Certname); err != nil {
+	if err := h.Check(n); err != nil {
 		return node.Classification{}, err
 	}
-	return out.classification(), nil
+	maps.Copy(h.settings, flatten(n.Classification))
+	return h.settings.classification(), nil
+}
+
+// Inherited is what groups and their ancestors make together, for any node
+// that is in just these groups.
+type Inherited struct {
+	settings  settings
+	conflicts []conflict // where nothing among the groups decides
+	groups    map[string]node.Group
+}
+
+// Inherit reads groups and their ancestors and decides what they can decide.
+// The errors are node.ErrGroupNotFound and, where there are too many groups,
+// a *node.InvalidError on field "groups".
+func Inherit(ctx context.Context, src Groups, groups []string) (*Inherited, error) {
+	f, err := gather(ctx, src, groups)
+	if err != nil {
+		return nil, err
+	}
+	h := &Inherited{settings: settings{}, groups: f.groups}
+	for key, setters := range f.setters {
+		value, clash := f.decide(key, setters)
+		if clash != nil {
+			h.conflicts = append(h.conflicts, *clash)
+		} else {
+			h.settings[key] = value
+		}
+	}
+	slices.SortFunc(h.conflicts, func(a, b conflict) int { return cmp.Compare(a.key.String(), b.key.String()) })
+	return h, nil
+}
+
+// Check returns the first conflict, in order of what is set, that the node's
+// own part does not decide, as a *node.ConflictError.
+func (h *Inherited) Check(n node.Node) error {
+	if len(h.conflicts) == 0 {
+		return nil
+	}
+	own := flatten(n.Classification)
+	for _, c := range h.conflicts {
+		if _, decided := own[c.key]; !decided {
+			return &node.ConflictError{Setting: c.key.String(), Groups: c.groups, Nodes: []node.Certname{n.Certname}}
+		}
+	}
+	return nil
+}
+
+// CheckSize makes sure that the groups leave room for any node's own part in
+// what Puppet takes. The error is a *node.InvalidError on field "groups".
+func (h *Inherited) CheckSize() error {
+	size := 0
+	for _, g := range h.groups {
+		size += g.Classification.Size()
+	}
+	if size > node.MaxGroupsSize {
+		return node.Invalid("groups", "the groups that a node inherits have together at most %d characters as YAML, these have up to %d",
+			node.MaxGroupsSize, size)
+	}
+	return nil
 }
 
 // setting is one thing that can be set: the environment, a class (its
@@ -155,7 +201,6 @@ type forest struct {
 	groups    map[string]node.Group
 	ancestors map[string]map[string]bool
 	setters   map[setting][]string // names, sorted
-	conflicts []*conflict
 }
 
 type conflict struct {
@@ -165,8 +210,7 @@ type conflict struct {
 
 // gather reads the groups reachable from the names given.
 func gather(ctx context.Context, src Groups, names []string) (*forest, error) {
-	f := &forest{map[string]node.Group{}, map[string]map[string]bool{}, map[setting][]string{}, nil}
-	size := 0
+	f := &forest{map[string]node.Group{}, map[string]map[string]bool{}, map[setting][]string{}}
 	for queue := slices.Clone(names); len(queue) > 0; queue = queue[1:] {
 		name := queue[0]
 		if _, done := f.groups[name]; done {
@@ -180,12 +224,7 @@ func gather(ctx context.Context, src Groups, names []string) (*forest, error) {
 			return nil, err
 		}
 		f.groups[name] = g
-		size += g.Classification.Size()
 		queue = append(queue, g.Parents...)
-	}
-	if size > node.MaxGroupsSize {
-		return nil, node.Invalid("groups", "the groups that a node inherits have together at most %d characters as YAML, these have up to %d",
-			node.MaxGroupsSize, size)
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.groups)) {
 		for key := range flatten(f.groups[name].Classification) {
@@ -241,15 +280,4 @@ func (f *forest) ancestorsOf(name string) map[string]bool {
 		maps.Copy(all, f.ancestorsOf(p))
 	}
 	return all
-}
-
-// firstConflict returns the first conflict, in order of what is set, that
-// the node's own part does not decide.
-func (f *forest) firstConflict(own settings, name node.Certname) error {
-	open := slices.DeleteFunc(f.conflicts, func(c *conflict) bool { _, decided := own[c.key]; return decided })
-	if len(open) == 0 {
-		return nil
-	}
-	first := slices.MinFunc(open, func(a, b *conflict) int { return cmp.Compare(a.key.String(), b.key.String()) })
-	return &node.ConflictError{Setting: first.key.String(), Groups: first.groups, Nodes: []node.Certname{name}}
 }

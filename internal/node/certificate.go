@@ -30,6 +30,7 @@ type Certificate struct {
 	NotBefore  time.Time `json:"not_before"`
 	NotAfter   time.Time `json:"not_after"`
 	PEM        string    `json:"pem"`
+	RequestID  string    `json:"request_id,omitempty"` // of the call that it was issued for
 	Revocation string    `json:"revocation,omitempty"` // id of its Revocation, once one was asked for
 	Receipt    *Receipt  `json:"receipt,omitempty"`    // once the revocation took effect
 
@@ -40,13 +41,16 @@ type Certificate struct {
 // the outcome is committed. One that is still there at start was cut short
 // and is settled.
 type IssueIntent struct {
-	UID       UID       `json:"uid"`
-	Certname  Certname  `json:"certname"`
-	Serial    Serial    `json:"serial,omitempty"` // where the authority lets the caller choose it
-	KeyHash   string    `json:"key_hash"`         // SHA-256 of the SubjectPublicKeyInfo, hex
-	CallerKey bool      `json:"caller_key"`       // the caller holds the private key and sent a CSR
-	NewNode   bool      `json:"new_node"`         // the registration came with it and goes with it if it fails
-	RequestID string    `json:"request_id,omitempty"`
+	UID       UID      `json:"uid"`
+	Certname  Certname `json:"certname"`
+	Serial    Serial   `json:"serial,omitempty"` // where the authority lets the caller choose it
+	KeyHash   string   `json:"key_hash"`         // SHA-256 of the SubjectPublicKeyInfo, hex
+	CallerKey bool     `json:"caller_key"`       // the caller holds the private key and sent a CSR
+	RequestID string   `json:"request_id,omitempty"`
+	// The registration, or the request id, came with the intent and goes with it if it fails.
+	NewNode    bool `json:"new_node"`
+	NewRequest bool `json:"new_request"`
+
 	CreatedAt time.Time `json:"created_at"`
 
 	Revision int64 `json:"-"`

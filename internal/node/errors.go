@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -38,6 +39,8 @@ var (
 	ErrCertificateExists = errors.New("node has a certificate")
 	// ErrCertificateNotFound: espm issued no certificate with that serial.
 	ErrCertificateNotFound = errors.New("certificate not found")
+	// ErrForeignCertificate: the authority has a live certificate of that name that espm did not issue.
+	ErrForeignCertificate = errors.New("certname has a certificate that espm did not issue")
 	// ErrIssuing: a certificate is being issued for the registration just now.
 	ErrIssuing = errors.New("a certificate is being issued")
 	// ErrCompacted: the history kept does not reach back to the revision asked for.
@@ -53,7 +56,7 @@ type Violation struct {
 	Rule  string
 }
 
-// InvalidError lists every rule that an input breaks; errors.Is(err, ErrInvalid) holds.
+// InvalidError lists the rules that an input breaks, and how many more there are; errors.Is(err, ErrInvalid) holds.
 type InvalidError struct {
 	Violations []Violation
 }
@@ -86,7 +89,11 @@ func Join(errs ...error) error {
 		if !ok {
 			return err
 		}
-		all = append(all, inv.Violations...)
+		for _, v := range inv.Violations {
+			if !slices.Contains(all, v) { // two checks may look at one field
+				all = append(all, v)
+			}
+		}
 	}
 	if all == nil {
 		return nil
@@ -94,7 +101,7 @@ func Join(errs ...error) error {
 	return &InvalidError{Violations: all}
 }
 
-// maxNamed bounds how many nodes an error lists by name, so that it fits a
+// maxNamed bounds how many nodes or broken rules an error lists, so that it fits a
 // gRPC status (8 KiB of header by default).
 const maxNamed = 20
 
@@ -139,6 +146,11 @@ func (c *checks) err() error {
 	if len(c.violations) == 0 {
 		return nil
 	}
-	slices.SortStableFunc(c.violations, func(a, b Violation) int { return strings.Compare(a.Field, b.Field) })
+	slices.SortFunc(c.violations, func(a, b Violation) int {
+		return cmp.Or(strings.Compare(a.Field, b.Field), strings.Compare(a.Rule, b.Rule))
+	})
+	if more := len(c.violations) - maxNamed; more > 0 {
+		c.violations = append(c.violations[:maxNamed], Violation{"...", fmt.Sprintf("%d more rules are broken", more)})
+	}
 	return &InvalidError{Violations: c.violations}
 }

@@ -95,6 +95,7 @@ func (g *Group) Validate() error {
 // parameter values, which nothing changes in place, are shared.
 func (n Node) Clone() Node {
 	n.Groups = slices.Clone(n.Groups)
+	n.Requests = slices.Clone(n.Requests)
 	n.Labels = maps.Clone(n.Labels)
 	n.Classification.Classes = maps.Clone(n.Classification.Classes)
 	n.Classification.Parameters = maps.Clone(n.Classification.Parameters)

@@ -16,9 +16,9 @@ type Certname string
 // points, and a node's own part and that of all its groups together stay
 // below it whatever is merged.
 const (
-	maxCertname   = 64 // RFC 5280 ub-common-name, which OpenSSL enforces
-	maxLabel      = 63 // RFC 1035
-	maxName       = 255
+	maxCertname   = 64  // RFC 5280 ub-common-name, which OpenSSL enforces
+	maxLabel      = 63  // RFC 1035
+	maxName       = 255 // also of a key inside a value: YAML takes keys of up to 1024 characters, escapes included
 	maxGroups     = 32
 	maxLabels     = 64
 	maxDepth      = 32
@@ -49,7 +49,13 @@ func CheckGroupName(field, s string) error {
 	return c.err()
 }
 
-func (c *checks) certname(field, s string) { c.dnsName(field, s, maxCertname) }
+func (c *checks) certname(field, s string) {
+	if s == "ca" {
+		c.add(field, `"ca" is the name under which Puppet keeps and serves the CA's own certificate`)
+		return
+	}
+	c.dnsName(field, s, maxCertname)
+}
 
 func (c *checks) dnsName(field, s string, limit int) {
 	switch {
@@ -177,19 +183,23 @@ func isClassName(s string) bool {
 // ignores an ENC that does.
 var reserved = []string{"environment", "facts", "name", "server_facts", "title", "trusted"}
 
+// frame is an upper bound of what a rendered classification has around its
+// classes and parameters: "---", the sections' names and the quotes of the environment.
+const frame = 64
+
 // classification checks one and returns an upper bound of its size as YAML, in code points.
 func (c *checks) classification(cl Classification) int {
 	if e := cl.Environment; e != "" && (len(e) > maxName || !environmentName.match(e)) {
 		c.add("environment", "%s: must match %s and have at most %d bytes", clip(e), environmentName, maxName)
 	}
-	size := 0
+	size := frame + len(cl.Environment)
 	for class, params := range cl.Classes {
 		field := "classes[" + clip(class) + "]"
 		if !isClassName(class) {
 			c.add(field, `must be a class name in lower case, such as "ntp" or "ntp::server", of at most %d bytes`, maxName)
 			continue
 		}
-		size += len(class) + 8
+		size += len(class) + 10
 		for name, v := range params {
 			if len(name) > maxName || !variableName.match(name) {
 				c.add(field+"."+clip(name), "must match %s and have at most %d bytes", variableName, maxName)
@@ -248,6 +258,9 @@ func (c *checks) value(field string, v any, depth int) int {
 		for k, e := range v {
 			if k == "<<" {
 				c.add(field, `the key "<<" means a merge in YAML and is not allowed`)
+			}
+			if len(k) > maxName {
+				c.add(field, "the key %s is too long: at most %d bytes, has %d", clip(k), maxName, len(k))
 			}
 			size += indent + c.text(field, k) + c.value(field+"."+clip(k), e, depth+1)
 		}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"maps"
@@ -24,8 +25,11 @@ func NewChange() *Change {
 }
 
 // Commit applies a change. A guard that fails, as somebody else was faster,
-// gives an error that wraps node.ErrStale. Durability is Engine.Commit's.
+// gives an error that wraps node.ErrStale. Durability is Engine.Commit's. It
+// is waited for although ctx be cancelled: what follows a commit, such as
+// a lock that is given free or a worker that is woken, must know whether it was made.
 func (s *Store) Commit(ctx context.Context, c *Change) (int64, error) {
+	ctx = context.WithoutCancel(ctx)
 	var b Batch
 	for _, k := range slices.Sorted(maps.Keys(c.guards)) {
 		b.Guards = append(b.Guards, Guard{k, c.guards[k]})
@@ -65,10 +69,17 @@ func (c *Change) RemoveNode(old node.Node) {
 	c.remove(nodeKey(old.Certname))
 }
 
-// replaceNode guards old and moves the index keys from old to n. Groups that
-// a node joins or leaves are marked, so that a write to the group notices.
+// replaceNode guards old and moves the index keys from old to n. The groups
+// of a node that joins them, or that no longer sets what it did, are marked, so
+// that a write to the group that did not see it fails. A node that leaves can
+// do no harm to a group.
 func (c *Change) replaceNode(old, n *node.Node) {
 	before, after := map[string]string{}, map[string]string{}
+	if old != nil && n != nil && !bytes.Equal(encode(old.Classification), encode(n.Classification)) {
+		for _, g := range n.Groups {
+			c.markUse(g)
+		}
+	}
 	if old != nil {
 		c.guard(nodeKey(old.Certname), old.Revision)
 		nodeIndexes(before, *old)
@@ -93,12 +104,10 @@ func nodeIndexes(ix map[string]string, n node.Node) {
 }
 
 func (c *Change) moveIndexes(before, after map[string]string) {
-	for key, group := range before {
-		if _, stays := after[key]; stays {
-			continue
+	for key := range before {
+		if _, stays := after[key]; !stays {
+			c.remove(key)
 		}
-		c.remove(key)
-		c.markUse(group)
 	}
 	for key, group := range after {
 		if _, was := before[key]; was {
@@ -153,8 +162,8 @@ func (c *Change) replaceGroup(m GroupsMark, old, g *node.Group) {
 	c.put(groupsMark, nil)
 }
 
-// GuardUse makes the change fail if a node or a group joins or leaves a group
-// after the mark was read.
+// GuardUse makes the change fail if a node or a group joins a group, or a
+// node of it sets something else, after the mark was read.
 func (c *Change) GuardUse(group string, m UseMark) { c.guard(groupUseMark(group), int64(m)) }
 
 // PutTombstone keeps a terminated registration.

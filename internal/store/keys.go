@@ -32,7 +32,7 @@ import (
 // Marks, put to be guarded by others; only their revision counts:
 //
 //	mark/groups                    any group was written
-//	mark/group-use/GROUP           a node or a group joined or left GROUP
+//	mark/group-use/GROUP           a node or a group joined GROUP, or a node of it sets something else
 //
 // None of the parts can hold a "/" but a label's key and a request id, which
 // stand where that is not ambiguous (a label's key holds no "=").

@@ -184,18 +184,22 @@ func (v View) Intents(ctx context.Context) iter.Seq2[node.IssueIntent, error] {
 	}
 }
 
-// Pending returns up to limit revocations without a receipt, oldest first.
-func (v View) Pending(ctx context.Context, limit int) ([]node.Revocation, error) {
-	return v.revocations(ctx, pendingPrefix, limit)
+// Pending returns up to limit revocations without a receipt that were ordered
+// after the one with the id given (empty: from the start), oldest first.
+func (v View) Pending(ctx context.Context, after string, limit int) ([]node.Revocation, error) {
+	if after != "" {
+		after = pendingPrefix + after
+	}
+	return v.revocations(ctx, pendingPrefix, after, limit)
 }
 
 // RevocationsOf returns the revocations of a registration, oldest first.
 func (v View) RevocationsOf(ctx context.Context, name node.Certname, uid node.UID) ([]node.Revocation, error) {
-	return v.revocations(ctx, revocationOfPrefix(name, uid), 1000)
+	return v.revocations(ctx, revocationOfPrefix(name, uid), "", 1000)
 }
 
-func (v View) revocations(ctx context.Context, index string, limit int) ([]node.Revocation, error) {
-	keys, _, err := v.reader.List(ctx, index, "", limit)
+func (v View) revocations(ctx context.Context, index, after string, limit int) ([]node.Revocation, error) {
+	keys, _, err := v.reader.List(ctx, index, after, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -242,7 +246,8 @@ func (v View) tombstoneAt(ctx context.Context, key string) (node.Node, error) {
 // GroupsMark is the revision at which any group was last written.
 type GroupsMark int64
 
-// UseMark is the revision at which a node or a group last joined or left a group.
+// UseMark is the revision at which a node or a group last joined a group, or a
+// node of it last changed what it sets itself.
 type UseMark int64
 
 // GroupsMark reads the mark, to be guarded by a Change.

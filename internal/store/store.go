@@ -160,6 +160,25 @@ func (s *Store) WatchNodes(ctx context.Context, after int64) iter.Seq2[NodeEvent
 	}
 }
 
+// WaitIntent waits until a registration has no open issue intent, or ctx is done.
+func (s *Store) WaitIntent(ctx context.Context, uid node.UID) error {
+	for {
+		rev, err := s.Revision(ctx)
+		if err != nil {
+			return err
+		}
+		if _, open, err := s.Intent(ctx, uid); err != nil || !open {
+			return err
+		}
+		for _, err := range s.engine.Watch(ctx, issueKey(uid), rev) {
+			if err != nil && !errors.Is(err, node.ErrCompacted) {
+				return err
+			}
+			break
+		}
+	}
+}
+
 // Revision returns the store's revision.
 func (v View) Revision(ctx context.Context) (int64, error) {
 	_, rev, err := v.reader.List(ctx, schemaKey, "", 1)

@@ -5,6 +5,7 @@
 package encclient
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/espm-project/espm/internal/enc"
+	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
 	"github.com/espm-project/espm/internal/store/bolt"
 )
@@ -36,6 +38,8 @@ const retryPause = 20 * time.Millisecond
 type Client struct {
 	Socket string
 	DB     string
+
+	Deadline time.Duration // of everything; zero: Deadline
 }
 
 // errDown: nobody answers on the socket.
@@ -44,8 +48,9 @@ var errDown = errors.New("espm is not running")
 // Ask returns what espm says about a name: the daemon's word, or where it is
 // down what the store says. It ends by the deadline.
 func (c Client) Ask(name string, deadline time.Time) enc.Answer {
-	if strings.ContainsAny(name, "\n") {
-		return fail("certname: must not hold a newline")
+	// The daemon would refuse it too, but could not read one that is longer than its buffer.
+	if _, err := node.ParseCertname(name); err != nil {
+		return fail(err.Error())
 	}
 	for {
 		a, err := c.askDaemon(name, deadline)
@@ -67,6 +72,8 @@ func (c Client) Ask(name string, deadline time.Time) enc.Answer {
 		time.Sleep(retryPause)
 	}
 }
+
+func (c Client) limit() time.Duration { return cmp.Or(c.Deadline, Deadline) }
 
 func fail(reason string) enc.Answer {
 	return enc.Answer{Status: enc.StatusFail, Text: "espm: " + strings.ReplaceAll(reason, "\n", " ")}
@@ -122,7 +129,7 @@ func (c Client) explain(err error) error {
 		errors.Is(err, syscall.EPIPE), errors.Is(err, errCut):
 		return fmt.Errorf("%w (%s: %w)", errDown, c.Socket, err)
 	case errors.Is(err, syscall.EAGAIN):
-		return fmt.Errorf("the daemon at %s did not answer within %v", c.Socket, Deadline)
+		return fmt.Errorf("the daemon at %s did not answer within %v", c.Socket, c.limit())
 	case errors.Is(err, syscall.EACCES):
 		return fmt.Errorf("%s: %w: this user must be in the group set as enc.group", c.Socket, err)
 	default:

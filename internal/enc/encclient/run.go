@@ -20,10 +20,10 @@ const maxOutput = 4 * 3_145_728
 // goes to stdout, in one line, as that is what Puppet Server reports; nothing
 // is written to stderr, which it would log as a warning.
 func (c Client) Run(name string, stdout io.Writer) int {
-	deadline := time.Now().Add(Deadline)
+	deadline := time.Now().Add(c.limit())
 	a := c.Ask(name, deadline)
 	if a.Status == enc.StatusCommand {
-		a = runCommand(a.Text, name, deadline)
+		a = c.runCommand(a.Text, name, deadline)
 	}
 	text := a.Text
 	if a.Status != enc.StatusYAML {
@@ -38,7 +38,7 @@ func (c Client) Run(name string, stdout io.Writer) int {
 // runCommand asks another ENC, called as Puppet would call it: split on
 // white space, the certname as the last argument. It and its children are
 // killed at the deadline.
-func runCommand(command, name string, deadline time.Time) enc.Answer {
+func (c Client) runCommand(command, name string, deadline time.Time) enc.Answer {
 	args := append(strings.Fields(command), name)
 	out, in, err := os.Pipe()
 	if err != nil {
@@ -60,14 +60,20 @@ func runCommand(command, name string, deadline time.Time) enc.Answer {
 	}
 	killer := time.AfterFunc(time.Until(deadline), func() { syscall.Kill(-p.Pid, syscall.SIGKILL) })
 	defer killer.Stop()
+	// A child that left the process group outlives the kill, with the pipe in its hand.
+	if err := out.SetReadDeadline(deadline); err != nil {
+		return fail(err.Error())
+	}
 	var text bytes.Buffer
 	_, readErr := io.Copy(&text, io.LimitReader(out, maxOutput))
 	state, waitErr := p.Wait()
 	switch {
 	case time.Now().After(deadline):
-		return fail(fmt.Sprintf("node %q is unknown to espm and the other ENC, %s, did not answer within %v", name, args[0], Deadline))
+		return fail(fmt.Sprintf("node %q is unknown to espm and the other ENC, %s, did not answer within %v", name, args[0], c.limit()))
 	case errors.Join(readErr, waitErr) != nil:
 		return fail(fmt.Sprintf("%s: %v", args[0], errors.Join(readErr, waitErr)))
+	case !state.Success() && len(bytes.TrimSpace(text.Bytes())) == 0:
+		return fail(fmt.Sprintf("node %q is unknown to espm and the other ENC, %s, failed without a reason: %v", name, args[0], state))
 	case !state.Success():
 		return enc.Answer{Status: enc.StatusFail, Text: strings.TrimRight(text.String(), "\n")}
 	default:

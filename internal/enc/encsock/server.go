@@ -12,7 +12,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -24,6 +26,7 @@ const (
 	maxQuestion = 1024            // bytes; a longer line is no certname
 	maxClients  = 256             // at once; more wait in the listen queue
 	timeout     = 2 * time.Second // of one connection: the client gives up by then
+	pause       = 50 * time.Millisecond
 )
 
 // Server answers on a listener.
@@ -50,6 +53,15 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			}
 			return nil
 		}
+		if exhausted(err) {
+			s.Log.WithError(err).Error("enc socket takes no connection for the moment")
+			<-slots
+			select {
+			case <-ctx.Done():
+			case <-time.After(pause):
+			}
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("enc socket %s: %w", l.Addr(), err)
 		}
@@ -63,6 +75,13 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 }
 
+// exhausted tells that a connection can't be had now, for want of something
+// that comes back: the daemon must not end for it.
+func exhausted(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
+		errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
+}
+
 func (s *Server) answer(ctx context.Context, conn net.Conn) error {
 	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return err
@@ -70,12 +89,10 @@ func (s *Server) answer(ctx context.Context, conn net.Conn) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	line, err := bufio.NewReaderSize(conn, maxQuestion).ReadSlice('\n')
-	if errors.Is(err, bufio.ErrBufferFull) {
-		line = []byte("\n") // no certname: refused as an empty one
-	} else if err != nil {
+	if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
 		return fmt.Errorf("reading the question: %w", err)
 	}
-	name := string(line[:len(line)-1])
+	name := strings.TrimSuffix(string(line), "\n") // a longer line is cut, and too long for a certname still
 	a := enc.Ask(ctx, s.Source, s.Unknown, name)
 	if a.Status == enc.StatusFail {
 		s.Log.WithFields(logrus.Fields{"certname": name, "reason": a.Text}).Warn("enc refused a node")

@@ -1,0 +1,231 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+// least is the smallest configuration there is.
+const least = `
+authority:
+  directory:
+    path: ca
+puppet:
+  server: puppet.example.com
+`
+
+func TestDefaults(t *testing.T) {
+	want := Config{
+		Store:     Store{Path: "/var/lib/espm/espm.db"},
+		Listen:    "unix:///run/espm/espm.sock",
+		ENC:       ENC{Socket: "/run/espm/enc.sock", UnknownNodes: "fail"},
+		Authority: Authority{Directory: &Directory{Path: "/etc/espm/ca"}},
+		Issue:     Issue{KeyAlgorithm: "ec-p256", KeyPool: new(4)},
+		Puppet:    Puppet{Server: "puppet.example.com", Port: 8140},
+		Log:       Log{Level: "info", Format: "text"},
+	}
+	expect(t, least, want)
+}
+
+func TestEverySetting(t *testing.T) {
+	expect(t, `
+store:
+  path: /srv/espm.db
+listen: unix:///srv/espm.sock
+enc:
+  socket: /srv/enc.sock
+  group: puppet
+  unknown_nodes: command
+  command: /usr/local/bin/old-enc --all
+authority:
+  directory:
+    path: /srv/ca
+    publish: [/etc/puppetlabs/puppet/ssl/crl.pem, crl.pem]
+certificates:
+  ttl: 720h
+  key_algorithm: rsa-2048
+  key_pool: 0
+puppet:
+  server: puppet
+  port: 8141
+protected_certnames: [puppet.example.com, db01]
+log:
+  level: debug
+  format: json
+`, Config{
+		Store:  Store{Path: "/srv/espm.db"},
+		Listen: "unix:///srv/espm.sock",
+		ENC:    ENC{Socket: "/srv/enc.sock", Group: "puppet", UnknownNodes: "command", Command: "/usr/local/bin/old-enc --all"},
+		Authority: Authority{Directory: &Directory{
+			Path: "/srv/ca", Publish: []string{"/etc/puppetlabs/puppet/ssl/crl.pem", "/etc/espm/crl.pem"},
+		}},
+		Issue:     Issue{TTL: 720 * time.Hour, KeyAlgorithm: "rsa-2048", KeyPool: new(0)},
+		Puppet:    Puppet{Server: "puppet", Port: 8141},
+		Protected: []string{"puppet.example.com", "db01"},
+		Log:       Log{Level: "debug", Format: "json"},
+	})
+}
+
+// Relative paths are relative to the folder of the file.
+func TestRelativePaths(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "espm.yaml")
+	text := least + "store: {path: data/espm.db}\nenc: {socket: run/enc.sock}\nlisten: unix://run/espm.sock\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := []string{c.Store.Path, c.ENC.Socket, c.Listen, c.Authority.Directory.Path}
+	want := []string{dir + "/data/espm.db", dir + "/run/enc.sock", "unix://" + dir + "/run/espm.sock", dir + "/ca"}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// Each entry replaces a section of a sound configuration (or adds one) and
+// says how the error begins, after the file's name.
+func TestRules(t *testing.T) {
+	long := "/" + strings.Repeat("x", 107)
+	for _, test := range []struct{ section, want string }{
+		{"listen: 0.0.0.0:8443", `listen: "0.0.0.0:8443": must be unix:///PATH; a network address needs TLS`},
+		{"listen: tcp://127.0.0.1:8443", `listen: "tcp://127.0.0.1:8443": must be unix:///PATH`},
+		{"listen: localhost", `listen: "localhost": must be unix:///PATH`},
+		{"listen: unix:/run/espm.sock", `listen: "unix:/run/espm.sock": must be unix:///PATH`},
+		{"listen: unix://", `listen: "": a socket's path has 1 to 107 bytes`},
+		{"listen: unix://" + long, `listen: "` + long + `": a socket's path has 1 to 107 bytes`},
+		{"enc: {socket: " + long + "}", `enc.socket: "` + long + `": a socket's path has 1 to 107 bytes`},
+		{"enc: {unknown_nodes: maybe}", `enc.unknown_nodes: one of fail, empty, command, is "maybe"`},
+		{"enc: {unknown_nodes: command}", `enc.command: must be an absolute path, and arguments, where enc.unknown_nodes is command; is ""`},
+		{"enc: {unknown_nodes: command, command: ' '}", `enc.command: must be an absolute path`},
+		{"enc: {unknown_nodes: command, command: old-enc -v}", `enc.command: must be an absolute path`},
+		{"enc: {command: /bin/enc}", `enc.command: has a meaning only where enc.unknown_nodes is command`},
+		{"authority: {}", `authority.directory.path: must be set`},
+		{"authority: {directory: {}}", `authority.directory.path: must be set`},
+		{"authority: {directory: {path: ''}}", `authority.directory.path: must be set`},
+		{"authority: {directory: {path: ca, publish: [a, '']}}", `authority.directory.publish[1]: must not be empty`},
+		{"certificates: {ttl: 59s}", `certificates.ttl: from 1m0s to 438000h0m0s, is 59s`},
+		{"certificates: {ttl: -1h}", `certificates.ttl: from 1m0s`},
+		{"certificates: {ttl: 438001h}", `certificates.ttl: from 1m0s`},
+		{"certificates: {key_algorithm: dsa}", `certificates.key_algorithm: "dsa": must be one of `},
+		{"certificates: {key_pool: -1}", `certificates.key_pool: from 0 to 1000 keys, is -1`},
+		{"certificates: {key_pool: 1001}", `certificates.key_pool: from 0 to 1000 keys, is 1001`},
+		{"puppet: {}", `puppet.server: must be set`},
+		{"puppet: {server: 'puppet:8140'}", `puppet.server: "puppet:8140": labels hold a-z, 0-9, _ and - only`},
+		{"puppet: {server: 'https://puppet'}", `puppet.server: "https://puppet": labels hold`},
+		{`puppet: {server: "puppet\ncertname = x"}`, `puppet.server: "puppet\ncertname = x": labels hold`},
+		{"puppet: {server: puppet, port: 65536}", `puppet.port: from 1 to 65535, is 65536`},
+		{"puppet: {server: puppet, port: -1}", `puppet.port: from 1 to 65535, is -1`},
+		{"protected_certnames: [a, Puppet]", `protected_certnames[1]: certname: "Puppet": must be lower case`},
+		{"log: {level: loud}", `log.level: not a valid logrus Level: "loud"`},
+		{"log: {format: xml}", `log.format: text or json, is "xml"`},
+	} {
+		expectError(t, with(test.section), test.want)
+	}
+}
+
+func TestStrictness(t *testing.T) {
+	for _, test := range []struct{ text, want string }{
+		{with("stroe: {path: x}"), "field stroe not found"},
+		{with("store: {paht: x}"), "field paht not found"},
+		{with("authority: {directory: {path: ca, Publish: [a]}}"), "field Publish not found"},
+		{with("log: {level: info}\nlog: {level: debug}"), `mapping key "log" already defined`},
+		{least + "---\n" + least, "must be one YAML document"},
+		{least + "---\n", "must be one YAML document"},
+		{least + "...\n%", "could not find expected directive name"},
+		{with("store: /srv/espm.db"), "cannot unmarshal !!str `/srv/es...` into config.Store"},
+		{with("puppet: {server: puppet, port: https}"), "line 5: cannot unmarshal !!str `https` into int"},
+		{with("puppet: {server: [puppet]}"), "cannot unmarshal !!seq into string"},
+		{with("protected_certnames: puppet"), "cannot unmarshal !!str `puppet` into []string"},
+		{with("certificates: {ttl: 5y}"), "cannot unmarshal !!str `5y` into time.Duration"},
+		{with("certificates: {ttl: 86400}"), "cannot unmarshal !!int `86400` into time.Duration"}, // without a unit
+		{"- a list", "cannot unmarshal !!seq"},
+		{"a: b: c", "mapping values are not allowed"},
+		{"\tstore: x", "found character that cannot start any token"},
+		{"\x00", "control characters are not allowed"},
+		{"", "authority.directory.path: must be set"},
+		{"# nothing\n", "authority.directory.path: must be set"},
+	} {
+		expectError(t, test.text, test.want)
+	}
+}
+
+func TestFileIsMissing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "espm.yaml")
+	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("got %v", err)
+	}
+	if err := os.WriteFile(path, []byte("listen: x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(path); err == nil || !strings.HasPrefix(err.Error(), "configuration "+path+": listen: ") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Whatever is in the file, what is accepted is complete and on no network,
+// and reading the same again gives the same. Seeds: testdata/fuzz.
+func FuzzParse(f *testing.F) {
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := parse(data, "/etc/espm")
+		if err != nil {
+			if err.Error() == "" {
+				t.Error("an error that says nothing")
+			}
+			return
+		}
+		paths := append([]string{c.Store.Path, c.ENC.Socket, c.Authority.Directory.Path}, c.Authority.Directory.Publish...)
+		listen, local := strings.CutPrefix(c.Listen, "unix://")
+		for _, path := range append(paths, listen) {
+			if !filepath.IsAbs(path) {
+				t.Errorf("path %q is relative", path)
+			}
+		}
+		if !local || c.Puppet.Server == "" || c.Issue.KeyPool == nil || c.Issue.TTL < 0 {
+			t.Errorf("accepted: %+v", c)
+		}
+		if again, err := parse(data, "/etc/espm"); err != nil || !reflect.DeepEqual(again, c) {
+			t.Errorf("then %+v, %v", again, err)
+		}
+	})
+}
+
+// with puts a section into the least configuration, in place of the one of that name.
+func with(section string) string {
+	var text strings.Builder
+	name, _, _ := strings.Cut(section, ":")
+	keep := true
+	for line := range strings.Lines(least) {
+		if !strings.HasPrefix(line, " ") {
+			keep = !strings.HasPrefix(line, name+":")
+		}
+		if keep {
+			text.WriteString(line)
+		}
+	}
+	return text.String() + section + "\n"
+}
+
+func expect(t *testing.T, text string, want Config) {
+	t.Helper()
+	got, err := parse([]byte(text), "/etc/espm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+func expectError(t *testing.T, text, want string) {
+	t.Helper()
+	if _, err := parse([]byte(text), "/etc/espm"); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("%s\ngot  %v\nwant %s", text, err, want)
+	}
+}

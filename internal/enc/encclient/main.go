@@ -1,0 +1,45 @@
+package encclient
+
+import (
+	"cmp"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+)
+
+const usage = `Usage: espm-enc [--socket PATH] [--db PATH] CERTNAME
+
+Prints the node's classification as YAML. Where it can't, the reason goes to
+standard output and the exit code is 1. Ends within 2 seconds.
+
+  --socket PATH  where the daemon answers (ESPM_ENC_SOCKET, or %s)
+  --db PATH      the store, read where the daemon is down (ESPM_DB, or %s)
+
+In puppet.conf:
+  [server]
+  node_terminus = exec
+  external_nodes = /usr/bin/espm-enc
+`
+
+// Main runs the command line of espm-enc and returns its exit code: 0; 1
+// where it has no answer; 2 for wrong usage.
+func Main(args []string, stdout io.Writer) int {
+	var c Client
+	flags := flag.NewFlagSet("espm-enc", flag.ContinueOnError)
+	flags.SetOutput(stdout) // as with every other reason
+	flags.Usage = func() { fmt.Fprintf(stdout, usage, DefaultSocket, DefaultDB) }
+	flags.StringVar(&c.Socket, "socket", cmp.Or(os.Getenv("ESPM_ENC_SOCKET"), DefaultSocket), "")
+	flags.StringVar(&c.DB, "db", cmp.Or(os.Getenv("ESPM_DB"), DefaultDB), "")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		return 2
+	case flags.NArg() != 1:
+		flags.Usage()
+		return 2
+	}
+	return c.Run(flags.Arg(0), stdout)
+}

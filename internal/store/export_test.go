@@ -1,0 +1,35 @@
+package store
+
+// For tests, which use a real engine, and an engine imports this package.
+
+// Migration is one step.
+type Migration = migration
+
+// What the tests of the schema need.
+var (
+	Migrate       = migrate
+	SchemaVersion = schemaVersion
+	CurrentSchema = currentSchema
+)
+
+// KeySamples is one key of each kind, with what it is on the disks of the first release.
+var KeySamples = map[string]string{
+	schemaKey:                         "schema",
+	encKey:                            "enc",
+	nodeKey("web01"):                  "node/web01",
+	tombstoneKey("web01", "u1"):       "tombstone/web01/u1",
+	groupKey("base"):                  "group/base",
+	certKey("00FF"):                   "cert/00FF",
+	issueKey("u1"):                    "issue/u1",
+	requestKey("a/b"):                 "request/a/b",
+	revocationKey("r1"):               "revocation/r1",
+	labelPrefix("example.com/k", "v"): "ix/node-label/example.com/k=v/",
+	memberPrefix("base"):              "ix/node-group/base/",
+	childPrefix("base"):               "ix/group-child/base/",
+	certOfPrefix("web01"):             "ix/cert-of/web01/",
+	revocationOfPrefix("web01", "u1"): "ix/revocation-of/web01/u1/",
+	pendingKey("r1"):                  "ix/pending/r1",
+	tombstoneTimePrefix:               "ix/tombstone-time/",
+	groupsMark:                        "mark/groups",
+	groupUseMark("base"):              "mark/group-use/base",
+}
