@@ -22,6 +22,11 @@ type Authority interface {
 	// written down before; "" where the authority chooses by itself.
 	NewSerial() node.Serial
 
+	// Check tells, without side effects, what Sign would refuse: the errors
+	// are those of Sign. Neither a key nor a serial need be set. It returns the certificate
+	// that stands under the name now, neither expired nor revoked, nil where there is none.
+	Check(ctx context.Context, r Request) (current *x509.Certificate, err error)
+
 	// Sign issues one certificate. It is durable at the authority when Sign
 	// returns. After an error it may have been issued or not: Find tells. Only
 	// an error that wraps node.ErrInvalid says for certain that it was not.
@@ -50,7 +55,7 @@ type Request struct {
 	CSR         *x509.CertificateRequest // a caller's, checked by ParseCSR
 	DNSAltNames []string                 // besides the certname, which is always there; sorted, no duplicates
 	Extensions  []Extension              // Puppet's, sorted by OID, no duplicates
-	TTL         time.Duration            // from now; 0: DefaultTTL, or what is left of the CA's life
+	TTL         time.Duration            // from now; 0: the authority's default, or what is left of the CA's life
 }
 
 // PublicKey returns the key to certify.

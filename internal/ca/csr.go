@@ -38,7 +38,7 @@ var (
 //     takes IP addresses;
 //   - Puppet's own extensions except pp_cli_auth, their values ASN.1 strings.
 //
-// The error is a *node.InvalidError on field "csr".
+// The error is a *node.InvalidError on field "csr_pem".
 func ParseCSR(pemBytes []byte, name node.Certname) (*x509.CertificateRequest, error) {
 	der, err := decodeCSR(pemBytes)
 	if err != nil {
@@ -46,7 +46,7 @@ func ParseCSR(pemBytes []byte, name node.Certname) (*x509.CertificateRequest, er
 	}
 	csr, err := x509.ParseCertificateRequest(der)
 	if err != nil {
-		return nil, node.Invalid("csr", "can't be read: %v", err)
+		return nil, node.Invalid("csr_pem", "can't be read: %v", err)
 	}
 	for _, check := range []error{
 		checkCSRName(csr, name), checkPublicKey(csr.PublicKey), checkCSRSignature(csr), checkAttributes(csr),
@@ -60,20 +60,20 @@ func ParseCSR(pemBytes []byte, name node.Certname) (*x509.CertificateRequest, er
 
 func decodeCSR(pemBytes []byte) ([]byte, error) {
 	if len(pemBytes) > maxCSR {
-		return nil, node.Invalid("csr", "at most %d bytes, is %d", maxCSR, len(pemBytes))
+		return nil, node.Invalid("csr_pem", "at most %d bytes, is %d", maxCSR, len(pemBytes))
 	}
 	block, rest := pem.Decode(pemBytes)
 	if block == nil {
-		return nil, node.Invalid("csr", "holds no PEM block")
+		return nil, node.Invalid("csr_pem", "holds no PEM block")
 	}
 	// pem.Decode skips what stands before the block.
 	lead := bytes.TrimSpace(pemBytes)
 	if !bytes.HasPrefix(lead, []byte("-----BEGIN "+block.Type+"-----")) || len(bytes.TrimSpace(rest)) > 0 {
-		return nil, node.Invalid("csr", "must be one PEM block and nothing else")
+		return nil, node.Invalid("csr_pem", "must be one PEM block and nothing else")
 	}
 	// OpenSSL reads both names.
 	if block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST" {
-		return nil, node.Invalid("csr", "must be a CERTIFICATE REQUEST, is a %s", quote(block.Type))
+		return nil, node.Invalid("csr_pem", "must be a CERTIFICATE REQUEST, is a %s", quote(block.Type))
 	}
 	return block.Bytes, nil
 }
@@ -87,10 +87,10 @@ func checkCSRName(csr *x509.CertificateRequest, name node.Certname) error {
 		}
 	}
 	if len(cns) != 1 {
-		return node.Invalid("csr", "the subject must have one common name, has %d", len(cns))
+		return node.Invalid("csr_pem", "the subject must have one common name, has %d", len(cns))
 	}
 	if cns[0] != string(name) {
-		return node.Invalid("csr", "the common name must be the certname %q, is %s", string(name), quote(cns[0]))
+		return node.Invalid("csr_pem", "the common name must be the certname %q, is %s", string(name), quote(cns[0]))
 	}
 	return nil
 }
@@ -99,20 +99,20 @@ func checkPublicKey(pub any) error {
 	switch pub := pub.(type) {
 	case *rsa.PublicKey:
 		if bits := pub.N.BitLen(); bits < 2048 || bits > 8192 {
-			return node.Invalid("csr", "an RSA key must have 2048 to 8192 bits, has %d", bits)
+			return node.Invalid("csr_pem", "an RSA key must have 2048 to 8192 bits, has %d", bits)
 		}
 		if pub.E < 65537 || pub.E%2 == 0 {
-			return node.Invalid("csr", "an RSA key's exponent must be odd and at least 65537, is %d", pub.E)
+			return node.Invalid("csr_pem", "an RSA key's exponent must be odd and at least 65537, is %d", pub.E)
 		}
 		if pub.N.Bit(0) == 0 {
-			return node.Invalid("csr", "an RSA key's modulus must be odd")
+			return node.Invalid("csr_pem", "an RSA key's modulus must be odd")
 		}
 	case *ecdsa.PublicKey:
 		if pub.Curve != elliptic.P256() && pub.Curve != elliptic.P384() && pub.Curve != elliptic.P521() {
-			return node.Invalid("csr", "an EC key must be on P-256, P-384 or P-521, is on %s", pub.Curve.Params().Name)
+			return node.Invalid("csr_pem", "an EC key must be on P-256, P-384 or P-521, is on %s", pub.Curve.Params().Name)
 		}
 	default:
-		return node.Invalid("csr", "the key must be RSA or EC")
+		return node.Invalid("csr_pem", "the key must be RSA or EC")
 	}
 	return nil
 }
@@ -126,10 +126,10 @@ var csrSignatures = []x509.SignatureAlgorithm{
 
 func checkCSRSignature(csr *x509.CertificateRequest) error {
 	if !slices.Contains(csrSignatures, csr.SignatureAlgorithm) {
-		return node.Invalid("csr", "must be signed with SHA-256, SHA-384 or SHA-512, is signed with %s", csr.SignatureAlgorithm)
+		return node.Invalid("csr_pem", "must be signed with SHA-256, SHA-384 or SHA-512, is signed with %s", csr.SignatureAlgorithm)
 	}
 	if err := csr.CheckSignature(); err != nil {
-		return node.Invalid("csr", "is not signed by its own key: %v", err)
+		return node.Invalid("csr_pem", "is not signed by its own key: %v", err)
 	}
 	return nil
 }
@@ -144,7 +144,7 @@ func checkAttributes(csr *x509.CertificateRequest) error {
 		Attributes []asn1.RawValue `asn1:"tag:0,set"`
 	}
 	if _, err := asn1.Unmarshal(csr.RawTBSCertificateRequest, &info); err != nil {
-		return node.Invalid("csr", "can't be read: %v", err)
+		return node.Invalid("csr_pem", "can't be read: %v", err)
 	}
 	for _, raw := range info.Attributes {
 		var attr struct {
@@ -152,10 +152,10 @@ func checkAttributes(csr *x509.CertificateRequest) error {
 			Values asn1.RawValue
 		}
 		if _, err := asn1.Unmarshal(raw.FullBytes, &attr); err != nil {
-			return node.Invalid("csr", "has an attribute that can't be read: %v", err)
+			return node.Invalid("csr_pem", "has an attribute that can't be read: %v", err)
 		}
 		if attr.ID.Equal(oidMicrosoftExts) {
-			return node.Invalid("csr", "asks for extensions in Microsoft's attribute %s; use PKCS #9's extensionRequest", attr.ID)
+			return node.Invalid("csr_pem", "asks for extensions in Microsoft's attribute %s; use PKCS #9's extensionRequest", attr.ID)
 		}
 	}
 	return nil
@@ -167,7 +167,7 @@ func checkCSRExtensions(csr *x509.CertificateRequest) error {
 		errs = append(errs, checkCSRExtension(e))
 	}
 	if len(csr.Extensions) > maxExtensions+1 { // the names are one of them
-		errs = []error{node.Invalid("csr", "at most %d extensions, are %d", maxExtensions, len(csr.Extensions))}
+		errs = []error{node.Invalid("csr_pem", "at most %d extensions, are %d", maxExtensions, len(csr.Extensions))}
 	}
 	return node.Join(errs...)
 }
@@ -177,14 +177,14 @@ func checkCSRExtension(e pkix.Extension) error {
 		return checkCSRNames(e.Value)
 	}
 	if !isPuppet(e.Id) || e.Id.Equal(PPCliAuth) {
-		return node.Invalid("csr", "asks for extension %s, which is not permitted", ExtensionName(e.Id))
+		return node.Invalid("csr_pem", "asks for extension %s, which is not permitted", ExtensionName(e.Id))
 	}
 	value, ok := stringValue(e.Value)
 	if !ok {
-		return node.Invalid("csr", "extension %s must be a UTF8String", ExtensionName(e.Id))
+		return node.Invalid("csr_pem", "extension %s must be a UTF8String", ExtensionName(e.Id))
 	}
 	if rule := valueRule(value); rule != "" {
-		return node.Invalid("csr", "extension %s: %s", ExtensionName(e.Id), rule)
+		return node.Invalid("csr_pem", "extension %s: %s", ExtensionName(e.Id), rule)
 	}
 	return nil
 }
@@ -201,22 +201,22 @@ const tagDNSName = 2
 func checkCSRNames(der []byte) error {
 	var names []asn1.RawValue
 	if rest, err := asn1.Unmarshal(der, &names); err != nil || len(rest) > 0 {
-		return node.Invalid("csr", "the subject alternative names can't be read")
+		return node.Invalid("csr_pem", "the subject alternative names can't be read")
 	}
 	if len(names) > maxDNSAltNames {
-		return node.Invalid("csr", "at most %d subject alternative names, are %d", maxDNSAltNames, len(names))
+		return node.Invalid("csr_pem", "at most %d subject alternative names, are %d", maxDNSAltNames, len(names))
 	}
 	var errs []error
 	for _, n := range names {
 		if n.Class == asn1.ClassContextSpecific && n.Tag == tagDNSName {
-			errs = append(errs, node.CheckDNSName("csr", string(n.Bytes)))
+			errs = append(errs, node.CheckDNSName("csr_pem", string(n.Bytes)))
 			continue
 		}
 		kind := "name of an unknown kind"
 		if n.Class == asn1.ClassContextSpecific && n.Tag < len(generalNames) {
 			kind = generalNames[n.Tag]
 		}
-		errs = append(errs, node.Invalid("csr", "subject alternative names must be DNS names, one is a %s", kind))
+		errs = append(errs, node.Invalid("csr_pem", "subject alternative names must be DNS names, one is a %s", kind))
 	}
 	return node.Join(errs...)
 }

@@ -112,7 +112,7 @@ func TestParseCSRRefuses(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			_, err := ca.ParseCSR(test.pem, certname)
-			checkInvalid(t, err, "csr", test.rule)
+			checkInvalid(t, err, "csr_pem", test.rule)
 		})
 	}
 }
@@ -152,7 +152,7 @@ func TestWithCSR(t *testing.T) {
 			}
 			r, err := ca.Request{Certname: certname, DNSAltNames: test.names, Extensions: asked}.WithCSR(test.csr)
 			if rule, bad := strings.CutPrefix(test.want, "!"); bad {
-				checkInvalid(t, err, "csr", rule)
+				checkInvalid(t, err, "csr_pem", rule)
 				return
 			}
 			if err != nil {

@@ -95,6 +95,12 @@ func validity(ttl time.Duration, now time.Time, issuer *x509.Certificate) (notBe
 	return now.Add(-Backdate), notAfter, nil
 }
 
+// CheckValidity tells what Leaf would refuse a TTL for.
+func CheckValidity(ttl time.Duration, now time.Time, issuer *x509.Certificate) error {
+	_, _, err := validity(ttl, now, issuer)
+	return err
+}
+
 func leafExtensions(r Request) ([]pkix.Extension, error) {
 	// x509 would leave the extended key usage uncritical.
 	usages, err := asn1.Marshal([]asn1.ObjectIdentifier{oidServerAuth, oidClientAuth})

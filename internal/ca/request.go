@@ -78,12 +78,12 @@ func CleanDNSAltNames(name node.Certname, names []string) []string {
 //     sets the same one to another value;
 //   - its authorization extensions must be asked for by the call itself.
 //
-// The error is a *node.InvalidError on field "csr".
+// The error is a *node.InvalidError on field "csr_pem".
 func (r Request) WithCSR(csr *x509.CertificateRequest) (Request, error) {
 	var errs []error
 	for _, name := range csr.DNSNames {
 		if name != string(r.Certname) && !slices.Contains(r.DNSAltNames, name) {
-			errs = append(errs, node.Invalid("csr",
+			errs = append(errs, node.Invalid("csr_pem",
 				"asks for the subject alternative name %q, which is not among dns_alt_names", name))
 		}
 	}
@@ -92,16 +92,16 @@ func (r Request) WithCSR(csr *x509.CertificateRequest) (Request, error) {
 		i := slices.IndexFunc(r.Extensions, func(e Extension) bool { return e.ID.Equal(asked.ID) })
 		switch name := ExtensionName(asked.ID); {
 		case i >= 0 && r.Extensions[i].Value != asked.Value:
-			errs = append(errs, node.Invalid("csr", "asks for extension %s with another value than the call", name))
+			errs = append(errs, node.Invalid("csr_pem", "asks for extension %s with another value than the call", name))
 		case i < 0 && asked.GrantsAuthorization():
-			errs = append(errs, node.Invalid("csr",
+			errs = append(errs, node.Invalid("csr_pem",
 				"asks for the authorization extension %s, which the call does not ask for", name))
 		case i < 0:
 			exts = append(exts, asked)
 		}
 	}
 	if len(exts) > maxExtensions {
-		errs = append(errs, node.Invalid("csr", "at most %d extensions with those of the call, are %d", maxExtensions, len(exts)))
+		errs = append(errs, node.Invalid("csr_pem", "at most %d extensions with those of the call, are %d", maxExtensions, len(exts)))
 	}
 	if err := node.Join(errs...); err != nil {
 		return Request{}, err

@@ -59,7 +59,7 @@ func (a *app) certShowCmd() *cobra.Command {
 						return err
 					}
 				}
-				resp, err := client.GetCertificate(cmd.Context(), &espmv1.GetCertificateRequest{Serial: strings.TrimPrefix(strings.ToUpper(serial), "0X")})
+				resp, err := client.GetCertificate(cmd.Context(), &espmv1.GetCertificateRequest{Serial: strings.ReplaceAll(serial, ":", "")})
 				if err != nil {
 					return err
 				}
@@ -67,7 +67,7 @@ func (a *app) certShowCmd() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().StringVar(&serial, "serial", "", "serial number, hexadecimal")
+	c.Flags().StringVar(&serial, "serial", "", "serial number, hexadecimal, as espm, openssl or a browser writes it")
 	return c
 }
 

@@ -73,15 +73,18 @@ func parseJSON(flag, text string) (*structpb.Value, error) {
 		}
 	}
 	v := &structpb.Value{}
-	if err := v.UnmarshalJSON(data); err != nil {
-		var syntax *json.SyntaxError
-		hint := ""
-		if text == "" || !strings.ContainsAny(text[:1], `{["@`) && !errors.As(err, &syntax) {
-			hint = fmt.Sprintf(`; a string is written '%q'`, text)
-		}
-		return nil, usageError{fmt.Errorf("%s: is not JSON%s", flag, hint)}
+	err := json.Unmarshal(data, new(any)) // its errors say more
+	if err == nil {
+		err = v.UnmarshalJSON(data)
 	}
-	return v, nil
+	switch {
+	case err == nil:
+		return v, nil
+	case text == "" || !strings.ContainsAny(text[:1], `{["@`):
+		return nil, usageError{fmt.Errorf(`%s: is not JSON; a string is written '%q'`, flag, text)}
+	default:
+		return nil, usageError{fmt.Errorf("%s: is not JSON: %w", flag, err)}
+	}
 }
 
 // pairs turns K=V arguments into a map.

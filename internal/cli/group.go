@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -178,12 +180,18 @@ func classificationTable(w io.Writer, c *espmv1.Classification) {
 	valueTable(w, "", c.GetParameters())
 }
 
+// valueText is a value as JSON in one line; protojson varies its white space on purpose.
+func valueText(v *structpb.Value) string {
+	raw, err := v.MarshalJSON()
+	var b bytes.Buffer
+	if err != nil || json.Compact(&b, raw) != nil {
+		return "?"
+	}
+	return b.String()
+}
+
 func valueTable(w io.Writer, prefix string, values map[string]*structpb.Value) {
 	for _, k := range slices.Sorted(maps.Keys(values)) {
-		text, err := values[k].MarshalJSON()
-		if err != nil {
-			text = []byte("?")
-		}
-		fmt.Fprintf(w, "parameter\t%s%s = %s\n", prefix, k, text)
+		fmt.Fprintf(w, "parameter\t%s%s = %s\n", prefix, k, valueText(values[k]))
 	}
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -13,6 +14,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
@@ -122,6 +125,9 @@ ssl/private_keys/NAME.pem. Overwrites nothing.`,
   puppet agent --test --confdir "$PWD/web1"`,
 		Args: args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if out == "" {
+				return usageError{errors.New("--out: must be given: the folder to write")}
+			}
 			name, err := node.ParseCertname(args[0])
 			if err != nil {
 				return err
@@ -148,13 +154,15 @@ ssl/private_keys/NAME.pem. Overwrites nothing.`,
 	s.add(c)
 	c.Flags().StringVar(&requestID, "request-id", "", "makes a retry safe: see docs/api.md (a random one)")
 	c.Flags().StringVar(&out, "out", "", "folder to write")
-	_ = c.MarkFlagRequired("out")
 	return c
 }
 
 func (a *app) provision(ctx context.Context, req *espmv1.ProvisionNodeRequest, name node.Certname, out string) error {
 	return a.call(func(conn *grpc.ClientConn) error {
 		resp, err := espmv1.NewNodeServiceClient(conn).ProvisionNode(ctx, req)
+		if unanswered(err) {
+			fmt.Fprintf(a.stderr, "espm: the daemon may still have done it: run the same again with --request-id %s\n", req.GetRequestId())
+		}
 		if err != nil {
 			return err
 		}
@@ -175,6 +183,15 @@ func (a *app) provision(ctx context.Context, req *espmv1.ProvisionNodeRequest, n
 			fmt.Fprintf(w, "written to\t%s\n", out)
 		})
 	})
+}
+
+// unanswered tells that a call was sent, and that what came of it is not known.
+func unanswered(err error) bool {
+	s, ok := status.FromError(err)
+	if !ok || reason(s) != "" || strings.Contains(s.Message(), "while dialing") {
+		return false
+	}
+	return slices.Contains([]codes.Code{codes.Unavailable, codes.Canceled, codes.DeadlineExceeded}, s.Code())
 }
 
 var nodePaths = map[string]string{
@@ -294,6 +311,9 @@ the same --uid.`,
 					nodeTable(w, resp.GetNode())
 					for _, r := range resp.GetRevocations() {
 						fmt.Fprintf(w, "revocation\t%s\n", revocationLine(r))
+					}
+					if resp.GetIssueOpen() {
+						fmt.Fprintln(w, "revocation\ta certificate was being issued; what comes of it will be revoked: ask again")
 					}
 				})
 			})

@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -70,7 +71,9 @@ func (a *app) root() *cobra.Command {
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
+	root.Args = noVerb(root)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.PersistentFlags().StringVar(&a.address, "address", cmp.Or(os.Getenv("ESPM_ADDRESS"), config.DefaultListen), "where the daemon is (ESPM_ADDRESS)")
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "table, json or yaml")
@@ -96,15 +99,25 @@ func version() string {
 
 // noun returns a command that only holds verbs.
 func noun(name, short string, verbs ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: name, Short: short, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
-	c.Args = func(c *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			return usageError{fmt.Errorf("%s: there is no verb %q", c.CommandPath(), args[0])}
-		}
-		return nil
-	}
+	c := &cobra.Command{Use: name, Short: short, RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
+	c.Args = noVerb(c)
 	c.AddCommand(verbs...)
 	return c
+}
+
+// noVerb refuses arguments of a command that only holds others.
+func noVerb(c *cobra.Command) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		hint := ""
+		c.SuggestionsMinimumDistance = 2
+		if like := c.SuggestionsFor(args[0]); len(like) > 0 {
+			hint = "; is it " + strings.Join(like, " or ") + "?"
+		}
+		return usageError{fmt.Errorf("there is no command '%s %s'%s", c.CommandPath(), args[0], hint)}
+	}
 }
 
 // args wants exactly these arguments.
@@ -138,10 +151,15 @@ func (a *app) call(f func(*grpc.ClientConn) error) error {
 	}
 	defer conn.Close()
 	err = f(conn)
-	if s, ok := status.FromError(err); ok && s.Code() == codes.Unavailable && reason(s) == "" {
+	s, ok := status.FromError(err)
+	switch {
+	case !ok || s.Code() != codes.Unavailable || reason(s) != "":
+		return err
+	case strings.Contains(s.Message(), syscall.EACCES.Error()):
+		return fmt.Errorf("this user may not use %s (--address, ESPM_ADDRESS): %s", a.address, s.Message())
+	default:
 		return fmt.Errorf("no daemon answers at %s (--address, ESPM_ADDRESS): %s", a.address, s.Message())
 	}
-	return err
 }
 
 // describe puts an error into words, with the API's reason where it has one.

@@ -67,7 +67,8 @@ type daemon struct {
 	closers  []func() error
 }
 
-// close stops the parts in the reverse of the order they were started in.
+// close stops the parts in the reverse of the order they were started in. What
+// runs in the background has ended by itself, with the context of Run.
 func (d *daemon) close() error {
 	d.wg.Wait()
 	var errs []error
@@ -102,8 +103,17 @@ func (d *daemon) openStore(ctx context.Context) error {
 	if d.store, err = store.New(ctx, engine); err != nil {
 		return fmt.Errorf("store %s: %w", d.config.Store.Path, err)
 	}
-	// espm-enc finds them here while the daemon is down.
-	return d.store.SetENC(ctx, encSettings(d.config))
+	return d.keepENC(ctx)
+}
+
+// keepENC writes the ENC's settings where espm-enc finds them while the
+// daemon is down. Not needlessly: with a full disk the daemon would not start.
+func (d *daemon) keepENC(ctx context.Context) error {
+	want := encSettings(d.config)
+	if have, err := d.store.ENC(ctx); err == nil && have == want {
+		return nil
+	}
+	return d.store.SetENC(ctx, want)
 }
 
 func (d *daemon) serveENC(ctx context.Context, cancel context.CancelCauseFunc) error {
@@ -116,17 +126,26 @@ func (d *daemon) serveENC(ctx context.Context, cancel context.CancelCauseFunc) e
 		Unknown: enc.Unknown{Policy: d.config.ENC.UnknownNodes, Command: d.config.ENC.Command},
 		Log:     d.log,
 	}
-	d.wg.Go(func() {
-		if err := server.Serve(ctx, l); err != nil {
+	// It serves on while the API drains, as nobody else can read the store then.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := server.Serve(serving, l); err != nil {
 			cancel(err)
 		}
+	}()
+	d.closers = append(d.closers, func() error {
+		stop()
+		<-ended
+		return nil
 	})
 	return nil
 }
 
 func (d *daemon) openAuthority(ctx context.Context) error {
 	dir := d.config.Authority.Directory
-	authority, err := directory.Open(dir.Path, directory.Options{Publish: dir.Publish, Log: d.log})
+	authority, err := directory.Open(dir.Path, directory.Options{Publish: dir.Publish, TTL: d.config.Issue.TTL, Log: d.log})
 	if err != nil {
 		return fmt.Errorf("authority: %w", err)
 	}
@@ -138,7 +157,7 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 	pool := ca.NewPool(ctx, *d.config.Issue.KeyPool, alg)
 	d.closers = append(d.closers, func() error {
 		pool.Close()
-		d.log.WithField("keys", pool.String()).Debug("key pool closed")
+		d.log.WithField("keys", pool.String()).Info("key pool closed")
 		return nil
 	})
 	queue := revoke.New(d.store, authority, time.Now, d.log)
@@ -148,11 +167,14 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 		Keys:        pool,
 		Revocations: queue,
 		Puppet:      bootstrap.Server{Name: d.config.Puppet.Server, Port: d.config.Puppet.Port},
-		TTL:         d.config.Issue.TTL,
 		Algorithm:   alg,
 		Protected:   d.config.Protected,
 		Now:         time.Now,
 		Log:         d.log,
+	})
+	d.closers = append(d.closers, func() error {
+		d.registry.Wait()
+		return nil
 	})
 	d.wg.Go(func() { queue.Run(ctx) })
 	d.wg.Go(func() { d.registry.Run(ctx) })
@@ -165,7 +187,7 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	server := rpc.NewServer(d.registry, time.Now, d.log)
+	server := rpc.NewServer(ctx, d.registry, time.Now, d.log)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	d.log.WithFields(logrus.Fields{"listen": d.config.Listen, "enc": d.config.ENC.Socket, "store": d.config.Store.Path}).Info("espm serves")

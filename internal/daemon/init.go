@@ -80,6 +80,10 @@ func Init(o InitOptions) (Initialized, error) {
 	if _, err := node.ParseCertname(o.Certname); err != nil {
 		return Initialized{}, err
 	}
+	allowed := append(slices.Clone(ca.KeyAlgorithms()), directory.CAKeyECP384, "")
+	if !slices.Contains(allowed, ca.KeyAlgorithm(o.CAKey)) {
+		return Initialized{}, fmt.Errorf("--ca-key: rsa-4096, rsa-3072, rsa-2048, ec-p256 or ec-p384, is %q", o.CAKey)
+	}
 	l := o.layout()
 	if abs, err := filepath.Abs(l.Config); err == nil {
 		l.Config = abs
@@ -101,6 +105,9 @@ func Init(o InitOptions) (Initialized, error) {
 	done.Steps = append(done.Steps, Step{"configuration", l.Config, stood})
 	// From here on what the file says counts, also if it stood already.
 	c, err := config.Load(l.Config)
+	if err != nil && !stood { // such as a --dir too long for a socket's path: leave nothing to stumble over
+		return Initialized{}, errors.Join(err, os.Remove(l.Config))
+	}
 	if err != nil {
 		return done, err
 	}
@@ -151,10 +158,6 @@ func initCA(c config.Config, o InitOptions) (Step, error) {
 	step := Step{"CA", path, exists(filepath.Join(path, "ca_crt.pem"))}
 	if step.Stood {
 		return step, nil
-	}
-	allowed := append(slices.Clone(ca.KeyAlgorithms()), directory.CAKeyECP384, "")
-	if !slices.Contains(allowed, ca.KeyAlgorithm(o.CAKey)) {
-		return step, fmt.Errorf("--ca-key: rsa-4096, rsa-3072, rsa-2048, ec-p256 or ec-p384, is %q", o.CAKey)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return step, err

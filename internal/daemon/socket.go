@@ -15,14 +15,8 @@ import (
 // listen makes a local socket that its owner and, where given, a group may
 // use. A socket that nobody listens on any more, left by a killed daemon, is replaced.
 func listen(path, group string) (net.Listener, error) {
-	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		conn.Close()
-		return nil, fmt.Errorf("%s is in use: another espm serves there", path)
-	}
-	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == os.ModeSocket {
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
+	if err := clearSocket(path); err != nil {
+		return nil, err
 	}
 	// No one may connect before the mode is set.
 	old := syscall.Umask(0o177)
@@ -38,6 +32,30 @@ func listen(path, group string) (net.Listener, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
+}
+
+// clearSocket removes a dead socket. One that takes no connection for another
+// reason than that nobody listens, such as being busy, is not dead.
+func clearSocket(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != os.ModeSocket {
+		return fmt.Errorf("%s stands in the way: it is no socket; nothing was changed", path)
+	}
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return os.Remove(path)
+	}
+	if err != nil {
+		return fmt.Errorf("%s is there, and can't be asked whether another espm serves: %w", path, err)
+	}
+	conn.Close()
+	return fmt.Errorf("%s is in use: another espm serves there", path)
 }
 
 // giveGroup sets a file's mode and, where a group is named, its group.

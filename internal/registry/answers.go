@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -13,8 +14,8 @@ const (
 	maxAnswers = 4096
 )
 
-// answers keeps, in memory only, bundles with a private key, so that a retry
-// of a call whose answer was lost gets the same one.
+// answers keeps private keys, in memory only, so that a retry of a call whose
+// answer was lost gets the same one.
 type answers struct {
 	now func() time.Time
 
@@ -25,34 +26,35 @@ type answers struct {
 
 type answer struct {
 	serial  node.Serial
-	bundle  bootstrap.Bundle
+	key     bootstrap.Secret
 	expires time.Time
 }
 
-func (a *answers) put(id string, serial node.Serial, b bootstrap.Bundle) {
+func (a *answers) put(id string, serial node.Serial, key bootstrap.Secret) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.byID == nil {
 		a.byID = map[string]answer{}
 	}
-	if _, again := a.byID[id]; !again {
-		a.order = append(a.order, id)
+	if _, again := a.byID[id]; again {
+		a.order = slices.DeleteFunc(a.order, func(other string) bool { return other == id })
 	}
-	a.byID[id] = answer{serial, b, a.now().Add(answerLife)}
+	a.order = append(a.order, id)
+	a.byID[id] = answer{serial, key, a.now().Add(answerLife)}
 	for len(a.order) > maxAnswers {
 		a.drop()
 	}
 }
 
-// get returns the bundle answered to a request id, if it is that of the serial.
-func (a *answers) get(id string, serial node.Serial) (bootstrap.Bundle, bool) {
+// get returns the key answered to a request id, if it is that of the serial.
+func (a *answers) get(id string, serial node.Serial) (bootstrap.Secret, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	found, ok := a.byID[id]
 	if !ok || found.serial != serial || a.now().After(found.expires) {
-		return bootstrap.Bundle{}, false
+		return nil, false
 	}
-	return found.bundle, true
+	return found.key, true
 }
 
 // prune drops what has expired.

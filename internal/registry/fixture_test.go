@@ -204,7 +204,7 @@ func (f *fixture) drain(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	for tick := time.NewTicker(2 * time.Millisecond); ; {
-		pending, err := f.store.Pending(ctx, 1)
+		pending, err := f.store.Pending(ctx, "", 1)
 		if err != nil {
 			t.Fatal(err)
 		}

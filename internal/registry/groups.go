@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -19,8 +20,22 @@ func checkNode(ctx context.Context, groups enc.Groups, n node.Node) error {
 	if len(n.Groups) == 0 {
 		return nil
 	}
-	_, err := enc.Merge(ctx, groups, n)
-	return err
+	h, err := inherit(ctx, groups, n.Groups)
+	if err != nil {
+		return err
+	}
+	return h.Check(n)
+}
+
+func inherit(ctx context.Context, groups enc.Groups, names []string) (*enc.Inherited, error) {
+	h, err := enc.Inherit(ctx, groups, names)
+	if errors.Is(err, node.ErrGroupNotFound) {
+		return nil, fmt.Errorf("groups: %w", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return h, h.CheckSize()
 }
 
 // CreateGroup creates a group. Errors: node.ErrInvalid, ErrGroupExists, and
@@ -138,12 +153,12 @@ func (r *Registry) commitGroup(ctx context.Context, old *node.Group, g *node.Gro
 	if err != nil {
 		return err
 	}
-	view := &overlay{base: r.Store, group: *g, cache: map[string]node.Group{}}
+	view := &overlay{base: r.Store, group: *g, cache: map[string]node.Group{}, inherited: map[string]*enc.Inherited{}}
 	if err := checkParents(ctx, view, *g); err != nil {
 		return err
 	}
 	c := store.NewChange()
-	if old != nil {
+	if old != nil && changesHeirs(*old, *g) {
 		if err := r.checkHeirs(ctx, view, c); err != nil {
 			return err
 		}
@@ -160,11 +175,31 @@ func (r *Registry) commitGroup(ctx context.Context, old *node.Group, g *node.Gro
 	return nil
 }
 
+// changesHeirs tells whether a write can change what nodes inherit.
+func changesHeirs(old, g node.Group) bool {
+	return !slices.Equal(old.Parents, g.Parents) || !reflect.DeepEqual(old.Classification, g.Classification)
+}
+
 // overlay shows the groups as they would be after a write.
 type overlay struct {
-	base  enc.Groups
-	group node.Group
-	cache map[string]node.Group
+	base      enc.Groups
+	group     node.Group
+	cache     map[string]node.Group
+	inherited map[string]*enc.Inherited // by the names of groups: many nodes are in the same ones
+}
+
+// check is checkNode, for many nodes.
+func (o *overlay) check(ctx context.Context, n node.Node) error {
+	key := strings.Join(n.Groups, " ")
+	h, known := o.inherited[key]
+	if !known {
+		var err error
+		if h, err = inherit(ctx, o, n.Groups); err != nil {
+			return err
+		}
+		o.inherited[key] = h
+	}
+	return h.Check(n)
 }
 
 // Group returns a group as it would be.
@@ -182,8 +217,8 @@ func (o *overlay) Group(ctx context.Context, name string) (node.Group, error) {
 	return g, err
 }
 
-// checkParents makes sure that all ancestors exist and that there is no
-// cycle, and that the group can be inherited: its ancestors agree.
+// checkParents makes sure that all ancestors exist and that there is no cycle.
+// Whether they agree shows on the nodes, which may decide by themselves.
 func checkParents(ctx context.Context, view *overlay, g node.Group) error {
 	path := []string{g.Name}
 	seen := map[string]bool{}
@@ -262,7 +297,7 @@ func (r *Registry) checkHeir(ctx context.Context, view *overlay, name node.Certn
 	if err != nil {
 		return err
 	}
-	err = checkNode(ctx, view, n)
+	err = view.check(ctx, n)
 	found, ok := errors.AsType[*node.ConflictError](err)
 	switch {
 	case err == nil:

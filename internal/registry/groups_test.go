@@ -12,6 +12,7 @@ import (
 
 	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/registry"
 	"github.com/espm-project/espm/internal/store"
 )
 
@@ -120,11 +121,11 @@ func TestStaleRevisionIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	edit := func(n *node.Node) { n.Labels = map[string]string{"a": "b"} }
-	changed, err := f.Update(t.Context(), "web1.test", n.Revision, edit, false)
+	changed, err := f.Update(t.Context(), "web1.test", registry.Expect{Revision: n.Revision}, edit, false)
 	if err != nil || changed.Revision <= n.Revision {
 		t.Fatalf("got %+v, %v", changed, err)
 	}
-	if _, err := f.Update(t.Context(), "web1.test", n.Revision, edit, false); !errors.Is(err, node.ErrStale) {
+	if _, err := f.Update(t.Context(), "web1.test", registry.Expect{Revision: n.Revision}, edit, false); !errors.Is(err, node.ErrStale) {
 		t.Errorf("node: got %v", err)
 	}
 	if _, err := f.UpdateGroup(t.Context(), "web", 1, setTier("x"), false); !errors.Is(err, node.ErrStale) {
@@ -160,7 +161,7 @@ func TestWritesAtOnceKeepTheRules(t *testing.T) {
 			for j := range 15 {
 				name := node.Certname(fmt.Sprintf("n%d-%d.test", i, j))
 				_, _ = f.Register(ctx, node.Node{Certname: name, Groups: []string{names[j%3], names[(j+i)%3]}[:1+i%2]}, "", false)
-				_, _ = f.Update(ctx, name, 0, func(n *node.Node) { n.Groups = []string{names[(j+1)%3], names[(j+2)%3]} }, false)
+				_, _ = f.Update(ctx, name, registry.Expect{}, func(n *node.Node) { n.Groups = []string{names[(j+1)%3], names[(j+2)%3]} }, false)
 			}
 		})
 	}

@@ -58,9 +58,6 @@ func (r *Registry) check(name node.Certname, s Spec) (order, error) {
 		Extensions:  exts,
 		TTL:         s.TTL,
 	}
-	if s.TTL == 0 {
-		o.request.TTL = r.TTL
-	}
 	if err := node.Join(algErr, extErr, ca.CheckRequest(o.request)); err != nil {
 		return o, err
 	}
@@ -90,13 +87,29 @@ func (r *Registry) Provision(ctx context.Context, n node.Node, s Spec, requestID
 		return Provisioned{}, err
 	}
 	if validateOnly {
-		return Provisioned{Node: n}, r.addNode(ctx, &n, nil, nil, true)
+		if earlier, err := r.earlier(ctx, request); err != nil || earlier != nil {
+			return Provisioned{Node: pick(earlier, n)}, err
+		}
+		return Provisioned{Node: n}, r.mayBegin(ctx, n, o)
 	}
-	return r.fly(ctx, request, func(ctx context.Context) (Provisioned, error) {
+	work := func(ctx context.Context) (Provisioned, error) {
 		return r.carryOut(ctx, &o, request, func() (node.IssueIntent, error) {
 			return r.beginNew(ctx, n, &o, request)
 		})
-	})
+	}
+	undo := func(ctx context.Context) error {
+		_, err := r.terminate(ctx, n.Certname, n.UID, false)
+		r.Revocations.Kick()
+		return err
+	}
+	return r.fly(ctx, request, work, undo)
+}
+
+func pick(earlier *node.Node, n node.Node) node.Node {
+	if earlier != nil {
+		return *earlier
+	}
+	return n
 }
 
 // Issue issues a certificate for a node that is registered and has none, as
@@ -119,9 +132,12 @@ func (r *Registry) Issue(ctx context.Context, name node.Certname, uid node.UID, 
 		return Provisioned{}, err
 	}
 	if validateOnly {
-		return Provisioned{Node: n}, mayIssue(n)
+		if earlier, err := r.earlier(ctx, request); err != nil || earlier != nil {
+			return Provisioned{Node: pick(earlier, n)}, err
+		}
+		return Provisioned{Node: n}, node.Join(mayIssue(n), r.vet(ctx, o))
 	}
-	return r.fly(ctx, request, func(ctx context.Context) (Provisioned, error) {
+	work := func(ctx context.Context) (Provisioned, error) {
 		return r.carryOut(ctx, &o, request, func() (node.IssueIntent, error) {
 			now, err := r.Store.Node(ctx, name)
 			if err != nil {
@@ -133,9 +149,10 @@ func (r *Registry) Issue(ctx context.Context, name node.Certname, uid node.UID, 
 			if err := mayIssue(now); err != nil {
 				return node.IssueIntent{}, err
 			}
-			return r.beginReissue(ctx, now, &o, request)
+			return r.beginReissue(ctx, now, &o, request, true)
 		})
-	})
+	}
+	return r.fly(ctx, request, work, func(ctx context.Context) error { return r.drop(ctx, name, n.UID) })
 }
 
 func mayIssue(n node.Node) error {
@@ -156,20 +173,30 @@ type flight struct {
 }
 
 // fly makes calls at once with one request id one call, and lets it go on
-// when the callers have gone.
-func (r *Registry) fly(ctx context.Context, request *node.Request, do func(context.Context) (Provisioned, error)) (Provisioned, error) {
+// when the callers have gone: they may come back for the answer. Without a
+// request id nobody can, so what was done is undone.
+func (r *Registry) fly(ctx context.Context, request *node.Request, do func(context.Context) (Provisioned, error), undo func(context.Context) error) (Provisioned, error) {
 	detached := func() (p Provisioned, err error) {
+		r.calls.Add(1)
+		defer r.calls.Done()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), issueTimeout)
 		defer cancel()
 		defer func() {
 			if recover() != nil { // singleflight would end the process; its value may hold a secret
-				err = fmt.Errorf("issuing a certificate panicked at %s", debug.Stack())
+				r.Log.WithField("stack", string(debug.Stack())).Error("issuing a certificate panicked")
+				err = errors.New("espm failed on this call; its log says where")
+				r.stir()
 			}
 		}()
 		return do(ctx)
 	}
 	if request == nil {
-		return detached()
+		p, err := detached()
+		if err == nil && ctx.Err() != nil {
+			gone := fmt.Errorf("the caller for %q is gone: %w", p.Node.Certname, ctx.Err())
+			return Provisioned{}, errors.Join(gone, retry(func() error { return undo(context.WithoutCancel(ctx)) }))
+		}
+		return p, err
 	}
 	done := r.flights.DoChan(request.ID, func() (any, error) {
 		p, err := detached()
@@ -206,7 +233,7 @@ func (r *Registry) carryOut(ctx context.Context, o *order, request *node.Request
 			if err != nil || ok {
 				return p, err
 			}
-			begin = func() (node.IssueIntent, error) { return r.beginReissue(ctx, *earlier, o, nil) }
+			begin = func() (node.IssueIntent, error) { return r.beginReissue(ctx, *earlier, o, request, false) }
 		}
 		intent, err := begin()
 		if errors.Is(err, node.ErrStale) {
@@ -222,55 +249,95 @@ func (r *Registry) carryOut(ctx context.Context, o *order, request *node.Request
 }
 
 // recall answers a call that was answered before, false where it can't be:
-// the private key is gone.
+// the certificate was never issued, or its private key is gone. A certificate that
+// another request issued meanwhile is not this call's to give out, or to replace.
 func (r *Registry) recall(ctx context.Context, n node.Node, o *order, request *node.Request) (Provisioned, bool, error) {
 	if n.State != node.Provisioned {
-		return Provisioned{}, false, nil
-	}
-	if b, ok := r.answers.get(request.ID, n.Serial); ok {
-		return Provisioned{n, b}, true, nil
-	}
-	if o.request.CSR == nil {
 		return Provisioned{}, false, nil
 	}
 	cert, err := r.Store.Certificate(ctx, n.Serial)
 	if err != nil {
 		return Provisioned{}, false, err
 	}
-	b, err := r.bundle(ctx, n.Certname, []byte(cert.PEM), nil)
+	if cert.RequestID != request.ID {
+		return Provisioned{}, false, fmt.Errorf("%w: %q holds %s, which another call issued", node.ErrCertificateExists, n.Certname, n.Serial)
+	}
+	var key bootstrap.Secret
+	if o.request.CSR == nil {
+		var known bool
+		if key, known = r.answers.get(request.ID, n.Serial); !known {
+			return Provisioned{}, false, nil
+		}
+	}
+	b, err := r.bundle(ctx, n.Certname, []byte(cert.PEM), key)
 	return Provisioned{n, b}, true, err
+}
+
+// mayBegin tells what a provision would be refused for.
+func (r *Registry) mayBegin(ctx context.Context, n node.Node, o order) error {
+	if err := r.addNode(ctx, &n, nil, nil, true); err != nil {
+		return err
+	}
+	return r.vet(ctx, o)
+}
+
+// vet asks the authority what it would refuse, and refuses a name whose
+// certificate there was not issued by espm: nobody would know of it any more.
+func (r *Registry) vet(ctx context.Context, o order) error {
+	current, err := r.Authority.Check(ctx, o.request)
+	if err != nil || current == nil {
+		return err
+	}
+	serial := node.SerialOf(current.SerialNumber)
+	if _, err := r.Store.Certificate(ctx, serial); !errors.Is(err, node.ErrCertificateNotFound) {
+		return err
+	}
+	for intent, err := range r.Store.Intents(ctx) {
+		if err != nil || intent.Certname == o.request.Certname {
+			return err // its own, cut short and not settled yet
+		}
+	}
+	return fmt.Errorf("%w: serial %s of %q, valid until %s", node.ErrForeignCertificate, serial, o.request.Certname, current.NotAfter.Format(time.RFC3339))
 }
 
 // beginNew commits a new registration with its intent, claimed.
 func (r *Registry) beginNew(ctx context.Context, n node.Node, o *order, request *node.Request) (node.IssueIntent, error) {
 	// Before a key is made for it, which may take seconds.
-	if err := r.addNode(ctx, &n, nil, nil, true); err != nil {
+	if err := r.mayBegin(ctx, n, *o); err != nil {
 		return node.IssueIntent{}, err
 	}
-	intent, err := r.prepare(ctx, o, n)
+	intent, err := r.prepare(ctx, o, n, request)
 	if err != nil {
 		return intent, err
 	}
-	intent.NewNode = true
+	intent.NewNode, intent.NewRequest = true, request != nil
 	return intent, r.claimed(n, func() error { return r.addNode(ctx, &n, request, &intent, false) })
 }
 
-// beginReissue commits an intent for a live node, claimed. A certificate that
-// the node has is revoked: its private key was lost with the answer.
-func (r *Registry) beginReissue(ctx context.Context, old node.Node, o *order, request *node.Request) (node.IssueIntent, error) {
-	intent, err := r.prepare(ctx, o, old)
+// beginReissue commits an intent for a live node, claimed, with the request
+// where that is new. A certificate that the node has is revoked: its private
+// key was lost with the answer.
+func (r *Registry) beginReissue(ctx context.Context, old node.Node, o *order, request *node.Request, isNew bool) (node.IssueIntent, error) {
+	if err := r.vet(ctx, *o); err != nil {
+		return node.IssueIntent{}, err
+	}
+	intent, err := r.prepare(ctx, o, old, request)
 	if err != nil {
 		return intent, err
 	}
 	n := old.Clone()
 	n.State, n.Serial, n.UpdatedAt = node.Issuing, "", r.Now().UTC()
 	c := store.NewChange()
-	c.PutIntent(intent)
-	if request != nil {
+	if request != nil && isNew {
+		intent.NewRequest = true
 		n.Requests = append(n.Requests, request.ID)
 		c.PutRequest(*request)
 	}
+	c.PutIntent(intent)
 	if old.Serial != "" {
+		if r.protects(old.Certname) {
+			return intent, fmt.Errorf("%w: the answer for %q can't be had again, and %s is not revoked", node.ErrProtected, old.Certname, old.Serial)
+		}
 		if err := r.orderRevocation(ctx, c, old.Serial); err != nil {
 			return intent, err
 		}
@@ -298,7 +365,7 @@ func (r *Registry) claimed(n node.Node, commit func() error) error {
 }
 
 // prepare makes the key, where the caller sent none, and the intent.
-func (r *Registry) prepare(ctx context.Context, o *order, n node.Node) (node.IssueIntent, error) {
+func (r *Registry) prepare(ctx context.Context, o *order, n node.Node, request *node.Request) (node.IssueIntent, error) {
 	if o.request.CSR == nil && o.request.Key == nil {
 		key, err := r.Keys.Take(ctx, o.algorithm)
 		if err != nil {
@@ -311,14 +378,18 @@ func (r *Registry) prepare(ctx context.Context, o *order, n node.Node) (node.Iss
 		return node.IssueIntent{}, err
 	}
 	o.request.Serial = r.Authority.NewSerial()
-	return node.IssueIntent{
+	intent := node.IssueIntent{
 		UID:       n.UID,
 		Certname:  n.Certname,
 		Serial:    o.request.Serial,
 		KeyHash:   hash,
 		CallerKey: o.request.CSR != nil,
 		CreatedAt: r.Now().UTC(),
-	}, nil
+	}
+	if request != nil {
+		intent.RequestID = request.ID
+	}
+	return intent, nil
 }
 
 // issue has the certificate of an intent signed, commits it and answers. On
@@ -350,7 +421,7 @@ func (r *Registry) issue(ctx context.Context, intent node.IssueIntent, o order, 
 		return Provisioned{}, err
 	}
 	if request != nil && key != nil {
-		r.answers.put(request.ID, n.Serial, b)
+		r.answers.put(request.ID, n.Serial, key)
 	}
 	return Provisioned{n, b}, nil
 }
@@ -406,6 +477,7 @@ func record(intent node.IssueIntent, cert *x509.Certificate) node.Certificate {
 		NotBefore: cert.NotBefore,
 		NotAfter:  cert.NotAfter,
 		PEM:       string(encodeCertificate(cert)),
+		RequestID: intent.RequestID,
 	}
 }
 

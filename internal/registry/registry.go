@@ -62,8 +62,7 @@ type Options struct {
 	Keys        Keys
 	Revocations Revocations
 	Puppet      bootstrap.Server
-	TTL         time.Duration   // of a certificate, where the caller names none; 0: ca.DefaultTTL, or what the CA has left
-	Algorithm   ca.KeyAlgorithm // likewise
+	Algorithm   ca.KeyAlgorithm // of a key, where the caller names none
 	Protected   []string        // certnames that are never terminated
 	Now         func() time.Time
 	Log         logrus.FieldLogger
@@ -75,11 +74,12 @@ type Registry struct {
 	Options
 
 	// A write to a group looks at every node that inherits it. Nodes that join
-	// or leave groups wait meanwhile; else a busy fleet would make it start over for ever. The
-	// guards of each commit, not this lock, keep the result right.
+	// groups wait meanwhile; else a busy fleet would make it start over for
+	// ever. The guards of each commit, not this lock, keep the result right.
 	classifying sync.RWMutex
 
-	flights singleflight.Group // provisions by request id
+	flights singleflight.Group // issues by request id
+	calls   sync.WaitGroup     // issues under way, with or without their callers
 	answers answers
 
 	mu       sync.Mutex
@@ -109,7 +109,7 @@ func retry(change func() error) error {
 			return err
 		}
 	}
-	return err
+	return fmt.Errorf("%w: others keep changing the same records, try again (%v)", node.ErrUnavailable, err)
 }
 
 func newUID() node.UID { return node.UID(uuid.Must(uuid.NewV7()).String()) }
@@ -224,18 +224,38 @@ func (r *Registry) Get(ctx context.Context, name node.Certname, uid node.UID) (n
 	return r.Store.Tombstone(ctx, name, uid)
 }
 
-// Update changes a live node by applying edit to it. revision, unless 0, is
-// the one that the caller decided on: node.ErrStale where it is no longer the record's.
-// Other errors are those of Register, and node.ErrNodeNotFound.
-func (r *Registry) Update(ctx context.Context, name node.Certname, revision int64, edit func(*node.Node), validateOnly bool) (node.Node, error) {
+// Wait waits for the issues under way, which go on when their callers have
+// gone. Nothing may be asked of the registry any more.
+func (r *Registry) Wait() { r.calls.Wait() }
+
+// Expect says what a caller decided on: a change is refused where the record
+// is another. The zero Expect takes any.
+type Expect struct {
+	UID      node.UID
+	Revision int64
+}
+
+func (e Expect) check(uid node.UID, revision int64) error {
+	if e.UID != "" && e.UID != uid {
+		return fmt.Errorf("%w: it is registration %s now", node.ErrUIDMismatch, uid)
+	}
+	if e.Revision != 0 && e.Revision != revision {
+		return &staleError{e.Revision, revision}
+	}
+	return nil
+}
+
+// Update changes a live node by applying edit to it. Errors are those of
+// Register, but for ErrNodeExists, and node.ErrNodeNotFound, ErrUIDMismatch and ErrStale.
+func (r *Registry) Update(ctx context.Context, name node.Certname, expect Expect, edit func(*node.Node), validateOnly bool) (node.Node, error) {
 	var n node.Node
 	err := retry(func() error {
 		old, err := r.Store.Node(ctx, name)
 		if err != nil {
 			return err
 		}
-		if revision != 0 && revision != old.Revision {
-			return &staleError{revision, old.Revision}
+		if err := expect.check(old.UID, old.Revision); err != nil {
+			return fmt.Errorf("node %q: %w", name, err)
 		}
 		n = old.Clone()
 		edit(&n)

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -51,7 +52,11 @@ func (r *Registry) Run(ctx context.Context) {
 // settleAll settles what it can and says whether some is left.
 func (r *Registry) settleAll(ctx context.Context) (left bool) {
 	for intent, err := range r.Store.Intents(ctx) {
-		if err == nil && r.claim(intent.UID) {
+		if err == nil && !r.claim(intent.UID) {
+			left = true // a call is at work on it, and may fail to settle it
+			continue
+		}
+		if err == nil {
 			err = r.settleOpen(ctx, intent.UID) // it may have been closed since the list was read
 			r.release(intent.UID)
 		}
@@ -102,10 +107,15 @@ func (r *Registry) abandon(ctx context.Context, intent node.IssueIntent, cert *x
 	}
 	if err != nil {
 		r.Log.WithError(err).WithField("certname", intent.Certname).Error("an unfinished issue can't be settled yet")
-		select {
-		case r.unsettle <- struct{}{}:
-		default:
-		}
+		r.stir()
+	}
+}
+
+// stir tells Run that an intent was left open.
+func (r *Registry) stir() {
+	select {
+	case r.unsettle <- struct{}{}:
+	default:
 	}
 }
 
@@ -114,10 +124,11 @@ func (r *Registry) refuse(ctx context.Context, intent node.IssueIntent, cert *x5
 	if cert == nil || verify(cert, intent) == nil {
 		return nil
 	}
+	serial := node.SerialOf(cert.SerialNumber)
 	c := store.NewChange()
-	r.Revocations.Order(c, node.SerialOf(cert.SerialNumber), intent.Certname, intent.UID)
+	r.Revocations.Order(c, serial, intent.Certname, intent.UID)
 	if _, err := r.Store.Commit(ctx, c); err != nil {
-		return err
+		return fmt.Errorf("serial %s, which the authority issued to nobody, has to be revoked by hand: %w", serial, err)
 	}
 	r.Revocations.Kick()
 	return nil
@@ -141,25 +152,31 @@ func (r *Registry) settle(ctx context.Context, intent node.IssueIntent) error {
 	}
 	log := r.Log.WithFields(logrus.Fields{"certname": intent.Certname, "uid": intent.UID, "serial": found.Serial})
 	err = retry(func() error {
+		open, ok, err := r.Store.Intent(ctx, intent.UID)
+		if err != nil || !ok {
+			return err
+		}
 		n, err := r.Store.Node(ctx, intent.Certname)
 		alive := err == nil && n.UID == intent.UID
 		if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
 			return err
 		}
 		c := store.NewChange()
-		c.RemoveIntent(intent)
-		if alive && intent.CallerKey && found.Certificate != nil && verify(found.Certificate, intent) == nil {
+		c.RemoveIntent(open)
+		adopt := alive && intent.CallerKey && found.Certificate != nil && verify(found.Certificate, intent) == nil
+		if adopt {
 			adopted := n.Clone()
 			adopted.State, adopted.Serial, adopted.UpdatedAt = node.Provisioned, found.Serial, r.Now().UTC()
 			c.PutNode(&n, adopted)
 			c.PutCertificate(record(intent, found.Certificate))
-			log.Info("unfinished issue: certificate adopted")
 		} else {
 			r.undo(c, intent, n, alive, found)
-			log.WithField("issued", found.Issued).Info("unfinished issue: undone")
 		}
-		_, err = r.Store.Commit(ctx, c)
-		return err
+		if _, err := r.Store.Commit(ctx, c); err != nil {
+			return err
+		}
+		log.WithFields(logrus.Fields{"issued": found.Issued, "adopted": adopt}).Info("unfinished issue settled")
+		return nil
 	})
 	r.Revocations.Kick()
 	return err
@@ -181,6 +198,10 @@ func (r *Registry) undo(c *store.Change, intent node.IssueIntent, n node.Node, a
 	case !intent.NewNode:
 		back := n.Clone()
 		back.State, back.UpdatedAt = node.Registered, r.Now().UTC()
+		if intent.NewRequest {
+			c.RemoveRequest(intent.RequestID)
+			back.Requests = slices.DeleteFunc(back.Requests, func(id string) bool { return id == intent.RequestID })
+		}
 		c.PutNode(&n, back)
 	default:
 		c.RemoveNode(n)
@@ -188,6 +209,7 @@ func (r *Registry) undo(c *store.Change, intent node.IssueIntent, n node.Node, a
 			c.RemoveRequest(id)
 		}
 		if found.Issued { // so that its revocation is found, and forgotten in time
+			n.Requests = nil // they are free again, and may be another's by then
 			c.PutTombstone(r.tombstone(n))
 		}
 	}

@@ -21,6 +21,8 @@ const retention = 30 * 24 * time.Hour
 type Terminated struct {
 	Node        node.Node
 	Revocations []node.Revocation
+	// IssueOpen: an issue was under way and is not settled yet. What comes of it will be revoked.
+	IssueOpen bool
 }
 
 // Terminate takes a registration out of the classifier and orders the
@@ -29,7 +31,7 @@ type Terminated struct {
 // certname has no live registration, gives the state of the last termination. Errors:
 // node.ErrNodeNotFound, ErrUIDMismatch, ErrProtected.
 func (r *Registry) Terminate(ctx context.Context, name node.Certname, uid node.UID, wait time.Duration, validateOnly bool) (Terminated, error) {
-	if slices.Contains(r.Protected, string(name)) {
+	if r.protects(name) {
 		return Terminated{}, fmt.Errorf("%w: %q is listed in protected_certnames", node.ErrProtected, name)
 	}
 	var t Terminated
@@ -40,12 +42,34 @@ func (r *Registry) Terminate(ctx context.Context, name node.Certname, uid node.U
 	if err != nil || validateOnly {
 		return t, err
 	}
+	r.Revocations.Kick()
 	if wait > 0 {
-		ctx, cancel := context.WithTimeout(ctx, wait)
-		defer cancel()
-		t.Revocations, err = r.Revocations.Wait(ctx, t.Revocations)
+		err = r.await(ctx, &t, wait)
+	}
+	if err == nil {
+		_, t.IssueOpen, err = r.Store.Intent(ctx, t.Node.UID)
 	}
 	return t, err
+}
+
+// await waits until all certificates of a terminated registration have their receipts.
+func (r *Registry) await(ctx context.Context, t *Terminated, wait time.Duration) error {
+	limited, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	r.stir()
+	err := r.Store.WaitIntent(limited, t.Node.UID)
+	if err != nil && limited.Err() == nil {
+		return err
+	}
+	if t.Revocations, err = r.Store.RevocationsOf(ctx, t.Node.Certname, t.Node.UID); err != nil {
+		return err
+	}
+	t.Revocations, err = r.Revocations.Wait(limited, t.Revocations)
+	return err
+}
+
+func (r *Registry) protects(name node.Certname) bool {
+	return slices.Contains(r.Protected, string(name))
 }
 
 func (r *Registry) terminate(ctx context.Context, name node.Certname, uid node.UID, validateOnly bool) (Terminated, error) {
@@ -71,7 +95,6 @@ func (r *Registry) terminate(ctx context.Context, name node.Certname, uid node.U
 	if t.Node.Revision, err = r.Store.Commit(ctx, c); err != nil {
 		return t, fmt.Errorf("terminating %q: %w", name, err)
 	}
-	r.Revocations.Kick()
 	r.Log.WithFields(logrus.Fields{"certname": name, "uid": n.UID, "serial": n.Serial}).Info("node terminated")
 	t.Revocations, err = r.Store.RevocationsOf(ctx, name, n.UID)
 	return t, err
@@ -114,14 +137,35 @@ func (r *Registry) orderRevocation(ctx context.Context, c *store.Change, serial 
 	return nil
 }
 
+// drop takes a live registration's certificate away: it is revoked.
+func (r *Registry) drop(ctx context.Context, name node.Certname, uid node.UID) error {
+	old, err := r.Store.Node(ctx, name)
+	if errors.Is(err, node.ErrNodeNotFound) || err == nil && (old.UID != uid || old.Serial == "") {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	c := store.NewChange()
+	if err := r.orderRevocation(ctx, c, old.Serial); err != nil {
+		return err
+	}
+	n := old.Clone()
+	n.State, n.Serial, n.UpdatedAt = node.Registered, "", r.Now().UTC()
+	c.PutNode(&old, n)
+	_, err = r.Store.Commit(ctx, c)
+	r.Revocations.Kick()
+	return err
+}
+
 // sweep forgets registrations that were terminated long ago and owe nothing.
 func (r *Registry) sweep(ctx context.Context) error {
 	for n, err := range r.Store.TombstonesBefore(ctx, r.Now().Add(-retention)) {
 		if err != nil {
 			return err
 		}
-		if err := r.forget(ctx, n); err != nil && !errors.Is(err, node.ErrStale) {
-			return fmt.Errorf("forgetting %q: %w", n.Certname, err)
+		if err := r.forget(ctx, n); err != nil && ctx.Err() == nil {
+			r.Log.WithError(err).WithField("certname", n.Certname).Error("forgetting an old registration")
 		}
 	}
 	return nil

@@ -30,6 +30,7 @@ const (
 	maxBatch   = 1000 // revocations handed to the authority at once
 	minBackoff = time.Second
 	maxBackoff = 5 * time.Minute
+	recheck    = 30 * time.Second // the longest that the queue is not looked at
 )
 
 // Authority revokes; see ca.Authority.
@@ -39,7 +40,7 @@ type Authority interface {
 
 // Store keeps the orders; see store.Store.
 type Store interface {
-	Pending(ctx context.Context, limit int) ([]node.Revocation, error)
+	Pending(ctx context.Context, after string, limit int) ([]node.Revocation, error)
 	Revocation(ctx context.Context, id string) (node.Revocation, bool, error)
 	Certificate(ctx context.Context, serial node.Serial) (node.Certificate, error)
 	Commit(ctx context.Context, c *store.Change) (int64, error)
@@ -121,58 +122,129 @@ func (q *Queue) Wait(ctx context.Context, revs []node.Revocation) ([]node.Revoca
 }
 
 // Run carries out what is ordered, until ctx is done; it is called once. While
-// the authority fails it tries again after a pause that grows to five minutes.
+// the authority can't act, and for each order that it refuses, it tries again
+// after a pause that grows to five minutes.
 func (q *Queue) Run(ctx context.Context) {
 	defer close(q.stopped)
-	backoff := minBackoff
+	var authority delay
+	refused := map[string]*delay{} // by the order's id
 	for ctx.Err() == nil {
-		more, err := q.step(ctx)
-		switch {
-		case err != nil && ctx.Err() == nil:
-			pause := backoff/2 + rand.N(backoff)
-			q.log.WithError(err).WithField("retry_in", pause.Round(time.Millisecond).String()).Error("revocations are waiting")
-			q.sleep(ctx, pause)
-			backoff = min(2*backoff, maxBackoff)
-		case more:
-			backoff = minBackoff
-		default:
-			backoff = minBackoff
-			select {
-			case <-q.wake:
-			case <-ctx.Done():
+		wait := authority.left()
+		if wait <= 0 {
+			var err error
+			if wait, err = q.step(ctx, refused); err == nil {
+				authority = delay{}
+			} else if ctx.Err() == nil {
+				authority.grow()
+				q.log.WithError(err).WithField("retry_in", authority.left().Round(time.Millisecond).String()).Error("revocations are waiting")
+				continue
+			}
+		}
+		q.sleep(ctx, wait, &authority)
+	}
+}
+
+// sleep waits, at most until the next look at the queue is due. Kick ends it,
+// but asks an authority that can't act once a second at most.
+func (q *Queue) sleep(ctx context.Context, wait time.Duration, authority *delay) {
+	t := time.NewTimer(min(wait, recheck))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-q.wake:
+		authority.hurry()
+	case <-ctx.Done():
+	}
+}
+
+// delay is when to try again what failed.
+type delay struct {
+	pause time.Duration
+	last  time.Time // of the last failure
+	until time.Time
+}
+
+// grow notes a failure: the next try is after a pause twice as long, with jitter.
+func (d *delay) grow() {
+	d.pause = min(max(2*d.pause, minBackoff), maxBackoff)
+	d.last = time.Now()
+	d.until = d.last.Add(d.pause/2 + rand.N(d.pause/2))
+}
+
+// hurry has the next try come soon after the last.
+func (d *delay) hurry() {
+	if soon := d.last.Add(minBackoff); soon.Before(d.until) {
+		d.until = soon
+	}
+}
+
+func (d *delay) left() time.Duration { return time.Until(d.until) }
+
+// step carries out all orders that are due, and returns how long it is until
+// the next one is. An error says that the authority, or the store, can't act.
+// Where the authority refuses a batch for another reason, each order in it is
+// tried alone, so that one bad name does not block the others.
+func (q *Queue) step(ctx context.Context, refused map[string]*delay) (time.Duration, error) {
+	next := recheck
+	after := ""
+	for {
+		page, err := q.store.Pending(ctx, after, maxBatch)
+		if err != nil || len(page) == 0 {
+			return next, err
+		}
+		after = page[len(page)-1].ID
+		var due []node.Revocation
+		for _, r := range page {
+			if d := refused[r.ID]; d == nil || d.left() <= 0 {
+				due = append(due, r)
+			} else {
+				next = min(next, d.left())
+			}
+		}
+		if len(due) == 0 {
+			continue
+		}
+		if err := q.carryOutDue(ctx, due, refused); err != nil {
+			return next, err
+		}
+		for _, r := range due {
+			if d := refused[r.ID]; d != nil {
+				next = min(next, d.left())
 			}
 		}
 	}
 }
 
-func (q *Queue) sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
+func (q *Queue) carryOutDue(ctx context.Context, due []node.Revocation, refused map[string]*delay) error {
+	err := q.carryOut(ctx, due)
+	if errors.Is(err, node.ErrUnavailable) || ctx.Err() != nil {
+		return err
 	}
-}
-
-// step carries out one batch and says whether there may be more. Where the
-// authority refuses a batch for another reason than that it can't act now, each order in it
-// is tried alone, so that one bad name does not block the others.
-func (q *Queue) step(ctx context.Context) (more bool, err error) {
-	batch, err := q.store.Pending(ctx, maxBatch)
-	if err != nil || len(batch) == 0 {
-		return false, err
+	if err == nil {
+		for _, r := range due {
+			delete(refused, r.ID)
+		}
+		return nil
 	}
-	err = q.carryOut(ctx, batch)
-	if err == nil || len(batch) == 1 || errors.Is(err, node.ErrUnavailable) {
-		return err == nil, err
-	}
-	var failed []error
-	for _, r := range batch {
-		if err := q.carryOut(ctx, []node.Revocation{r}); err != nil {
-			failed = append(failed, fmt.Errorf("revoking %s of %q: %w", r.Serial, r.Certname, err))
+	for i, r := range due {
+		if len(due) > 1 {
+			err = q.carryOut(ctx, due[i:i+1])
+		}
+		switch {
+		case err == nil:
+			delete(refused, r.ID)
+		case errors.Is(err, node.ErrUnavailable) || ctx.Err() != nil:
+			return err
+		default:
+			if refused[r.ID] == nil {
+				refused[r.ID] = &delay{}
+			}
+			refused[r.ID].grow()
+			q.log.WithError(err).WithFields(logrus.Fields{"certname": r.Certname, "serial": r.Serial, "retry_in": refused[r.ID].left().Round(time.Millisecond).String()}).
+				Error("a certificate can't be revoked")
 		}
 	}
-	return len(failed) < len(batch), errors.Join(failed...)
+	return nil
 }
 
 func (q *Queue) carryOut(ctx context.Context, batch []node.Revocation) error {

@@ -2,6 +2,8 @@ package rpc
 
 import (
 	"context"
+	"math/big"
+	"strings"
 	"time"
 
 	"github.com/espm-project/espm/internal/ca"
@@ -43,8 +45,8 @@ type issueRequest interface {
 }
 
 func (s *certificates) issue(ctx context.Context, req issueRequest) (*espmv1.Bundle, error) {
-	name, err := node.ParseCertname(req.GetCertname())
-	if err != nil {
+	name, nameErr := node.ParseCertname(req.GetCertname())
+	if err := node.Join(nameErr, checkUID(req.GetUid())); err != nil {
 		return nil, err
 	}
 	p, err := s.registry.Issue(ctx, name, node.UID(req.GetUid()), fromSpec(req.GetCertificate()), req.GetRequestId(), req.GetValidateOnly())
@@ -55,9 +57,9 @@ func (s *certificates) issue(ctx context.Context, req issueRequest) (*espmv1.Bun
 }
 
 func (s *certificates) GetCertificate(ctx context.Context, req *espmv1.GetCertificateRequest) (*espmv1.GetCertificateResponse, error) {
-	serial := node.Serial(req.GetSerial())
-	if _, ok := serial.Int(); !ok {
-		return nil, node.Invalid("serial", "%q: must be a serial number as espm spells it, such as 0x2A as 002A", req.GetSerial())
+	serial, err := parseSerial(req.GetSerial())
+	if err != nil {
+		return nil, err
 	}
 	c, err := s.registry.Store.Certificate(ctx, serial)
 	if err != nil {
@@ -72,6 +74,18 @@ func (s *certificates) GetCertificate(ctx context.Context, req *espmv1.GetCertif
 		out.Revocation = toRevocation(r)
 	}
 	return &espmv1.GetCertificateResponse{Certificate: out}, err
+}
+
+// parseSerial takes any spelling of a hexadecimal number: openssl writes an
+// even number of digits, espm and Puppet's inventory at least four.
+func parseSerial(s string) (node.Serial, error) {
+	digits := strings.TrimPrefix(strings.ToLower(s), "0x")
+	// RFC 5280 section 4.1.2.2: at most 20 octets. SetString would take a sign and underscores.
+	if digits == "" || len(digits) > 40 || strings.Trim(digits, "0123456789abcdef") != "" {
+		return "", node.Invalid("serial", "%q: must be a hexadecimal number of at most 40 digits", short(s))
+	}
+	n, _ := new(big.Int).SetString(digits, 16)
+	return node.SerialOf(n), nil
 }
 
 func (s *certificates) ListCertificates(ctx context.Context, req *espmv1.ListCertificatesRequest) (*espmv1.ListCertificatesResponse, error) {
@@ -94,14 +108,23 @@ func (s *certificates) ListCertificates(ctx context.Context, req *espmv1.ListCer
 	if err != nil {
 		return nil, err
 	}
-	out := &espmv1.ListCertificatesResponse{NextPageToken: pageToken(name, page.Next)}
-	out.Certificates, err = convert(page.Items, func(c node.Certificate) (*espmv1.Certificate, error) {
+	out := &espmv1.ListCertificatesResponse{}
+	bare := func(c node.Certificate) (*espmv1.Certificate, error) {
 		p, err := toCertificate(c, s.now())
 		if p != nil {
 			p.CertificatePem = nil
 		}
 		return p, err
-	})
+	}
+	key := func(c node.Certificate) string {
+		if of == "" {
+			return string(c.Serial)
+		}
+		return string(c.UID) + "/" + string(c.Serial)
+	}
+	var next string
+	out.Certificates, next, err = convert(page, bare, key)
+	out.NextPageToken = pageToken(name, next)
 	return out, err
 }
 

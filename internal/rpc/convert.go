@@ -7,7 +7,9 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"time"
 
@@ -47,26 +49,28 @@ func fromGroup(p *espmv1.Group) (node.Group, error) {
 func fromClassification(p *espmv1.Classification) (node.Classification, error) {
 	c := node.Classification{Environment: p.GetEnvironment()}
 	var errs []error
-	for name, params := range p.GetClasses() {
-		if c.Classes == nil {
-			c.Classes = map[string]map[string]any{}
-		}
-		values, err := fromValues("classes["+name+"].", params.GetParameters())
+	if len(p.GetClasses()) > 0 {
+		c.Classes = make(map[string]map[string]any, len(p.GetClasses()))
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.GetClasses())) {
+		field := func(k string) string { return "classes[" + short(name) + "]." + short(k) }
+		values, err := fromValues(field, p.GetClasses()[name].GetParameters())
 		errs = append(errs, err)
 		c.Classes[name] = values
 	}
 	var err error
-	c.Parameters, err = fromValues("parameters.", p.GetParameters())
+	c.Parameters, err = fromValues(func(k string) string { return "parameters[" + short(k) + "]" }, p.GetParameters())
 	return c, node.Join(append(errs, err)...)
 }
 
-func fromValues(field string, values map[string]*structpb.Value) (map[string]any, error) {
+// fromValues names the first value that is wrong, in order of name.
+func fromValues(field func(string) string, values map[string]*structpb.Value) (map[string]any, error) {
 	if len(values) == 0 {
 		return nil, nil
 	}
 	out := make(map[string]any, len(values))
-	for k, v := range values {
-		converted, err := fromValue(field+k, v)
+	for _, k := range slices.Sorted(maps.Keys(values)) {
+		converted, err := fromValue(field(k), values[k])
 		if err != nil {
 			return nil, err
 		}
@@ -74,6 +78,9 @@ func fromValues(field string, values map[string]*structpb.Value) (map[string]any
 	}
 	return out, nil
 }
+
+// short keeps a name that is to stand in an error short; its length is not checked yet.
+func short(name string) string { return cut(name, 80) }
 
 func fromValue(field string, v *structpb.Value) (any, error) {
 	switch v := v.GetKind().(type) {
@@ -98,7 +105,7 @@ func fromValue(field string, v *structpb.Value) (any, error) {
 		out := make(map[string]any, len(v.StructValue.GetFields()))
 		for k, e := range v.StructValue.GetFields() {
 			var err error
-			if out[k], err = fromValue(field+"."+k, e); err != nil {
+			if out[k], err = fromValue(field+"."+short(k), e); err != nil {
 				return nil, err
 			}
 		}

@@ -3,6 +3,8 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -35,6 +37,7 @@ var table = []struct {
 	{node.ErrRequestReused, codes.InvalidArgument, "REQUEST_ID_REUSED"},
 	{node.ErrRequestSpent, codes.FailedPrecondition, "REQUEST_ID_SPENT"},
 	{node.ErrCertificateExists, codes.FailedPrecondition, "CERTIFICATE_EXISTS"},
+	{node.ErrForeignCertificate, codes.FailedPrecondition, "CERTIFICATE_FOREIGN"},
 	{node.ErrCertificateNotFound, codes.NotFound, "CERTIFICATE_NOT_FOUND"},
 	{node.ErrIssuing, codes.Aborted, "ISSUE_IN_PROGRESS"},
 	{node.ErrCompacted, codes.OutOfRange, "REVISION_COMPACTED"},
@@ -54,20 +57,45 @@ func toStatus(err error) error {
 	}
 	for _, row := range table {
 		if errors.Is(err, row.err) {
-			return withDetails(status.New(row.code, err.Error()), row.reason, err)
+			return withDetails(status.New(row.code, cut(err.Error(), maxText)), row.reason, err)
 		}
 	}
-	return withDetails(status.New(codes.Internal, err.Error()), "INTERNAL", err)
+	return withDetails(status.New(codes.Internal, cut(err.Error(), maxText)), "INTERNAL", err)
+}
+
+// maxText bounds an error's message, in bytes, and the violations in its
+// details likewise: a status travels as HTTP/2 headers, of which clients in
+// other languages take 8 KiB, and the message goes twice, once in base64.
+const maxText = 2048
+
+// cut shortens text to at most limit bytes and the dots that say so.
+func cut(text string, limit int) string {
+	if len(text) <= limit {
+		return text
+	}
+	return strings.ToValidUTF8(text[:limit], "") + "..."
+}
+
+func badRequest(violations []node.Violation) *errdetails.BadRequest {
+	bad := &errdetails.BadRequest{}
+	size := 0
+	for i, v := range violations {
+		field, rule := cut(v.Field, maxText/4), cut(v.Rule, maxText/4)
+		if size += len(field) + len(rule); size > maxText {
+			field, rule = "...", fmt.Sprintf("%d more rules are broken", len(violations)-i)
+		}
+		bad.FieldViolations = append(bad.FieldViolations, &errdetails.BadRequest_FieldViolation{Field: field, Description: rule})
+		if size > maxText {
+			break
+		}
+	}
+	return bad
 }
 
 func withDetails(s *status.Status, reason string, err error) error {
 	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Domain: Domain, Reason: reason}}
 	if invalid, ok := errors.AsType[*node.InvalidError](err); ok {
-		bad := &errdetails.BadRequest{}
-		for _, v := range invalid.Violations {
-			bad.FieldViolations = append(bad.FieldViolations, &errdetails.BadRequest_FieldViolation{Field: v.Field, Description: v.Rule})
-		}
-		details = append(details, bad)
+		details = append(details, badRequest(invalid.Violations))
 	}
 	full, derr := s.WithDetails(details...)
 	if derr != nil {

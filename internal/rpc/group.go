@@ -48,8 +48,10 @@ func (s *groups) ListGroups(ctx context.Context, req *espmv1.ListGroupsRequest) 
 	if err != nil {
 		return nil, err
 	}
-	out := &espmv1.ListGroupsResponse{NextPageToken: pageToken(name, page.Next)}
-	out.Groups, err = convert(page.Items, toGroup)
+	out := &espmv1.ListGroupsResponse{}
+	var next string
+	out.Groups, next, err = convert(page, toGroup, func(g node.Group) string { return g.Name })
+	out.NextPageToken = pageToken(name, next)
 	return out, err
 }
 

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
@@ -37,8 +38,8 @@ func (s *nodes) RegisterNode(ctx context.Context, req *espmv1.RegisterNodeReques
 }
 
 func (s *nodes) GetNode(ctx context.Context, req *espmv1.GetNodeRequest) (*espmv1.GetNodeResponse, error) {
-	name, err := node.ParseCertname(req.GetCertname())
-	if err != nil {
+	name, nameErr := node.ParseCertname(req.GetCertname())
+	if err := node.Join(nameErr, checkUID(req.GetUid())); err != nil {
 		return nil, err
 	}
 	n, err := s.registry.Get(ctx, name, node.UID(req.GetUid()))
@@ -51,6 +52,11 @@ func (s *nodes) GetNode(ctx context.Context, req *espmv1.GetNodeRequest) (*espmv
 
 func (s *nodes) ListNodes(ctx context.Context, req *espmv1.ListNodesRequest) (*espmv1.ListNodesResponse, error) {
 	filter := store.NodeFilter{Labels: req.GetLabels(), Group: req.GetGroup()}
+	if filter.Group != "" {
+		if err := node.CheckGroupName("group", filter.Group); err != nil {
+			return nil, err
+		}
+	}
 	name, limit, after, err := paging(filter, req.GetPageSize(), req.GetPageToken())
 	if err != nil {
 		return nil, err
@@ -59,29 +65,21 @@ func (s *nodes) ListNodes(ctx context.Context, req *espmv1.ListNodesRequest) (*e
 	if err != nil {
 		return nil, err
 	}
-	out := &espmv1.ListNodesResponse{NextPageToken: pageToken(name, page.Next), Revision: page.Revision}
-	out.Nodes, err = convert(page.Items, toNode)
+	out := &espmv1.ListNodesResponse{Revision: page.Revision}
+	var next string
+	out.Nodes, next, err = convert(page, toNode, func(n node.Node) string { return string(n.Certname) })
+	out.NextPageToken = pageToken(name, next)
 	return out, err
-}
-
-func convert[T, P any](items []T, to func(T) (P, error)) ([]P, error) {
-	out := make([]P, len(items))
-	for i, item := range items {
-		var err error
-		if out[i], err = to(item); err != nil {
-			return nil, err
-		}
-	}
-	return out, nil
 }
 
 func (s *nodes) UpdateNode(ctx context.Context, req *espmv1.UpdateNodeRequest) (*espmv1.UpdateNodeResponse, error) {
 	name, nameErr := node.ParseCertname(req.GetNode().GetCertname())
 	change, err := fromNode(req.GetNode())
 	paths := append([]string{"groups", "labels"}, classificationPaths...)
-	if err := node.Join(nameErr, err, checkMask(req.GetUpdateMask(), paths)); err != nil {
+	if err := node.Join(nameErr, err, checkUID(req.GetNode().GetUid()), checkMask(req.GetUpdateMask(), paths)); err != nil {
 		return nil, err
 	}
+	expect := registry.Expect{UID: node.UID(req.GetNode().GetUid()), Revision: req.GetNode().GetRevision()}
 	edit := func(n *node.Node) {
 		for _, path := range req.GetUpdateMask().GetPaths() {
 			switch path {
@@ -94,12 +92,20 @@ func (s *nodes) UpdateNode(ctx context.Context, req *espmv1.UpdateNodeRequest) (
 			}
 		}
 	}
-	n, err := s.registry.Update(ctx, name, req.GetNode().GetRevision(), edit, req.GetValidateOnly())
+	n, err := s.registry.Update(ctx, name, expect, edit, req.GetValidateOnly())
 	if err != nil {
 		return nil, err
 	}
 	out, err := toNode(n)
 	return &espmv1.UpdateNodeResponse{Node: out}, err
+}
+
+// checkUID takes what espm gives as a uid, or none.
+func checkUID(uid string) error {
+	if parsed, err := uuid.Parse(uid); uid != "" && (err != nil || parsed.String() != uid) {
+		return node.Invalid("uid", "%q: must be a UUID in lower case, as espm gave it", short(uid))
+	}
+	return nil
 }
 
 var classificationPaths = []string{
@@ -125,7 +131,7 @@ func checkMask(mask *fieldmaskpb.FieldMask, known []string) error {
 	}
 	for _, p := range mask.GetPaths() {
 		if !slices.Contains(known, p) {
-			return node.Invalid("update_mask", "%q can't be changed, only %s", p, strings.Join(known, ", "))
+			return node.Invalid("update_mask", "%q can't be changed, only %s", short(p), strings.Join(known, ", "))
 		}
 	}
 	return nil
@@ -151,14 +157,14 @@ func (s *nodes) TerminateNode(ctx context.Context, req *espmv1.TerminateNodeRequ
 	if wait < 0 || wait > maxWait {
 		waitErr = node.Invalid("wait", "from 0 to %v, is %v", maxWait, wait)
 	}
-	if err := node.Join(nameErr, waitErr); err != nil {
+	if err := node.Join(nameErr, checkUID(req.GetUid()), waitErr); err != nil {
 		return nil, err
 	}
 	t, err := s.registry.Terminate(ctx, name, node.UID(req.GetUid()), wait, req.GetValidateOnly())
 	if err != nil {
 		return nil, err
 	}
-	resp := &espmv1.TerminateNodeResponse{}
+	resp := &espmv1.TerminateNodeResponse{IssueOpen: t.IssueOpen}
 	for _, r := range t.Revocations {
 		resp.Revocations = append(resp.Revocations, toRevocation(r))
 	}

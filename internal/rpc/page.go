@@ -5,7 +5,10 @@ import (
 	"encoding/base64"
 	"fmt"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
 )
 
 const (
@@ -49,6 +52,27 @@ func parsePageToken(list, token string) (after string, err error) {
 		return "", node.Invalid("page_token", "is of a list with another filter")
 	}
 	return string(b[hashLen:]), nil
+}
+
+// maxPageBytes keeps a page below the 4 MiB that gRPC clients take by
+// default, however large its records are: one has at most 2 million characters.
+const maxPageBytes = 1 << 20
+
+// convert turns a page of records into messages, as many as fit, and returns
+// where the next page goes on. key is a record's place in the list.
+func convert[T any, P proto.Message](page store.Page[T], to func(T) (P, error), key func(T) string) (out []P, next string, err error) {
+	size := 0
+	for i, item := range page.Items {
+		m, err := to(item)
+		if err != nil {
+			return nil, "", err
+		}
+		if size += proto.Size(m); i > 0 && size > maxPageBytes {
+			return out, key(page.Items[i-1]), nil
+		}
+		out = append(out, m)
+	}
+	return out, page.Next, nil
 }
 
 // paging checks the two fields of a list request. list names what is listed, with its filter.

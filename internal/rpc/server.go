@@ -4,6 +4,8 @@ package rpc
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"runtime/debug"
 	"time"
 
@@ -25,10 +27,12 @@ import (
 // one has, so that the answer to a larger classification names the field.
 const maxMessage = 16 << 20
 
-// NewServer returns a gRPC server with all of espm's services, health and reflection.
-func NewServer(r *registry.Registry, now func() time.Time, log logrus.FieldLogger) *grpc.Server {
-	e := edge{log}
+// NewServer returns a gRPC server with all of espm's services, health and
+// reflection. Its watches end when ctx is done; the rest is for GracefulStop.
+func NewServer(ctx context.Context, r *registry.Registry, now func() time.Time, log logrus.FieldLogger) *grpc.Server {
+	e := edge{log, ctx}
 	s := grpc.NewServer(
+		grpc.WaitForHandlers(true),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.UnaryInterceptor(e.unary),
 		grpc.StreamInterceptor(e.stream),
@@ -47,8 +51,15 @@ func NewServer(r *registry.Registry, now func() time.Time, log logrus.FieldLogge
 }
 
 // edge is what every call passes: a panic fails that call alone, errors
-// become statuses, and what is the server's own fault is logged.
-type edge struct{ log logrus.FieldLogger }
+// become statuses, and what is the server's own fault is logged. Streams,
+// which have no end of their own, end when the server is to stop.
+type edge struct {
+	log     logrus.FieldLogger
+	serving context.Context
+}
+
+// errStopping ends a stream, which would else hold up the server's stop.
+var errStopping = fmt.Errorf("%w: espm stops; go on from the last revision seen when it is back", node.ErrUnavailable)
 
 func (e edge) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
 	defer e.finish(info.FullMethod, &err)
@@ -57,8 +68,23 @@ func (e edge) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, ha
 
 func (e edge) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
 	defer e.finish(info.FullMethod, &err)
-	return handle(srv, stream)
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	defer context.AfterFunc(e.serving, func() { cancel(errStopping) })()
+	err = handle(srv, stoppable{stream, ctx})
+	if errors.Is(context.Cause(ctx), errStopping) {
+		return errStopping
+	}
+	return err
 }
+
+// stoppable is a stream whose context ends when the server is to stop.
+type stoppable struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s stoppable) Context() context.Context { return s.ctx }
 
 func (e edge) finish(method string, err *error) {
 	if p := recover(); p != nil {

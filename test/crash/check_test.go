@@ -37,7 +37,7 @@ func quiet(ctx context.Context, t *testing.T, s *store.Store) bool {
 	for range s.Intents(ctx) {
 		return false
 	}
-	pending, err := s.Pending(ctx, 1)
+	pending, err := s.Pending(ctx, "", 1)
 	if err != nil {
 		t.Fatal(err)
 	}

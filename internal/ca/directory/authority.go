@@ -4,6 +4,7 @@
 package directory
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -16,6 +17,7 @@ import (
 	"math/big"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
@@ -33,6 +35,39 @@ func (a *Authority) NewSerial() node.Serial {
 			return node.SerialOf(n)
 		}
 	}
+}
+
+// Check looks at the request, the CA's end and signed/.
+func (a *Authority) Check(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
+	now := a.opts.Now()
+	if err := errors.Join(ctx.Err(), ca.CheckRequest(r)); err != nil {
+		return nil, fmt.Errorf("check %s: %w", r.Certname, err)
+	}
+	if err := ca.CheckValidity(a.ttl(r.TTL, now), now, a.chain[0]); err != nil {
+		return nil, fmt.Errorf("check %s: %w", r.Certname, err)
+	}
+	cert, err := a.readSigned(r.Certname)
+	if err != nil {
+		return nil, fmt.Errorf("check %s: %w", r.Certname, err)
+	}
+	if cert == nil || now.After(cert.NotAfter) || a.revoked(node.SerialOf(cert.SerialNumber)) {
+		return nil, nil
+	}
+	return cert, nil
+}
+
+func (a *Authority) revoked(s node.Serial) bool {
+	a.revoking.Lock() // guards listed
+	defer a.revoking.Unlock()
+	return a.crl.Load().listed[s]
+}
+
+// ttl returns the one asked for, or the default as far as the CA's life allows.
+func (a *Authority) ttl(asked time.Duration, now time.Time) time.Duration {
+	if asked != 0 {
+		return asked
+	}
+	return min(a.opts.TTL, a.chain[0].NotAfter.Sub(now.Truncate(time.Second)))
 }
 
 // Sign issues a certificate: first the inventory names its serial, durably,
@@ -61,7 +96,9 @@ func (a *Authority) Sign(ctx context.Context, r ca.Request) (*x509.Certificate, 
 }
 
 func (a *Authority) issue(r ca.Request) (*x509.Certificate, error) {
-	template, err := ca.Leaf(r, a.opts.Now(), a.chain[0])
+	now := a.opts.Now()
+	r.TTL = a.ttl(r.TTL, now)
+	template, err := ca.Leaf(r, now, a.chain[0])
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +186,10 @@ func (a *Authority) list(serials []node.Serial) (*crlChain, error) {
 			return nil, unavailable(err)
 		}
 	}
-	current := a.crl.Load()
+	current, err := a.withForeign(a.crl.Load())
+	if err != nil {
+		return nil, err
+	}
 	added := current.without(serials)
 	if len(added) == 0 && !a.unsynced {
 		return current, a.publish(current, false)
@@ -171,6 +211,21 @@ func (a *Authority) list(serials []node.Serial) (*crlChain, error) {
 	}
 	a.crl.Store(current)
 	return current, a.publish(current, true)
+}
+
+// withForeign returns c with the other issuers' CRLs as they stand in the
+// file now: whoever holds their keys renews them there.
+func (a *Authority) withForeign(c *crlChain) (*crlChain, error) {
+	if len(a.chain) == 1 && len(c.foreign) == 0 {
+		return c, nil
+	}
+	disk, err := a.readCRLs(a.file("ca_crl.pem"))
+	if err != nil || bytes.Equal(disk.foreign, c.foreign) {
+		return c, unavailable(err)
+	}
+	renewed := *c
+	renewed.foreign, renewed.pem = disk.foreign, disk.pem
+	return &renewed, nil
 }
 
 // resync reads back what a failed write left: the old file or the new one.

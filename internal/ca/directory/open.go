@@ -28,6 +28,9 @@ type Options struct {
 	// Publish lists further files that get the CRL chain, such as Puppet
 	// Server's hostcrl. Their folders must exist.
 	Publish []string
+	// TTL of certificates whose request names none; 0: ca.DefaultTTL. One that
+	// reaches beyond the CA's own end is cut to that.
+	TTL time.Duration
 	// CRLValidity is the time from a CRL to its nextUpdate; 0: five years, as Puppet Server has it.
 	CRLValidity time.Duration
 	Disk        durable.Disk
@@ -39,6 +42,9 @@ type Options struct {
 const defaultCRLValidity = 5 * 365 * 24 * time.Hour
 
 func (o Options) withDefaults() Options {
+	if o.TTL == 0 {
+		o.TTL = ca.DefaultTTL
+	}
 	if o.CRLValidity == 0 {
 		o.CRLValidity = defaultCRLValidity
 	}

@@ -142,12 +142,12 @@ type CertificateSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A PKCS#10 request in PEM, for a key that the caller holds; empty: a key
 	// is made. Its CN must be the certname, its signature valid and not SHA-1;
-	// keys: RSA of 2048 bits or more, EC P-256, P-384. Its subject alternative names
+	// keys: RSA of 2048 to 8192 bits, EC P-256, P-384 or P-521. Its subject alternative names
 	// must be asked for in dns_alt_names as well, its extensions are Puppet's alone. At most 64 KiB.
 	CsrPem []byte `protobuf:"bytes,1,opt,name=csr_pem,json=csrPem,proto3" json:"csr_pem,omitempty"`
 	// The kind of key to make: ec-p256, rsa-2048, rsa-3072, rsa-4096. Empty: the server's default.
 	KeyAlgorithm string `protobuf:"bytes,2,opt,name=key_algorithm,json=keyAlgorithm,proto3" json:"key_algorithm,omitempty"`
-	// How long the certificate is valid, from now, in whole seconds; unset: the server's default. Not beyond the CA's own end.
+	// How long the certificate is valid, from now, cut to whole seconds; unset: the server's default. Not beyond the CA's own end.
 	Ttl *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// DNS names besides the certname, which is always there. No wildcards; at most 100.
 	DnsAltNames []string `protobuf:"bytes,4,rep,name=dns_alt_names,json=dnsAltNames,proto3" json:"dns_alt_names,omitempty"`

@@ -91,7 +91,7 @@ type Node struct {
 	// The certificate's CN: at most 64 bytes, labels of [a-z0-9_-] of at most
 	// 63 bytes that neither start nor end in "-", separated by ".".
 	Certname string `protobuf:"bytes,1,opt,name=certname,proto3" json:"certname,omitempty"`
-	// UUIDv7 of this registration. Output only.
+	// UUIDv7 of this registration. Output only, but for UpdateNode.
 	Uid string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
 	// How far the registration has come. Output only.
 	State NodeState `protobuf:"varint,3,opt,name=state,proto3,enum=espm.v1.NodeState" json:"state,omitempty"`
@@ -231,7 +231,8 @@ type RegisterNodeRequest struct {
 	Node *Node `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// Makes a retry safe: the same id with the same content returns the same
 	// registration; with other content INVALID_ARGUMENT, REQUEST_ID_REUSED.
-	// At most 128 printable ASCII bytes; kept for 30 days.
+	// At most 128 printable ASCII bytes; kept as long as the node lives and 30
+	// days more.
 	RequestId string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Checks everything, changes nothing.
 	ValidateOnly  bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
@@ -577,7 +578,7 @@ func (x *ListNodesResponse) GetRevision() int64 {
 // UpdateNodeRequest is the request of UpdateNode.
 type UpdateNodeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The new values. revision, where set, must be the record's.
+	// The new values. uid and revision, where set, must be the record's.
 	Node *Node `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// What to change: any of classification, classification.environment,
 	// classification.classes, classification.parameters, groups, labels.
@@ -699,7 +700,8 @@ type ProvisionNodeRequest struct {
 	// issued. Two calls at once are one. The same id with other content:
 	// INVALID_ARGUMENT, REQUEST_ID_REUSED. After the node was terminated:
 	// FAILED_PRECONDITION, REQUEST_ID_SPENT. Strongly advised.
-	// At most 128 printable ASCII bytes; kept for 30 days.
+	// At most 128 printable ASCII bytes; kept as long as the node lives and 30
+	// days more.
 	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Checks everything, changes nothing.
 	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
@@ -901,7 +903,10 @@ type TerminateNodeResponse struct {
 	Node *Node `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// The revocations ordered for it, one for each certificate; none where it
 	// had no certificate. To poll them, call TerminateNode again with the uid.
-	Revocations   []*Revocation `protobuf:"bytes,2,rep,name=revocations,proto3" json:"revocations,omitempty"`
+	Revocations []*Revocation `protobuf:"bytes,2,rep,name=revocations,proto3" json:"revocations,omitempty"`
+	// A certificate was being issued for it, and that has not come to its end
+	// yet: what comes of it will be revoked, and is not among revocations. Call again.
+	IssueOpen     bool `protobuf:"varint,3,opt,name=issue_open,json=issueOpen,proto3" json:"issue_open,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -948,6 +953,13 @@ func (x *TerminateNodeResponse) GetRevocations() []*Revocation {
 		return x.Revocations
 	}
 	return nil
+}
+
+func (x *TerminateNodeResponse) GetIssueOpen() bool {
+	if x != nil {
+		return x.IssueOpen
+	}
+	return false
 }
 
 // WatchNodesRequest is the request of WatchNodes.
@@ -1128,10 +1140,12 @@ const file_espm_v1_node_proto_rawDesc = "" +
 	"\bcertname\x18\x01 \x01(\tR\bcertname\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12-\n" +
 	"\x04wait\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04wait\x12#\n" +
-	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\"q\n" +
+	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\"\x90\x01\n" +
 	"\x15TerminateNodeResponse\x12!\n" +
 	"\x04node\x18\x01 \x01(\v2\r.espm.v1.NodeR\x04node\x125\n" +
-	"\vrevocations\x18\x02 \x03(\v2\x13.espm.v1.RevocationR\vrevocations\":\n" +
+	"\vrevocations\x18\x02 \x03(\v2\x13.espm.v1.RevocationR\vrevocations\x12\x1d\n" +
+	"\n" +
+	"issue_open\x18\x03 \x01(\bR\tissueOpen\":\n" +
 	"\x11WatchNodesRequest\x12%\n" +
 	"\x0eafter_revision\x18\x01 \x01(\x03R\rafterRevision\"o\n" +
 	"\x12WatchNodesResponse\x12\x1a\n" +

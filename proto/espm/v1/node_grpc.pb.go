@@ -49,19 +49,26 @@ type NodeServiceClient interface {
 	GetNode(ctx context.Context, in *GetNodeRequest, opts ...grpc.CallOption) (*GetNodeResponse, error)
 	// ListNodes returns the live registrations, in order of certname, a page at a time.
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
-	// UpdateNode changes the fields that update_mask names. Errors as for
-	// RegisterNode; ABORTED, REVISION_STALE where node.revision is set and is
-	// not the record's: get the node and decide anew.
+	// UpdateNode changes the fields that update_mask names.
+	// NOT_FOUND, NODE_NOT_FOUND or GROUP_NOT_FOUND. FAILED_PRECONDITION,
+	// CLASSIFICATION_CONFLICT; UID_MISMATCH where node.uid is set and is not the
+	// live registration's. ABORTED, REVISION_STALE where node.revision is set and
+	// is not the record's: get the node and decide anew.
 	UpdateNode(ctx context.Context, in *UpdateNodeRequest, opts ...grpc.CallOption) (*UpdateNodeResponse, error)
 	// ProvisionNode registers and classifies a node, issues its certificate
 	// and returns all that the instance needs to boot trusted. It does all of
-	// it or nothing: after an error the certname is free again, or will be as
-	// soon as the authority can be reached, and no certificate stays alive.
+	// it or nothing: where the server answers with an error the certname is free
+	// again, or will be as soon as the authority can be reached, and no
+	// certificate stays alive. Where no answer comes, or the client's deadline passes: with a
+	// request_id the call goes on, and a retry gets its outcome; without one it
+	// is undone.
 	//
 	// Without a CSR the private key is made here, returned once and kept
 	// nowhere but in memory, for ten minutes, to answer a retry.
 	//
-	// UNAVAILABLE: retry, with the same request_id.
+	// Errors as for RegisterNode, and UNAVAILABLE: retry, with the same
+	// request_id. FAILED_PRECONDITION, CERTIFICATE_FOREIGN: the CA has a live
+	// certificate of that name that espm did not issue.
 	ProvisionNode(ctx context.Context, in *ProvisionNodeRequest, opts ...grpc.CallOption) (*ProvisionNodeResponse, error)
 	// TerminateNode takes a node out of the classifier, at once, and orders
 	// the revocation of its certificate, which is then done for certain, even if
@@ -192,19 +199,26 @@ type NodeServiceServer interface {
 	GetNode(context.Context, *GetNodeRequest) (*GetNodeResponse, error)
 	// ListNodes returns the live registrations, in order of certname, a page at a time.
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
-	// UpdateNode changes the fields that update_mask names. Errors as for
-	// RegisterNode; ABORTED, REVISION_STALE where node.revision is set and is
-	// not the record's: get the node and decide anew.
+	// UpdateNode changes the fields that update_mask names.
+	// NOT_FOUND, NODE_NOT_FOUND or GROUP_NOT_FOUND. FAILED_PRECONDITION,
+	// CLASSIFICATION_CONFLICT; UID_MISMATCH where node.uid is set and is not the
+	// live registration's. ABORTED, REVISION_STALE where node.revision is set and
+	// is not the record's: get the node and decide anew.
 	UpdateNode(context.Context, *UpdateNodeRequest) (*UpdateNodeResponse, error)
 	// ProvisionNode registers and classifies a node, issues its certificate
 	// and returns all that the instance needs to boot trusted. It does all of
-	// it or nothing: after an error the certname is free again, or will be as
-	// soon as the authority can be reached, and no certificate stays alive.
+	// it or nothing: where the server answers with an error the certname is free
+	// again, or will be as soon as the authority can be reached, and no
+	// certificate stays alive. Where no answer comes, or the client's deadline passes: with a
+	// request_id the call goes on, and a retry gets its outcome; without one it
+	// is undone.
 	//
 	// Without a CSR the private key is made here, returned once and kept
 	// nowhere but in memory, for ten minutes, to answer a retry.
 	//
-	// UNAVAILABLE: retry, with the same request_id.
+	// Errors as for RegisterNode, and UNAVAILABLE: retry, with the same
+	// request_id. FAILED_PRECONDITION, CERTIFICATE_FOREIGN: the CA has a live
+	// certificate of that name that espm did not issue.
 	ProvisionNode(context.Context, *ProvisionNodeRequest) (*ProvisionNodeResponse, error)
 	// TerminateNode takes a node out of the classifier, at once, and orders
 	// the revocation of its certificate, which is then done for certain, even if

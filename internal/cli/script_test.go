@@ -1,0 +1,145 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/espm-project/espm/internal/enc/encclient"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"espm": func() {
+			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			os.Exit(Main(ctx, os.Args[1:], os.Stdout, os.Stderr))
+		},
+		"espm-enc": func() { os.Exit(encclient.Main(os.Args[1:], os.Stdout)) },
+	})
+}
+
+// TestScript runs the manual: each script is a session of an operator, with a
+// daemon of its own.
+func TestScript(t *testing.T) {
+	root, err := os.MkdirTemp("/tmp", "espm") // a socket's path has 107 bytes at most
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(root) })
+	testscript.Run(t, testscript.Params{
+		Dir:                "testdata/script",
+		WorkdirRoot:        root,
+		RequireUniqueNames: true,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("ESPM_ADDRESS", "unix://"+e.WorkDir+"/d/run/espm.sock")
+			e.Setenv("ESPM_ENC_SOCKET", e.WorkDir+"/d/run/enc.sock")
+			e.Setenv("ESPM_DB", e.WorkDir+"/d/espm.db")
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"serving": serving,
+			"exits":   exits,
+			"field":   field,
+			"mode":    mode,
+		},
+	})
+}
+
+// serving waits until the daemon of $ESPM_ADDRESS answers.
+func serving(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: serving")
+	}
+	conn, err := grpc.NewClient(ts.Getenv("ESPM_ADDRESS"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	ts.Check(err)
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	for {
+		_, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{}, grpc.WaitForReady(true))
+		if err == nil {
+			return
+		}
+		if ctx.Err() != nil {
+			ts.Fatalf("the daemon does not serve: %v", err)
+		}
+	}
+}
+
+// exits runs a command that must end with the exit code given.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE COMMAND [ARGUMENT...]")
+	}
+	got := "exit status " + args[0]
+	switch err := ts.Exec(args[1], args[2:]...); {
+	case err == nil && args[0] != "0":
+		ts.Fatalf("exit status 0, want %s", args[0])
+	case err != nil && err.Error() != got:
+		ts.Fatalf("%v, want %s", err, got)
+	}
+}
+
+// field compares a part of the JSON on the last standard output: a path of
+// keys and indexes with dots, and the JSON it must have. With an environment
+// variable's name in place of the JSON, behind >, it keeps the string found there.
+func field(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: field PATH JSON|>VARIABLE")
+	}
+	var at any
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &at))
+	for key := range strings.SplitSeq(args[0], ".") {
+		switch v := at.(type) {
+		case map[string]any:
+			at = v[key]
+		case []any:
+			var i int
+			ts.Check(json.Unmarshal([]byte(key), &i))
+			if i >= len(v) {
+				ts.Fatalf("%s: there is no item %d", args[0], i)
+			}
+			at = v[i]
+		default:
+			ts.Fatalf("%s: nothing is below a %T", args[0], at)
+		}
+	}
+	if name, ok := strings.CutPrefix(args[1], ">"); ok {
+		text, isText := at.(string)
+		if !isText || text == "" {
+			ts.Fatalf("%s is %v, want a string", args[0], at)
+		}
+		ts.Setenv(name, text)
+		return
+	}
+	var want any
+	ts.Check(json.Unmarshal([]byte(args[1]), &want))
+	if !reflect.DeepEqual(at, want) {
+		ts.Fatalf("%s is %v, want %v", args[0], at, want)
+	}
+}
+
+// mode checks a file's permissions.
+func mode(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: mode MODE FILE")
+	}
+	info, err := os.Stat(filepath.Clean(ts.MkAbs(args[1])))
+	ts.Check(err)
+	if got := info.Mode().Perm().String(); got != args[0] {
+		ts.Fatalf("%s has mode %s, want %s", args[1], got, args[0])
+	}
+}

@@ -1,0 +1,274 @@
+package rpc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/sirupsen/logrus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store/bolt"
+	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+)
+
+const someUID = "0198c0de-0000-7000-8000-000000000000"
+
+// provoke has for each reason of the table a call that is answered with it.
+var provoke = map[string]func(*testing.T, *rig) error{
+	"INVALID": func(t *testing.T, r *rig) error {
+		_, err := r.nodes.GetNode(t.Context(), &espmv1.GetNodeRequest{Certname: "UPPER.test"})
+		return err
+	},
+	"NODE_NOT_FOUND": func(t *testing.T, r *rig) error {
+		_, err := r.nodes.GetNode(t.Context(), &espmv1.GetNodeRequest{Certname: "none.test"})
+		return err
+	},
+	"NODE_EXISTS": func(t *testing.T, r *rig) error {
+		r.register(t, &espmv1.Node{Certname: "a.test"})
+		_, err := r.nodes.ProvisionNode(t.Context(), &espmv1.ProvisionNodeRequest{Node: &espmv1.Node{Certname: "a.test"}})
+		return err
+	},
+	"UID_MISMATCH": func(t *testing.T, r *rig) error {
+		r.register(t, &espmv1.Node{Certname: "a.test"})
+		_, err := r.nodes.TerminateNode(t.Context(), &espmv1.TerminateNodeRequest{Certname: "a.test", Uid: someUID})
+		return err
+	},
+	"CERTNAME_PROTECTED": func(t *testing.T, r *rig) error {
+		_, err := r.nodes.TerminateNode(t.Context(), &espmv1.TerminateNodeRequest{Certname: "puppet.test"})
+		return err
+	},
+	"GROUP_NOT_FOUND": func(t *testing.T, r *rig) error {
+		_, err := r.groups.GetGroup(t.Context(), &espmv1.GetGroupRequest{Name: "none"})
+		return err
+	},
+	"GROUP_EXISTS": func(t *testing.T, r *rig) error {
+		r.createGroup(t, &espmv1.Group{Name: "web"})
+		_, err := r.groups.CreateGroup(t.Context(), &espmv1.CreateGroupRequest{Group: &espmv1.Group{Name: "web"}})
+		return err
+	},
+	"GROUP_IN_USE": func(t *testing.T, r *rig) error {
+		r.createGroup(t, &espmv1.Group{Name: "web"})
+		r.register(t, &espmv1.Node{Certname: "a.test", Groups: []string{"web"}})
+		_, err := r.groups.DeleteGroup(t.Context(), &espmv1.DeleteGroupRequest{Name: "web"})
+		return err
+	},
+	"CLASSIFICATION_CONFLICT": func(t *testing.T, r *rig) error {
+		r.createGroup(t, &espmv1.Group{Name: "one", Classification: &espmv1.Classification{Environment: "one"}})
+		r.createGroup(t, &espmv1.Group{Name: "two", Classification: &espmv1.Classification{Environment: "two"}})
+		_, err := r.nodes.RegisterNode(t.Context(), &espmv1.RegisterNodeRequest{Node: &espmv1.Node{Certname: "a.test", Groups: []string{"one", "two"}}})
+		return err
+	},
+	"REVISION_STALE": func(t *testing.T, r *rig) error {
+		n := r.register(t, &espmv1.Node{Certname: "a.test"})
+		mask := &fieldmaskpb.FieldMask{Paths: []string{"labels"}}
+		req := &espmv1.UpdateNodeRequest{Node: &espmv1.Node{Certname: "a.test", Revision: n.GetRevision()}, UpdateMask: mask}
+		if _, err := r.nodes.UpdateNode(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+		_, err := r.nodes.UpdateNode(t.Context(), req)
+		return err
+	},
+	"REQUEST_ID_REUSED": func(t *testing.T, r *rig) error {
+		r.provision(t, "a.test", "id")
+		_, err := r.nodes.ProvisionNode(t.Context(), &espmv1.ProvisionNodeRequest{Node: &espmv1.Node{Certname: "b.test"}, RequestId: "id"})
+		return err
+	},
+	"REQUEST_ID_SPENT": func(t *testing.T, r *rig) error {
+		r.provision(t, "a.test", "id")
+		r.terminate(t, "a.test")
+		_, err := r.nodes.ProvisionNode(t.Context(), &espmv1.ProvisionNodeRequest{Node: &espmv1.Node{Certname: "a.test"}, RequestId: "id"})
+		return err
+	},
+	"CERTIFICATE_EXISTS": func(t *testing.T, r *rig) error {
+		r.provision(t, "a.test", "")
+		_, err := r.certs.PresignCertificate(t.Context(), &espmv1.PresignCertificateRequest{Certname: "a.test"})
+		return err
+	},
+	"CERTIFICATE_FOREIGN": func(t *testing.T, r *rig) error {
+		key, err := ca.GenerateKey(ca.ECP256)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.authority.Sign(t.Context(), ca.Request{Certname: "a.test", Serial: r.authority.NewSerial(), Key: key}); err != nil {
+			t.Fatal(err)
+		}
+		_, err = r.nodes.ProvisionNode(t.Context(), &espmv1.ProvisionNodeRequest{Node: &espmv1.Node{Certname: "a.test"}})
+		return err
+	},
+	"CERTIFICATE_NOT_FOUND": func(t *testing.T, r *rig) error {
+		_, err := r.certs.GetCertificate(t.Context(), &espmv1.GetCertificateRequest{Serial: "2a"})
+		return err
+	},
+	"ISSUE_IN_PROGRESS": func(t *testing.T, r *rig) error {
+		r.register(t, &espmv1.Node{Certname: "a.test"})
+		signing, release, done := make(chan struct{}), make(chan struct{}), make(chan error)
+		r.fail(func(context.Context) error { close(signing); <-release; return nil })
+		go func() {
+			_, err := r.certs.PresignCertificate(t.Context(), &espmv1.PresignCertificateRequest{Certname: "a.test"})
+			done <- err
+		}()
+		<-signing
+		_, err := r.certs.PresignCertificate(t.Context(), &espmv1.PresignCertificateRequest{Certname: "a.test"})
+		close(release)
+		if err := <-done; err != nil {
+			t.Error("the one in progress: ", err)
+		}
+		return err
+	},
+	"REVISION_COMPACTED": func(t *testing.T, r *rig) error {
+		for i := range 8 {
+			r.register(t, &espmv1.Node{Certname: fmt.Sprintf("n%d.test", i)})
+		}
+		stream, err := r.nodes.WatchNodes(t.Context(), &espmv1.WatchNodesRequest{AfterRevision: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = stream.Recv()
+		return err
+	},
+	"UNAVAILABLE":       signError(node.ErrUnavailable),
+	"DEADLINE_EXCEEDED": signError(context.DeadlineExceeded),
+	"CANCELED":          signError(context.Canceled),
+}
+
+func signError(cause error) func(*testing.T, *rig) error {
+	return func(t *testing.T, r *rig) error {
+		r.fail(func(context.Context) error { return fmt.Errorf("signing: %w", cause) })
+		_, err := r.nodes.ProvisionNode(t.Context(), &espmv1.ProvisionNodeRequest{Node: &espmv1.Node{Certname: "a.test"}})
+		r.fail(nil)
+		if _, again := r.nodes.RegisterNode(t.Context(), &espmv1.RegisterNodeRequest{Node: &espmv1.Node{Certname: "a.test"}}); again != nil {
+			t.Error("the name is not free: ", again)
+		}
+		return err
+	}
+}
+
+func TestEveryRowOfTheTable(t *testing.T) {
+	for _, row := range table {
+		t.Run(row.reason, func(t *testing.T) {
+			call, ok := provoke[row.reason]
+			if !ok {
+				t.Fatal("no call is answered with this reason: is the row needed?")
+			}
+			expect(t, call(t, newRigWith(t, bolt.Options{History: 5})), row.code, row.reason)
+		})
+	}
+	if len(provoke) != len(table) {
+		t.Errorf("%d reasons are provoked, the table has %d", len(provoke), len(table))
+	}
+}
+
+func TestInternal(t *testing.T) {
+	r := newRig(t)
+	expect(t, signError(errBroken)(t, r), codes.Internal, "INTERNAL")
+}
+
+func TestWrappedErrorsMap(t *testing.T) {
+	for _, row := range table {
+		err := row.err
+		if errors.Is(err, node.ErrInvalid) {
+			err = node.Invalid("certname", "must be lower case")
+		}
+		for _, wrapped := range []error{err, fmt.Errorf("one: %w", fmt.Errorf("two: %w", err)), errors.Join(errors.New("other"), err)} {
+			bad := expect(t, toStatus(wrapped), row.code, row.reason)
+			if row.reason == "INVALID" && (len(bad) != 1 || bad[0].GetField() != "certname" || bad[0].GetDescription() != "must be lower case") {
+				t.Errorf("%v: got %v", wrapped, bad)
+			}
+		}
+	}
+	already := status.Error(codes.DataLoss, "from elsewhere")
+	if got := toStatus(already); got != already {
+		t.Errorf("got %v, want %v", got, already)
+	}
+}
+
+// A status travels as headers, and clients take 8 KiB of them.
+func TestErrorsStayShort(t *testing.T) {
+	var many []error
+	for i := range 5000 {
+		many = append(many, node.Invalid(fmt.Sprintf("labels[%s%d]", strings.Repeat("ä", 300), i), "%s", strings.Repeat("€", 5000)))
+	}
+	for _, err := range []error{node.Join(many...), fmt.Errorf("%w: %s", node.ErrNodeNotFound, strings.Repeat("x", 1<<20)), errors.New(strings.Repeat("ü", 1<<20))} {
+		s := status.Convert(toStatus(err))
+		size := len(s.Message()) + len(s.Proto().String())*4/3
+		if size > 8<<10 {
+			t.Errorf("%s: %d bytes", s.Code(), size)
+		}
+		if !strings.HasSuffix(s.Message(), "...") {
+			t.Errorf("cut without a sign: %q", s.Message())
+		}
+	}
+	bad := badRequest([]node.Violation{{Field: "a", Rule: strings.Repeat("r", 400)}, {Field: "b", Rule: "short"}})
+	if len(bad.GetFieldViolations()) != 2 || bad.GetFieldViolations()[1].GetField() != "b" {
+		t.Errorf("cut without need: %v", bad)
+	}
+}
+
+func TestPanicFailsThatCallAlone(t *testing.T) {
+	r := newRig(t)
+	const secret = "hunter2"
+	boom := func() error { panic(secret) }
+	r.authority.onTrust.Store(&boom)
+	_, err := r.certs.GetTrustBundle(t.Context(), &espmv1.GetTrustBundleRequest{})
+	if status.Code(err) != codes.Internal || strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), "goroutine") {
+		t.Errorf("got %v, want INTERNAL without what panicked", err)
+	}
+	r.authority.onTrust.Store(nil)
+	if _, err := r.certs.GetTrustBundle(t.Context(), &espmv1.GetTrustBundleRequest{}); err != nil {
+		t.Error("the call after the panic: ", err)
+	}
+	r.conn.Close()
+	r.grpc.Stop()
+	if log := r.log.Bytes(); !bytes.Contains(log, []byte("a call panicked")) || bytes.Contains(log, []byte(secret)) {
+		t.Errorf("log: %s", log)
+	}
+}
+
+// The flight of a provision runs in a goroutine of its own.
+func TestPanicInFlight(t *testing.T) {
+	for _, id := range []string{"", "id"} {
+		r := newRig(t)
+		r.fail(func(context.Context) error { panic("hunter2") })
+		req := &espmv1.ProvisionNodeRequest{Node: &espmv1.Node{Certname: "a.test"}, RequestId: id}
+		_, err := r.nodes.ProvisionNode(t.Context(), req)
+		if status.Code(err) != codes.Internal || strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), "goroutine") {
+			t.Errorf("got %.200v, want INTERNAL without what panicked and where", err)
+		}
+		r.fail(nil)
+		r.provision(t, "other.test", "")
+		if id != "" { // the retry settles what the panic left open
+			r.provision(t, "a.test", id)
+			if n := r.issued(t, "a.test"); n != 1 {
+				t.Errorf("%d certificates were issued", n)
+			}
+		}
+	}
+}
+
+// quietStream is a stream of nothing.
+type quietStream struct{ grpc.ServerStream }
+
+func (quietStream) Context() context.Context { return context.Background() }
+
+func TestPanicInStream(t *testing.T) {
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	called := false
+	err := edge{log, t.Context()}.stream(nil, quietStream{}, &grpc.StreamServerInfo{}, func(any, grpc.ServerStream) error {
+		called = true
+		panic("hunter2")
+	})
+	if !called || status.Code(err) != codes.Internal || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("got %v", err)
+	}
+}

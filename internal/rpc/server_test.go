@@ -1,0 +1,289 @@
+package rpc
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"github.com/espm-project/espm/internal/bootstrap"
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/ca/directory"
+	"github.com/espm-project/espm/internal/registry"
+	"github.com/espm-project/espm/internal/revoke"
+	"github.com/espm-project/espm/internal/store"
+	"github.com/espm-project/espm/internal/store/bolt"
+	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+)
+
+// rig is a whole espm behind a socket: a real store and a real CA directory,
+// with a place to put faults between it and the CA.
+type rig struct {
+	dir       string
+	store     *store.Store
+	authority *faulty
+	grpc      *grpc.Server
+	stop      context.CancelFunc // as the daemon does before it stops the server
+	log       *bytes.Buffer      // to be read once the server has stopped
+
+	conn       *grpc.ClientConn
+	nodes      espmv1.NodeServiceClient
+	certs      espmv1.CertificateServiceClient
+	groups     espmv1.GroupServiceClient
+	classifier espmv1.ClassifierServiceClient
+}
+
+// faulty is an authority whose calls a test can fail, hold up or blow up.
+type faulty struct {
+	ca.Authority
+	onSign  atomic.Pointer[func(context.Context) error]
+	onTrust atomic.Pointer[func() error]
+}
+
+func (f *faulty) Sign(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
+	if hook := f.onSign.Load(); hook != nil {
+		if err := (*hook)(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return f.Authority.Sign(ctx, r)
+}
+
+func (f *faulty) Trust(ctx context.Context) (ca.Trust, error) {
+	if hook := f.onTrust.Load(); hook != nil {
+		if err := (*hook)(); err != nil {
+			return ca.Trust{}, err
+		}
+	}
+	return f.Authority.Trust(ctx)
+}
+
+// inline makes keys at once: EC keys cost nothing.
+type inline struct{}
+
+func (inline) Take(_ context.Context, alg ca.KeyAlgorithm) (crypto.Signer, error) {
+	return ca.GenerateKey(alg)
+}
+
+func newRig(t *testing.T) *rig { return newRigWith(t, bolt.Options{}) }
+
+func newRigWith(t *testing.T, o bolt.Options) *rig {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "rpc") // t.TempDir may be too long for a socket's path
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	r := &rig{dir: dir, log: &bytes.Buffer{}}
+	engine, err := bolt.Open(filepath.Join(dir, "espm.db"), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = engine.Close() })
+	if r.store, err = store.New(t.Context(), engine); err != nil {
+		t.Fatal(err)
+	}
+	if err := directory.Create(filepath.Join(dir, "ca"), directory.CreateOptions{Host: "puppet.test", Key: ca.ECP256}); err != nil {
+		t.Fatal(err)
+	}
+	authority, err := directory.Open(filepath.Join(dir, "ca"), directory.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = authority.Close() })
+	r.authority = &faulty{Authority: authority}
+	r.serve(t)
+	return r
+}
+
+func (r *rig) serve(t *testing.T) {
+	t.Helper()
+	log := logrus.New()
+	log.SetOutput(r.log)
+	log.SetLevel(logrus.DebugLevel)
+	silent := logrus.New()
+	silent.SetOutput(io.Discard)
+	queue := revoke.New(r.store, r.authority, time.Now, silent)
+	reg := registry.New(registry.Options{
+		Store: r.store, Authority: r.authority, Keys: inline{}, Revocations: queue,
+		Puppet: bootstrap.Server{Name: "puppet.test", Port: 8140}, Algorithm: ca.ECP256,
+		Protected: []string{"puppet.test"}, Now: time.Now, Log: silent,
+	})
+	ctx, stop := context.WithCancel(context.Background())
+	r.stop = stop
+	done := make(chan struct{}, 2)
+	go func() { queue.Run(ctx); done <- struct{}{} }()
+	go func() { reg.Run(ctx); done <- struct{}{} }()
+	r.grpc = NewServer(ctx, reg, time.Now, log)
+	l, err := net.Listen("unix", filepath.Join(r.dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	go r.grpc.Serve(l)
+	if r.conn, err = grpc.NewClient("unix://"+filepath.Join(r.dir, "s"), grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.conn.Close(); r.grpc.Stop(); stop(); <-done; <-done })
+	r.nodes = espmv1.NewNodeServiceClient(r.conn)
+	r.certs = espmv1.NewCertificateServiceClient(r.conn)
+	r.groups = espmv1.NewGroupServiceClient(r.conn)
+	r.classifier = espmv1.NewClassifierServiceClient(r.conn)
+}
+
+// fail makes the authority's Sign return an error from now on; nil mends it.
+func (r *rig) fail(sign func(context.Context) error) {
+	if sign == nil {
+		r.authority.onSign.Store(nil)
+		return
+	}
+	r.authority.onSign.Store(&sign)
+}
+
+func (r *rig) register(t *testing.T, n *espmv1.Node) *espmv1.Node {
+	t.Helper()
+	resp, err := r.nodes.RegisterNode(t.Context(), &espmv1.RegisterNodeRequest{Node: n})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.GetNode()
+}
+
+func (r *rig) provision(t *testing.T, name, requestID string) *espmv1.ProvisionNodeResponse {
+	t.Helper()
+	resp, err := r.nodes.ProvisionNode(t.Context(), &espmv1.ProvisionNodeRequest{Node: &espmv1.Node{Certname: name}, RequestId: requestID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp
+}
+
+func (r *rig) terminate(t *testing.T, name string) *espmv1.TerminateNodeResponse {
+	t.Helper()
+	resp, err := r.nodes.TerminateNode(t.Context(), &espmv1.TerminateNodeRequest{Certname: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp
+}
+
+func (r *rig) createGroup(t *testing.T, g *espmv1.Group) *espmv1.Group {
+	t.Helper()
+	resp, err := r.groups.CreateGroup(t.Context(), &espmv1.CreateGroupRequest{Group: g})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.GetGroup()
+}
+
+// held is what a refused call must leave as it was: the store's revision and
+// the files of the CA.
+func (r *rig) held(t *testing.T) string {
+	t.Helper()
+	rev, err := r.store.Revision(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	b.WriteString("revision " + time.Duration(rev).String() + "\n")
+	signed, err := filepath.Glob(filepath.Join(r.dir, "ca", "signed", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range append(signed, filepath.Join(r.dir, "ca", "inventory.txt"), filepath.Join(r.dir, "ca", "ca_crl.pem")) {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.WriteString(path + "\n" + string(data))
+	}
+	return b.String()
+}
+
+// expect checks an error's code and reason and returns its field violations.
+func expect(t *testing.T, err error, code codes.Code, reason string) []*errdetails.BadRequest_FieldViolation {
+	t.Helper()
+	s := status.Convert(err)
+	if s.Code() != code {
+		t.Errorf("got %v, want %s", err, code)
+		return nil
+	}
+	var info *errdetails.ErrorInfo
+	var bad *errdetails.BadRequest
+	for _, d := range s.Details() {
+		switch d := d.(type) {
+		case *errdetails.ErrorInfo:
+			info = d
+		case *errdetails.BadRequest:
+			bad = d
+		}
+	}
+	if info.GetReason() != reason || info.GetDomain() != Domain {
+		t.Errorf("%v: got %v, want reason %s of domain %s", err, info, reason, Domain)
+	}
+	if (reason == "INVALID") != (len(bad.GetFieldViolations()) > 0) {
+		t.Errorf("%v: got the field violations %v", err, bad.GetFieldViolations())
+	}
+	return bad.GetFieldViolations()
+}
+
+// newCSR returns a CSR of a key made for it.
+func newCSR(t *testing.T, name string, dns ...string) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: name}, DNSNames: dns}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+}
+
+func parseCertificate(t *testing.T, encoded []byte) *x509.Certificate {
+	t.Helper()
+	block, _ := pem.Decode(encoded)
+	if block == nil {
+		t.Fatalf("not PEM: %q", encoded)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+// issued counts the lines that the CA's inventory has for a name.
+func (r *rig) issued(t *testing.T, name string) int {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(r.dir, "ca", "inventory.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(string(data), "\n")
+	return len(slices.DeleteFunc(lines, func(l string) bool { return !strings.HasSuffix(l, "/CN="+name) }))
+}
+
+var errBroken = errors.New("the authority broke")
