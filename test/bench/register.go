@@ -1,0 +1,236 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/espm-project/espm/internal/store"
+	"github.com/espm-project/espm/internal/store/bolt"
+	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+)
+
+const (
+	callers        = 64
+	connections    = 8 // that the callers share
+	registerRounds = 7
+	turn           = time.Second // of each contender in a round
+)
+
+// write makes one durable write.
+type write func(ctx context.Context) error
+
+// contender is a number of callers that write at once.
+type contender struct {
+	name    string
+	callers int
+	write   write
+
+	rates []float64 // a second, one a round
+}
+
+// benchRegister compares durable registrations with what they would be if
+// each waited for its own fsync.
+func benchRegister(ctx context.Context, l lab, _ options) error {
+	size := recordSize()
+	fsync, closeFsync, err := fsyncEach(l, size)
+	if err != nil {
+		return err
+	}
+	defer closeFsync()
+	commit, closeEngine, err := storeCommits(ctx, l)
+	if err != nil {
+		return err
+	}
+	defer closeEngine()
+	register, closeAPI, err := registrations(ctx, l)
+	if err != nil {
+		return err
+	}
+	defer closeAPI()
+	base := &contender{name: fmt.Sprintf("write of %d bytes, fsync", size), callers: 1, write: fsync}
+	contenders := []*contender{
+		base,
+		{name: "commit of a node to the store", callers: 1, write: commit},
+		{name: "commit of a node to the store", callers: callers, write: commit},
+		{name: "RegisterNode of espm serve", callers: 1, write: register},
+		{name: "RegisterNode of espm serve", callers: callers, write: register},
+	}
+	for range registerRounds {
+		for _, c := range contenders {
+			if err := c.run(ctx); err != nil {
+				return fmt.Errorf("%s: %w", c.name, err)
+			}
+		}
+	}
+	fmt.Printf("\nDurable writes a second; %d rounds of %v each, in turns, on one file system\n", registerRounds, turn)
+	fmt.Printf("%-32s %8s %10s %16s\n", "", "callers", "a second", "x one fsync each")
+	for _, c := range contenders {
+		fmt.Printf("%-32s %8d %10.0f %16.2f\n", c.name, c.callers, median(c.rates), c.against(base))
+	}
+	return nil
+}
+
+// run lets a contender write for its turn.
+func (c *contender) run(ctx context.Context) error {
+	start := time.Now()
+	var wg sync.WaitGroup
+	var written atomic.Int64
+	errs := make(chan error, c.callers)
+	for range c.callers {
+		wg.Go(func() {
+			for time.Since(start) < turn {
+				if err := c.write(ctx); err != nil {
+					errs <- err
+					return
+				}
+				written.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	c.rates = append(c.rates, float64(written.Load())/time.Since(start).Seconds())
+	select {
+	case err := <-errs:
+		return err
+	default:
+		return nil
+	}
+}
+
+// against returns the median, over the rounds, of how many times faster c was than another.
+func (c *contender) against(other *contender) float64 {
+	var ratios []float64
+	for i := range c.rates {
+		ratios = append(ratios, c.rates[i]/other.rates[i])
+	}
+	return median(ratios)
+}
+
+func median(values []float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[len(sorted)/2]
+}
+
+// recordSize is how many bytes a registration comes to: its record and keys.
+func recordSize() int {
+	n := newNode(certname(0))
+	record, err := json.Marshal(n)
+	if err != nil {
+		panic(err) // it is of types that JSON can hold
+	}
+	return len(record) + (1+len(n.Groups))*len("ix/node-group/linux/"+n.Certname)
+}
+
+// fsyncEach appends as many bytes as a registration has and syncs the file, each time.
+func fsyncEach(l lab, size int) (write, func() error, error) {
+	f, err := os.Create(l.path("fsync"))
+	if err != nil {
+		return nil, nil, err
+	}
+	record := make([]byte, size)
+	return func(context.Context) error {
+		_, err := f.Write(record)
+		return errors.Join(err, f.Sync())
+	}, f.Close, nil
+}
+
+// storeCommits writes registrations to a store in this process.
+func storeCommits(ctx context.Context, l lab) (write, func() error, error) {
+	path := l.path("engine.db")
+	if err := populate(ctx, path, 0); err != nil {
+		return nil, nil, err
+	}
+	engine, err := bolt.Open(path, bolt.Options{})
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := store.New(ctx, engine)
+	if err != nil {
+		return nil, nil, errors.Join(err, engine.Close())
+	}
+	var next atomic.Int64
+	return func(ctx context.Context) error {
+		c := store.NewChange()
+		c.PutNode(nil, newNode(certname(int(next.Add(1)))))
+		_, err := s.Commit(ctx, c)
+		return err
+	}, engine.Close, nil
+}
+
+// registrations calls RegisterNode of a daemon.
+func registrations(ctx context.Context, l lab) (write, func() error, error) {
+	d, err := l.initialize(ctx, "register")
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := populate(ctx, d.store(), 0); err != nil {
+		return nil, nil, err
+	}
+	if err := d.start(ctx); err != nil {
+		return nil, nil, errors.Join(err, d.stop())
+	}
+	var clients []espmv1.NodeServiceClient
+	end := d.stop
+	for range connections {
+		conn, err := d.dial()
+		if err != nil {
+			return nil, nil, errors.Join(err, end())
+		}
+		end = closeFirst(conn, end)
+		clients = append(clients, espmv1.NewNodeServiceClient(conn))
+	}
+	var next atomic.Int64
+	return func(ctx context.Context) error {
+		call := next.Add(1)
+		request, err := registerRequest(certname(int(call)))
+		if err != nil {
+			return err
+		}
+		_, err = clients[call%connections].RegisterNode(ctx, request)
+		return err
+	}, end, nil
+}
+
+func closeFirst(conn *grpc.ClientConn, then func() error) func() error {
+	return func() error { return errors.Join(conn.Close(), then()) }
+}
+
+// registerRequest asks for the node that newNode makes.
+func registerRequest(name string) (*espmv1.RegisterNodeRequest, error) {
+	n := newNode(name)
+	c := &espmv1.Classification{Environment: n.Classification.Environment, Classes: map[string]*espmv1.ClassParameters{}}
+	for class, parameters := range n.Classification.Classes {
+		values, err := toValues(parameters)
+		if err != nil {
+			return nil, err
+		}
+		c.Classes[class] = &espmv1.ClassParameters{Parameters: values}
+	}
+	var err error
+	if c.Parameters, err = toValues(n.Classification.Parameters); err != nil {
+		return nil, err
+	}
+	return &espmv1.RegisterNodeRequest{Node: &espmv1.Node{Certname: name, Classification: c, Groups: n.Groups}}, nil
+}
+
+func toValues(in map[string]any) (map[string]*structpb.Value, error) {
+	out := map[string]*structpb.Value{}
+	for k, v := range in {
+		value, err := structpb.NewValue(v)
+		if err != nil {
+			return nil, fmt.Errorf("parameter %s: %w", k, err)
+		}
+		out[k] = value
+	}
+	return out, nil
+}
