@@ -79,7 +79,7 @@ type Registry struct {
 	classifying sync.RWMutex
 
 	flights singleflight.Group // issues by request id
-	calls   sync.WaitGroup     // issues under way, with or without their callers
+	calls   sync.WaitGroup     // flights that somebody waits for, or waited until he had gone
 	answers answers
 
 	mu       sync.Mutex
@@ -224,8 +224,8 @@ func (r *Registry) Get(ctx context.Context, name node.Certname, uid node.UID) (n
 	return r.Store.Tombstone(ctx, name, uid)
 }
 
-// Wait waits for the issues under way, which go on when their callers have
-// gone. Nothing may be asked of the registry any more.
+// Wait waits for the issues that go on although their callers have gone. No
+// other call may be under way.
 func (r *Registry) Wait() { r.calls.Wait() }
 
 // Expect says what a caller decided on: a change is refused where the record

@@ -1,0 +1,302 @@
+package registry
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/espm-project/espm/internal/bootstrap"
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+)
+
+// carryOut begins an issue and brings it to its end, or answers with the
+// outcome of an earlier call with the request id.
+func (r *Registry) carryOut(ctx context.Context, o *order, request *node.Request, begin func() (node.IssueIntent, error)) (Provisioned, error) {
+	for range maxAttempts {
+		earlier, err := r.earlier(ctx, request)
+		if err != nil {
+			return Provisioned{}, err
+		}
+		if earlier != nil && earlier.State == node.Issuing {
+			if err := r.settleNode(ctx, *earlier); err != nil {
+				return Provisioned{}, fmt.Errorf("an earlier issue for %q is not settled yet: %w", earlier.Certname, err)
+			}
+			continue // adopted, or gone
+		}
+		if earlier != nil {
+			p, ok, err := r.recall(ctx, *earlier, o, request)
+			if err != nil || ok {
+				return p, err
+			}
+			begin = func() (node.IssueIntent, error) { return r.beginReissue(ctx, *earlier, o, request, false) }
+		}
+		intent, err := begin()
+		if errors.Is(err, node.ErrStale) {
+			continue
+		}
+		if err != nil {
+			return Provisioned{}, err
+		}
+		defer r.release(intent.UID)
+		return r.issue(ctx, intent, *o, request)
+	}
+	return Provisioned{}, fmt.Errorf("%w: others keep changing the node", node.ErrUnavailable)
+}
+
+// recall answers a call that was answered before, false where it can't be:
+// the certificate was never issued, or its private key is gone. A certificate that
+// another request issued meanwhile is not this call's to give out, or to replace.
+func (r *Registry) recall(ctx context.Context, n node.Node, o *order, request *node.Request) (Provisioned, bool, error) {
+	if n.State != node.Provisioned {
+		return Provisioned{}, false, nil
+	}
+	cert, err := r.Store.Certificate(ctx, n.Serial)
+	if err != nil {
+		return Provisioned{}, false, err
+	}
+	if cert.RequestID != request.ID {
+		return Provisioned{}, false, fmt.Errorf("%w: %q holds %s, which another call issued", node.ErrCertificateExists, n.Certname, n.Serial)
+	}
+	var key bootstrap.Secret
+	if o.request.CSR == nil {
+		var known bool
+		if key, known = r.answers.get(request.ID, n.Serial); !known {
+			return Provisioned{}, false, nil
+		}
+	}
+	b, err := r.bundle(ctx, n.Certname, []byte(cert.PEM), key)
+	return Provisioned{n, b}, true, err
+}
+
+// mayBegin tells what a provision would be refused for.
+func (r *Registry) mayBegin(ctx context.Context, n node.Node, o order) error {
+	if err := r.addNode(ctx, &n, nil, nil, true); err != nil {
+		return err
+	}
+	return r.vet(ctx, o)
+}
+
+// vet asks the authority what it would refuse, and refuses a name whose
+// certificate there was not issued by espm: nobody would know of it any more.
+func (r *Registry) vet(ctx context.Context, o order) error {
+	current, err := r.Authority.Check(ctx, o.request)
+	if err != nil || current == nil {
+		return err
+	}
+	serial := node.SerialOf(current.SerialNumber)
+	if _, err := r.Store.Certificate(ctx, serial); !errors.Is(err, node.ErrCertificateNotFound) {
+		return err
+	}
+	for intent, err := range r.Store.Intents(ctx) {
+		if err != nil || intent.Certname == o.request.Certname {
+			return err // its own, cut short and not settled yet
+		}
+	}
+	return fmt.Errorf("%w: serial %s of %q, valid until %s", node.ErrForeignCertificate, serial, o.request.Certname, current.NotAfter.Format(time.RFC3339))
+}
+
+// beginNew commits a new registration with its intent, claimed.
+func (r *Registry) beginNew(ctx context.Context, n node.Node, o *order, request *node.Request) (node.IssueIntent, error) {
+	// Before a key is made for it, which may take seconds.
+	if err := r.mayBegin(ctx, n, *o); err != nil {
+		return node.IssueIntent{}, err
+	}
+	intent, err := r.prepare(ctx, o, n, request)
+	if err != nil {
+		return intent, err
+	}
+	intent.NewNode, intent.NewRequest = true, request != nil
+	return intent, r.claimed(n, func() error { return r.addNode(ctx, &n, request, &intent, false) })
+}
+
+// beginReissue commits an intent for a live node, claimed, with the request
+// where that is new. A certificate that the node has is revoked: its private
+// key was lost with the answer.
+func (r *Registry) beginReissue(ctx context.Context, old node.Node, o *order, request *node.Request, isNew bool) (node.IssueIntent, error) {
+	if err := r.vet(ctx, *o); err != nil {
+		return node.IssueIntent{}, err
+	}
+	intent, err := r.prepare(ctx, o, old, request)
+	if err != nil {
+		return intent, err
+	}
+	n := old.Clone()
+	n.State, n.Serial, n.UpdatedAt = node.Issuing, "", r.Now().UTC()
+	c := store.NewChange()
+	if request != nil && isNew {
+		intent.NewRequest = true
+		n.Requests = append(n.Requests, request.ID)
+		c.PutRequest(*request)
+	}
+	c.PutIntent(intent)
+	if old.Serial != "" {
+		if r.protects(old.Certname) {
+			return intent, fmt.Errorf("%w: the answer for %q can't be had again, and %s is not revoked", node.ErrProtected, old.Certname, old.Serial)
+		}
+		if err := r.orderRevocation(ctx, c, old.Serial); err != nil {
+			return intent, err
+		}
+	}
+	c.PutNode(&old, n)
+	err = r.claimed(n, func() error {
+		_, err := r.Store.Commit(ctx, c)
+		return err
+	})
+	r.Revocations.Kick()
+	return intent, err
+}
+
+// claimed commits an intent in such a way that nothing settles it before the
+// caller calls release; not needed after an error.
+func (r *Registry) claimed(n node.Node, commit func() error) error {
+	if !r.claim(n.UID) {
+		return fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)
+	}
+	err := commit()
+	if err != nil {
+		r.release(n.UID)
+	}
+	return err
+}
+
+// prepare makes the key, where the caller sent none, and the intent.
+func (r *Registry) prepare(ctx context.Context, o *order, n node.Node, request *node.Request) (node.IssueIntent, error) {
+	if o.request.CSR == nil && o.request.Key == nil {
+		key, err := r.Keys.Take(ctx, o.algorithm)
+		if err != nil {
+			return node.IssueIntent{}, fmt.Errorf("%w: making a %s key for %q: %w", node.ErrUnavailable, o.algorithm, n.Certname, err)
+		}
+		o.request.Key = key
+	}
+	hash, err := ca.KeyHash(o.request.PublicKey())
+	if err != nil {
+		return node.IssueIntent{}, err
+	}
+	o.request.Serial = r.Authority.NewSerial()
+	intent := node.IssueIntent{
+		UID:       n.UID,
+		Certname:  n.Certname,
+		Serial:    o.request.Serial,
+		KeyHash:   hash,
+		CallerKey: o.request.CSR != nil,
+		CreatedAt: r.Now().UTC(),
+	}
+	if request != nil {
+		intent.RequestID = request.ID
+	}
+	return intent, nil
+}
+
+// issue has the certificate of an intent signed, commits it and answers. On
+// an error the intent is settled, now or in Run.
+func (r *Registry) issue(ctx context.Context, intent node.IssueIntent, o order, request *node.Request) (Provisioned, error) {
+	log := r.Log.WithFields(logrus.Fields{"certname": intent.Certname, "uid": intent.UID})
+	cert, err := r.Authority.Sign(ctx, o.request)
+	if err == nil {
+		err = verify(cert, intent)
+	}
+	var n node.Node
+	if err == nil {
+		n, err = r.keep(ctx, intent, cert)
+	}
+	if err != nil {
+		err = fmt.Errorf("issuing a certificate for %q: %w", intent.Certname, err)
+		r.abandon(ctx, intent, cert)
+		return Provisioned{}, err
+	}
+	log.WithField("serial", n.Serial).Info("certificate issued")
+	var key bootstrap.Secret
+	if o.request.Key != nil {
+		if key, err = ca.MarshalKeyPEM(o.request.Key); err != nil {
+			return Provisioned{}, err
+		}
+	}
+	b, err := r.bundle(ctx, intent.Certname, encodeCertificate(cert), key)
+	if err != nil {
+		return Provisioned{}, err
+	}
+	if request != nil && key != nil {
+		r.answers.put(request.ID, n.Serial, key)
+	}
+	return Provisioned{n, b}, nil
+}
+
+// verify makes sure that the certificate is for the intent's name and key.
+func verify(cert *x509.Certificate, intent node.IssueIntent) error {
+	hash, err := ca.KeyHash(cert.PublicKey)
+	if err != nil {
+		return err
+	}
+	if hash != intent.KeyHash || cert.Subject.CommonName != string(intent.Certname) {
+		return fmt.Errorf("the authority returned a certificate for %q with another name or key", cert.Subject.CommonName)
+	}
+	return nil
+}
+
+// keep commits a certificate and closes its intent.
+func (r *Registry) keep(ctx context.Context, intent node.IssueIntent, cert *x509.Certificate) (node.Node, error) {
+	var n node.Node
+	err := retry(func() error {
+		old, err := r.Store.Node(ctx, intent.Certname)
+		if err != nil {
+			return err
+		}
+		if old.UID != intent.UID {
+			return fmt.Errorf("%w: registration %s of %q is gone", node.ErrNodeNotFound, intent.UID, intent.Certname)
+		}
+		open, ok, err := r.Store.Intent(ctx, intent.UID)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return errors.New("its intent was settled by another")
+		}
+		n = old.Clone()
+		n.State, n.UpdatedAt = node.Provisioned, r.Now().UTC()
+		n.Serial = node.SerialOf(cert.SerialNumber)
+		c := store.NewChange()
+		c.PutNode(&old, n)
+		c.PutCertificate(record(intent, cert))
+		c.RemoveIntent(open)
+		n.Revision, err = r.Store.Commit(ctx, c)
+		return err
+	})
+	return n, err
+}
+
+func record(intent node.IssueIntent, cert *x509.Certificate) node.Certificate {
+	return node.Certificate{
+		Serial:    node.SerialOf(cert.SerialNumber),
+		Certname:  intent.Certname,
+		UID:       intent.UID,
+		NotBefore: cert.NotBefore,
+		NotAfter:  cert.NotAfter,
+		PEM:       string(encodeCertificate(cert)),
+		RequestID: intent.RequestID,
+	}
+}
+
+func encodeCertificate(cert *x509.Certificate) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
+}
+
+func (r *Registry) bundle(ctx context.Context, name node.Certname, certificate []byte, key bootstrap.Secret) (bootstrap.Bundle, error) {
+	trust, err := r.Authority.Trust(ctx)
+	if err != nil {
+		return bootstrap.Bundle{}, fmt.Errorf("the CA's certificates and CRL: %w", err)
+	}
+	return bootstrap.Bundle{
+		CertificatePEM: certificate,
+		PrivateKeyPEM:  key,
+		CAPEM:          trust.CertificatesPEM,
+		CRLPEM:         trust.CRLsPEM,
+		PuppetConf:     r.Puppet.PuppetConf(name),
+	}, nil
+}
