@@ -47,6 +47,7 @@ func TestScript(t *testing.T) {
 			e.Setenv("ESPM_ADDRESS", "unix://"+e.WorkDir+"/d/run/espm.sock")
 			e.Setenv("ESPM_ENC_SOCKET", e.WorkDir+"/d/run/enc.sock")
 			e.Setenv("ESPM_DB", e.WorkDir+"/d/espm.db")
+			e.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector holds up every exit by a second
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){

@@ -92,7 +92,11 @@ func Load(path string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("configuration: %w", err)
 	}
-	c, err := parse(data, filepath.Dir(path))
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration: %w", err)
+	}
+	c, err := parse(data, filepath.Dir(abs))
 	if err != nil {
 		return c, fmt.Errorf("configuration %s: %w", path, err)
 	}

@@ -85,6 +85,7 @@ type Registry struct {
 	mu       sync.Mutex
 	issuing  map[node.UID]bool // intents that a call is at work on
 	unsettle chan struct{}     // holds one: an intent was left open
+	ended    chan struct{}     // closed when Run has ended
 }
 
 // New returns a Registry. Run settles what an earlier process left open.
@@ -94,6 +95,7 @@ func New(o Options) *Registry {
 		answers:  answers{now: o.Now},
 		issuing:  map[node.UID]bool{},
 		unsettle: make(chan struct{}, 1),
+		ended:    make(chan struct{}),
 	}
 }
 

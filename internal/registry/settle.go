@@ -21,8 +21,10 @@ const (
 )
 
 // Run settles the intents that are open and no call is at work on, those of
-// an earlier process first, and forgets what is past its time, until ctx is done.
+// an earlier process first, and forgets what is past its time, until ctx is
+// done. It is called once.
 func (r *Registry) Run(ctx context.Context) {
+	defer close(r.ended)
 	tick := time.NewTicker(housekeepEvery)
 	defer tick.Stop()
 	var lastSweep time.Time

@@ -27,7 +27,7 @@ type Terminated struct {
 
 // Terminate takes a registration out of the classifier and orders the
 // revocation of its certificate, in one commit, and waits up to wait for the
-// receipt. A uid that is already terminated, or none where the
+// receipt, or until Run has ended. A uid that is already terminated, or none where the
 // certname has no live registration, gives the state of the last termination. Errors:
 // node.ErrNodeNotFound, ErrUIDMismatch, ErrProtected.
 func (r *Registry) Terminate(ctx context.Context, name node.Certname, uid node.UID, wait time.Duration, validateOnly bool) (Terminated, error) {
@@ -56,6 +56,13 @@ func (r *Registry) Terminate(ctx context.Context, name node.Certname, uid node.U
 func (r *Registry) await(ctx context.Context, t *Terminated, wait time.Duration) error {
 	limited, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
+	go func() { // the daemon stops: nothing more will come
+		select {
+		case <-r.ended:
+			cancel()
+		case <-limited.Done():
+		}
+	}()
 	r.stir()
 	err := r.Store.WaitIntent(limited, t.Node.UID)
 	if err != nil && limited.Err() == nil {

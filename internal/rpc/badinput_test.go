@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -171,22 +172,18 @@ func TestBadInput(t *testing.T) {
 	}
 }
 
-func TestBadReferences(t *testing.T) {
-	r := newRig(t)
-	ctx := t.Context()
-	r.createGroup(t, &espmv1.Group{Name: "base"})
-	r.createGroup(t, &espmv1.Group{Name: "web", Parents: []string{"base"}})
-	r.createGroup(t, &espmv1.Group{Name: "shop", Parents: []string{"web"}})
-	r.register(t, named("taken.test"))
-	before := r.held(t)
+// refusal is a call that must be refused, with words that its message has.
+type refusal struct {
+	name   string
+	call   func() error
+	code   codes.Code
+	reason string
+	says   []string
+}
+
+func badReferences(ctx context.Context, r *rig) []refusal {
 	parents := &fieldmaskpb.FieldMask{Paths: []string{"parents"}}
-	for _, c := range []struct {
-		name   string
-		call   func() error
-		code   codes.Code
-		reason string
-		says   []string
-	}{
+	return []refusal{
 		{"duplicate", func() error {
 			_, err := r.nodes.RegisterNode(ctx, &espmv1.RegisterNodeRequest{Node: named("taken.test")})
 			return err
@@ -211,6 +208,12 @@ func TestBadReferences(t *testing.T) {
 			_, err := r.groups.UpdateGroup(ctx, &espmv1.UpdateGroupRequest{Group: &espmv1.Group{Name: "base", Parents: []string{"base"}}, UpdateMask: parents})
 			return err
 		}, codes.InvalidArgument, "INVALID", []string{"parents", "itself"}},
+	}
+}
+
+func badFields(t *testing.T, r *rig) []refusal {
+	ctx := t.Context()
+	return []refusal{
 		{"unknown filter", func() error {
 			_, err := r.nodes.ListNodes(ctx, &espmv1.ListNodesRequest{Group: "../x"})
 			return err
@@ -243,7 +246,17 @@ func TestBadReferences(t *testing.T) {
 			_, err := r.nodes.UpdateNode(ctx, &espmv1.UpdateNodeRequest{})
 			return err
 		}, codes.InvalidArgument, "INVALID", []string{"certname", "update_mask"}},
-	} {
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	r := newRig(t)
+	r.createGroup(t, &espmv1.Group{Name: "base"})
+	r.createGroup(t, &espmv1.Group{Name: "web", Parents: []string{"base"}})
+	r.createGroup(t, &espmv1.Group{Name: "shop", Parents: []string{"web"}})
+	r.register(t, named("taken.test"))
+	before := r.held(t)
+	for _, c := range append(badReferences(t.Context(), r), badFields(t, r)...) {
 		t.Run(c.name, func(t *testing.T) {
 			err := c.call()
 			expect(t, err, c.code, c.reason)

@@ -45,6 +45,7 @@ func NewServer(ctx context.Context, r *registry.Registry, now func() time.Time, 
 	for name := range s.GetServiceInfo() {
 		h.SetServingStatus(name, healthv1.HealthCheckResponse_SERVING)
 	}
+	context.AfterFunc(ctx, h.Shutdown)
 	healthv1.RegisterHealthServer(s, h)
 	reflection.Register(s)
 	return s

@@ -57,6 +57,13 @@ func (f NodeFilter) index() string {
 	return labelPrefix(least, f.Labels[least])
 }
 
+// A page ends early when its records are large: a million characters are
+// allowed in each, and a thousand of those are not to be held at once.
+const (
+	pageBytes  = 4 << 20
+	readAtOnce = 50 // records, so that pageBytes is not passed by far
+)
+
 // Nodes returns up to limit live nodes after a certname, in order of certname.
 // With a filter the page may be short although more follow.
 func (v View) Nodes(ctx context.Context, f NodeFilter, after string, limit int) (Page[node.Node], error) {
@@ -64,30 +71,7 @@ func (v View) Nodes(ctx context.Context, f NodeFilter, after string, limit int) 
 	if index == "" {
 		return list[node.Node](ctx, v, nodePrefix, after, limit)
 	}
-	if after != "" {
-		after = index + after
-	}
-	keys, rev, err := v.reader.List(ctx, index, after, limit)
-	if err != nil {
-		return Page[node.Node]{}, err
-	}
-	page := Page[node.Node]{Revision: rev}
-	for _, k := range keys {
-		n, err := v.Node(ctx, node.Certname(lastPart(k.Key)))
-		if errors.Is(err, node.ErrNodeNotFound) {
-			continue // terminated since the index was read
-		}
-		if err != nil {
-			return page, err
-		}
-		if f.match(n) {
-			page.Items = append(page.Items, n)
-		}
-	}
-	if len(keys) == limit {
-		page.Next = lastPart(keys[limit-1].Key)
-	}
-	return page, nil
+	return follow(ctx, v, index, after, limit, func(key string) string { return nodeKey(node.Certname(lastPart(key))) }, f.match)
 }
 
 // Groups returns up to limit groups after a name, in order of name.
@@ -103,49 +87,72 @@ func (v View) Certificates(ctx context.Context, after string, limit int) (Page[n
 // CertificatesOf returns up to limit certificates of a certname, in order of
 // registration. after is a page's Next.
 func (v View) CertificatesOf(ctx context.Context, name node.Certname, after string, limit int) (Page[node.Certificate], error) {
-	prefix := certOfPrefix(name)
-	if after != "" {
-		after = prefix + after
-	}
-	keys, rev, err := v.reader.List(ctx, prefix, after, limit)
-	if err != nil {
-		return Page[node.Certificate]{}, err
-	}
-	page := Page[node.Certificate]{Revision: rev}
-	for _, k := range keys {
-		c, err := v.Certificate(ctx, node.Serial(lastPart(k.Key)))
-		if err != nil && !errors.Is(err, node.ErrCertificateNotFound) {
-			return page, err
-		}
-		if err == nil {
-			page.Items = append(page.Items, c)
-		}
-	}
-	if len(keys) == limit {
-		page.Next = keys[limit-1].Key[len(prefix):]
-	}
-	return page, nil
+	return follow(ctx, v, certOfPrefix(name), after, limit,
+		func(key string) string { return certKey(node.Serial(lastPart(key))) },
+		func(node.Certificate) bool { return true })
 }
 
+// list pages through the records with a prefix.
 func list[T any](ctx context.Context, v View, prefix, after string, limit int) (Page[T], error) {
+	return pages(ctx, v, prefix, after, limit, func(rec Record) (T, int, bool, error) {
+		item, err := decode[T](rec)
+		return item, len(rec.Value), true, err
+	})
+}
+
+// follow pages through an index, to the records that its keys point to. Those
+// that are gone since the index was read, or do not match, are left out.
+func follow[T any](ctx context.Context, v View, index, after string, limit int, target func(string) string, match func(T) bool) (Page[T], error) {
+	return pages(ctx, v, index, after, limit, func(rec Record) (T, int, bool, error) {
+		var zero T
+		found, err := v.reader.Get(ctx, target(rec.Key))
+		if errors.Is(err, ErrNoKey) {
+			return zero, 0, false, nil
+		}
+		if err != nil {
+			return zero, 0, false, err
+		}
+		item, err := decode[T](found)
+		return item, len(found.Value), err == nil && match(item), err
+	})
+}
+
+// pages gathers one page of what read makes of the records with a prefix:
+// an item, its size, and whether it belongs on the page.
+func pages[T any](ctx context.Context, v View, prefix, after string, limit int, read func(Record) (T, int, bool, error)) (Page[T], error) {
+	var page Page[T]
 	if after != "" {
 		after = prefix + after
 	}
-	recs, rev, err := v.reader.List(ctx, prefix, after, limit)
-	if err != nil {
-		return Page[T]{}, err
-	}
-	page := Page[T]{Revision: rev, Items: make([]T, 0, len(recs))}
-	for _, rec := range recs {
-		item, err := decode[T](rec)
+	for seen, size := 0, 0; seen < limit; {
+		n := min(readAtOnce, limit-seen)
+		recs, rev, err := v.reader.List(ctx, prefix, after, n)
 		if err != nil {
-			return page, err
+			return Page[T]{}, err
 		}
-		page.Items = append(page.Items, item)
+		if page.Revision == 0 {
+			page.Revision = rev
+		}
+		for _, rec := range recs {
+			item, bytes, belongs, err := read(rec)
+			if err != nil {
+				return Page[T]{}, err
+			}
+			after = rec.Key
+			if belongs {
+				page.Items = append(page.Items, item)
+			}
+			if size += bytes; size >= pageBytes {
+				page.Next = after[len(prefix):]
+				return page, nil
+			}
+		}
+		if len(recs) < n {
+			return page, nil
+		}
+		seen += n
 	}
-	if len(recs) == limit {
-		page.Next = recs[limit-1].Key[len(prefix):]
-	}
+	page.Next = after[len(prefix):]
 	return page, nil
 }
 
