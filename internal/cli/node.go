@@ -297,8 +297,8 @@ func (a *app) nodeTerminateCmd() *cobra.Command {
 		Short: "Take a node out of the classifier and revoke its certificate",
 		Long: `Takes a node out of the classifier, at once, and has its certificate revoked. The
 order to revoke is durable when the command returns; with --wait it
-waits for the revocation itself. To see how far it is, run the same again, with
-the same --uid.`,
+waits for the revocation itself, and fails if that has not come by then. To see
+how far it is, run the same again, with the same --uid.`,
 		Args: args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
@@ -307,7 +307,7 @@ the same --uid.`,
 				if err != nil {
 					return err
 				}
-				return a.show(resp, func(w io.Writer) {
+				err = a.show(resp, func(w io.Writer) {
 					nodeTable(w, resp.GetNode())
 					for _, r := range resp.GetRevocations() {
 						fmt.Fprintf(w, "revocation\t%s\n", revocationLine(r))
@@ -316,12 +316,24 @@ the same --uid.`,
 						fmt.Fprintln(w, "revocation\ta certificate was being issued; what comes of it will be revoked: ask again")
 					}
 				})
+				if err == nil && wait > 0 && !revoked(resp) {
+					return fmt.Errorf("%q is terminated, but its revocation is still pending after %v; it will be done, ask again with --uid %s",
+						args[0], wait, resp.GetNode().GetUid())
+				}
+				return err
 			})
 		},
 	}
 	c.Flags().StringVar(&uid, "uid", "", "registration to terminate: keeps a late call from touching a successor (the live one)")
 	c.Flags().DurationVar(&wait, "wait", 0, "how long to wait for the revocation, such as 30s")
 	return c
+}
+
+func revoked(resp *espmv1.TerminateNodeResponse) bool {
+	pending := func(r *espmv1.Revocation) bool {
+		return r.GetState() != espmv1.RevocationState_REVOCATION_STATE_REVOKED
+	}
+	return !resp.GetIssueOpen() && !slices.ContainsFunc(resp.GetRevocations(), pending)
 }
 
 func revocationLine(r *espmv1.Revocation) string {

@@ -1,11 +1,12 @@
 package cli
 
 import (
-	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"runtime/debug"
+	"slices"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -46,7 +47,10 @@ func (a *app) initCmd() *cobra.Command {
 under DIR, for a trial: espm.yaml, espm.db, ca and run. Without it: /etc/espm,
 /var/lib/espm and /run/espm. Overwrites nothing: what stands already is kept, and named.`,
 		Args: args(),
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("dir") && o.Dir == "" {
+				return usageError{errors.New("--dir: must not be empty; leave it out for the system's folders")}
+			}
 			if o.Certname == "" {
 				host, err := os.Hostname()
 				if err != nil {
@@ -78,11 +82,14 @@ func initTable(out io.Writer, made daemon.Initialized) {
 		fmt.Fprintf(w, "%s\t%s\t%s\n", s.What, s.Path, what)
 	}
 	w.Flush()
+	if slices.ContainsFunc(made.Steps, func(s daemon.Step) bool { return s.Stood }) {
+		fmt.Fprintln(out, "\nOptions for what stands already had no effect.")
+	}
 	if made.Listen == "" {
 		return
 	}
-	fmt.Fprintf(out, "\nNext:\n  espm serve --config %s\n", made.Config)
-	if cmp.Or(made.Listen, config.DefaultListen) != config.DefaultListen {
-		fmt.Fprintf(out, "  export ESPM_ADDRESS=%s\n", made.Listen)
+	fmt.Fprintf(out, "\nNext:\n  espm serve --config '%s'\n", made.Config)
+	if made.Listen != config.DefaultListen {
+		fmt.Fprintf(out, "  export ESPM_ADDRESS='%s' ESPM_ENC_SOCKET='%s' ESPM_DB='%s'\n", made.Listen, made.ENC, made.Store)
 	}
 }

@@ -33,6 +33,8 @@ type Initialized struct {
 	Steps  []Step
 	Config string // the configuration file
 	Listen string // where the daemon will listen; "" if Init did not come to its end
+	ENC    string // where espm-enc will ask
+	Store  string // the store's file
 }
 
 // Step is one thing that Init made or found.
@@ -126,7 +128,7 @@ func Init(o InitOptions) (Initialized, error) {
 			return done, err
 		}
 	}
-	done.Listen = c.Listen
+	done.Listen, done.ENC, done.Store = c.Listen, c.ENC.Socket, c.Store.Path
 	return done, nil
 }
 
@@ -162,8 +164,10 @@ func initCA(c config.Config, o InitOptions) (Step, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return step, err
 	}
+	// Puppet's name for a CA, as far as a common name goes (RFC 5280 ub-common-name).
+	name := "Puppet CA: " + o.Certname
 	return step, directory.Create(path, directory.CreateOptions{
-		Host:         o.Certname,
+		Name:         name[:min(len(name), 64)],
 		Key:          ca.KeyAlgorithm(o.CAKey),
 		Intermediate: o.Intermediate,
 	})

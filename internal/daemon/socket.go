@@ -18,13 +18,14 @@ func listen(path, group string) (net.Listener, error) {
 	if err := clearSocket(path); err != nil {
 		return nil, err
 	}
+	// The folder may be on a file system that is empty after a boot, as /run is.
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
 	// No one may connect before the mode is set.
 	old := syscall.Umask(0o177)
 	l, err := net.Listen("unix", path)
 	syscall.Umask(old)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("the folder %s does not exist", filepath.Dir(path))
-	}
 	if err != nil {
 		return nil, err
 	}

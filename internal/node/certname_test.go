@@ -87,6 +87,7 @@ func TestCheckDNSName(t *testing.T) {
 		{"*.example.com", "wildcards are not allowed"},
 		{"Puppet", "must be lower case"},
 		{long + "b.c", "at most 253 bytes, is 256"},
+		{"192.0.2.1", "is not a DNS name: its last label is a number"},
 	} {
 		expectViolation(t, test.name, CheckDNSName("dns_alt_names[0]", test.name), "dns_alt_names[0]", test.rule)
 	}

@@ -6,7 +6,10 @@ package node
 import (
 	"maps"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // UID names one registration: a UUIDv7 in lower-case text, unique for ever.
@@ -86,6 +89,9 @@ func (g *Group) Validate() error {
 	}
 	if len(g.Description) > 1024 {
 		c.add("description", "at most 1024 bytes, is %d", len(g.Description))
+	}
+	if !utf8.ValidString(g.Description) || strings.ContainsFunc(g.Description, unicode.IsControl) {
+		c.add("description", "must be valid UTF-8 without control characters")
 	}
 	c.size(g.Classification, MaxGroupsSize)
 	return c.err()

@@ -39,6 +39,10 @@ func ParseCertname(s string) (Certname, error) {
 func CheckDNSName(field, s string) error {
 	var c checks
 	c.dnsName(field, s, 253)
+	// What ends in a number is an IPv4 address to whoever connects, and no name matches that.
+	if last := s[strings.LastIndexByte(s, '.')+1:]; last != "" && strings.Trim(last, "0123456789") == "" {
+		c.add(field, "%s: is not a DNS name: its last label is a number", clip(s))
+	}
 	return c.err()
 }
 

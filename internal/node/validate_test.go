@@ -208,6 +208,8 @@ func TestGroupRules(t *testing.T) {
 		{"parent twice", Group{Name: "a", Parents: []string{"b", "b"}}, "parents[1]", "group b is named twice"},
 		{"parent's name", Group{Name: "a", Parents: []string{"B"}}, "parents[0]", "a group name must match"},
 		{"description", Group{Name: "a", Description: strings.Repeat("x", 1025)}, "description", "at most 1024 bytes, is 1025"},
+		{"line in description", Group{Name: "a", Description: "x\nname  fake"}, "description", "without control characters"},
+		{"NUL in description", Group{Name: "a", Description: "\x00"}, "description", "without control characters"},
 		{"class", Group{Name: "a", Classification: classes("::ntp").Classification}, `classes["::ntp"]`, "must be a class name"},
 	} {
 		expectViolation(t, test.what, test.group.Validate(), test.field, test.rule)

@@ -149,7 +149,7 @@ type CertificateSpec struct {
 	KeyAlgorithm string `protobuf:"bytes,2,opt,name=key_algorithm,json=keyAlgorithm,proto3" json:"key_algorithm,omitempty"`
 	// How long the certificate is valid, from now, cut to whole seconds; unset: the server's default. Not beyond the CA's own end.
 	Ttl *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
-	// DNS names besides the certname, which is always there. No wildcards; at most 100.
+	// DNS names besides the certname, which is always there. No wildcards, no IP addresses; at most 100.
 	DnsAltNames []string `protobuf:"bytes,4,rep,name=dns_alt_names,json=dnsAltNames,proto3" json:"dns_alt_names,omitempty"`
 	// Puppet's certificate extensions, by short name (pp_role) or OID under
 	// 1.3.6.1.4.1.34380.1. At most 64 of at most 1,024 bytes.
