@@ -44,6 +44,7 @@ var plan = map[string]rule{
 	"internal/ca":              {may: []string{"internal/node"}, why: "what an authority is does not depend on how espm keeps records"},
 	"internal/ca/catest":       {may: []string{"internal/node", "internal/ca"}, why: "the suite is for every authority, so it knows none"},
 	"internal/ca/directory":    {may: []string{"internal/node", "internal/ca", "internal/durable"}, why: "an authority knows the interface that it implements and the disk, not the store"},
+	"internal/ca/puppetserver": {may: []string{"internal/node", "internal/ca"}, why: "an authority knows the interface that it implements and the network, not the store"},
 	"internal/revoke":          {may: []string{"internal/node", "internal/store", "internal/ca"}, why: "the queue works with any engine and any authority"},
 	"internal/bootstrap":       {may: []string{"internal/node", "internal/durable"}, why: "a bundle is files, wherever its parts come from"},
 	"internal/registry":        {may: []string{"internal/node", "internal/store", "internal/ca", "internal/enc", "internal/bootstrap"}, why: "use cases declare the small interfaces they need, and know no engine, no authority and no transport"},
@@ -67,10 +68,11 @@ var outside = []string{"test/"}
 
 // wired may only be imported where espm is put together.
 var wired = map[string][]string{
-	"internal/store/bolt":   {"internal/daemon", "internal/enc/encclient"},
-	"internal/ca/directory": {"internal/daemon"},
-	"internal/daemon":       {"internal/cli"},
-	"internal/cli":          {"cmd/espm"},
+	"internal/store/bolt":      {"internal/daemon", "internal/enc/encclient"},
+	"internal/ca/directory":    {"internal/daemon"},
+	"internal/ca/puppetserver": {"internal/daemon"},
+	"internal/daemon":          {"internal/cli"},
+	"internal/cli":             {"cmd/espm"},
 }
 
 // suites are made for tests.

@@ -29,21 +29,33 @@ type Authority interface {
 
 	// Sign issues one certificate. It is durable at the authority when Sign
 	// returns. After an error it may have been issued or not: Find tells. Only
-	// an error that wraps node.ErrInvalid says for certain that it was not.
+	// an error that wraps node.ErrInvalid says for certain that it was not. What
+	// stands in the way at the authority is node.ErrForeignCertificate,
+	// ErrForeignRequest or ErrRefused.
 	Sign(ctx context.Context, r Request) (*x509.Certificate, error)
 
-	// Find tells what became of a Sign that was cut short.
+	// Find tells what became of a Sign that was cut short. Its answer is final:
+	// what it does not report is not issued later.
 	Find(ctx context.Context, q Query) (Found, error)
 
 	// Revoke puts certificates on the CRL and publishes it; when it returns
 	// without an error both are durable, for all of them. It returns a receipt for
 	// each, in order. Revoking one that is revoked already is no error, adds
 	// no entry and publishes again what is not published. After an error any
-	// part of it may have been done: call again.
+	// part of it may have been done: call again. The receipts that come with an error, those
+	// with a serial, stand nevertheless.
 	Revoke(ctx context.Context, targets []Target) ([]node.Receipt, error)
 
 	// Trust returns the CA's certificates and CRLs as agents need them.
 	Trust(ctx context.Context) (Trust, error)
+}
+
+// RevokesByName reports whether an authority can revoke by name alone, so that a
+// late revocation may reach whatever certificate has the name by then. Such an
+// authority has the method RevokesByName.
+func RevokesByName(authority any) bool {
+	a, ok := authority.(interface{ RevokesByName() bool })
+	return ok && a.RevokesByName()
 }
 
 // Request asks for one leaf certificate. Exactly one of Key and CSR is set.

@@ -35,7 +35,7 @@ var (
 // is not for key encipherment (RFC 8813 section 3). A certificate never
 // outlives its CA, which RFC 5280 would have verifiers refuse anyway.
 func Leaf(r Request, now time.Time, issuer *x509.Certificate) (*x509.Certificate, error) {
-	notBefore, notAfter, err := validity(r.TTL, now, issuer)
+	notBefore, notAfter, err := Validity(r.TTL, now, issuer)
 	if err != nil {
 		return nil, err
 	}
@@ -72,10 +72,11 @@ func Leaf(r Request, now time.Time, issuer *x509.Certificate) (*x509.Certificate
 	}, nil
 }
 
-// validity is Puppet Server's, in whole seconds. A TTL of zero asks for the
+// Validity returns from when to when a certificate is to hold that is issued
+// now, as Puppet Server has it, in whole seconds. A TTL of zero asks for the
 // default or, near the end of the CA's life, for what is left of that; a TTL
 // that was asked for and can't be had is refused.
-func validity(ttl time.Duration, now time.Time, issuer *x509.Certificate) (notBefore, notAfter time.Time, err error) {
+func Validity(ttl time.Duration, now time.Time, issuer *x509.Certificate) (notBefore, notAfter time.Time, err error) {
 	now = now.UTC().Truncate(time.Second)
 	if !now.Before(issuer.NotAfter) {
 		return notBefore, notAfter, fmt.Errorf("%w: the CA's certificate ended at %s",
@@ -93,12 +94,6 @@ func validity(ttl time.Duration, now time.Time, issuer *x509.Certificate) (notBe
 			notAfter.Format(time.RFC3339), issuer.NotAfter.Format(time.RFC3339))
 	}
 	return now.Add(-Backdate), notAfter, nil
-}
-
-// CheckValidity tells what Leaf would refuse a TTL for.
-func CheckValidity(ttl time.Duration, now time.Time, issuer *x509.Certificate) error {
-	_, _, err := validity(ttl, now, issuer)
-	return err
 }
 
 func leafExtensions(r Request) ([]pkix.Extension, error) {

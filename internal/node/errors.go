@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Sentinel errors of the domain. They are wrapped with what was tried on which
@@ -43,6 +44,11 @@ var (
 	ErrForeignCertificate = errors.New("certname has a certificate that espm did not issue")
 	// ErrIssuing: a certificate is being issued for the registration just now.
 	ErrIssuing = errors.New("a certificate is being issued")
+	// ErrForeignRequest: the CA holds a certificate request under the name that
+	// is not of the registration. It stands until an operator removes it.
+	ErrForeignRequest = errors.New("the CA has another certificate request under the name")
+	// ErrRefused: the CA's policy forbids what was asked for.
+	ErrRefused = errors.New("the CA refuses the certificate")
 	// ErrCompacted: the history kept does not reach back to the revision asked for.
 	ErrCompacted = errors.New("revision is older than the history kept")
 	// ErrUnavailable: the authority or the store can't answer now; trying again later is safe.
@@ -100,6 +106,19 @@ func Join(errs ...error) error {
 	}
 	return &InvalidError{Violations: all}
 }
+
+// BusyError is an ErrUnavailable that goes away by itself; errors.Is(err, ErrUnavailable) holds.
+type BusyError struct {
+	Reason     string
+	RetryAfter time.Duration // when to try again, at a guess
+}
+
+func (e *BusyError) Error() string {
+	return fmt.Sprintf("%s: try again in %v", e.Reason, e.RetryAfter)
+}
+
+// Is reports whether target is ErrUnavailable.
+func (e *BusyError) Is(target error) bool { return target == ErrUnavailable }
 
 // maxNamed bounds how many nodes or broken rules an error lists, so that it fits a
 // gRPC status (8 KiB of header by default).

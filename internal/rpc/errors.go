@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/espm-project/espm/internal/node"
 )
@@ -40,6 +41,8 @@ var table = []struct {
 	{node.ErrForeignCertificate, codes.FailedPrecondition, "CERTIFICATE_FOREIGN"},
 	{node.ErrCertificateNotFound, codes.NotFound, "CERTIFICATE_NOT_FOUND"},
 	{node.ErrIssuing, codes.Aborted, "ISSUE_IN_PROGRESS"},
+	{node.ErrForeignRequest, codes.FailedPrecondition, "REQUEST_FOREIGN"},
+	{node.ErrRefused, codes.FailedPrecondition, "CA_REFUSED"},
 	{node.ErrCompacted, codes.OutOfRange, "REVISION_COMPACTED"},
 	{node.ErrUnavailable, codes.Unavailable, "UNAVAILABLE"},
 	{context.DeadlineExceeded, codes.DeadlineExceeded, "DEADLINE_EXCEEDED"},
@@ -96,6 +99,9 @@ func withDetails(s *status.Status, reason string, err error) error {
 	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Domain: Domain, Reason: reason}}
 	if invalid, ok := errors.AsType[*node.InvalidError](err); ok {
 		details = append(details, badRequest(invalid.Violations))
+	}
+	if busy, ok := errors.AsType[*node.BusyError](err); ok {
+		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(busy.RetryAfter)})
 	}
 	full, derr := s.WithDetails(details...)
 	if derr != nil {

@@ -136,6 +136,8 @@ var provoke = map[string]func(*testing.T, *rig) error{
 		_, err = stream.Recv()
 		return err
 	},
+	"REQUEST_FOREIGN":   signError(node.ErrForeignRequest),
+	"CA_REFUSED":        signError(node.ErrRefused),
 	"UNAVAILABLE":       signError(node.ErrUnavailable),
 	"DEADLINE_EXCEEDED": signError(context.DeadlineExceeded),
 	"CANCELED":          signError(context.Canceled),

@@ -43,7 +43,7 @@ func (a *Authority) Check(ctx context.Context, r ca.Request) (*x509.Certificate,
 	if err := errors.Join(ctx.Err(), ca.CheckRequest(r)); err != nil {
 		return nil, fmt.Errorf("check %s: %w", r.Certname, err)
 	}
-	if err := ca.CheckValidity(a.ttl(r.TTL, now), now, a.chain[0]); err != nil {
+	if _, _, err := ca.Validity(a.ttl(r.TTL, now), now, a.chain[0]); err != nil {
 		return nil, fmt.Errorf("check %s: %w", r.Certname, err)
 	}
 	cert, err := a.readSigned(r.Certname)

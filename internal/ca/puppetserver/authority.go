@@ -1,0 +1,130 @@
+// Package puppetserver is the authority that a running Puppet Server is: it
+// signs and revokes through the server's HTTP API and never touches the CA's
+// files. OpenVox Server and whatever else speaks that API is the same to it.
+//
+// Where a rule below is Puppet Server's it was read in the source of 7.9.5
+// (certificate_authority.clj, certificate_authority_core.clj) and tried on that server.
+package puppetserver
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/node"
+)
+
+// Options say where the server is and who asks. URL, Certificate, Key and CA are required.
+type Options struct {
+	URL         string // such as https://puppet.example.com:8140, without a path
+	Certificate string // file: the client certificate, PEM
+	Key         string // file: its private key, PEM
+	CA          string // file: the certificates to trust the server by, PEM
+
+	TTL         time.Duration // of certificates, where the caller asks for none; 0: ca.DefaultTTL, or what the CA has left
+	Timeout     time.Duration // of one call; 0: a minute
+	RevokeLimit time.Duration // of one call that revokes; 0: ten minutes
+	Concurrency int           // calls under way at once; 0: 8
+
+	// BatchTime is how long a batch of revocations may hold the server's CRL;
+	// 0: two seconds. Signing waits for it.
+	BatchTime time.Duration
+	// Quiet is how long no revocation is sent after the answer to one was
+	// lost, so that it comes to its end; 0: ten seconds.
+	Quiet time.Duration
+
+	Now func() time.Time // nil: time.Now
+	Log logrus.FieldLogger
+}
+
+func (o Options) filled() Options {
+	set := func(d *time.Duration, value time.Duration) {
+		if *d == 0 {
+			*d = value
+		}
+	}
+	set(&o.TTL, ca.DefaultTTL)
+	set(&o.Timeout, time.Minute)
+	set(&o.RevokeLimit, 10*time.Minute)
+	set(&o.BatchTime, 2*time.Second)
+	set(&o.Quiet, 10*time.Second)
+	if o.Concurrency == 0 {
+		o.Concurrency = 8
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		log := logrus.New()
+		log.SetLevel(logrus.PanicLevel)
+		o.Log = log
+	}
+	return o
+}
+
+// Authority is Puppet Server's CA. Its methods may be called at once.
+type Authority struct {
+	opts        Options
+	base        *url.URL
+	credentials *credentials
+	slots       chan struct{} // one for each call under way
+
+	trusting sync.Mutex // held by the call that asks for chain and CRL
+	trust    atomic.Pointer[trust]
+
+	revoking chan struct{} // holds one while nobody revokes; guards the rest
+	batch    int           // how many names the next batch has at most
+	lost     time.Time     // when the answer to a revocation was lost; zero: none
+	singly   bool          // the server has no /clean
+	poison   map[node.Serial]bool
+}
+
+// New returns the authority. The server need not run, but the files must be
+// there: an error says which is missing or does not fit.
+func New(o Options) (*Authority, error) {
+	base, err := url.Parse(o.URL)
+	if err != nil {
+		return nil, fmt.Errorf("puppet server: %w", err)
+	}
+	if base.Scheme != "https" || base.Host == "" || base.User != nil || (base.Path != "" && base.Path != "/") || base.RawQuery != "" {
+		return nil, fmt.Errorf("puppet server: %q: must be https://HOST:PORT and no more", o.URL)
+	}
+	o = o.filled()
+	creds, err := loadCredentials(o)
+	if err != nil {
+		return nil, fmt.Errorf("puppet server %s: %w", base.Host, err)
+	}
+	a := &Authority{
+		opts:        o,
+		base:        base,
+		credentials: creds,
+		slots:       make(chan struct{}, o.Concurrency),
+		revoking:    make(chan struct{}, 1),
+		batch:       firstBatch,
+		poison:      map[node.Serial]bool{},
+	}
+	a.revoking <- struct{}{}
+	return a, nil
+}
+
+// Close closes idle connections.
+func (a *Authority) Close() error {
+	a.credentials.close()
+	return nil
+}
+
+// NewSerial returns "": Puppet Server counts for itself.
+func (a *Authority) NewSerial() node.Serial { return "" }
+
+// RevokesByName says that Puppet Server takes a name to revoke, not a
+// serial: 7.9 revokes the certificate in signed/, 8.2.2 and later every
+// unexpired one of the name.
+func (a *Authority) RevokesByName() bool { return true }
+
+var errGone = errors.New("the server does not have it")

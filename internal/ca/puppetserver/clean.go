@@ -1,0 +1,150 @@
+package puppetserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+const (
+	firstBatch = 16
+	maxBatch   = 1000
+	// maxFailures is how many names may fail, with none that works, until it is
+	// the server that is taken to fail.
+	maxFailures = 16
+)
+
+// clean cleans the names that were planned. An error means that the server
+// can't act now; what fails for one name is kept in failed.
+func (r *revocation) clean(ctx context.Context) error {
+	for names := r.names; len(names) > 0; {
+		n := min(r.a.batch, len(names))
+		if err := r.cleanBatch(ctx, names[:n]); err != nil {
+			return err
+		}
+		names = names[n:]
+	}
+	for _, name := range r.alone {
+		if err := r.cleanBatch(ctx, []node.Certname{name}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cleanBatch cleans names in one call. The server fails a batch for one name
+// that it can't revoke, before it has revoked any; so a failed one is cut in halves.
+func (r *revocation) cleanBatch(ctx context.Context, names []node.Certname) error {
+	a := r.a
+	if a.singly {
+		return r.cleanSingly(ctx, names)
+	}
+	c := call{
+		method: http.MethodPut, path: apiPath + "clean", limit: a.opts.RevokeLimit, kind: "application/json",
+		body: encode(map[string][]node.Certname{"certnames": names}),
+	}
+	begin := time.Now()
+	got, err := a.do(ctx, c)
+	if err != nil {
+		if got.code == 0 {
+			a.lost = time.Now()
+		}
+		return err
+	}
+	switch {
+	case got.code == http.StatusOK:
+		r.worked = true
+		a.adapt(len(names), time.Since(begin))
+		return nil
+	case got.code == http.StatusNotFound || got.code == http.StatusMethodNotAllowed:
+		a.opts.Log.Warn("the server has no /clean, which came with Puppet Server 6.14: revoking one by one")
+		a.singly = true
+		return r.cleanSingly(ctx, names)
+	case got.code != http.StatusInternalServerError:
+		return errors.Join(node.ErrUnavailable, got.check(c))
+	case len(names) > 1:
+		half := len(names) / 2
+		if err := r.cleanBatch(ctx, names[:half]); err != nil {
+			return err
+		}
+		return r.cleanBatch(ctx, names[half:])
+	}
+	return r.fail(names[0], &statusError{c, got.code, firstLine(got.body)})
+}
+
+// fail keeps what is wrong with a name, or finds that it is the server.
+func (r *revocation) fail(name node.Certname, err error) error {
+	r.failed[name] = err
+	if !r.worked && len(r.failed) >= maxFailures {
+		return fmt.Errorf("%w: the server fails for every name: %w", node.ErrUnavailable, err)
+	}
+	return nil
+}
+
+// adapt fits the size of the next batch to how long this one took.
+func (a *Authority) adapt(names int, took time.Duration) {
+	fits := int(float64(names) * float64(a.opts.BatchTime) / float64(max(took, time.Millisecond)))
+	if names < a.batch && fits > a.batch {
+		return // it was too small to tell
+	}
+	a.batch = max(1, min(fits, 2*names, maxBatch))
+}
+
+// cleanSingly does what /clean does with the calls that every server has:
+// revoke, and delete once the CRL lists it. A request under the name, which
+// that would delete too, is not ours: then the certificate stays.
+func (r *revocation) cleanSingly(ctx context.Context, names []node.Certname) error {
+	for _, name := range names {
+		_, err := r.a.ask(ctx, setStatus(name, "revoked", 0))
+		status, ok := errors.AsType[*statusError](err)
+		switch {
+		case err == nil:
+			r.worked = true
+		case errors.Is(err, errGone) || ok && status.code == http.StatusConflict:
+			continue // it has no certificate; the CRL tells
+		case ok && status.code == http.StatusInternalServerError:
+			if err := r.fail(name, status); err != nil {
+				return err
+			}
+			continue
+		default:
+			r.a.lost = time.Now()
+			return err
+		}
+	}
+	return r.remove(ctx, names)
+}
+
+// remove frees names whose certificate is revoked.
+func (r *revocation) remove(ctx context.Context, names []node.Certname) error {
+	standing, _, err := r.a.standing(ctx, names)
+	if err != nil {
+		return err
+	}
+	_, listed, err := r.a.listed(ctx, slices.DeleteFunc(slices.Clone(standing), func(s node.Serial) bool { return s == "" })...)
+	if err != nil {
+		return err
+	}
+	for i, name := range names {
+		if !listed[standing[i]] {
+			continue
+		}
+		csr, err := r.a.get(ctx, "certificate_request", name)
+		if err != nil {
+			return err
+		}
+		if csr != nil {
+			r.a.opts.Log.WithField("certname", name).Warn("the revoked certificate stays, as a certificate request stands beside it")
+			continue
+		}
+		if err := r.a.withdraw(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}

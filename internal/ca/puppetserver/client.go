@@ -1,0 +1,169 @@
+package puppetserver
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// apiPath is where Puppet Server mounts its CA API (web-routes.conf).
+const apiPath = "/puppet-ca/v1/"
+
+// maxAnswer bounds an answer. A CRL of a million entries has 50 MB.
+const maxAnswer = 256 << 20
+
+// call is one request; path is escaped already.
+type call struct {
+	method, path string
+	body         []byte
+	kind         string // content type of the body
+	since        string // If-Modified-Since
+	limit        time.Duration
+}
+
+// answer is what the server said, whatever it was.
+type answer struct {
+	code  int
+	body  []byte
+	start time.Time // by the server's clock, at most; zero: unknown
+}
+
+// statusError is an answer that was not hoped for.
+type statusError struct {
+	call    call
+	code    int
+	message string
+}
+
+func (e *statusError) Error() string {
+	return fmt.Sprintf("%s %s: %d %s", e.call.method, e.call.path, e.code, e.message)
+}
+
+// do sends one request, once. Errors wrap node.ErrUnavailable: there is no
+// answer, and the server may have acted or not; or it is not allowed to answer us.
+func (a *Authority) do(ctx context.Context, c call) (answer, error) {
+	select {
+	case a.slots <- struct{}{}:
+		defer func() { <-a.slots }()
+	case <-ctx.Done():
+		return answer{}, unreachable(ctx, fmt.Errorf("%s %s: not sent", c.method, c.path))
+	}
+	transport, err := a.credentials.current()
+	if err != nil {
+		return answer{}, err
+	}
+	if c.limit == 0 {
+		c.limit = a.opts.Timeout
+	}
+	limited, cancel := context.WithTimeoutCause(ctx, c.limit, fmt.Errorf("no answer within %v", c.limit))
+	defer cancel()
+	req, err := http.NewRequestWithContext(limited, c.method, a.base.Scheme+"://"+a.base.Host+c.path, bytes.NewReader(c.body))
+	if err != nil {
+		return answer{}, err
+	}
+	if c.kind != "" {
+		req.Header.Set("Content-Type", c.kind)
+	}
+	if c.since != "" {
+		req.Header.Set("If-Modified-Since", c.since)
+	}
+	begin := time.Now()
+	resp, err := transport.RoundTrip(req) // not http.Client: a redirect would be no answer
+	if err != nil {
+		return answer{}, unreachable(limited, fmt.Errorf("%s %s: %w", c.method, c.path, err))
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err != nil || len(body) > maxAnswer {
+		return answer{}, unreachable(limited, fmt.Errorf("%s %s: the answer broke off after %d bytes: %w", c.method, c.path, len(body), err))
+	}
+	got := answer{code: resp.StatusCode, body: body}
+	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		got.start = date.Add(-time.Since(begin) - time.Second)
+	}
+	if got.code == http.StatusForbidden {
+		return got, a.forbidden(c)
+	}
+	return got, nil
+}
+
+// ask is do for calls where only 2xx is what was hoped for: 404 gives errGone,
+// 5xx an error that wraps node.ErrUnavailable.
+func (a *Authority) ask(ctx context.Context, c call) ([]byte, error) {
+	got, err := a.do(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return got.body, got.check(c)
+}
+
+func (got answer) check(c call) error {
+	switch {
+	case got.code/100 == 2:
+		return nil
+	case got.code == http.StatusNotFound:
+		return errGone
+	}
+	err := &statusError{c, got.code, firstLine(got.body)}
+	if got.code >= 500 {
+		return fmt.Errorf("%w: %w", node.ErrUnavailable, err)
+	}
+	return err
+}
+
+// get asks for something that may be absent: nil then. A GET is safe to
+// send again, and is, once, when its answer was lost.
+func (a *Authority) get(ctx context.Context, kind string, name node.Certname) ([]byte, error) {
+	c := call{method: http.MethodGet, path: apiPath + kind + "/" + url.PathEscape(string(name))}
+	got, err := a.do(ctx, c)
+	if err != nil && ctx.Err() == nil && got.code == 0 {
+		got, err = a.do(ctx, c)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if got.code == http.StatusNotFound {
+		return nil, nil
+	}
+	return got.body, got.check(c)
+}
+
+// setStatus asks for a desired state of a name's certificate; ttl 0: the server's own.
+func setStatus(name node.Certname, state string, ttl time.Duration) call {
+	body := map[string]any{"desired_state": state}
+	if ttl != 0 {
+		body["cert_ttl"] = int64(ttl / time.Second)
+	}
+	return call{method: http.MethodPut, path: statusPath(name), body: encode(body), kind: "application/json"}
+}
+
+func statusPath(name node.Certname) string {
+	return apiPath + "certificate_status/" + url.PathEscape(string(name))
+}
+
+// encode can't fail: bodies are made of types that JSON can hold.
+func encode(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("puppetserver: encoding %T: %v", v, err))
+	}
+	return b
+}
+
+// firstLine keeps an error page out of logs and answers.
+func firstLine(body []byte) string {
+	const limit = 500
+	line, _, _ := strings.Cut(strings.TrimSpace(string(body)), "\n")
+	if len(line) > limit {
+		line = line[:limit] + "..."
+	}
+	return strings.ToValidUTF8(line, "?")
+}

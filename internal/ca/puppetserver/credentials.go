@@ -1,0 +1,119 @@
+package puppetserver
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// idle is how long a connection is kept unused: less than Jetty's 30 s, so
+// that a request is seldom sent into one that the server is closing.
+const idle = 20 * time.Second
+
+// credentials are the client certificate and the trusted CAs, read anew when
+// a file changes, and the connections made with them.
+type credentials struct {
+	opts Options
+
+	mu        sync.Mutex
+	stamp     [3]stamp
+	leaf      *x509.Certificate
+	transport *http.Transport
+}
+
+// stamp tells whether a file was replaced or written.
+type stamp struct {
+	modified time.Time
+	size     int64
+}
+
+func loadCredentials(o Options) (*credentials, error) {
+	c := &credentials{opts: o}
+	return c, c.load(c.look())
+}
+
+func (c *credentials) look() (s [3]stamp) {
+	for i, path := range []string{c.opts.Certificate, c.opts.Key, c.opts.CA} {
+		if info, err := os.Stat(path); err == nil {
+			s[i] = stamp{info.ModTime(), info.Size()}
+		}
+	}
+	return s
+}
+
+// current returns the transport to use. While changed files don't fit each
+// other, as in the middle of a renewal, the earlier ones stay in use.
+func (c *credentials) current() (*http.Transport, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if now := c.look(); now != c.stamp {
+		if err := c.load(now); err != nil {
+			c.opts.Log.WithError(err).Warn("the changed client certificate is not used yet")
+		}
+	}
+	if end := c.leaf.NotAfter; c.opts.Now().After(end) {
+		return nil, fmt.Errorf("%w: the client certificate %s (%s) expired at %s: renew it", node.ErrUnavailable,
+			c.opts.Certificate, c.leaf.Subject.CommonName, end.UTC().Format(time.RFC3339))
+	}
+	return c.transport, nil
+}
+
+func (c *credentials) load(s [3]stamp) error {
+	pair, err := tls.LoadX509KeyPair(c.opts.Certificate, c.opts.Key)
+	if err != nil {
+		return fmt.Errorf("client certificate: %w", err)
+	}
+	bundle, err := os.ReadFile(c.opts.CA)
+	if err != nil {
+		return fmt.Errorf("CA bundle: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(bundle) {
+		return fmt.Errorf("CA bundle: %s holds no certificate", c.opts.CA)
+	}
+	if c.transport != nil {
+		c.transport.CloseIdleConnections()
+	}
+	c.stamp, c.leaf = s, pair.Leaf
+	c.transport = &http.Transport{
+		TLSClientConfig:     &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, MinVersion: tls.VersionTLS12},
+		DialContext:         (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		TLSHandshakeTimeout: 20 * time.Second,
+		IdleConnTimeout:     idle,
+		MaxIdleConnsPerHost: c.opts.Concurrency,
+	}
+	return nil
+}
+
+// name is the certname by which the server knows us.
+func (c *credentials) name() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.leaf.Subject.CommonName
+}
+
+func (c *credentials) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.transport.CloseIdleConnections()
+}
+
+// unreachable is the error of a call that has no answer.
+func unreachable(ctx context.Context, err error) error {
+	if alert := (tls.AlertError)(0); errors.As(err, &alert) {
+		err = fmt.Errorf("%w (the server refuses the client certificate: is it revoked, or of another CA?)", err)
+	}
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+		err = fmt.Errorf("%w: %w", cause, err)
+	}
+	return fmt.Errorf("%w: %w", node.ErrUnavailable, err)
+}

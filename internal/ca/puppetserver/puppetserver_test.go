@@ -1,0 +1,176 @@
+package puppetserver
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/node"
+)
+
+func TestNewSaysWhatIsWrong(t *testing.T) {
+	s := newStub(t)
+	for want, change := range map[string]func(*Options){
+		"must be https://":     func(o *Options) { o.URL = "http://puppet.test:8140" },
+		"and no more":          func(o *Options) { o.URL += "/puppet-ca" },
+		"client certificate: ": func(o *Options) { o.Key = o.Certificate },
+		"CA bundle: ":          func(o *Options) { o.CA += ".gone" },
+		"no certificate":       func(o *Options) { o.CA = o.Key },
+	} {
+		o := s.options
+		change(&o)
+		if _, err := New(o); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+}
+
+func TestTrustIsAskedForWhenItMayHaveChanged(t *testing.T) {
+	s := newStub(t)
+	a := s.open(t)
+	trust := func(want ...string) ca.Trust {
+		t.Helper()
+		got, err := a.Trust(t.Context())
+		check(t, err)
+		if calls := s.took(); !slices.Equal(calls, want) {
+			t.Fatalf("calls %q, want %q", calls, want)
+		}
+		return got
+	}
+	first := trust("GET "+chainPath, "GET "+crlPath)
+	trust()
+	s.advance(crlAge)
+	trust("GET " + crlPath + " conditional")
+	_, err := s.directory.Revoke(t.Context(), []ca.Target{{Serial: "0ABC"}})
+	check(t, err)
+	// The file may have been written after the server read it for the last answer.
+	s.set(func() { s.mtime = s.now })
+	s.advance(crlAge)
+	if second := trust("GET " + crlPath + " conditional"); bytes.Equal(first.CRLsPEM, second.CRLsPEM) {
+		t.Error("the CRL has changed, and the old one was handed out")
+	}
+	if _, listed, err := a.listed(t.Context(), "0ABC", "0ABD"); err != nil || !listed["0ABC"] || listed["0ABD"] {
+		t.Errorf("listed %v, %v", listed, err)
+	}
+}
+
+// Whenever the file is written, before, while or after it is read, a later
+// question gets the new one.
+func TestNoCRLIsMissed(t *testing.T) {
+	for _, offset := range []time.Duration{-1500, -1000, -500, -1, 0, 1, 500, 999, 1500} {
+		s := newStub(t)
+		a := s.open(t)
+		base := s.now.Truncate(time.Second)
+		s.set(func() { s.now = base })
+		first, err := a.Trust(t.Context())
+		check(t, err)
+		_, err = s.directory.Revoke(t.Context(), []ca.Target{{Serial: "0ABC"}})
+		check(t, err)
+		s.set(func() { s.mtime = base.Add(offset*time.Millisecond + time.Millisecond) })
+		s.advance(crlAge)
+		second, err := a.Trust(t.Context())
+		check(t, err)
+		if bytes.Equal(first.CRLsPEM, second.CRLsPEM) && offset > -1000 {
+			t.Errorf("a CRL written %v ms from the answer is never seen", int64(offset))
+		}
+	}
+}
+
+func TestAnOldCRLDoesForABundleNotForAReceipt(t *testing.T) {
+	s := newStub(t)
+	a := s.open(t)
+	first, err := a.Trust(t.Context())
+	check(t, err)
+	s.set(func() { s.down = true })
+	s.advance(time.Hour)
+	if got, err := a.Trust(t.Context()); err != nil || !bytes.Equal(got.CRLsPEM, first.CRLsPEM) {
+		t.Errorf("got %v", err)
+	}
+	if _, _, err := a.listed(t.Context(), "0ABC"); !errors.Is(err, node.ErrUnavailable) {
+		t.Errorf("a receipt from a CRL of an hour ago: %v", err)
+	}
+	s.advance(staleAge)
+	if _, err := a.Trust(t.Context()); !errors.Is(err, node.ErrUnavailable) {
+		t.Errorf("a day later: %v", err)
+	}
+}
+
+func TestClientCertificateIsReadAgain(t *testing.T) {
+	s := newStub(t)
+	a := s.open(t)
+	check(t, func() error { _, err := a.Trust(t.Context()); return err }())
+	before := a.credentials.leaf
+	touch := func(path string, d time.Duration) { check(t, os.Chtimes(path, time.Time{}, time.Now().Add(d))) }
+
+	check(t, os.WriteFile(s.options.Key, []byte("half a renewal"), 0o600))
+	touch(s.options.Key, time.Second)
+	s.advance(crlAge)
+	check(t, func() error { _, err := a.Trust(t.Context()); return err }())
+	if a.credentials.leaf != before {
+		t.Error("a certificate without its key is used")
+	}
+	renewed := s.identify(t)
+	touch(s.options.Key, 2*time.Second)
+	s.advance(crlAge)
+	check(t, func() error { _, err := a.Trust(t.Context()); return err }())
+	if !a.credentials.leaf.Equal(renewed) {
+		t.Error("the renewed certificate is not used")
+	}
+	s.advance(2 * time.Hour)
+	_, _, err := a.listed(t.Context(), "0ABC")
+	if !errors.Is(err, node.ErrUnavailable) || !strings.Contains(err.Error(), "expired") || !strings.Contains(err.Error(), filepath.Base(s.options.Certificate)) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// The size of a batch follows what the server takes for it.
+func TestBatchesFitTheTime(t *testing.T) {
+	a := &Authority{opts: Options{BatchTime: 2 * time.Second}, batch: firstBatch}
+	for _, step := range []struct {
+		names int
+		took  time.Duration
+		want  int
+	}{
+		{16, 100 * time.Millisecond, 32}, // no more than twice as many
+		{32, time.Second, 64},
+		{64, 4 * time.Second, 32}, // too long: what fits
+		{1, 500 * time.Millisecond, 2},
+		{2, time.Minute, 1}, // never none
+		{1, time.Millisecond, 2},
+	} {
+		if a.adapt(step.names, step.took); a.batch != step.want {
+			t.Errorf("%d names in %v: next %d, want %d", step.names, step.took, a.batch, step.want)
+		}
+	}
+	a.batch = 64
+	if a.adapt(2, 10*time.Millisecond); a.batch != 64 {
+		t.Errorf("two quick names made the next batch %d", a.batch)
+	}
+}
+
+func TestACallersCSRMustAskForAllItself(t *testing.T) {
+	s := newStub(t)
+	a := s.open(t)
+	key, err := ca.GenerateKey(ca.ECP256)
+	check(t, err)
+	made, err := makeCSR(ca.Request{Certname: "web1.test", Key: key})
+	check(t, err)
+	csr, err := ca.ParseCSR(made, "web1.test")
+	check(t, err)
+	exts, err := ca.ParseExtensions(map[string]string{"pp_role": "web"})
+	check(t, err)
+	_, err = a.Sign(t.Context(), ca.Request{Certname: "web1.test", CSR: csr, DNSAltNames: []string{"www.test"}, Extensions: exts, TTL: time.Hour})
+	invalid := (*node.InvalidError)(nil)
+	if !errors.As(err, &invalid) || len(invalid.Violations) != 2 {
+		t.Errorf("got %v, want that the CSR lacks a name and an extension", err)
+	}
+	if calls := s.took(); calls != nil {
+		t.Errorf("asked the server: %q", calls)
+	}
+}

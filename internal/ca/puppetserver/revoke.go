@@ -1,0 +1,225 @@
+package puppetserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/node"
+)
+
+// Revoke revokes through /clean, in batches, and gives a receipt for what the
+// CRL lists that it fetches afterwards. A name that has another certificate by
+// now is not touched, and one that the server can't revoke holds up no other: both are in the
+// error, beside the receipts of the rest. It errs with node.ErrUnavailable where
+// the server can't act now.
+//
+// One call revokes at a time: /clean of 7.9 takes no lock, and two at once
+// lose what one of them wrote. Another client of the server can still do that
+// to us between its reading and its writing of the CRL, for as long as that takes it.
+func (a *Authority) Revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
+	for _, t := range targets {
+		if _, ok := t.Serial.Int(); !ok {
+			return nil, fmt.Errorf("revoke %s: %q is no serial number", t.Certname, t.Serial)
+		}
+		if _, err := node.ParseCertname(string(t.Certname)); err != nil {
+			return nil, fmt.Errorf("revoke serial %s: %w", t.Serial, err)
+		}
+	}
+	if len(targets) == 0 {
+		return nil, ctx.Err()
+	}
+	select {
+	case <-a.revoking:
+		defer func() { a.revoking <- struct{}{} }()
+	case <-ctx.Done():
+		return nil, unreachable(ctx, errors.New("another revocation is under way"))
+	}
+	receipts, err := a.revoke(ctx, targets)
+	if err != nil {
+		return receipts, fmt.Errorf("revoke %d certificates: %w", len(targets), err)
+	}
+	return receipts, nil
+}
+
+func (a *Authority) revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
+	if err := a.quiet(ctx); err != nil {
+		return nil, err
+	}
+	r := &revocation{a: a, failed: map[node.Certname]error{}}
+	if err := r.plan(ctx, targets); err != nil {
+		return nil, err
+	}
+	stopped := r.clean(ctx)
+	receipts, missing, err := a.receipts(ctx, targets)
+	if err != nil {
+		return nil, errors.Join(stopped, err)
+	}
+	if len(missing) == 0 {
+		return receipts, nil // a lost answer does not matter any more
+	}
+	if stopped != nil {
+		return receipts, stopped
+	}
+	var errs []error
+	for _, t := range missing {
+		why := r.failed[t.Certname]
+		if why == nil {
+			why = errors.New("the CRL does not list it, although the server reported no error: its certificate was deleted " +
+				"without being revoked, or ca.conf has enable-infra-crl, where the server hides its full CRL")
+		}
+		a.poison[t.Serial] = true
+		errs = append(errs, fmt.Errorf("serial %s of %q: %w", t.Serial, t.Certname, why))
+	}
+	return receipts, errors.Join(errs...)
+}
+
+// receipts gives the receipts of the targets that the CRL lists now, in
+// order, and says which it does not list.
+func (a *Authority) receipts(ctx context.Context, targets []ca.Target) ([]node.Receipt, []ca.Target, error) {
+	serials := make([]node.Serial, len(targets))
+	for i, t := range targets {
+		serials[i] = t.Serial
+	}
+	number, listed, err := a.listed(ctx, serials...)
+	if err != nil {
+		return nil, nil, err
+	}
+	receipts := make([]node.Receipt, len(targets))
+	var missing []ca.Target
+	for i, t := range targets {
+		if !listed[t.Serial] {
+			missing = append(missing, t)
+			continue
+		}
+		receipts[i] = node.Receipt{Serial: t.Serial, CRLNumber: number, PublishedAt: a.opts.Now().UTC()}
+		delete(a.poison, t.Serial)
+	}
+	return receipts, missing, nil
+}
+
+// listed says which of the serials the server's CRL of this moment lists, and its number.
+func (a *Authority) listed(ctx context.Context, serials ...node.Serial) (number string, listed map[node.Serial]bool, err error) {
+	t, err := a.trusted(ctx, 0)
+	if err != nil {
+		return "", nil, err
+	}
+	crl, err := t.crl()
+	if err != nil {
+		return "", nil, errors.Join(node.ErrUnavailable, err)
+	}
+	bytes := make(map[string]node.Serial, len(serials))
+	for _, s := range serials {
+		if n, ok := s.Int(); ok {
+			bytes[string(n.Bytes())] = s
+		}
+	}
+	listed = make(map[node.Serial]bool, len(serials))
+	for _, e := range crl.RevokedCertificateEntries {
+		if s, ok := bytes[string(e.SerialNumber.Bytes())]; ok {
+			listed[s] = true
+		}
+	}
+	return crl.Number.String(), listed, nil
+}
+
+// quiet lets a revocation whose answer was lost come to its end, which can
+// still remove what has the name by then.
+func (a *Authority) quiet(ctx context.Context) error {
+	if a.lost.IsZero() {
+		return ctx.Err()
+	}
+	timer := time.NewTimer(a.opts.Quiet - time.Since(a.lost))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		a.lost = time.Time{}
+		return nil
+	case <-ctx.Done():
+		return unreachable(ctx, errors.New("waiting for a revocation whose answer was lost"))
+	}
+}
+
+// revocation is one call of Revoke.
+type revocation struct {
+	a      *Authority
+	names  []node.Certname // to clean together
+	alone  []node.Certname // to clean one by one: they failed before
+	failed map[node.Certname]error
+	worked bool // the server cleaned something
+}
+
+// plan asks what stands under each name and decides what to clean: names whose
+// certificate is a target, and names that have none but whose target is
+// not on the CRL, as 8.2.2 and later revoke by their inventory.
+func (r *revocation) plan(ctx context.Context, targets []ca.Target) error {
+	serials := map[node.Certname][]node.Serial{}
+	var names []node.Certname
+	var all []node.Serial
+	for _, t := range targets {
+		if serials[t.Certname] == nil {
+			names = append(names, t.Certname)
+		}
+		serials[t.Certname] = append(serials[t.Certname], t.Serial)
+		all = append(all, t.Serial)
+	}
+	_, listed, err := r.a.listed(ctx, all...)
+	if err != nil {
+		return err
+	}
+	standing, strange, err := r.a.standing(ctx, names)
+	if err != nil {
+		return err
+	}
+	for i, name := range names {
+		open := slices.ContainsFunc(serials[name], func(s node.Serial) bool { return !listed[s] })
+		ours := slices.Contains(serials[name], standing[i])
+		switch {
+		case strange[i] != nil:
+			r.failed[name] = strange[i]
+		case !ours && !open:
+		case !ours && standing[i] != "":
+			r.failed[name] = fmt.Errorf("%w: serial %s, which a revocation by name would reach", node.ErrForeignCertificate, standing[i])
+		case slices.ContainsFunc(serials[name], func(s node.Serial) bool { return r.a.poison[s] }):
+			r.alone = append(r.alone, name)
+		default:
+			r.names = append(r.names, name)
+		}
+	}
+	return nil
+}
+
+// standing returns the serial of what stands in signed/ under each name, ""
+// where nothing does, and what is wrong with it where it is no certificate.
+func (a *Authority) standing(ctx context.Context, names []node.Certname) ([]node.Serial, []error, error) {
+	out, strange := make([]node.Serial, len(names)), make([]error, len(names))
+	errs := make([]error, len(names))
+	var wg sync.WaitGroup
+	next := make(chan int)
+	for range min(len(names), a.opts.Concurrency) {
+		wg.Go(func() {
+			for i := range next {
+				cert, err := a.certificate(ctx, names[i])
+				switch {
+				case errors.Is(err, node.ErrForeignCertificate):
+					strange[i] = err
+				case err != nil:
+					errs[i] = err
+				case cert != nil:
+					out[i] = node.SerialOf(cert.SerialNumber)
+				}
+			}
+		})
+	}
+	for i := range names {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+	// One of them says enough: where the server is down they are all alike.
+	return out, strange, errs[max(0, slices.IndexFunc(errs, func(err error) bool { return err != nil }))]
+}

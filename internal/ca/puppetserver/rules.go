@@ -1,0 +1,62 @@
+package puppetserver
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// rule is an entry of Puppet Server's auth.conf that espm needs.
+type rule struct {
+	path    string // a prefix, as type: path means it
+	methods string
+	open    bool // allowed to everybody by default
+}
+
+// rules, the most specific first: certificate_request starts with certificate.
+var rules = []rule{
+	{apiPath + "certificate_revocation_list/ca", "get", true},
+	{apiPath + "certificate_request", "[get, put]", true},
+	{apiPath + "certificate_status", "[get, put, delete]", false},
+	{apiPath + "certificate/", "get", true},
+	{apiPath + "clean", "put", false},
+	{"/status/v1/services", "get", true},
+}
+
+// text is what an operator adds to auth.conf. It stands before the rules that
+// the package brings, which have the sort-order 500.
+func (r rule) text(client string) string {
+	allow := "allow-unauthenticated: true"
+	if !r.open {
+		allow = fmt.Sprintf("allow: [%q, {extensions: {pp_cli_auth: \"true\"}}]", client)
+	}
+	return fmt.Sprintf("{ match-request: { path: %q, type: path, method: %s }, %s, sort-order: 400, name: %q }",
+		r.path, r.methods, allow, "espm "+strings.Trim(strings.TrimPrefix(r.path, apiPath), "/"))
+}
+
+// ForbiddenError is a 403; errors.Is(err, node.ErrUnavailable) holds, as it
+// goes away when the rule is there.
+type ForbiddenError struct {
+	Call   string // such as "PUT /puppet-ca/v1/clean"
+	Client string // the certname that was refused
+	Rule   string // what to add to auth.conf
+}
+
+func (e *ForbiddenError) Error() string {
+	return fmt.Sprintf("Puppet Server forbids %q to %s: add to the rules in auth.conf: %s", e.Client, e.Call, e.Rule)
+}
+
+// Is reports whether target is node.ErrUnavailable.
+func (e *ForbiddenError) Is(target error) bool { return target == node.ErrUnavailable }
+
+func (a *Authority) forbidden(c call) error {
+	e := &ForbiddenError{Call: c.method + " " + c.path, Client: a.credentials.name()}
+	for _, r := range rules {
+		if strings.HasPrefix(c.path, r.path) {
+			e.Rule = r.text(e.Client)
+			break
+		}
+	}
+	return e
+}

@@ -1,0 +1,331 @@
+package puppetserver
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/node"
+)
+
+// clockSlack is kept from the end of the CA's life where a certificate is to
+// last as long as it can: the server's clock may be behind.
+const clockSlack = time.Minute
+
+// Check looks at the request, the CA's end and what the server holds under the
+// name. A certificate there that has expired or is revoked blocks it as well:
+// node.ErrForeignCertificate, since those of espm go when they are revoked.
+// Whether the server's policy allows the request only Sign finds out.
+func (a *Authority) Check(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
+	cert, err := a.precheck(ctx, r)
+	if err != nil {
+		return nil, fmt.Errorf("check %s: %w", r.Certname, err)
+	}
+	return cert, nil
+}
+
+func (a *Authority) precheck(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
+	if err := errors.Join(ctx.Err(), ca.CheckRequest(r)); err != nil {
+		return nil, err
+	}
+	if r.CSR != nil {
+		if err := checkCSR(r); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := a.ttl(ctx, r.TTL); err != nil {
+		return nil, err
+	}
+	var hash string // of no key where there is none yet
+	if r.CSR != nil || r.Key != nil {
+		wanted, err := r.Wanted()
+		if err != nil {
+			return nil, err
+		}
+		hash = wanted.KeyHash
+	}
+	held, err := a.look(ctx, r.Certname, hash)
+	if err != nil {
+		return nil, err
+	}
+	cert := held.standing
+	if cert == nil {
+		return nil, held.strange
+	}
+	if a.opts.Now().After(cert.NotAfter) {
+		return nil, fmt.Errorf("%w: serial %s, which has expired", node.ErrForeignCertificate, node.SerialOf(cert.SerialNumber))
+	}
+	return cert, a.unrevoked(ctx, cert)
+}
+
+// Sign submits a CSR, has it signed and fetches the certificate. Besides the
+// errors of ca.Authority:
+//   - node.ErrForeignCertificate, node.ErrForeignRequest: the name is taken at
+//     the server by something that is not this request's; nothing was sent;
+//   - node.ErrRefused: the server's policy forbids it, in its words; our CSR is
+//     taken back;
+//   - any other: the certificate that came back is not what was asked for.
+//
+// Nothing that changes the server is sent twice. Where the answer is lost,
+// Sign looks whether the server acted, and goes on if it did.
+func (a *Authority) Sign(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
+	cert, err := a.sign(ctx, r)
+	if err != nil {
+		return nil, fmt.Errorf("sign %s: %w", r.Certname, err)
+	}
+	return cert, nil
+}
+
+func (a *Authority) sign(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
+	if (r.Key == nil) == (r.CSR == nil) {
+		return nil, errors.New("want a key or a CSR, one of them")
+	}
+	if err := errors.Join(ctx.Err(), ca.CheckRequest(r)); err != nil {
+		return nil, err
+	}
+	wanted, err := r.Wanted()
+	if err != nil {
+		return nil, err
+	}
+	csr, err := makeCSR(r)
+	if err != nil {
+		return nil, err
+	}
+	ttl, err := a.ttl(ctx, r.TTL)
+	if err != nil {
+		return nil, err
+	}
+	held, err := a.look(ctx, r.Certname, wanted.KeyHash)
+	if err != nil {
+		return nil, err
+	}
+	if held.strange != nil {
+		return nil, held.strange
+	}
+	cert := held.cert
+	if cert != nil {
+		err = a.unrevoked(ctx, cert)
+	} else if !held.csr {
+		cert, err = a.submit(ctx, wanted, csr)
+	}
+	if cert == nil && err == nil {
+		cert, err = a.approve(ctx, wanted, ttl)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return cert, wanted.Check(cert)
+}
+
+// unrevoked makes sure that a certificate of our key, which is there already,
+// is one to go on with.
+func (a *Authority) unrevoked(ctx context.Context, cert *x509.Certificate) error {
+	serial := node.SerialOf(cert.SerialNumber)
+	_, listed, err := a.listed(ctx, serial)
+	if err == nil && listed[serial] {
+		return fmt.Errorf("%w: serial %s of %q, which is revoked", node.ErrForeignCertificate, serial, cert.Subject.CommonName)
+	}
+	return err
+}
+
+// ttl returns the validity to ask for: the one that the caller asked for, or
+// the default as far as the CA's life allows.
+func (a *Authority) ttl(ctx context.Context, ttl time.Duration) (time.Duration, error) {
+	t, err := a.trusted(ctx, chainAge)
+	if err != nil {
+		return 0, err
+	}
+	now := a.opts.Now()
+	if ttl == 0 {
+		left := t.chain[0].NotAfter.Sub(now) - clockSlack
+		ttl = min(a.opts.TTL, max(left.Truncate(time.Second), ca.MinTTL))
+	}
+	_, _, err = ca.Validity(ttl, now, t.chain[0])
+	return ttl, err
+}
+
+// holding is what the server holds under a name, seen from one request.
+type holding struct {
+	standing *x509.Certificate // of any key
+	cert     *x509.Certificate // of our key
+	csr      bool              // of our key
+	strange  error             // what is not of our key
+}
+
+// look asks the server what it holds under a name.
+func (a *Authority) look(ctx context.Context, name node.Certname, keyHash string) (holding, error) {
+	type reply struct {
+		pem []byte
+		err error
+	}
+	requested := make(chan reply, 1)
+	go func() {
+		b, err := a.get(ctx, "certificate_request", name)
+		requested <- reply{b, err}
+	}()
+	cert, err := a.certificate(ctx, name)
+	csr := <-requested
+	if err := errors.Join(err, csr.err); err != nil {
+		return holding{}, err
+	}
+	h := holding{standing: cert}
+	if cert != nil {
+		if hash, err := ca.KeyHash(cert.PublicKey); err == nil && hash == keyHash {
+			h.cert = cert
+		} else {
+			h.strange = fmt.Errorf("%w: serial %s of %q", node.ErrForeignCertificate, node.SerialOf(cert.SerialNumber), name)
+		}
+	}
+	if csr.pem != nil {
+		if hash, err := csrKeyHash(csr.pem); err == nil && hash == keyHash {
+			h.csr = true
+		} else if h.strange == nil {
+			h.strange = fmt.Errorf("%w: of %q", node.ErrForeignRequest, name)
+		}
+	}
+	return h, nil
+}
+
+// certificate returns what stands in the server's signed/, nil if the name has none.
+func (a *Authority) certificate(ctx context.Context, name node.Certname) (*x509.Certificate, error) {
+	pemBytes, err := a.get(ctx, "certificate", name)
+	if err != nil || pemBytes == nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(pemBytes)
+	if block == nil {
+		return nil, fmt.Errorf("%w: of %q, which is no PEM", node.ErrForeignCertificate, name)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("%w: of %q, which can't be read: %w", node.ErrForeignCertificate, name, err)
+	}
+	return cert, nil
+}
+
+func csrKeyHash(pemBytes []byte) (string, error) {
+	block, _ := pem.Decode(pemBytes)
+	if block == nil {
+		return "", errors.New("no PEM")
+	}
+	csr, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return "", err
+	}
+	return ca.KeyHash(csr.PublicKey)
+}
+
+// submit sends the CSR. It returns a certificate where the server signs by
+// itself (autosign). The server stores a CSR before it checks it.
+func (a *Authority) submit(ctx context.Context, w ca.Wanted, csr []byte) (*x509.Certificate, error) {
+	path := apiPath + "certificate_request/" + url.PathEscape(string(w.Certname))
+	_, sent := a.ask(ctx, call{method: http.MethodPut, path: path, body: csr, kind: "text/plain"})
+	if sent == nil {
+		return nil, nil
+	}
+	held, err := a.look(ctx, w.Certname, w.KeyHash)
+	if err != nil {
+		return nil, sent
+	}
+	if held.strange != nil { // it came in between
+		return nil, held.strange
+	}
+	if held.cert != nil {
+		return held.cert, nil
+	}
+	if status, ok := errors.AsType[*statusError](sent); ok && status.code < 500 {
+		return nil, a.refused(ctx, w.Certname, held, status)
+	}
+	if held.csr {
+		return nil, nil
+	}
+	return nil, sent
+}
+
+// approve has the CSR signed and fetches the certificate.
+func (a *Authority) approve(ctx context.Context, w ca.Wanted, ttl time.Duration) (*x509.Certificate, error) {
+	_, sent := a.ask(ctx, setStatus(w.Certname, "signed", ttl))
+	if sent == nil {
+		cert, err := a.certificate(ctx, w.Certname)
+		if err == nil && cert == nil {
+			err = fmt.Errorf("%w: another took the certificate of %q away", node.ErrUnavailable, w.Certname)
+		}
+		return cert, err
+	}
+	held, err := a.look(ctx, w.Certname, w.KeyHash)
+	if err != nil {
+		return nil, sent
+	}
+	if held.cert != nil {
+		return held.cert, nil
+	}
+	if held.strange != nil {
+		return nil, held.strange
+	}
+	if status, ok := errors.AsType[*statusError](sent); ok && status.code == http.StatusConflict {
+		return nil, a.refused(ctx, w.Certname, held, status)
+	}
+	if errors.Is(sent, errGone) {
+		sent = fmt.Errorf("%w: another took the certificate request of %q away", node.ErrUnavailable, w.Certname)
+	}
+	return nil, sent
+}
+
+// refused takes our CSR back, that it does not block the next try, and says why.
+func (a *Authority) refused(ctx context.Context, name node.Certname, held holding, status *statusError) error {
+	err := fmt.Errorf("%w: %s", node.ErrRefused, status.message)
+	if held.csr {
+		err = errors.Join(err, a.withdraw(ctx, name))
+	}
+	return err
+}
+
+// withdraw removes our own CSR. The call would remove a certificate too: the
+// caller has seen that there is none, and none can be made of what the policy refuses.
+func (a *Authority) withdraw(ctx context.Context, name node.Certname) error {
+	if _, err := a.ask(ctx, call{method: http.MethodDelete, path: statusPath(name)}); err != nil && !errors.Is(err, errGone) {
+		return fmt.Errorf("taking the certificate request of %q back: %w", name, err)
+	}
+	return nil
+}
+
+// makeCSR returns the request in the form in which the server signs it: it adds
+// the certname to the alternative names, but nothing else that was asked for.
+func makeCSR(r ca.Request) ([]byte, error) {
+	if r.CSR != nil {
+		return pemCSR(r.CSR.Raw), checkCSR(r)
+	}
+	subject, err := ca.CommonName(string(r.Certname))
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.CertificateRequest{RawSubject: subject}
+	if len(r.DNSAltNames) > 0 { // else a server that allows no names would refuse it
+		template.DNSNames = append([]string{string(r.Certname)}, r.DNSAltNames...)
+	}
+	for _, e := range r.Extensions {
+		value, err := asn1.MarshalWithParams(e.Value, "utf8")
+		if err != nil {
+			return nil, fmt.Errorf("encode extension %s: %w", e.ID, err)
+		}
+		template.ExtraExtensions = append(template.ExtraExtensions, pkix.Extension{Id: e.ID, Value: value})
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, template, r.Key)
+	if err != nil {
+		return nil, fmt.Errorf("create certificate request: %w", err)
+	}
+	return pemCSR(der), nil
+}
+
+func pemCSR(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+}

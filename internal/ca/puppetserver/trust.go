@@ -1,0 +1,152 @@
+package puppetserver
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/node"
+)
+
+const (
+	// Agents ask for a new CRL once a day; what a bundle has need not be newer
+	// than that, but costs little to be.
+	crlAge   = 5 * time.Second // a CRL that was asked for so recently is not asked for again
+	chainAge = 5 * time.Minute
+	staleAge = 24 * time.Hour // what may be handed out while the server does not answer
+
+	crlPath   = apiPath + "certificate_revocation_list/ca"
+	chainPath = apiPath + "certificate/ca"
+)
+
+// trust is the server's chain and CRLs as they were at some time.
+type trust struct {
+	ca.Trust
+	chain   []*x509.Certificate
+	crl     func() (*x509.RevocationList, error) // the signing CA's, parsed when first wanted
+	chained time.Time                            // when the chain was asked for
+	asked   time.Time                            // when the CRL was asked for
+	since   time.Time                            // the server's time before that; zero: unknown
+}
+
+// Trust returns the chain and the CRLs, at most five seconds old, or a day
+// old while the server does not answer. It errs with node.ErrUnavailable.
+func (a *Authority) Trust(ctx context.Context) (ca.Trust, error) {
+	t, err := a.trusted(ctx, crlAge)
+	if old := a.trust.Load(); err != nil && old != nil && a.opts.Now().Sub(old.asked) < staleAge {
+		a.opts.Log.WithError(err).Warn("handing out the CRL as it was last seen")
+		t, err = old, nil
+	}
+	if err != nil {
+		return ca.Trust{}, fmt.Errorf("the CA's certificates and CRL: %w", err)
+	}
+	return t.Trust, nil
+}
+
+// trusted returns chain and CRLs no older than age.
+func (a *Authority) trusted(ctx context.Context, age time.Duration) (*trust, error) {
+	fresh := func(t *trust) bool {
+		now := a.opts.Now()
+		return t != nil && now.Sub(t.asked) < age && now.Sub(t.chained) < chainAge
+	}
+	if t := a.trust.Load(); fresh(t) {
+		return t, nil
+	}
+	a.trusting.Lock()
+	defer a.trusting.Unlock()
+	old := a.trust.Load()
+	if fresh(old) { // another call was faster
+		return old, nil
+	}
+	next := &trust{}
+	if old != nil {
+		*next = *old
+	}
+	if err := a.fetchChain(ctx, next); err != nil {
+		return nil, err
+	}
+	if err := a.fetchCRL(ctx, next); err != nil {
+		return nil, err
+	}
+	a.trust.Store(next)
+	return next, nil
+}
+
+func (a *Authority) fetchChain(ctx context.Context, t *trust) error {
+	now := a.opts.Now()
+	if t.chain != nil && now.Sub(t.chained) < chainAge {
+		return nil
+	}
+	pemBytes, err := a.get(ctx, "certificate", "ca")
+	if err != nil {
+		return err
+	}
+	var chain []*x509.Certificate
+	for block, rest := pem.Decode(pemBytes); block != nil; block, rest = pem.Decode(rest) {
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return fmt.Errorf("%s: %w", chainPath, err)
+		}
+		chain = append(chain, cert)
+	}
+	if len(chain) == 0 {
+		return fmt.Errorf("%w: %s has no certificate: is this the CA server?", node.ErrUnavailable, chainPath)
+	}
+	if t.chain != nil && !t.chain[0].Equal(chain[0]) {
+		t.since = time.Time{} // another CA: its CRL is asked for anew
+	}
+	t.chain, t.chained, t.CertificatesPEM = chain, now, pemBytes
+	return nil
+}
+
+// fetchCRL asks for the CRLs if they changed. The server has no Last-Modified; it
+// compares If-Modified-Since with the file's time. So what is sent is its own
+// time from just before it can have read the file that we have.
+func (a *Authority) fetchCRL(ctx context.Context, t *trust) error {
+	c := call{method: http.MethodGet, path: crlPath}
+	if !t.since.IsZero() {
+		c.since = t.since.UTC().Format(http.TimeFormat)
+	}
+	now := a.opts.Now()
+	got, err := a.do(ctx, c)
+	if err != nil && got.code == 0 && ctx.Err() == nil {
+		got, err = a.do(ctx, c)
+	}
+	if err != nil {
+		return err
+	}
+	if got.code == http.StatusNotModified && c.since != "" {
+		t.asked = now
+		return nil
+	}
+	if err := got.check(c); err != nil {
+		return errors.Join(node.ErrUnavailable, err)
+	}
+	if block, _ := pem.Decode(got.body); block == nil || block.Type != "X509 CRL" {
+		return fmt.Errorf("%w: %s is no CRL", node.ErrUnavailable, crlPath)
+	}
+	issuer, crls := t.chain[0], got.body
+	t.CRLsPEM, t.asked, t.since = crls, now, got.start
+	t.crl = sync.OnceValues(func() (*x509.RevocationList, error) { return findCRL(crls, issuer) })
+	return nil
+}
+
+// findCRL returns the CRL of the signing CA.
+func findCRL(crls []byte, issuer *x509.Certificate) (*x509.RevocationList, error) {
+	for block, rest := pem.Decode(crls); block != nil; block, rest = pem.Decode(rest) {
+		crl, err := x509.ParseRevocationList(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", crlPath, err)
+		}
+		if crl.CheckSignatureFrom(issuer) == nil {
+			return crl, nil
+		}
+	}
+	return nil, fmt.Errorf("%s: none is signed by %s", crlPath, issuer.Subject)
+}
