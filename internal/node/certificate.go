@@ -53,6 +53,11 @@ type IssueIntent struct {
 
 	CreatedAt time.Time `json:"created_at"`
 
+	// What else the certificate must be to be adopted.
+	DNSAltNames []string          `json:"dns_alt_names,omitempty"`
+	Extensions  map[string]string `json:"extensions,omitempty"` // by dotted OID
+	TTL         time.Duration     `json:"ttl,omitempty"`        // nanoseconds; 0: any
+
 	Revision int64 `json:"-"`
 }
 

@@ -116,6 +116,7 @@ func (k *keys) Take(_ context.Context, alg ca.KeyAlgorithm) (crypto.Signer, erro
 // for the call, and may call the real one.
 type authority struct {
 	ca.Authority
+	byName bool // revokes whatever the name has, as Puppet Server does
 	mu     sync.Mutex
 	sign   func(context.Context, ca.Request) (*x509.Certificate, error)
 	find   func(context.Context, ca.Query) (ca.Found, error)
@@ -135,6 +136,8 @@ func (a *authority) Find(ctx context.Context, q ca.Query) (ca.Found, error) {
 	}
 	return a.Authority.Find(ctx, q)
 }
+
+func (a *authority) RevokesByName() bool { return a.byName }
 
 func (a *authority) Revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
 	if hook := pick(a, &a.revoke); hook != nil {

@@ -17,8 +17,9 @@ import (
 )
 
 // carryOut begins an issue and brings it to its end, or answers with the
-// outcome of an earlier call with the request id.
-func (r *Registry) carryOut(ctx context.Context, o *order, request *node.Request, begin func() (node.IssueIntent, error)) (Provisioned, error) {
+// outcome of an earlier call with the request id. Before it has begun anything
+// it waits no longer than patience, which is the caller's own context.
+func (r *Registry) carryOut(ctx, patience context.Context, o *order, request *node.Request, begin func() (node.IssueIntent, error)) (Provisioned, error) {
 	for range maxAttempts {
 		earlier, err := r.earlier(ctx, request)
 		if err != nil {
@@ -35,7 +36,7 @@ func (r *Registry) carryOut(ctx context.Context, o *order, request *node.Request
 			if err != nil || ok {
 				return p, err
 			}
-			begin = func() (node.IssueIntent, error) { return r.beginReissue(ctx, *earlier, o, request, false) }
+			begin = func() (node.IssueIntent, error) { return r.beginReissue(ctx, patience, *earlier, o, request, false) }
 		}
 		intent, err := begin()
 		if errors.Is(err, node.ErrStale) {
@@ -103,9 +104,15 @@ func (r *Registry) vet(ctx context.Context, o order) error {
 }
 
 // beginNew commits a new registration with its intent, claimed.
-func (r *Registry) beginNew(ctx context.Context, n node.Node, o *order, request *node.Request) (node.IssueIntent, error) {
+func (r *Registry) beginNew(ctx, patience context.Context, n node.Node, o *order, request *node.Request) (node.IssueIntent, error) {
 	// Before a key is made for it, which may take seconds.
-	if err := r.mayBegin(ctx, n, *o); err != nil {
+	if err := r.addNode(ctx, &n, nil, nil, true); err != nil {
+		return node.IssueIntent{}, err
+	}
+	if err := r.fence(patience, n); err != nil {
+		return node.IssueIntent{}, err
+	}
+	if err := r.vet(ctx, *o); err != nil {
 		return node.IssueIntent{}, err
 	}
 	intent, err := r.prepare(ctx, o, n, request)
@@ -118,8 +125,21 @@ func (r *Registry) beginNew(ctx context.Context, n node.Node, o *order, request 
 
 // beginReissue commits an intent for a live node, claimed, with the request
 // where that is new. A certificate that the node has is revoked: its private
-// key was lost with the answer.
-func (r *Registry) beginReissue(ctx context.Context, old node.Node, o *order, request *node.Request, isNew bool) (node.IssueIntent, error) {
+// key was lost with the answer. An authority that revokes by name has to be
+// done with that before it signs.
+func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o *order, request *node.Request, isNew bool) (node.IssueIntent, error) {
+	if old.Serial != "" && r.protects(old.Certname) {
+		return node.IssueIntent{}, fmt.Errorf("%w: the answer for %q can't be had again, and %s is not revoked", node.ErrProtected, old.Certname, old.Serial)
+	}
+	if old.Serial != "" && ca.RevokesByName(r.Authority) {
+		if err := r.drop(ctx, old.Certname, old.UID); err != nil {
+			return node.IssueIntent{}, err
+		}
+		return node.IssueIntent{}, fmt.Errorf("%w: %q has lost its certificate %s", node.ErrStale, old.Certname, old.Serial)
+	}
+	if err := r.fence(patience, old); err != nil {
+		return node.IssueIntent{}, err
+	}
 	if err := r.vet(ctx, *o); err != nil {
 		return node.IssueIntent{}, err
 	}
@@ -137,9 +157,6 @@ func (r *Registry) beginReissue(ctx context.Context, old node.Node, o *order, re
 	}
 	c.PutIntent(intent)
 	if old.Serial != "" {
-		if r.protects(old.Certname) {
-			return intent, fmt.Errorf("%w: the answer for %q can't be had again, and %s is not revoked", node.ErrProtected, old.Certname, old.Serial)
-		}
 		if err := r.orderRevocation(ctx, c, old.Serial); err != nil {
 			return intent, err
 		}
@@ -175,18 +192,21 @@ func (r *Registry) prepare(ctx context.Context, o *order, n node.Node, request *
 		}
 		o.request.Key = key
 	}
-	hash, err := ca.KeyHash(o.request.PublicKey())
+	wanted, err := o.request.Wanted()
 	if err != nil {
 		return node.IssueIntent{}, err
 	}
 	o.request.Serial = r.Authority.NewSerial()
 	intent := node.IssueIntent{
-		UID:       n.UID,
-		Certname:  n.Certname,
-		Serial:    o.request.Serial,
-		KeyHash:   hash,
-		CallerKey: o.request.CSR != nil,
-		CreatedAt: r.Now().UTC(),
+		UID:         n.UID,
+		Certname:    n.Certname,
+		Serial:      o.request.Serial,
+		KeyHash:     wanted.KeyHash,
+		CallerKey:   o.request.CSR != nil,
+		CreatedAt:   r.Now().UTC(),
+		DNSAltNames: wanted.DNSAltNames,
+		Extensions:  wanted.Extensions,
+		TTL:         wanted.TTL,
 	}
 	if request != nil {
 		intent.RequestID = request.ID
@@ -198,7 +218,11 @@ func (r *Registry) prepare(ctx context.Context, o *order, n node.Node, request *
 // an error the intent is settled, now or in Run.
 func (r *Registry) issue(ctx context.Context, intent node.IssueIntent, o order, request *node.Request) (Provisioned, error) {
 	log := r.Log.WithFields(logrus.Fields{"certname": intent.Certname, "uid": intent.UID})
-	cert, err := r.Authority.Sign(ctx, o.request)
+	var cert *x509.Certificate
+	err := r.unfenced(ctx, intent)
+	if err == nil {
+		cert, err = r.Authority.Sign(ctx, o.request)
+	}
 	if err == nil {
 		err = verify(cert, intent)
 	}
@@ -228,16 +252,15 @@ func (r *Registry) issue(ctx context.Context, intent node.IssueIntent, o order, 
 	return Provisioned{n, b}, nil
 }
 
-// verify makes sure that the certificate is for the intent's name and key.
+// verify makes sure that the certificate is what the intent is for.
 func verify(cert *x509.Certificate, intent node.IssueIntent) error {
-	hash, err := ca.KeyHash(cert.PublicKey)
-	if err != nil {
-		return err
-	}
-	if hash != intent.KeyHash || cert.Subject.CommonName != string(intent.Certname) {
-		return fmt.Errorf("the authority returned a certificate for %q with another name or key", cert.Subject.CommonName)
-	}
-	return nil
+	return ca.Wanted{
+		Certname:    intent.Certname,
+		KeyHash:     intent.KeyHash,
+		DNSAltNames: intent.DNSAltNames,
+		Extensions:  intent.Extensions,
+		TTL:         intent.TTL,
+	}.Check(cert)
 }
 
 // keep commits a certificate and closes its intent.

@@ -87,9 +87,10 @@ func (r *Registry) Provision(ctx context.Context, n node.Node, s Spec, requestID
 		}
 		return Provisioned{Node: n}, r.mayBegin(ctx, n, o)
 	}
+	patience := ctx
 	work := func(ctx context.Context) (Provisioned, error) {
-		return r.carryOut(ctx, &o, request, func() (node.IssueIntent, error) {
-			return r.beginNew(ctx, n, &o, request)
+		return r.carryOut(ctx, patience, &o, request, func() (node.IssueIntent, error) {
+			return r.beginNew(ctx, patience, n, &o, request)
 		})
 	}
 	undo := func(ctx context.Context) error {
@@ -132,8 +133,9 @@ func (r *Registry) Issue(ctx context.Context, name node.Certname, uid node.UID, 
 		}
 		return Provisioned{Node: n}, node.Join(mayIssue(n), r.vet(ctx, o))
 	}
+	patience := ctx
 	work := func(ctx context.Context) (Provisioned, error) {
-		return r.carryOut(ctx, &o, request, func() (node.IssueIntent, error) {
+		return r.carryOut(ctx, patience, &o, request, func() (node.IssueIntent, error) {
 			now, err := r.Store.Node(ctx, name)
 			if err != nil {
 				return node.IssueIntent{}, err
@@ -144,7 +146,7 @@ func (r *Registry) Issue(ctx context.Context, name node.Certname, uid node.UID, 
 			if err := mayIssue(now); err != nil {
 				return node.IssueIntent{}, err
 			}
-			return r.beginReissue(ctx, now, &o, request, true)
+			return r.beginReissue(ctx, patience, now, &o, request, true)
 		})
 	}
 	return r.fly(ctx, request, work, func(ctx context.Context) error { return r.drop(ctx, name, n.UID) })

@@ -22,6 +22,13 @@
 //	1  one commit: the node is out, its tombstone and the order to revoke are in
 //	2  the authority has revoked and published      (package revoke)
 //	3  the receipt is committed
+//
+// # Names that live again
+//
+// An authority that can only revoke by name (ca.RevokesByName) must be done with
+// all earlier certificates of a name before it signs the next. So such an issue waits for
+// the name's pending revocations and for its open intents, which may yet become
+// revocations: see fence. The queue is the second lock on that door.
 package registry
 
 import (

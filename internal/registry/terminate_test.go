@@ -3,6 +3,7 @@ package registry_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"time"
 
@@ -148,5 +149,42 @@ func TestOldRegistrationsAreForgotten(t *testing.T) {
 	}
 	if got := f.terminate(t, "owed.test", owed.Node.UID, 0); len(got.Revocations) != 1 {
 		t.Errorf("owed.test was forgotten before it was revoked: %+v", got)
+	}
+}
+
+// The receipts that come with an error stand: nobody is asked twice.
+func TestReceiptsBesideAnError(t *testing.T) {
+	f := newFixture(t)
+	good, bad := f.provision(t, "good.test", ""), f.provision(t, "bad.test", "")
+	var mu sync.Mutex
+	asked := map[node.Certname]int{}
+	f.authority.revoke = func(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
+		receipts := make([]node.Receipt, len(targets))
+		var failed error
+		for i, target := range targets {
+			mu.Lock()
+			asked[target.Certname]++
+			mu.Unlock()
+			if target.Certname == "bad.test" {
+				failed = errors.New("bad.test can't be revoked")
+				continue
+			}
+			one, err := f.authority.Authority.Revoke(ctx, []ca.Target{target})
+			if err != nil {
+				return nil, err
+			}
+			receipts[i] = one[0]
+		}
+		return receipts, failed
+	}
+	f.terminate(t, "bad.test", "", 0)
+	f.terminate(t, "good.test", "", 0)
+	f.run(t)
+	got := f.terminate(t, "good.test", good.Node.UID, 20*time.Second)
+	late := f.terminate(t, "bad.test", bad.Node.UID, 0)
+	mu.Lock()
+	defer mu.Unlock()
+	if got.Revocations[0].Receipt == nil || late.Revocations[0].Receipt != nil || asked["good.test"] != 1 {
+		t.Errorf("got %+v and %+v, asked %v", got.Revocations, late.Revocations, asked)
 	}
 }

@@ -43,6 +43,7 @@ type Store interface {
 	Pending(ctx context.Context, after string, limit int) ([]node.Revocation, error)
 	Revocation(ctx context.Context, id string) (node.Revocation, bool, error)
 	Certificate(ctx context.Context, serial node.Serial) (node.Certificate, error)
+	Node(ctx context.Context, name node.Certname) (node.Node, error)
 	Commit(ctx context.Context, c *store.Change) (int64, error)
 }
 
@@ -216,19 +217,27 @@ func (q *Queue) step(ctx context.Context, refused map[string]*delay) (time.Durat
 }
 
 func (q *Queue) carryOutDue(ctx context.Context, due []node.Revocation, refused map[string]*delay) error {
-	err := q.carryOut(ctx, due)
-	if errors.Is(err, node.ErrUnavailable) || ctx.Err() != nil {
+	due, err := q.spare(ctx, due, refused)
+	if err != nil || len(due) == 0 {
 		return err
 	}
-	if err == nil {
-		for _, r := range due {
+	open, told, err := q.carryOut(ctx, due)
+	left := map[string]bool{}
+	for _, r := range open {
+		left[r.ID] = true
+	}
+	for _, r := range due {
+		if !left[r.ID] {
 			delete(refused, r.ID)
 		}
-		return nil
 	}
-	for i, r := range due {
-		if len(due) > 1 {
-			err = q.carryOut(ctx, due[i:i+1])
+	if err == nil || errors.Is(err, node.ErrUnavailable) || ctx.Err() != nil {
+		return err
+	}
+	for _, r := range open {
+		err := err
+		if !told && len(due) > 1 {
+			_, _, err = q.carryOut(ctx, []node.Revocation{r})
 		}
 		switch {
 		case err == nil:
@@ -236,48 +245,98 @@ func (q *Queue) carryOutDue(ctx context.Context, due []node.Revocation, refused 
 		case errors.Is(err, node.ErrUnavailable) || ctx.Err() != nil:
 			return err
 		default:
-			if refused[r.ID] == nil {
-				refused[r.ID] = &delay{}
-			}
-			refused[r.ID].grow()
-			q.log.WithError(err).WithFields(logrus.Fields{"certname": r.Certname, "serial": r.Serial, "retry_in": refused[r.ID].left().Round(time.Millisecond).String()}).
-				Error("a certificate can't be revoked")
+			q.putOff(r, err, refused)
 		}
 	}
 	return nil
 }
 
-func (q *Queue) carryOut(ctx context.Context, batch []node.Revocation) error {
+func (q *Queue) putOff(r node.Revocation, err error, refused map[string]*delay) {
+	if refused[r.ID] == nil {
+		refused[r.ID] = &delay{}
+	}
+	refused[r.ID].grow()
+	q.log.WithError(err).WithFields(logrus.Fields{"certname": r.Certname, "serial": r.Serial, "retry_in": refused[r.ID].left().Round(time.Millisecond).String()}).
+		Error("a certificate can't be revoked")
+}
+
+// spare puts off the orders whose name has a successor, where the authority
+// revokes by name: carried out, they would kill it.
+func (q *Queue) spare(ctx context.Context, due []node.Revocation, refused map[string]*delay) ([]node.Revocation, error) {
+	if !ca.RevokesByName(q.authority) {
+		return due, nil
+	}
+	var safe []node.Revocation
+	for _, r := range due {
+		n, err := q.store.Node(ctx, r.Certname)
+		if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
+			return nil, err
+		}
+		if err == nil && (n.Serial != "" && n.Serial != r.Serial || n.State == node.Issuing && n.UID != r.UID) {
+			q.putOff(r, fmt.Errorf("the CA revokes by name, and %q is registration %s with serial %q now", r.Certname, n.UID, n.Serial), refused)
+			continue
+		}
+		safe = append(safe, r)
+	}
+	return safe, nil
+}
+
+// carryOut hands a batch to the authority and commits the receipts. Beside an
+// error it returns the orders that have none, and whether the authority told
+// which these are.
+func (q *Queue) carryOut(ctx context.Context, batch []node.Revocation) (open []node.Revocation, told bool, err error) {
 	targets := make([]ca.Target, len(batch))
 	for i, r := range batch {
 		targets[i] = ca.Target{Serial: r.Serial, Certname: r.Certname}
 	}
 	receipts, err := q.authority.Revoke(ctx, targets)
-	if err != nil {
-		return err
+	if err == nil && len(receipts) != len(batch) {
+		err = fmt.Errorf("the authority gave %d receipts for %d revocations", len(receipts), len(batch))
+	}
+	if len(receipts) != len(batch) {
+		return batch, false, err
+	}
+	var done []node.Revocation
+	for i, r := range batch {
+		if receipts[i].Serial == "" {
+			open = append(open, r)
+			continue
+		}
+		r.Receipt = &receipts[i]
+		done = append(done, r)
+	}
+	if failed := q.commit(ctx, done); failed != nil {
+		return batch, false, failed
+	}
+	return open, true, err
+}
+
+// commit keeps the receipts.
+func (q *Queue) commit(ctx context.Context, done []node.Revocation) error {
+	if len(done) == 0 {
+		return nil
 	}
 	c := store.NewChange()
-	for i := range batch {
-		batch[i].Receipt = &receipts[i]
-		c.PutRevocation(batch[i])
-		cert, err := q.store.Certificate(ctx, batch[i].Serial)
+	for _, r := range done {
+		c.PutRevocation(r)
+		cert, err := q.store.Certificate(ctx, r.Serial)
 		if errors.Is(err, node.ErrCertificateNotFound) {
 			continue // issued, but lost in a crash before it was stored
 		}
 		if err != nil {
 			return err
 		}
-		cert.Receipt = &receipts[i]
+		cert.Receipt = r.Receipt
 		c.PutCertificate(cert)
 	}
 	if _, err := q.store.Commit(ctx, c); err != nil {
-		return fmt.Errorf("keeping the receipts of %d revocations: %w", len(batch), err)
+		return fmt.Errorf("keeping the receipts of %d revocations: %w", len(done), err)
 	}
 	q.mu.Lock()
 	close(q.done)
 	q.done = make(chan struct{})
 	q.mu.Unlock()
-	for _, r := range batch {
+	for _, r := range done {
 		q.log.WithFields(logrus.Fields{"certname": r.Certname, "uid": r.UID, "serial": r.Serial, "crl_number": r.Receipt.CRLNumber}).Info("certificate revoked")
 	}
 	return nil

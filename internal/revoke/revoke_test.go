@@ -132,6 +132,10 @@ func (m *memory) Certificate(context.Context, node.Serial) (node.Certificate, er
 	return node.Certificate{}, node.ErrCertificateNotFound
 }
 
+func (m *memory) Node(context.Context, node.Certname) (node.Node, error) {
+	return node.Node{}, node.ErrNodeNotFound
+}
+
 // Commit does nothing: the authority of these tests has noted what is done.
 func (m *memory) Commit(context.Context, *store.Change) (int64, error) { return 1, nil }
 

@@ -70,8 +70,10 @@ func certOfKey(c node.Certificate) string {
 	return certOfPrefix(c.Certname) + string(c.UID) + "/" + string(c.Serial)
 }
 
+func revocationsOfPrefix(name node.Certname) string { return "ix/revocation-of/" + string(name) + "/" }
+
 func revocationOfPrefix(name node.Certname, uid node.UID) string {
-	return "ix/revocation-of/" + string(name) + "/" + string(uid) + "/"
+	return revocationsOfPrefix(name) + string(uid) + "/"
 }
 
 const tombstoneTimePrefix = "ix/tombstone-time/"

@@ -205,6 +205,24 @@ func (v View) RevocationsOf(ctx context.Context, name node.Certname, uid node.UI
 	return v.revocations(ctx, revocationOfPrefix(name, uid), "", 1000)
 }
 
+// PendingOf returns the revocations without a receipt of a certname, all its registrations.
+func (v View) PendingOf(ctx context.Context, name node.Certname) ([]node.Revocation, error) {
+	var out []node.Revocation
+	for rec, err := range v.scan(ctx, revocationsOfPrefix(name), "") {
+		if err != nil {
+			return nil, err
+		}
+		r, ok, err := v.Revocation(ctx, lastPart(rec.Key))
+		if err != nil {
+			return nil, err
+		}
+		if ok && r.Receipt == nil {
+			out = append(out, r)
+		}
+	}
+	return out, nil
+}
+
 func (v View) revocations(ctx context.Context, index, after string, limit int) ([]node.Revocation, error) {
 	keys, _, err := v.reader.List(ctx, index, after, limit)
 	if err != nil {
