@@ -55,7 +55,17 @@ type ENC struct {
 
 // Authority says what signs and revokes. Exactly one kind is set.
 type Authority struct {
-	Directory *Directory `yaml:"directory"`
+	Directory    *Directory    `yaml:"directory"`
+	PuppetServer *PuppetServer `yaml:"puppetserver"`
+}
+
+// PuppetServer is a running Puppet Server that keeps its CA. Files that are ""
+// are the ones that Puppet on this host uses.
+type PuppetServer struct {
+	URL         string `yaml:"url"`
+	Certificate string `yaml:"certificate"`
+	Key         string `yaml:"key"`
+	CA          string `yaml:"ca"`
 }
 
 // Directory is a Puppet CA directory that espm owns.
@@ -142,6 +152,13 @@ func (c *Config) fill(dir string) {
 			}
 		}
 	}
+	if p := c.Authority.PuppetServer; p != nil {
+		for _, file := range []*string{&p.Certificate, &p.Key, &p.CA} {
+			if *file != "" {
+				absolute(dir, file)
+			}
+		}
+	}
 	if path, ok := strings.CutPrefix(c.Listen, "unix://"); ok && path != "" {
 		absolute(dir, &path)
 		c.Listen = "unix://" + path
@@ -159,13 +176,8 @@ func (c *Config) check() error {
 	if err := c.checkListen(); err != nil {
 		return err
 	}
-	if c.Authority.Directory == nil || c.Authority.Directory.Path == "" {
-		return errors.New("authority.directory.path: must be set: the Puppet CA directory that espm owns")
-	}
-	for i, p := range c.Authority.Directory.Publish {
-		if p == "" {
-			return fmt.Errorf("authority.directory.publish[%d]: must not be empty", i)
-		}
+	if err := c.Authority.check(); err != nil {
+		return err
 	}
 	if err := c.checkENC(); err != nil {
 		return err
@@ -198,6 +210,30 @@ func (c *Config) check() error {
 	}
 	if !slices.Contains([]string{"text", "json"}, c.Log.Format) {
 		return fmt.Errorf("log.format: text or json, is %q", c.Log.Format)
+	}
+	return nil
+}
+
+func (a Authority) check() error {
+	switch {
+	case (a.Directory == nil) == (a.PuppetServer == nil):
+		return errors.New("authority: exactly one of directory and puppetserver must be set")
+	case a.Directory != nil && a.Directory.Path == "":
+		return errors.New("authority.directory.path: must be set: the Puppet CA directory that espm owns")
+	case a.Directory != nil:
+		for i, p := range a.Directory.Publish {
+			if p == "" {
+				return fmt.Errorf("authority.directory.publish[%d]: must not be empty", i)
+			}
+		}
+		return nil
+	}
+	p := a.PuppetServer
+	if p.URL == "" {
+		return errors.New("authority.puppetserver.url: must be set: the Puppet Server that has the CA, such as https://puppet.example.com:8140")
+	}
+	if (p.Certificate == "") != (p.Key == "") {
+		return errors.New("authority.puppetserver: certificate and key belong together")
 	}
 	return nil
 }

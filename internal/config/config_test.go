@@ -106,7 +106,10 @@ func TestRules(t *testing.T) {
 		{"enc: {unknown_nodes: command, command: ' '}", `enc.command: must be an absolute path`},
 		{"enc: {unknown_nodes: command, command: old-enc -v}", `enc.command: must be an absolute path`},
 		{"enc: {command: /bin/enc}", `enc.command: has a meaning only where enc.unknown_nodes is command`},
-		{"authority: {}", `authority.directory.path: must be set`},
+		{"authority: {}", `authority: exactly one of directory and puppetserver must be set`},
+		{"authority: {directory: {path: ca}, puppetserver: {url: 'https://p:8140'}}", `authority: exactly one`},
+		{"authority: {puppetserver: {}}", `authority.puppetserver.url: must be set`},
+		{"authority: {puppetserver: {url: 'https://p:8140', key: k.pem}}", `authority.puppetserver: certificate and key belong together`},
 		{"authority: {directory: {}}", `authority.directory.path: must be set`},
 		{"authority: {directory: {path: ''}}", `authority.directory.path: must be set`},
 		{"authority: {directory: {path: ca, publish: [a, '']}}", `authority.directory.publish[1]: must not be empty`},
@@ -149,8 +152,8 @@ func TestStrictness(t *testing.T) {
 		{"a: b: c", "mapping values are not allowed"},
 		{"\tstore: x", "found character that cannot start any token"},
 		{"\x00", "control characters are not allowed"},
-		{"", "authority.directory.path: must be set"},
-		{"# nothing\n", "authority.directory.path: must be set"},
+		{"", "authority: exactly one of directory and puppetserver must be set"},
+		{"# nothing\n", "authority: exactly one of directory and puppetserver must be set"},
 	} {
 		expectError(t, test.text, test.want)
 	}

@@ -15,7 +15,6 @@ import (
 
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
-	"github.com/espm-project/espm/internal/ca/directory"
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/enc/encsock"
@@ -144,12 +143,10 @@ func (d *daemon) serveENC(ctx context.Context, cancel context.CancelCauseFunc) e
 }
 
 func (d *daemon) openAuthority(ctx context.Context) error {
-	dir := d.config.Authority.Directory
-	authority, err := directory.Open(dir.Path, directory.Options{Publish: dir.Publish, TTL: d.config.Issue.TTL, Log: d.log})
+	authority, err := d.authority(ctx)
 	if err != nil {
 		return fmt.Errorf("authority: %w", err)
 	}
-	d.closers = append(d.closers, authority.Close)
 	alg, err := ca.ParseKeyAlgorithm(d.config.Issue.KeyAlgorithm)
 	if err != nil {
 		return err

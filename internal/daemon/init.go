@@ -113,10 +113,11 @@ func Init(o InitOptions) (Initialized, error) {
 	if err != nil {
 		return done, err
 	}
-	for _, make := range []func() (Step, error){
-		func() (Step, error) { return initStore(c) },
-		func() (Step, error) { return initCA(c, o) },
-	} {
+	steps := []func() (Step, error){func() (Step, error) { return initStore(c) }}
+	if c.Authority.Directory != nil { // else Puppet Server has the CA
+		steps = append(steps, func() (Step, error) { return initCA(c, o) })
+	}
+	for _, make := range steps {
 		step, err := make()
 		if err != nil {
 			return done, err
