@@ -110,7 +110,11 @@ func (r agentRun) presigned(t *testing.T) agentRun {
 			t.Errorf("puppet agent %s asked for more than its bundle (%q):\n%s", r.agent.certname, sign, output)
 		}
 	}
-	for _, dir := range []string{r.agent.dir + "/ssl/certificate_requests", r.agent.lab.Dir + "/ca/requests"} {
+	ca := r.agent.lab.CA
+	if ca == "" {
+		ca = r.agent.lab.Dir + "/ca"
+	}
+	for _, dir := range []string{r.agent.dir + "/ssl/certificate_requests", ca + "/requests"} {
 		requests, err := os.ReadDir(dir)
 		if err != nil && !os.IsNotExist(err) {
 			t.Fatal(err)

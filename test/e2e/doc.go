@@ -1,9 +1,10 @@
 // Package e2e shows the whole path on a real Puppet Server with real agents:
 // provision, first run, reclassify, crash, terminate, and live again.
 //
-// The server runs from Debian's package with its CA service disabled. espm's
-// CA directory is its CA, espm-enc its node classifier, and the CRL that espm
-// publishes is its hostcrl. Everything lives in one scratch folder and on
+// The server runs from Debian's package. In TestLifecycle its CA service is
+// disabled: espm's CA directory is its CA, and the CRL that espm publishes its
+// hostcrl. In TestPuppetServersOwnCA it keeps its CA, and a proxy in front of it
+// loses answers as tests ask for. espm-enc is its node classifier in both. Everything lives in one scratch folder and on
 // loopback; the machine's own Puppet configuration is neither read for
 // identity nor written, and the test fails if it was.
 //

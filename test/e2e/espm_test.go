@@ -19,10 +19,14 @@ type daemon struct {
 	process *process
 }
 
-// initEspm makes a new CA and a store, as an operator does first.
+// initEspm makes a store and, unless Puppet Server has it, a new CA, as an
+// operator does first.
 func initEspm(t *testing.T, l *lab) *daemon {
 	t.Helper()
 	d := &daemon{lab: l, test: t}
+	if l.CA != "" {
+		d.configure(t, "fail", "")
+	}
 	d.espm(t, "init", "--dir", l.Dir, "--certname", "puppet")
 	return d
 }
@@ -31,11 +35,7 @@ func initEspm(t *testing.T, l *lab) *daemon {
 // daemon answers.
 func (d *daemon) serve(t *testing.T, unknownNodes, otherENC string) {
 	t.Helper()
-	config := filepath.Join(d.lab.Dir, "espm.yaml")
-	render(t, "testdata/espm.yaml", config, struct {
-		*lab
-		UnknownNodes, OtherENC string
-	}{d.lab, unknownNodes, otherENC})
+	config := d.configure(t, unknownNodes, otherENC)
 	log := filepath.Join(d.lab.Root, "espm.log")
 	d.process = startLogged(d.test, exec.Command(filepath.Join(d.lab.Bin, "espm"), "serve", "--config", config), log)
 	waitFor(t, 30*time.Second, "espm serves", func() error {
@@ -47,6 +47,17 @@ func (d *daemon) serve(t *testing.T, unknownNodes, otherENC string) {
 		}
 		return nil
 	})
+}
+
+// configure writes the configuration and returns its path.
+func (d *daemon) configure(t *testing.T, unknownNodes, otherENC string) string {
+	t.Helper()
+	config := filepath.Join(d.lab.Dir, "espm.yaml")
+	render(t, "testdata/espm.yaml", config, struct {
+		*lab
+		UnknownNodes, OtherENC string
+	}{d.lab, unknownNodes, otherENC})
+	return config
 }
 
 // kill is kill -9.

@@ -23,6 +23,9 @@ type lab struct {
 	Applied string // where the catalogs write
 	Port    int    // Puppet Server's, on loopback
 	ENC     string // Puppet Server's external_nodes
+	CA      string // the folder of Puppet Server's own CA; "": its CA service is disabled
+	CAURL   string // where espm reaches that CA
+	CATrust string // and the file that it trusts it by
 }
 
 func newLab(t *testing.T) *lab {

@@ -23,14 +23,17 @@ const serverStart = 5 * time.Minute
 // in the TLS handshake after that long at the latest.
 const revokedWithin = 5 * time.Second
 
-// puppetServer is a running Puppet Server with its CA service disabled.
+// puppetServer is a Puppet Server: with its CA service disabled, or with its
+// own CA where the lab has a folder for one.
 type puppetServer struct {
-	lab  *lab
-	pool *x509.CertPool // the CA as espm gave it to the server
+	lab     *lab
+	pool    *x509.CertPool // the CA of the server's certificate
+	process *process
 }
 
-// startPuppetServer starts the server and returns before it is ready. Its
-// identity is a bundle that espm provisioned into confdir.
+// startPuppetServer starts the server and returns when it is ready. Its
+// identity is a bundle that espm provisioned into confdir or, where it has a CA
+// of its own, what it makes for itself.
 func startPuppetServer(t *testing.T, l *lab) *puppetServer {
 	t.Helper()
 	renderTree(t, "testdata/server", l.Server, l)
@@ -46,6 +49,16 @@ func startPuppetServer(t *testing.T, l *lab) *puppetServer {
 	uid, gid := puppetIDs(t)
 	chownTree(t, l.Server, uid, gid)
 
+	s := &puppetServer{lab: l}
+	s.start(t, t)
+	return s
+}
+
+// start starts the server, for the first time or again; it runs until it is
+// stopped or the owner ends.
+func (s *puppetServer) start(t, owner *testing.T) {
+	t.Helper()
+	l := s.lab
 	cmd := exec.Command("java", "-Xms512m", "-Xmx1g", "-XX:-UsePerfData",
 		"-Djava.io.tmpdir="+l.Server+"/tmp",
 		"-Djruby.logger.class=com.puppetlabs.jruby_utils.jruby.Slf4jLogger", "-Djruby.lib="+jrubyLib,
@@ -55,15 +68,10 @@ func startPuppetServer(t *testing.T, l *lab) *puppetServer {
 	cmd.Dir = l.Server
 	// The barest locale, as a service may have: the ENC's UTF-8 must survive it.
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + l.Server, "LANG=C"}
+	uid, gid := puppetIDs(t)
 	cmd.SysProcAttr = asUser(uid, gid)
-	process := startLogged(t, cmd, l.Server+"/console.log")
+	s.process = startLogged(owner, cmd, l.Server+"/console.log")
 
-	ca, err := os.ReadFile(l.Server + "/conf/ssl/certs/ca.pem")
-	check(t, err)
-	s := &puppetServer{lab: l, pool: x509.NewCertPool()}
-	if !s.pool.AppendCertsFromPEM(ca) {
-		t.Fatal("no certificate in the server's ca.pem")
-	}
 	begin := time.Now()
 	defer func() {
 		if t.Failed() {
@@ -72,13 +80,28 @@ func startPuppetServer(t *testing.T, l *lab) *puppetServer {
 		}
 	}()
 	waitFor(t, serverStart, "Puppet Server starts", func() error {
-		if !process.alive() {
-			return &goneError{"it ended: " + process.cmd.ProcessState.String()}
+		if !s.process.alive() {
+			return &goneError{"it ended: " + s.process.cmd.ProcessState.String()}
+		}
+		if err := s.trust(); err != nil {
+			return err
 		}
 		return s.ask(nil)
 	})
 	t.Logf("Puppet Server %s ready after %v", version("puppetserver"), time.Since(begin).Round(time.Second))
-	return s
+}
+
+// trust reads the CA, which a server with a CA of its own makes at its first start.
+func (s *puppetServer) trust() error {
+	ca, err := os.ReadFile(s.lab.Server + "/conf/ssl/certs/ca.pem")
+	if err != nil {
+		return err
+	}
+	s.pool = x509.NewCertPool()
+	if !s.pool.AppendCertsFromPEM(ca) {
+		return errors.New("no certificate in the server's ca.pem")
+	}
+	return nil
 }
 
 // ask asks the server's status over TLS, with the agent's certificate if one

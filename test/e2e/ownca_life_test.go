@@ -1,0 +1,84 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// The next life of a name begins when the last one is revoked for certain,
+// however long the server does not answer to that.
+func (s *ownCA) lateTerminate(t *testing.T) {
+	first, firstUID := s.espm.provision(t, "late.example.com")
+	lost := make(chan struct{}, 1)
+	s.proxy.on(func(r *http.Request, _ []byte) fault {
+		if strings.HasPrefix(r.Method+" "+r.URL.Path, cleanCall) {
+			select {
+			case lost <- struct{}{}:
+			default:
+			}
+			return dropBefore
+		}
+		return pass
+	})
+	s.espm.espm(t, "node", "terminate", first.certname)
+	<-lost
+	healed := make(chan struct{})
+	go func() {
+		<-lost // it was tried again
+		s.proxy.on(nil)
+		close(healed)
+	}()
+
+	second, secondUID := s.espm.provision(t, first.certname)
+
+	select {
+	case <-healed:
+	default:
+		t.Fatal("the second life began before the first was revoked")
+	}
+	s.espm.espm(t, "node", "terminate", first.certname, "--uid", firstUID, "--wait", "30s")
+	certificate := second.certificate(t).Leaf
+	if alive := s.alive(t, node.Certname(first.certname)); len(alive) != 1 || alive[0] != node.SerialOf(certificate.SerialNumber) {
+		t.Errorf("in force are %v, want %X, of %s", alive, certificate.SerialNumber, secondUID)
+	}
+	check(t, s.server.ask(second.certificate(t)))
+	s.server.refuses(t, first)
+}
+
+// While the server is down nodes are terminated all the same, and espm itself
+// starts; when it is back every one of them is revoked, and nothing
+// that was begun is left.
+func (s *ownCA) serverDownAndBack(t *testing.T) {
+	var nodes []agent
+	for i := range 5 {
+		a, _ := s.espm.provision(t, fmt.Sprintf("down%d.example.com", i))
+		nodes = append(nodes, a)
+	}
+	s.server.process.stop(30 * time.Second)
+	for _, a := range nodes {
+		s.espm.espm(t, "node", "terminate", a.certname)
+	}
+	if r := s.espm.try(t, "node", "provision", "toolate.example.com", "--out", t.TempDir()); r.code == 0 || !strings.Contains(r.stderr, "navailable") {
+		t.Errorf("provisioned without a CA: exit %d %s", r.code, r.stderr)
+	}
+	s.espm.kill()
+	s.espm.serve(t, "fail", "")
+	s.server.start(t, s.test)
+	for _, a := range nodes {
+		s.espm.espm(t, "node", "terminate", a.certname, "--wait", "45s")
+		if alive := s.alive(t, node.Certname(a.certname)); alive != nil {
+			t.Errorf("%s: in force are %v", a.certname, alive)
+		}
+	}
+	again, _ := s.espm.provision(t, "toolate.example.com")
+	if alive := s.alive(t, "toolate.example.com"); len(alive) != 1 {
+		t.Errorf("toolate.example.com: in force are %v", alive)
+	}
+	check(t, s.server.ask(again.certificate(t)))
+	again.run(t).exits(t, changed).presigned(t)
+}

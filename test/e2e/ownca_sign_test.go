@@ -1,0 +1,183 @@
+package e2e
+
+import (
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/ca/puppetserver"
+	"github.com/espm-project/espm/internal/node"
+)
+
+// A start finds nothing to complain about, and leaves nothing behind.
+func (s *ownCA) check(t *testing.T) {
+	before := s.inForce(t)
+	got, problems := s.authority(t, s.direct()).Probe(t.Context())
+	if want := version("puppetserver"); got != want || problems != nil {
+		t.Errorf("version %q and %v, want %q and no problems", got, problems, want)
+	}
+	if after := s.inForce(t); len(after) != len(before) {
+		t.Errorf("%d names have certificates, before the check %d", len(after), len(before))
+	}
+}
+
+// What stands under a name and is not ours is told apart before anything is
+// sent, and stays. What is ours is gone on with.
+func (s *ownCA) nameTaken(t *testing.T) {
+	a := s.authority(t, s.proxied())
+	taken, stale, ours := newRequest(t), newRequest(t), newRequest(t)
+	theirs := s.sign(t, a, taken)
+	taken.Key = newKey(t)
+	s.putCSR(t, stale.Certname, newRequest(t))
+	s.putCSR(t, ours.Certname, ours)
+	t.Cleanup(func() { check(t, os.Remove(filepath.Join(s.CA, "requests", string(stale.Certname)+".pem"))) })
+	s.proxy.on(nil)
+
+	if _, err := a.Sign(t.Context(), taken); !errors.Is(err, node.ErrForeignCertificate) {
+		t.Errorf("with a certificate under the name: %v", err)
+	}
+	if _, err := a.Sign(t.Context(), stale); !errors.Is(err, node.ErrForeignRequest) {
+		t.Errorf("with a request under the name: %v", err)
+	}
+	if n := s.proxy.count("PUT") + s.proxy.count("DELETE"); n > 0 {
+		t.Errorf("%d calls that change something", n)
+	}
+	for _, r := range []ca.Request{taken, stale} {
+		if found, err := a.Find(t.Context(), query(t, r)); err != nil || found.Issued {
+			t.Errorf("found %+v, %v", found, err)
+		}
+	}
+	if got := s.alive(t, taken.Certname); len(got) != 1 || got[0] != node.SerialOf(theirs.SerialNumber) || !s.holds("requests", stale.Certname) {
+		t.Errorf("it was cleaned away: %v", got)
+	}
+	s.sign(t, a, ours)
+	if n := s.proxy.count("PUT /puppet-ca/v1/certificate_request"); n > 0 {
+		t.Error("a request of ours was sent again")
+	}
+}
+
+// putCSR leaves a request at the server, as an agent does, or espm when it is killed.
+func (s *ownCA) putCSR(t *testing.T, name node.Certname, r ca.Request) {
+	t.Helper()
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: string(name)}}, r.Key)
+	check(t, err)
+	path := filepath.Join(s.CA, "requests", string(name)+".pem")
+	check(t, os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), 0o644))
+	uid, gid := puppetIDs(t)
+	check(t, os.Chown(path, uid, gid))
+}
+
+// What the server's policy forbids is refused in its words, and our request
+// does not stay to block the name.
+func (s *ownCA) refused(t *testing.T) {
+	a := s.authority(t, s.proxied())
+	r := newRequest(t)
+	s.proxy.on(nil)
+	// No Puppet Server takes this one from a CSR, whatever its settings.
+	exts, err := ca.ParseExtensions(map[string]string{"pp_cli_auth": "true"})
+	check(t, err)
+	r.Extensions = exts
+	_, err = a.Sign(t.Context(), r)
+	if !errors.Is(err, node.ErrRefused) || !strings.Contains(err.Error(), "not permitted") {
+		t.Errorf("got %v", err)
+	}
+	if s.holds("requests", r.Certname) {
+		t.Error("the refused request blocks the name")
+	}
+	r.Extensions = nil
+	s.sign(t, a, r)
+}
+
+// calls of a Sign, in order.
+var signCalls = []string{
+	"GET /puppet-ca/v1/certificate/n", "GET /puppet-ca/v1/certificate_request/",
+	"PUT /puppet-ca/v1/certificate_request/", "PUT /puppet-ca/v1/certificate_status/",
+}
+
+// One answer is lost, of each call, before and after the server acted.
+func (s *ownCA) signAnswerLost(t *testing.T) {
+	for _, call := range signCalls {
+		for what, f := range map[string]fault{"before": dropBefore, "after": dropAfter} {
+			t.Run(strings.ReplaceAll(call, "/", " ")+"/"+what, func(t *testing.T) {
+				a := s.authority(t, s.proxied())
+				r := newRequest(t)
+				check(t, warm(t, a))
+				s.proxy.once(call, f)
+				cert, err := a.Sign(t.Context(), r)
+				if lost := f == dropBefore && strings.HasPrefix(call, "PUT"); lost != (err != nil) {
+					t.Errorf("got %v", err)
+				}
+				s.settles(t, a, r, cert, err)
+			})
+		}
+	}
+}
+
+// All answers are lost from a call on.
+func (s *ownCA) signSilence(t *testing.T) {
+	for i, call := range append(signCalls, "GET /puppet-ca/v1/certificate/n") {
+		for what, f := range map[string]fault{"before": dropBefore, "after": dropAfter} {
+			t.Run(strings.ReplaceAll(call, "/", " ")+"/"+what, func(t *testing.T) {
+				a := s.authority(t, s.proxied())
+				r := newRequest(t)
+				check(t, warm(t, a))
+				silent := false
+				passed := i < len(signCalls) // the last one is the second of its kind
+				s.proxy.on(func(req *http.Request, _ []byte) fault {
+					passed = passed || req.Method == http.MethodPut
+					silent = silent || passed && strings.HasPrefix(req.Method+" "+req.URL.Path, call)
+					if silent {
+						return f
+					}
+					return pass
+				})
+				cert, err := a.Sign(t.Context(), r)
+				if err == nil || !errors.Is(err, node.ErrUnavailable) {
+					t.Errorf("got %v", err)
+				}
+				s.settles(t, a, r, cert, err)
+			})
+		}
+	}
+}
+
+// warm fetches chain and CRL, so that a test's faults meet what it is about.
+func warm(t *testing.T, a *puppetserver.Authority) error {
+	_, err := a.Trust(t.Context())
+	return err
+}
+
+// settles brings an issue to its end as the registry does, and checks that
+// the CA has no certificate that is nobody's, and that the name is free again.
+func (s *ownCA) settles(t *testing.T, a *puppetserver.Authority, r ca.Request, cert *x509.Certificate, err error) {
+	t.Helper()
+	s.proxy.on(nil)
+	if err != nil {
+		found, err := a.Find(t.Context(), query(t, r))
+		check(t, err)
+		alive := s.alive(t, r.Certname)
+		if found.Issued != (len(alive) > 0) {
+			t.Errorf("found %+v, the CA has %v", found, alive)
+		}
+		if found.Issued {
+			_, err := a.Revoke(t.Context(), []ca.Target{{Serial: found.Serial, Certname: r.Certname}})
+			check(t, err)
+		}
+		r.Key = newKey(t)
+		cert = s.sign(t, a, r)
+	}
+	if got := s.alive(t, r.Certname); len(got) != 1 || got[0] != node.SerialOf(cert.SerialNumber) {
+		t.Errorf("in force are %v, want %X alone", got, cert.SerialNumber)
+	}
+	if s.holds("requests", r.Certname) {
+		t.Error("a request is left")
+	}
+}
