@@ -29,8 +29,13 @@ func (d *daemon) authority(ctx context.Context) (ca.Authority, error) {
 	if err != nil {
 		return nil, err
 	}
+	pending, err := d.store.Pending(ctx, "", 1)
+	if err != nil {
+		return nil, err
+	}
 	authority, err := puppetserver.New(puppetserver.Options{
 		URL: server.URL, Certificate: server.Certificate, Key: server.Key, CA: server.CA, TTL: d.config.Issue.TTL, Log: d.log,
+		Interrupted: len(pending) > 0,
 	})
 	if err != nil {
 		return nil, err

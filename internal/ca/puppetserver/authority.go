@@ -38,6 +38,9 @@ type Options struct {
 	// Quiet is how long no revocation is sent after the answer to one was
 	// lost, so that it comes to its end; 0: ten seconds.
 	Quiet time.Duration
+	// Interrupted says that an earlier process may have a revocation under way at
+	// the server, whose answer nobody got.
+	Interrupted bool
 
 	Now func() time.Time // nil: time.Now
 	Log logrus.FieldLogger
@@ -108,6 +111,9 @@ func New(o Options) (*Authority, error) {
 		revoking:    make(chan struct{}, 1),
 		batch:       firstBatch,
 		poison:      map[node.Serial]bool{},
+	}
+	if o.Interrupted {
+		a.lost = time.Now()
 	}
 	a.revoking <- struct{}{}
 	return a, nil

@@ -2,6 +2,7 @@ package puppetserver
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -126,6 +127,24 @@ func TestClientCertificateIsReadAgain(t *testing.T) {
 	_, _, err := a.listed(t.Context(), "0ABC")
 	if !errors.Is(err, node.ErrUnavailable) || !strings.Contains(err.Error(), "expired") || !strings.Contains(err.Error(), filepath.Base(s.options.Certificate)) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// What an earlier process may have under way comes to its end first.
+func TestARevocationOfAnEarlierProcessIsWaitedFor(t *testing.T) {
+	s := newStub(t)
+	s.options.Quiet, s.options.Interrupted = time.Hour, true
+	a := s.open(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	_, err := a.Revoke(ctx, []ca.Target{{Serial: "0ABC", Certname: "web1.test"}})
+	if calls := s.took(); !errors.Is(err, node.ErrUnavailable) || calls != nil {
+		t.Errorf("got %v after calls %q", err, calls)
+	}
+	a.opts.Quiet = time.Millisecond
+	_, _ = a.Revoke(t.Context(), []ca.Target{{Serial: "0ABC", Certname: "web1.test"}})
+	if s.took() == nil {
+		t.Error("the server was not asked afterwards")
 	}
 }
 
