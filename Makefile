@@ -1,5 +1,6 @@
 # make demo    see it work, in a scratch folder
 # make test    everything: unit, conformance, crash, race detector, end to end
+# make e2e     end to end alone: real Puppet Servers and agents, see test/e2e/doc.go
 #
 # E2E=required  a missing Puppet Server is a failure, not a skip
 # RUN=regexp    only these tests
@@ -10,7 +11,7 @@ TOOL := go tool -modfile=tools/go.mod
 
 export CGO_ENABLED ?= 0
 
-.PHONY: build demo test lint generate check-generated fuzz bench clean
+.PHONY: build demo test e2e lint generate check-generated fuzz bench clean
 
 build:
 	go build -trimpath -o bin/ ./cmd/...
@@ -19,10 +20,14 @@ demo: build
 	test/demo/demo.sh
 
 # The race detector needs cgo. Packages run one after the other, as some start
-# daemons and a JVM. -v shows why the end-to-end test was skipped.
+# daemons and a JVM.
 test:
 	CGO_ENABLED=1 go test -race -p 1 -timeout 30m -run '$(RUN)' $$(go list ./... | grep -v /test/e2e)
-	CGO_ENABLED=1 ESPM_E2E=$(E2E) go test -v -timeout 30m -run '$(RUN)' ./test/e2e
+	$(MAKE) --no-print-directory e2e
+
+# -v shows why a test was skipped.
+e2e:
+	ESPM_E2E=$(E2E) go test -v -timeout 40m -run '$(RUN)' ./test/e2e
 
 lint:
 	@test -z "$$(gofmt -l cmd internal test proto)" || { gofmt -l cmd internal test proto; echo 'gofmt: these files need it'; exit 1; }

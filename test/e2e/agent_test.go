@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -21,6 +20,7 @@ const (
 // agent is an instance: the bundle that espm made for it, and a state of its own.
 type agent struct {
 	lab      *lab
+	host     *host
 	certname string
 	dir      string // its confdir, as `espm node provision --out` wrote it
 }
@@ -28,11 +28,10 @@ type agent struct {
 // run is one run of a real agent; everything it writes stays in its folder.
 func (a agent) run(t *testing.T) agentRun {
 	t.Helper()
-	cmd := exec.Command("puppet", "agent", "--test", "--color=false",
+	cmd := a.host.command(a.lab.Root, a.dir, "puppet", "agent", "--test", "--color=false",
 		"--confdir", a.dir,
 		"--vardir", a.dir+"/var", "--rundir", a.dir+"/run", "--logdir", a.dir+"/log",
 		"--codedir", a.dir+"/code", "--publicdir", a.dir+"/public")
-	cmd.Dir = a.dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + a.dir, "LANG=C.UTF-8"}
 	r := run(t, 2*time.Minute, cmd)
 	t.Logf("puppet agent %s: exit %d after %v", a.certname, r.code, r.took.Round(100*time.Millisecond))

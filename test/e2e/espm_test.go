@@ -101,7 +101,7 @@ func (d *daemon) provision(t *testing.T, certname string, args ...string) (a age
 	// A new life is a new instance: nothing of an earlier one is left.
 	dir, err := os.MkdirTemp(parent, certname+"-")
 	check(t, err)
-	return agent{lab: d.lab, certname: certname, dir: dir}, d.provisionTo(t, certname, dir, args...)
+	return agent{lab: d.lab, host: d.lab.Host, certname: certname, dir: dir}, d.provisionTo(t, certname, dir, args...)
 }
 
 func (d *daemon) provisionTo(t *testing.T, certname, dir string, args ...string) (uid string) {
@@ -119,11 +119,8 @@ func (d *daemon) provisionTo(t *testing.T, certname, dir string, args ...string)
 // enc runs espm-enc as Puppet Server does: as the user puppet.
 func (l *lab) enc(t *testing.T, certname string) result {
 	t.Helper()
-	command := append(l.encCommand(), certname)
-	cmd := exec.Command(command[0], command[1:]...)
-	uid, gid := puppetIDs(t)
-	cmd.SysProcAttr = asUser(uid, gid)
-	cmd.Dir, cmd.Env = "/", []string{"PATH=" + os.Getenv("PATH")}
+	cmd := l.Host.asPuppet(t, l.Root, "/", append(l.encCommand(), certname)...)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
 	return run(t, 10*time.Second, cmd)
 }
 

@@ -15,8 +15,9 @@ import (
 
 // lab is the scratch folder of one test and the paths in it.
 type lab struct {
+	Host    *host  // where Puppet Server runs, and the agents that a test does not say otherwise of
 	Root    string // the scratch folder
-	Bin     string // espm and espm-enc, or the folder given by ESPM_E2E_BIN
+	Bin     string // espm and espm-enc
 	Dir     string // espm's own
 	CRL     string // the CRL that espm publishes: Puppet Server's hostcrl
 	Server  string // Puppet Server's
@@ -28,7 +29,7 @@ type lab struct {
 	CATrust string // and the file that it trusts it by
 }
 
-func newLab(t *testing.T) *lab {
+func newLab(t *testing.T, h *host) *lab {
 	t.Helper()
 	root, err := os.MkdirTemp("", "espm-e2e-")
 	check(t, err)
@@ -43,6 +44,7 @@ func newLab(t *testing.T) *lab {
 	})
 	check(t, os.Chmod(root, 0o755)) // the user puppet passes through
 	l := &lab{
+		Host:    h,
 		Root:    root,
 		Bin:     binaries(t, filepath.Join(root, "bin")),
 		Dir:     filepath.Join(root, "espm"),
@@ -67,13 +69,16 @@ func (l *lab) encCommand() []string {
 	}
 }
 
-// binaries builds espm and espm-enc, static as they are shipped, into dir.
+// binaries puts espm and espm-enc into dir: those of ESPM_E2E_BIN, or built, static as they are shipped.
 func binaries(t *testing.T, dir string) string {
 	t.Helper()
-	if given := os.Getenv("ESPM_E2E_BIN"); given != "" {
-		return given
-	}
 	check(t, os.Mkdir(dir, 0o755))
+	if given := os.Getenv("ESPM_E2E_BIN"); given != "" {
+		for _, name := range []string{"espm", "espm-enc"} {
+			check(t, os.WriteFile(filepath.Join(dir, name), readFile(t, filepath.Join(given, name)), 0o755))
+		}
+		return dir
+	}
 	cmd := exec.Command("go", "build", "-o", dir, "./cmd/espm", "./cmd/espm-enc")
 	cmd.Dir = "../.."
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

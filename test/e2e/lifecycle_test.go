@@ -14,10 +14,10 @@ type lifecycle struct {
 	server *puppetServer
 }
 
-func TestLifecycle(t *testing.T) {
-	requirePuppet(t)
-	leaveSystemAlone(t)
-	l := newLab(t)
+func TestLifecycle(t *testing.T) { onEachHost(t, testLifecycle) }
+
+func testLifecycle(t *testing.T, h *host) {
+	l := newLab(t, h)
 	s := &lifecycle{lab: l, espm: initEspm(t, l)}
 	s.espm.serve(t, "fail", "")
 	s.espm.provisionTo(t, "puppet", l.Server+"/conf", "--dns-alt-name", "localhost")
@@ -27,6 +27,7 @@ func TestLifecycle(t *testing.T) {
 	// its own nodes.
 	t.Run("provisioned/p256", func(t *testing.T) { s.provisioned(t, "p256.example.com", "ec-p256", x509.ECDSA) })
 	t.Run("provisioned/rsa", func(t *testing.T) { s.provisioned(t, "rsa.example.com", "rsa-2048", x509.RSA) })
+	t.Run("another agent", s.anotherAgent)
 	t.Run("reclassified", s.reclassified)
 	t.Run("daemon killed", s.daemonKilled)
 	t.Run("terminated", s.terminated)
@@ -49,6 +50,27 @@ func (s *lifecycle) provisioned(t *testing.T, certname, keyAlgorithm string, kin
 		applied(t, "motd", motd("hello "+keyAlgorithm, "Köln")).
 		applied(t, "site", "compiled from site.pp\n")
 	node.run(t).exits(t, unchanged)
+}
+
+// The agents of the other hosts have a life here, too.
+func (s *lifecycle) anotherAgent(t *testing.T) {
+	for _, each := range hosts {
+		if each.name == s.Host.name {
+			continue
+		}
+		t.Run(each.name, func(t *testing.T) {
+			h, err := each.get()
+			require(t, err)
+			leaveAlone(t, h)
+			node, _ := s.espm.provision(t, "guest.example.com", "--class", greeting("hello"), "--parameter", `datacenter="east"`)
+			node.host = h
+			t.Logf("puppet agent %s", h.version(t, "puppet-agent"))
+			node.run(t).exits(t, changed).presigned(t).applied(t, "motd", motd("hello", "east"))
+			node.run(t).exits(t, unchanged)
+			s.terminate(t, node)
+			node.run(t).exits(t, runFailed).says(t, "alert certificate")
+		})
+	}
 }
 
 // A changed classification reaches the next run.

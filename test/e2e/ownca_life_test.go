@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +51,41 @@ func (s *ownCA) lateTerminate(t *testing.T) {
 	s.server.refuses(t, first)
 }
 
+// A daemon is killed while the server is at its revocation. The next daemon
+// lets that come to its end, however fast a successor is asked for.
+func (s *ownCA) lateRevocation(t *testing.T) {
+	first, _ := s.espm.provision(t, "slow.example.com")
+	begun := make(chan struct{})
+	s.proxy.until = make(chan struct{})
+	s.proxy.on(func(r *http.Request, _ []byte) fault {
+		if !strings.HasPrefix(r.Method+" "+r.URL.Path, cleanCall) {
+			return pass
+		}
+		select {
+		case <-begun:
+			return pass
+		default:
+			close(begun)
+			return dropHeld
+		}
+	})
+	s.espm.espm(t, "node", "terminate", first.certname)
+	<-begun
+	s.espm.kill()
+	s.espm.serve(t, "fail", "")
+	time.AfterFunc(3*time.Second, func() { close(s.proxy.until) })
+
+	second, _ := s.espm.provision(t, first.certname)
+
+	<-s.proxy.until
+	s.proxy.held.Wait()
+	s.proxy.on(nil)
+	if serial := node.SerialOf(second.certificate(t).Leaf.SerialNumber); !slices.Equal(s.alive(t, "slow.example.com"), []node.Serial{serial}) {
+		t.Errorf("in force are %v, want %s", s.alive(t, "slow.example.com"), serial)
+	}
+	s.server.refuses(t, first)
+}
+
 // While the server is down nodes are terminated all the same, and espm itself
 // starts; when it is back every one of them is revoked, and nothing
 // that was begun is left.
@@ -81,4 +117,31 @@ func (s *ownCA) serverDownAndBack(t *testing.T) {
 	}
 	check(t, s.server.ask(again.certificate(t)))
 	again.run(t).exits(t, changed).presigned(t)
+}
+
+// A server that lacks /clean takes a whole life of a name all the same, and another after it.
+func (s *ownCA) serverWithoutClean(t *testing.T) {
+	for i, f := range []fault{fail404, fail405} {
+		s.proxy.on(func(r *http.Request, _ []byte) fault {
+			if strings.HasPrefix(r.Method+" "+r.URL.Path, cleanCall) {
+				return f
+			}
+			return pass
+		})
+		s.espm.kill() // the next one finds out for itself
+		s.espm.serve(t, "fail", "")
+		first, _ := s.espm.provision(t, fmt.Sprintf("noclean%d.example.com", i))
+		first.run(t).exits(t, changed)
+		s.terminate(t, first)
+		second, _ := s.espm.provision(t, first.certname)
+		second.forget(t)
+		second.run(t).exits(t, changed).presigned(t)
+		s.server.refuses(t, first)
+		if s.proxy.count(cleanCall) == 0 {
+			t.Error("/clean was not tried")
+		}
+	}
+	s.proxy.on(nil)
+	s.espm.kill()
+	s.espm.serve(t, "fail", "")
 }

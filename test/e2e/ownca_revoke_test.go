@@ -198,7 +198,7 @@ func (s *ownCA) forbidden(t *testing.T) {
 	auth := filepath.Join(s.Server, "ps/conf.d/auth.conf")
 	before := readFile(t, auth)
 	check(t, os.WriteFile(auth, bytes.Replace(before, []byte("rules: ["), []byte("rules: [\n"+strings.Join(rules, "\n")+"\n"), 1), 0o644))
-	s.restart(t)
+	s.server.reload(t)
 	if _, problems := weak.Probe(t.Context()); problems != nil {
 		t.Errorf("with the rules: %v", problems)
 	}
@@ -207,13 +207,6 @@ func (s *ownCA) forbidden(t *testing.T) {
 	check(t, err)
 	s.revoked(t, []ca.Target{targetOf(cert)}, receipts)
 	check(t, os.WriteFile(auth, before, 0o644)) // for the next start
-}
-
-// restart restarts Puppet Server, as an operator does after a change of its configuration.
-func (s *ownCA) restart(t *testing.T) {
-	t.Helper()
-	s.server.process.stop(30 * time.Second)
-	s.server.start(t, s.test)
 }
 
 // clientOf returns options of a client that has a certificate of its own.

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"crypto"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -21,7 +22,7 @@ import (
 func (s *ownCA) check(t *testing.T) {
 	before := s.inForce(t)
 	got, problems := s.authority(t, s.direct()).Probe(t.Context())
-	if want := version("puppetserver"); got != want || problems != nil {
+	if want := s.Host.version(t, "puppetserver"); got != want || problems != nil {
 		t.Errorf("version %q and %v, want %q and no problems", got, problems, want)
 	}
 	if after := s.inForce(t); len(after) != len(before) {
@@ -67,12 +68,17 @@ func (s *ownCA) nameTaken(t *testing.T) {
 // putCSR leaves a request at the server, as an agent does, or espm when it is killed.
 func (s *ownCA) putCSR(t *testing.T, name node.Certname, r ca.Request) {
 	t.Helper()
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: string(name)}}, r.Key)
-	check(t, err)
 	path := filepath.Join(s.CA, "requests", string(name)+".pem")
-	check(t, os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), 0o644))
-	uid, gid := puppetIDs(t)
+	check(t, os.WriteFile(path, makeCSR(t, string(name), r.Key), 0o644))
+	uid, gid := s.Host.puppetIDs(t)
 	check(t, os.Chown(path, uid, gid))
+}
+
+func makeCSR(t *testing.T, name string, key crypto.Signer) []byte {
+	t.Helper()
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: name}}, key)
+	check(t, err)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
 }
 
 // What the server's policy forbids is refused in its words, and our request

@@ -29,10 +29,10 @@ type ownCA struct {
 	proxy *proxy
 }
 
-func TestPuppetServersOwnCA(t *testing.T) {
-	requirePuppet(t)
-	leaveSystemAlone(t)
-	l := newLab(t)
+func TestPuppetServersOwnCA(t *testing.T) { onEachHost(t, testOwnCA) }
+
+func testOwnCA(t *testing.T, h *host) {
+	l := newLab(t, h)
 	l.CA = filepath.Join(l.Server, "ca")
 	s := &ownCA{test: t, lifecycle: &lifecycle{lab: l, server: startPuppetServer(t, l)}}
 	pair, err := tls.LoadX509KeyPair(s.clientFiles())
@@ -62,13 +62,15 @@ func TestPuppetServersOwnCA(t *testing.T) {
 	s.espm.serve(t, "fail", "")
 	t.Run("provisioned/p256", func(t *testing.T) { s.provisioned(t, "p256.example.com", "ec-p256", x509.ECDSA) })
 	t.Run("provisioned/rsa", func(t *testing.T) { s.provisioned(t, "rsa.example.com", "rsa-2048", x509.RSA) })
+	t.Run("another agent", s.anotherAgent)
 	t.Run("reclassified", s.reclassified)
 	t.Run("daemon killed", s.daemonKilled)
 	t.Run("terminated", s.terminated)
 	t.Run("same name again", s.sameNameAgain)
 	t.Run("late terminate", s.lateTerminate)
+	t.Run("late revocation", s.lateRevocation)
 	t.Run("server down and back", s.serverDownAndBack)
-
+	t.Run("server without clean", s.serverWithoutClean)
 }
 
 func (s *ownCA) clientFiles() (certificate, key string) {
@@ -137,7 +139,7 @@ func (s *ownCA) sign(t *testing.T, a *puppetserver.Authority, r ca.Request) *x50
 }
 
 // alive returns the serials of a name that the CA's own files say are in
-// force: in the inventory, and not on the CRL.
+// force: in the inventory, not at its end, and not on the CRL.
 func (s *ownCA) alive(t *testing.T, name node.Certname) []node.Serial {
 	t.Helper()
 	return s.inForce(t)[name]
@@ -145,26 +147,32 @@ func (s *ownCA) alive(t *testing.T, name node.Certname) []node.Serial {
 
 func (s *ownCA) inForce(t *testing.T) map[node.Certname][]node.Serial {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(s.CA, "ca_crl.pem"))
-	check(t, err)
-	block, _ := pem.Decode(text)
-	crl, err := x509.ParseRevocationList(block.Bytes)
-	check(t, err)
-	revoked := map[node.Serial]bool{}
-	for _, e := range crl.RevokedCertificateEntries {
-		revoked[node.SerialOf(e.SerialNumber)] = true
-	}
+	revoked := s.revokedSerials(t)
 	inventory, err := os.ReadFile(filepath.Join(s.CA, "inventory.txt"))
 	check(t, err)
 	out := map[node.Certname][]node.Serial{}
 	for line := range strings.Lines(string(inventory)) {
 		fields := strings.Fields(line)
 		name := node.Certname(strings.TrimPrefix(fields[3], "/CN="))
-		if serial := node.Serial(strings.TrimPrefix(fields[0], "0x")); !revoked[serial] {
+		end, err := time.Parse("2006-01-02T15:04:05MST", fields[2])
+		check(t, err)
+		if serial := node.Serial(strings.TrimPrefix(fields[0], "0x")); !revoked[serial] && end.After(time.Now()) {
 			out[name] = append(out[name], serial)
 		}
 	}
 	return out
+}
+
+// revokedSerials are those that the CA's CRL lists.
+func (s *ownCA) revokedSerials(t *testing.T) map[node.Serial]bool {
+	t.Helper()
+	crl, err := x509.ParseRevocationList(pemBlock(t, readFile(t, filepath.Join(s.CA, "ca_crl.pem"))))
+	check(t, err)
+	revoked := map[node.Serial]bool{}
+	for _, e := range crl.RevokedCertificateEntries {
+		revoked[node.SerialOf(e.SerialNumber)] = true
+	}
+	return revoked
 }
 
 // holds says what the CA's files have under a name.

@@ -4,15 +4,19 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // proxy stands in front of a real Puppet Server. It passes every call on with the
@@ -21,6 +25,8 @@ type proxy struct {
 	URL string
 	CA  string // file: what to trust it by
 
+	held  sync.WaitGroup // calls that arrive late
+	until chan struct{}  // closed: those of dropHeld arrive
 	mu    sync.Mutex
 	fault func(*http.Request, []byte) fault
 	calls []string // "METHOD /path" of all calls
@@ -30,11 +36,17 @@ type proxy struct {
 type fault int
 
 const (
-	pass       fault = iota
-	dropBefore       // the connection breaks before the server gets the call
-	dropAfter        // the server acts, the connection breaks before its answer
-	fail500          // the answer is 500, the server never sees the call
-	fail404          // likewise, as a server that lacks the call
+	pass         fault = iota
+	dropBefore         // the connection breaks before the server gets the call
+	dropAfter          // the server acts, the connection breaks before its answer
+	dropMidway         // the server acts, the connection breaks within its answer
+	dropLate           // the connection breaks, and the server gets the call up to a second later
+	dropHeld           // the connection breaks, and the server gets the call when until is closed
+	fail500            // the answer is 500, the server never sees the call
+	fail500After       // the server acts, the answer is 500
+	fail500Half        // the server acts on the first half of the names of a /clean, the answer is 500
+	fail404            // the server never sees the call, as one that lacks it
+	fail405            // likewise
 )
 
 func startProxy(t *testing.T, target string, certificate tls.Certificate, roots *x509.CertPool) *proxy {
@@ -67,33 +79,77 @@ func (p *proxy) pass(w http.ResponseWriter, r *http.Request, target string, tran
 	switch f {
 	case dropBefore:
 		panic(http.ErrAbortHandler)
+	case dropLate, dropHeld:
+		p.held.Go(func() {
+			if f == dropHeld {
+				<-p.until
+			} else {
+				<-time.After(rand.N(time.Second))
+			}
+			_, _, _ = forward(r, body, target, transport)
+		})
+		panic(http.ErrAbortHandler)
 	case fail500:
 		http.Error(w, "Error while cleaning certs: made by the test", http.StatusInternalServerError)
 		return
 	case fail404:
 		http.NotFound(w, r)
 		return
+	case fail405:
+		http.Error(w, "made by the test", http.StatusMethodNotAllowed)
+		return
+	case fail500Half:
+		body = firstHalf(body)
 	}
-	// Not the caller's context: a server goes on with what it has begun.
-	out, err := http.NewRequest(r.Method, target+r.URL.RequestURI(), bytes.NewReader(body))
-	if err != nil {
-		panic(http.ErrAbortHandler)
-	}
-	out.Header = r.Header.Clone()
-	resp, err := transport.RoundTrip(out)
-	if err != nil {
-		panic(http.ErrAbortHandler) // the server is down: no answer
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(resp.Body)
+	resp, answer, err := forward(r, body, target, transport)
 	if err != nil || f == dropAfter {
 		panic(http.ErrAbortHandler)
+	}
+	if f == fail500After || f == fail500Half {
+		http.Error(w, "Error while cleaning certs: made by the test", http.StatusInternalServerError)
+		return
 	}
 	for name, values := range resp.Header {
 		w.Header()[name] = values
 	}
+	if f == dropMidway {
+		w.Header().Set("Content-Length", strconv.Itoa(len(answer)+1))
+	}
 	w.WriteHeader(resp.StatusCode)
 	_, _ = w.Write(answer)
+}
+
+// forward has the server act, and returns its answer.
+func forward(r *http.Request, body []byte, target string, transport http.RoundTripper) (*http.Response, []byte, error) {
+	// Not the caller's context: a server goes on with what it has begun.
+	out, err := http.NewRequest(r.Method, target+r.URL.RequestURI(), bytes.NewReader(body))
+	if err != nil {
+		return nil, nil, err
+	}
+	out.Header = r.Header.Clone()
+	resp, err := transport.RoundTrip(out)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	return resp, answer, err
+}
+
+// firstHalf of the names of a /clean.
+func firstHalf(body []byte) []byte {
+	var names struct {
+		Certnames []string `json:"certnames"`
+	}
+	if json.Unmarshal(body, &names) != nil {
+		return body
+	}
+	names.Certnames = names.Certnames[:len(names.Certnames)/2]
+	half, err := json.Marshal(names)
+	if err != nil {
+		return body
+	}
+	return half
 }
 
 // on sets the fault of all calls from now on; nil: none.

@@ -55,7 +55,7 @@ var rubies = map[string][]string{
 
 func TestUnreadableValuesAreRefused(t *testing.T) {
 	requirePuppet(t)
-	d := initEspm(t, newLab(t))
+	d := initEspm(t, newLab(t, here))
 	d.serve(t, "fail", "")
 	for i, odd := range unreadable {
 		t.Run(odd.name, func(t *testing.T) {
@@ -71,7 +71,7 @@ func TestUnreadableValuesAreRefused(t *testing.T) {
 // registered, whatever they look like.
 func TestPuppetReadsWhatWasRegistered(t *testing.T) {
 	requirePuppet(t)
-	d := initEspm(t, newLab(t))
+	d := initEspm(t, newLab(t, here))
 	d.serve(t, "fail", "")
 	want := map[string]any{
 		"list":    list(nasty),

@@ -9,7 +9,6 @@ import (
 	"os/user"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -116,16 +115,4 @@ func reachable(dir string) error {
 			return nil
 		}
 	}
-}
-
-// puppetIDs returns the numeric user and group that Puppet Server runs as.
-func puppetIDs(t *testing.T) (uid, gid int) {
-	t.Helper()
-	u, err := user.Lookup(puppetUser)
-	check(t, err)
-	uid, err = strconv.Atoi(u.Uid)
-	check(t, err)
-	gid, err = strconv.Atoi(u.Gid)
-	check(t, err)
-	return uid, gid
 }

@@ -20,7 +20,7 @@ import (
 // saw: one that was signed by hand, as a site that moves to espm has many.
 func (l *lab) stranger(t *testing.T, certname string) agent {
 	t.Helper()
-	a := agent{lab: l, certname: certname, dir: filepath.Join(l.Root, "instances", certname)}
+	a := agent{lab: l, host: l.Host, certname: certname, dir: filepath.Join(l.Root, "instances", certname)}
 	caPEM := readFile(t, l.Dir+"/ca/ca_crt.pem")
 	ca, err := x509.ParseCertificate(pemBlock(t, caPEM))
 	check(t, err)

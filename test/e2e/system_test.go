@@ -17,12 +17,12 @@ var systemPaths = []string{
 	"/run/puppet", "/run/puppetserver", "/run/espm", "/opt/puppetlabs", "/root/.puppetlabs",
 }
 
-// leaveSystemAlone fails the test if it changes the machine's own Puppet or espm.
-func leaveSystemAlone(t *testing.T) {
+// leaveAlone fails the test if it changes the host's own Puppet or espm.
+func leaveAlone(t *testing.T, h *host) {
 	t.Helper()
-	before := systemState(t)
+	before := systemState(t, h)
 	t.Cleanup(func() {
-		after := systemState(t)
+		after := systemState(t, h)
 		for path, state := range after {
 			if before[path] != state {
 				t.Errorf("the test changed %s: %q, was %q", path, state, before[path])
@@ -35,11 +35,11 @@ func leaveSystemAlone(t *testing.T) {
 	})
 }
 
-func systemState(t *testing.T) map[string]string {
+func systemState(t *testing.T, h *host) map[string]string {
 	t.Helper()
 	state := make(map[string]string)
 	for _, root := range systemPaths {
-		err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		err := filepath.WalkDir(h.path(root), func(path string, entry fs.DirEntry, err error) error {
 			if os.IsNotExist(err) {
 				return nil
 			}
