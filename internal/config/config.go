@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -232,10 +233,24 @@ func (a Authority) check() error {
 	if p.URL == "" {
 		return errors.New("authority.puppetserver.url: must be set: the Puppet Server that has the CA, such as https://puppet.example.com:8140")
 	}
+	if _, err := ParseURL(p.URL); err != nil {
+		return fmt.Errorf("authority.puppetserver.url: %w", err)
+	}
 	if (p.Certificate == "") != (p.Key == "") {
 		return errors.New("authority.puppetserver: certificate and key belong together")
 	}
 	return nil
+}
+
+// ParseURL reads authority.puppetserver.url. A port has to be there, as
+// without one it would be 443, where no Puppet Server listens.
+func ParseURL(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.Port() == "" || u.User != nil ||
+		(u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.Fragment != "" {
+		return nil, fmt.Errorf("%q: must be https://HOST:PORT and no more, such as https://puppet.example.com:8140", s)
+	}
+	return u, nil
 }
 
 func (c *Config) checkListen() error {

@@ -2,9 +2,7 @@ package daemon
 
 import (
 	"context"
-	"fmt"
-	"os/exec"
-	"strings"
+	"slices"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -25,64 +23,63 @@ func (d *daemon) authority(ctx context.Context) (ca.Authority, error) {
 		d.closers = append(d.closers, authority.Close)
 		return authority, nil
 	}
-	server, err := fromPuppet(ctx, *d.config.Authority.PuppetServer)
-	if err != nil {
-		return nil, err
-	}
 	pending, err := d.store.Pending(ctx, "", 1)
 	if err != nil {
 		return nil, err
 	}
-	authority, err := puppetserver.New(puppetserver.Options{
-		URL: server.URL, Certificate: server.Certificate, Key: server.Key, CA: server.CA, TTL: d.config.Issue.TTL, Log: d.log,
-		Interrupted: len(pending) > 0,
+	set := *d.config.Authority.PuppetServer
+	authority, err := openPuppetServer(ctx, set, puppetserver.Options{
+		TTL: d.config.Issue.TTL, Log: d.log, Interrupted: len(pending) > 0,
 	})
 	if err != nil {
 		return nil, err
 	}
 	d.closers = append(d.closers, authority.Close)
-	d.wg.Go(func() { d.checkServer(ctx, authority, server.URL) })
+	d.wg.Go(func() { d.checkServer(ctx, authority, set.URL) })
 	return authority, nil
 }
 
-// checkServer says in the log what the server lacks. It does not hold up the
-// start: a server that is down now is asked again when it is needed.
-func (d *daemon) checkServer(ctx context.Context, authority *puppetserver.Authority, url string) {
-	version, problems := authority.Probe(ctx)
-	if ctx.Err() != nil {
-		return
-	}
-	log := d.log.WithFields(logrus.Fields{"url": url, "version": version})
-	for _, problem := range problems {
-		log.WithError(problem).Error("the authority is not ready")
-	}
-	if len(problems) == 0 {
-		log.Info("the authority is ready")
-	}
-}
-
-// fromPuppet fills in the files that are not set: those of Puppet Server on this host.
-func fromPuppet(ctx context.Context, p config.PuppetServer) (config.PuppetServer, error) {
-	for setting, file := range map[string]*string{"hostcert": &p.Certificate, "hostprivkey": &p.Key, "localcacert": &p.CA} {
-		if *file != "" {
-			continue
-		}
-		path, err := puppetSetting(ctx, setting)
-		if err != nil {
-			return p, fmt.Errorf("authority.puppetserver: certificate, key and ca are not all set, and Puppet on this host was asked in vain: %w", err)
-		}
-		*file = path
-	}
-	return p, nil
-}
-
-func puppetSetting(ctx context.Context, setting string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	args := []string{"config", "print", setting, "--section", "server"}
-	out, err := exec.CommandContext(ctx, "puppet", args...).Output()
+// openPuppetServer fills in what is not set and opens the authority.
+func openPuppetServer(ctx context.Context, set config.PuppetServer, o puppetserver.Options) (*puppetserver.Authority, error) {
+	p, err := fromPuppet(ctx, set)
 	if err != nil {
-		return "", fmt.Errorf("puppet %s: %w", strings.Join(args, " "), err)
+		return nil, err
 	}
-	return strings.TrimSpace(string(out)), nil
+	o.URL, o.Certificate, o.Key, o.CA = p.URL, p.Certificate, p.Key, p.CA
+	authority, err := puppetserver.New(o)
+	return authority, foundBy(set, err)
+}
+
+// recheck is how long what was found at the start is left alone.
+const recheck = 30 * time.Second
+
+// checkServer says in the log what the server lacks, again when that changes,
+// until it lacks nothing. It does not hold up the start: a server that is down
+// now is asked again when it is needed.
+func (d *daemon) checkServer(ctx context.Context, authority *puppetserver.Authority, url string) {
+	var said []string
+	for {
+		version, problems := authority.Probe(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		log := d.log.WithFields(logrus.Fields{"url": url, "version": version})
+		if len(problems) == 0 {
+			log.Info("the authority is ready")
+			return
+		}
+		var found []string
+		for _, problem := range problems {
+			found = append(found, problem.Error())
+			if !slices.Contains(said, problem.Error()) {
+				log.WithError(problem).Error("the authority is not ready")
+			}
+		}
+		said = found
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(recheck):
+		}
+	}
 }

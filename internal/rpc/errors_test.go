@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sirupsen/logrus"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -167,6 +170,29 @@ func TestEveryRowOfTheTable(t *testing.T) {
 	}
 	if len(provoke) != len(table) {
 		t.Errorf("%d reasons are provoked, the table has %d", len(provoke), len(table))
+	}
+}
+
+// A busy name says when to come back, in the form that clients of other languages read.
+func TestBusyHasARetryDelay(t *testing.T) {
+	r := newRig(t)
+	delay := func(cause error) (found []time.Duration) {
+		t.Helper()
+		err := signError(cause)(t, r)
+		expect(t, err, codes.Unavailable, "UNAVAILABLE")
+		for _, d := range status.Convert(err).Details() {
+			if info, ok := d.(*errdetails.RetryInfo); ok {
+				found = append(found, info.GetRetryDelay().AsDuration())
+			}
+		}
+		r.terminate(t, "a.test")
+		return found
+	}
+	if got := delay(&node.BusyError{Reason: "pending", RetryAfter: 5 * time.Second}); !slices.Equal(got, []time.Duration{5 * time.Second}) {
+		t.Errorf("retry after %v, want 5s, once", got)
+	}
+	if got := delay(node.ErrUnavailable); got != nil {
+		t.Errorf("retry after %v, where nobody knows when", got)
 	}
 }
 

@@ -84,7 +84,6 @@ type Authority struct {
 	revoking chan struct{} // holds one while nobody revokes; guards the rest
 	batch    int           // how many names the next batch has at most
 	lost     time.Time     // when the answer to a revocation was lost; zero: none
-	singly   bool          // the server has no /clean
 	poison   map[node.Serial]bool
 }
 
@@ -118,6 +117,9 @@ func New(o Options) (*Authority, error) {
 	a.revoking <- struct{}{}
 	return a, nil
 }
+
+// Client returns the certname by which the server knows us.
+func (a *Authority) Client() string { return a.credentials.name() }
 
 // Close closes idle connections.
 func (a *Authority) Close() error {

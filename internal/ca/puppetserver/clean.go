@@ -41,7 +41,7 @@ func (r *revocation) clean(ctx context.Context) error {
 // that it can't revoke, before it has revoked any; so a failed one is cut in halves.
 func (r *revocation) cleanBatch(ctx context.Context, names []node.Certname) error {
 	a := r.a
-	if a.singly {
+	if r.singly {
 		return r.cleanSingly(ctx, names)
 	}
 	c := call{
@@ -62,11 +62,12 @@ func (r *revocation) cleanBatch(ctx context.Context, names []node.Certname) erro
 		a.adapt(len(names), time.Since(begin))
 		return nil
 	case got.code == http.StatusNotFound || got.code == http.StatusMethodNotAllowed:
+		// For this once: a server that is just starting answers so, too.
 		a.opts.Log.Warn("the server has no /clean, which came with Puppet Server 6.14: revoking one by one")
-		a.singly = true
+		r.singly = true
 		return r.cleanSingly(ctx, names)
 	case got.code != http.StatusInternalServerError:
-		return errors.Join(node.ErrUnavailable, got.check(c))
+		return fmt.Errorf("%w: %w", node.ErrUnavailable, got.check(c))
 	case len(names) > 1:
 		half := len(names) / 2
 		if err := r.cleanBatch(ctx, names[:half]); err != nil {

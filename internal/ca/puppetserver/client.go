@@ -54,7 +54,7 @@ func (a *Authority) do(ctx context.Context, c call) (answer, error) {
 	case a.slots <- struct{}{}:
 		defer func() { <-a.slots }()
 	case <-ctx.Done():
-		return answer{}, unreachable(ctx, fmt.Errorf("%s %s: not sent", c.method, c.path))
+		return answer{}, unreachable(ctx, fmt.Errorf("%s %s: not sent, as too many calls are under way", c.method, c.path))
 	}
 	transport, err := a.credentials.current()
 	if err != nil {
@@ -78,7 +78,7 @@ func (a *Authority) do(ctx context.Context, c call) (answer, error) {
 	begin := time.Now()
 	resp, err := transport.RoundTrip(req) // not http.Client: a redirect would be no answer
 	if err != nil {
-		return answer{}, unreachable(limited, fmt.Errorf("%s %s: %w", c.method, c.path, err))
+		return answer{}, unreachable(limited, fmt.Errorf("%s %s://%s%s: %w", c.method, a.base.Scheme, a.base.Host, c.path, a.explain(err)))
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
@@ -90,7 +90,7 @@ func (a *Authority) do(ctx context.Context, c call) (answer, error) {
 		got.start = date.Add(-time.Since(begin) - time.Second)
 	}
 	if got.code == http.StatusForbidden {
-		return got, a.forbidden(c)
+		return got, a.forbidden(c, firstLine(body))
 	}
 	return got, nil
 }
@@ -110,7 +110,7 @@ func (got answer) check(c call) error {
 	case got.code/100 == 2:
 		return nil
 	case got.code == http.StatusNotFound:
-		return errGone
+		return fmt.Errorf("%s %s: %w", c.method, c.path, errGone)
 	}
 	err := &statusError{c, got.code, firstLine(got.body)}
 	if got.code >= 500 {

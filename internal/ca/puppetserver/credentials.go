@@ -1,14 +1,15 @@
 package puppetserver
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
+	"os/user"
 	"sync"
 	"time"
 
@@ -70,11 +71,11 @@ func (c *credentials) current() (*http.Transport, error) {
 func (c *credentials) load(s [3]stamp) error {
 	pair, err := tls.LoadX509KeyPair(c.opts.Certificate, c.opts.Key)
 	if err != nil {
-		return fmt.Errorf("client certificate: %w", err)
+		return fmt.Errorf("client certificate %s, key %s: %w%s", c.opts.Certificate, c.opts.Key, err, whoReads(err))
 	}
 	bundle, err := os.ReadFile(c.opts.CA)
 	if err != nil {
-		return fmt.Errorf("CA bundle: %w", err)
+		return fmt.Errorf("CA bundle: %w%s", err, whoReads(err))
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(bundle) {
@@ -94,12 +95,15 @@ func (c *credentials) load(s [3]stamp) error {
 	return nil
 }
 
-// name is the certname by which the server knows us.
-func (c *credentials) name() string {
+// certificate is what the server is shown.
+func (c *credentials) certificate() *x509.Certificate {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.leaf.Subject.CommonName
+	return c.leaf
 }
+
+// name is the certname by which the server knows us.
+func (c *credentials) name() string { return c.certificate().Subject.CommonName }
 
 func (c *credentials) close() {
 	c.mu.Lock()
@@ -107,13 +111,14 @@ func (c *credentials) close() {
 	c.transport.CloseIdleConnections()
 }
 
-// unreachable is the error of a call that has no answer.
-func unreachable(ctx context.Context, err error) error {
-	if alert := (tls.AlertError)(0); errors.As(err, &alert) {
-		err = fmt.Errorf("%w (the server refuses the client certificate: is it revoked, or of another CA?)", err)
+// whoReads says who may not read a file, as that is seldom who asks.
+func whoReads(err error) string {
+	if !errors.Is(err, fs.ErrPermission) {
+		return ""
 	}
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
-		err = fmt.Errorf("%w: %w", cause, err)
+	name := fmt.Sprintf("uid %d", os.Geteuid())
+	if u, err := user.Current(); err == nil {
+		name = fmt.Sprintf("%s (uid %s)", u.Username, u.Uid)
 	}
-	return fmt.Errorf("%w: %w", node.ErrUnavailable, err)
+	return ": espm runs as " + name
 }

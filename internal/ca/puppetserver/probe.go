@@ -55,20 +55,23 @@ func (a *Authority) version(ctx context.Context) (string, error) {
 		return "", err
 	}
 	// 503: a service that is still starting; the body is the same.
+	if got.code == http.StatusNotFound {
+		return "", fmt.Errorf("%w: %s has no %s: does Puppet Server still start there, or something else listen?", node.ErrUnavailable, a.base.Host, c.path)
+	}
 	if got.code != http.StatusServiceUnavailable {
 		if err := got.check(c); err != nil {
-			return "", errors.Join(node.ErrUnavailable, err)
+			return "", fmt.Errorf("%w: %w", node.ErrUnavailable, err)
 		}
 	}
 	var services map[string]struct {
 		Version string `json:"service_version"`
 	}
 	if err := json.Unmarshal(got.body, &services); err != nil {
-		return "", fmt.Errorf("%w: %s: %w", node.ErrUnavailable, c.path, err)
+		return "", fmt.Errorf("%w: what answers at %s is no Puppet Server: %s: %w", node.ErrUnavailable, a.base.Host, c.path, err)
 	}
 	service, ok := services["ca"]
 	if !ok {
-		return "", fmt.Errorf("%w: %s runs no CA service", node.ErrUnavailable, a.base.Host)
+		return "", fmt.Errorf("%w: the server at %s runs no CA service: the URL must be that of the CA's", node.ErrUnavailable, a.base.Host)
 	}
 	return service.Version, nil
 }

@@ -18,11 +18,11 @@ import (
 func TestNewSaysWhatIsWrong(t *testing.T) {
 	s := newStub(t)
 	for want, change := range map[string]func(*Options){
-		"must be https://":     func(o *Options) { o.URL = "http://puppet.test:8140" },
-		"and no more":          func(o *Options) { o.URL += "/puppet-ca" },
-		"client certificate: ": func(o *Options) { o.Key = o.Certificate },
-		"CA bundle: ":          func(o *Options) { o.CA += ".gone" },
-		"no certificate":       func(o *Options) { o.CA = o.Key },
+		"must be https://":    func(o *Options) { o.URL = "http://puppet.test:8140" },
+		"and no more":         func(o *Options) { o.URL += "/puppet-ca" },
+		"client certificate ": func(o *Options) { o.Key = o.Certificate },
+		"CA bundle: ":         func(o *Options) { o.CA += ".gone" },
+		"no certificate":      func(o *Options) { o.CA = o.Key },
 	} {
 		o := s.options
 		change(&o)

@@ -110,7 +110,7 @@ func (a *Authority) listed(ctx context.Context, serials ...node.Serial) (number 
 	}
 	crl, err := t.crl()
 	if err != nil {
-		return "", nil, errors.Join(node.ErrUnavailable, err)
+		return "", nil, fmt.Errorf("%w: %w", node.ErrUnavailable, err)
 	}
 	bytes := make(map[string]node.Serial, len(serials))
 	for _, s := range serials {
@@ -151,6 +151,7 @@ type revocation struct {
 	alone  []node.Certname // to clean one by one: they failed before
 	failed map[node.Certname]error
 	worked bool // the server cleaned something
+	singly bool // the server has no /clean
 }
 
 // plan asks what stands under each name and decides what to clean: names whose

@@ -38,20 +38,33 @@ func (r rule) text(client string) string {
 // ForbiddenError is a 403; errors.Is(err, node.ErrUnavailable) holds, as it
 // goes away when the rule is there.
 type ForbiddenError struct {
+	Server string // its host and port
 	Call   string // such as "PUT /puppet-ca/v1/clean"
 	Client string // the certname that was refused
-	Rule   string // what to add to auth.conf
+	Rule   string // what to add to auth.conf; "": no rule of espm's
+	Said   string // the server's words
+	Unseen string // the client certificate's file, where the CA did not issue it, so that no rule helps
 }
 
 func (e *ForbiddenError) Error() string {
-	return fmt.Sprintf("Puppet Server forbids %q to %s: add to the rules in auth.conf: %s", e.Client, e.Call, e.Rule)
+	switch {
+	case e.Unseen != "":
+		return fmt.Sprintf("Puppet Server %s forbids %s, as the CA did not issue the client certificate %s (%s): set certificate and key in authority.puppetserver to one that it did",
+			e.Server, e.Call, e.Unseen, e.Client)
+	case e.Rule == "":
+		return fmt.Sprintf("Puppet Server %s forbids %q to %s: %s", e.Server, e.Client, e.Call, e.Said)
+	}
+	return fmt.Sprintf("Puppet Server %s forbids %q to %s: add to the rules in auth.conf: %s", e.Server, e.Client, e.Call, e.Rule)
 }
 
 // Is reports whether target is node.ErrUnavailable.
 func (e *ForbiddenError) Is(target error) bool { return target == node.ErrUnavailable }
 
-func (a *Authority) forbidden(c call) error {
-	e := &ForbiddenError{Call: c.method + " " + c.path, Client: a.credentials.name()}
+func (a *Authority) forbidden(c call, said string) error {
+	e := &ForbiddenError{Server: a.base.Host, Call: c.method + " " + c.path, Client: a.credentials.name(), Said: said}
+	if a.unseen() {
+		e.Unseen = a.opts.Certificate
+	}
 	for _, r := range rules {
 		if strings.HasPrefix(c.path, r.path) {
 			e.Rule = r.text(e.Client)

@@ -123,7 +123,7 @@ func (a *Authority) sign(ctx context.Context, r ca.Request) (*x509.Certificate, 
 	if err != nil {
 		return nil, err
 	}
-	return cert, wanted.Check(cert)
+	return cert, a.accept(wanted, ttl, cert)
 }
 
 // unrevoked makes sure that a certificate of our key, which is there already,

@@ -18,7 +18,7 @@ import (
 )
 
 // stub answers GETs of the chain and the CRL as Puppet Server does, out of a
-// CA directory, and /clean with what a test sets. What the server does with the rest of
+// CA directory, and the rest with what a test sets. What the server does with the rest of
 // its API is for test/e2e, on the real one.
 type stub struct {
 	directory *directory.Authority
@@ -29,6 +29,8 @@ type stub struct {
 	down  bool
 	now   time.Time // of both sides
 	mtime time.Time // of the CRL's file
+
+	names http.HandlerFunc // answers the rest of the API; nil: 404. It holds mu
 }
 
 func newStub(t *testing.T) *stub {
@@ -119,6 +121,8 @@ func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write(trust.CRLsPEM)
 	case r.URL.Path == crlPath:
 		w.WriteHeader(http.StatusNotModified)
+	case s.names != nil:
+		s.names(w, r)
 	default:
 		http.NotFound(w, r)
 	}

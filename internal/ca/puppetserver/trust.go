@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"net/http"
 	"sync"
@@ -126,7 +125,7 @@ func (a *Authority) fetchCRL(ctx context.Context, t *trust) error {
 		return nil
 	}
 	if err := got.check(c); err != nil {
-		return errors.Join(node.ErrUnavailable, err)
+		return fmt.Errorf("%w: %w", node.ErrUnavailable, err)
 	}
 	if block, _ := pem.Decode(got.body); block == nil || block.Type != "X509 CRL" {
 		return fmt.Errorf("%w: %s is no CRL", node.ErrUnavailable, crlPath)
