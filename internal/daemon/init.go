@@ -11,6 +11,8 @@ import (
 	"strings"
 	"text/template"
 
+	"go.yaml.in/yaml/v3"
+
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/ca/directory"
 	"github.com/espm-project/espm/internal/config"
@@ -22,19 +24,27 @@ import (
 
 // InitOptions say what Init makes.
 type InitOptions struct {
-	Dir          string // "": the system's folders
-	Certname     string // of the Puppet Server
+	Dir      string // "": the system's folders
+	Certname string // of the Puppet Server; with PuppetServer "": the one of this host, or its URL's host
+
+	// The CA that espm makes and owns, unless PuppetServer is set.
 	CAKey        string // "": RSA-4096
 	Intermediate bool
+
+	PuppetServer *config.PuppetServer // a server that keeps its CA; what is "" is found out
+	Unasked      bool                 // don't ask that server whether it lets espm in
 }
 
 // Initialized tells what Init made and what stood already.
 type Initialized struct {
-	Steps  []Step
-	Config string // the configuration file
-	Listen string // where the daemon will listen; "" if Init did not come to its end
-	ENC    string // where espm-enc will ask
-	Store  string // the store's file
+	Steps    []Step
+	Config   string // the configuration file
+	Listen   string // where the daemon will listen; "" if Init did not come to its end
+	ENC      string // where espm-enc will ask
+	Store    string // the store's file
+	Certname string // of the Puppet Server
+
+	PuppetServer *PuppetServer // nil: espm owns the CA
 }
 
 // Step is one thing that Init made or found.
@@ -43,97 +53,168 @@ type Step struct {
 	Stood      bool
 }
 
-var configTemplate = template.Must(template.New("espm.yaml").Parse(`# Configuration of espm. A relative path is relative to this file's folder.
+var configTemplate = template.Must(template.New("espm.yaml").Funcs(template.FuncMap{"yaml": scalar}).Parse(
+	`# Configuration of espm. A relative path is relative to this file's folder.
 store:
   path: {{.Store}}
 listen: unix://{{.Run}}/espm.sock
 enc:
   socket: {{.Run}}/enc.sock
   # Group of Puppet Server's user, which runs espm-enc: it may use the socket and read the store.
-  # group: puppet
+  {{if .Group}}group: {{yaml .Group}}{{else}}# group: puppet{{end}}
   # What to do about nodes that espm does not know: fail, empty (only site.pp applies) or command.
-  unknown_nodes: fail
+  unknown_nodes: {{.Unknown}}
+{{- with .Command}}
+  command: {{yaml .}}
+{{- end}}
 authority:
+{{- with .PuppetServer}}
+  # A Puppet Server that keeps its CA.
+  puppetserver:
+    url: {{yaml .URL}}
+{{- if .Certificate}}
+    certificate: {{yaml .Certificate}}
+    key: {{yaml .Key}}
+{{- else}}
+    # certificate and key: those of Puppet Server on this host.
+{{- end}}
+{{- if .CA}}
+    ca: {{yaml .CA}}
+{{- end}}
+{{- else}}
   directory:
     path: {{.CA}}
     # Further files that get the CRL, such as Puppet Server's hostcrl.
     publish: []
+{{- end}}
 puppet:
   # What provisioned nodes are told to use.
   server: {{.Server}}
-  port: 8140
+  port: {{.Port}}
 # Certificates that are never revoked.
 protected_certnames:
-  - {{.Server}}
+{{- range .Protected}}
+  - {{.}}
+{{- end}}
 `))
 
-type layout struct{ Config, Store, CA, Run, Server string }
-
-func (o InitOptions) layout() layout {
-	if o.Dir == "" {
-		return layout{config.DefaultFile, "/var/lib/espm/espm.db", "/var/lib/espm/ca", "/run/espm", o.Certname}
-	}
-	return layout{filepath.Join(o.Dir, "espm.yaml"), "espm.db", "ca", "run", o.Certname}
+// scalar writes a string as YAML.
+func scalar(s string) (string, error) {
+	b, err := yaml.Marshal(s)
+	return strings.TrimSpace(string(b)), err
 }
 
-// Init makes a configuration, the folders that it names, an empty store and
-// a new CA. What stands already is kept: a second call completes what the first did not.
-func Init(o InitOptions) (Initialized, error) {
-	if _, err := node.ParseCertname(o.Certname); err != nil {
-		return Initialized{}, err
+// layout is what the configuration is made of.
+type layout struct {
+	Config, Store, CA, Run string
+	site
+}
+
+func (o InitOptions) layout() layout {
+	l := layout{config.DefaultFile, "/var/lib/espm/espm.db", "/var/lib/espm/ca", "/run/espm", site{}}
+	if o.Dir != "" {
+		l = layout{filepath.Join(o.Dir, "espm.yaml"), "espm.db", "ca", "run", site{}}
 	}
-	allowed := append(slices.Clone(ca.KeyAlgorithms()), directory.CAKeyECP384, "")
-	if !slices.Contains(allowed, ca.KeyAlgorithm(o.CAKey)) {
-		return Initialized{}, fmt.Errorf("--ca-key: rsa-4096, rsa-3072, rsa-2048, ec-p256 or ec-p384, is %q", o.CAKey)
-	}
-	l := o.layout()
 	if abs, err := filepath.Abs(l.Config); err == nil {
 		l.Config = abs
 	}
+	return l
+}
+
+// Init makes a configuration, the folders that it names, an empty store and,
+// unless a Puppet Server has one, a new CA. What stands already is kept: a second call
+// completes what the first did not. A Puppet Server that does not answer, or
+// not to this client, is an error before anything is made; one that lacks rules for it is not.
+func Init(ctx context.Context, o InitOptions) (Initialized, error) {
+	if err := o.check(); err != nil {
+		return Initialized{}, err
+	}
+	l := o.layout()
 	done := Initialized{Config: l.Config}
 	stood := exists(l.Config)
 	if !stood {
-		var b bytes.Buffer
-		if err := configTemplate.Execute(&b, l); err != nil {
-			return done, err
+		var err error
+		if l.site, err = o.site(ctx); err != nil {
+			return Initialized{}, err
 		}
-		if err := os.MkdirAll(filepath.Dir(l.Config), 0o755); err != nil {
-			return done, err
+		if done.PuppetServer, err = o.ask(ctx, l.site); err != nil {
+			return Initialized{}, err
 		}
-		if err := durable.OS.WriteFile(l.Config, b.Bytes(), 0o644); err != nil {
+		if err := writeConfig(l); err != nil {
 			return done, err
 		}
 	}
-	done.Steps = append(done.Steps, Step{"configuration", l.Config, stood})
 	// From here on what the file says counts, also if it stood already.
 	c, err := config.Load(l.Config)
 	if err != nil && !stood { // such as a --dir too long for a socket's path: leave nothing to stumble over
 		return Initialized{}, errors.Join(err, os.Remove(l.Config))
 	}
+	done.Steps = append(done.Steps, Step{"configuration", l.Config, stood})
 	if err != nil {
 		return done, err
 	}
-	steps := []func() (Step, error){func() (Step, error) { return initStore(c) }}
+	if o.PuppetServer != nil && c.Authority.PuppetServer == nil {
+		return done, fmt.Errorf("%s has authority.directory, where espm is the CA: remove the file, or take another --dir; nothing was changed", l.Config)
+	}
+	if set := c.Authority.PuppetServer; stood && set != nil {
+		filled, err := fromPuppet(ctx, *set)
+		if err == nil {
+			done.PuppetServer, err = o.ask(ctx, site{PuppetServer: set, asked: filled})
+		}
+		if err != nil {
+			return done, err
+		}
+	}
+	return done, o.make(ctx, c, &done)
+}
+
+func (o InitOptions) check() error {
+	if o.Certname != "" || o.PuppetServer == nil {
+		if _, err := node.ParseCertname(o.Certname); err != nil {
+			return err
+		}
+	}
+	allowed := append(slices.Clone(ca.KeyAlgorithms()), directory.CAKeyECP384, "")
+	if !slices.Contains(allowed, ca.KeyAlgorithm(o.CAKey)) {
+		return fmt.Errorf("--ca-key: rsa-4096, rsa-3072, rsa-2048, ec-p256 or ec-p384, is %q", o.CAKey)
+	}
+	return nil
+}
+
+func writeConfig(l layout) error {
+	var b bytes.Buffer
+	if err := configTemplate.Execute(&b, l); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(l.Config), 0o755); err != nil {
+		return err
+	}
+	return durable.OS.WriteFile(l.Config, b.Bytes(), 0o644)
+}
+
+// make makes what the configuration names.
+func (o InitOptions) make(ctx context.Context, c config.Config, done *Initialized) error {
+	steps := []func() (Step, error){func() (Step, error) { return initStore(ctx, c) }}
 	if c.Authority.Directory != nil { // else Puppet Server has the CA
 		steps = append(steps, func() (Step, error) { return initCA(c, o) })
 	}
 	for _, make := range steps {
 		step, err := make()
 		if err != nil {
-			return done, err
+			return err
 		}
 		done.Steps = append(done.Steps, step)
 	}
 	for _, socket := range []string{strings.TrimPrefix(c.Listen, "unix://"), c.ENC.Socket} {
 		if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
-			return done, err
+			return err
 		}
 	}
-	done.Listen, done.ENC, done.Store = c.Listen, c.ENC.Socket, c.Store.Path
-	return done, nil
+	done.Listen, done.ENC, done.Store, done.Certname = c.Listen, c.ENC.Socket, c.Store.Path, c.Puppet.Server
+	return nil
 }
 
-func initStore(c config.Config) (Step, error) {
+func initStore(ctx context.Context, c config.Config) (Step, error) {
 	step := Step{"store", c.Store.Path, exists(c.Store.Path)}
 	if step.Stood {
 		return step, nil
@@ -145,9 +226,9 @@ func initStore(c config.Config) (Step, error) {
 	if err != nil {
 		return step, err
 	}
-	s, err := store.New(context.Background(), engine)
+	s, err := store.New(ctx, engine)
 	if err == nil {
-		err = s.SetENC(context.Background(), encSettings(c))
+		err = s.SetENC(ctx, encSettings(c))
 	}
 	return step, errors.Join(err, engine.Close())
 }

@@ -52,7 +52,7 @@ func trial(t *testing.T) (string, config.Config) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	made, err := Init(InitOptions{Dir: dir, Certname: "puppet.test", CAKey: "ec-p256"})
+	made, err := Init(t.Context(), InitOptions{Dir: dir, Certname: "puppet.test", CAKey: "ec-p256"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,162 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/espm-project/espm/internal/ca/puppetserver"
+	"github.com/espm-project/espm/internal/config"
+	"github.com/espm-project/espm/internal/enc"
+	"github.com/espm-project/espm/internal/node"
+)
+
+// site is what a configuration says of the Puppet Server beside espm.
+type site struct {
+	Server    string // what nodes are told to use
+	Port      int
+	Protected []string
+	Group     string // of the server's user; "": none that this user may give a file
+	Unknown   string // enc.unknown_nodes and enc.command
+	Command   string
+
+	PuppetServer *config.PuppetServer // what to write of it; nil: espm owns the CA
+	asked        config.PuppetServer  // the same, with the files that were found
+	puppetConf   string               // the server's puppet.conf; "": not known
+}
+
+// PuppetServer is what a server that keeps its CA said of itself.
+type PuppetServer struct {
+	URL        string
+	Version    string   // of its CA service; "": it was not asked, or may not say
+	Client     string   // the certname that it knows espm by; "": it was not asked
+	Rules      []string // what is missing in its auth.conf
+	PuppetConf string   // its puppet.conf; "": not known
+}
+
+// asks bounds the questions to a server.
+const asks = time.Minute
+
+// site finds out what a new configuration says.
+func (o InitOptions) site(ctx context.Context) (site, error) {
+	if o.PuppetServer == nil {
+		return site{Server: o.Certname, Port: 8140, Protected: []string{o.Certname}, Unknown: enc.Fail}, nil
+	}
+	set := *o.PuppetServer
+	for _, file := range []*string{&set.Certificate, &set.Key, &set.CA} {
+		if *file != "" { // else it would be relative to the configuration's folder
+			abs, err := filepath.Abs(*file)
+			if err != nil {
+				return site{}, err
+			}
+			*file = abs
+		}
+	}
+	var settings map[string]string
+	if set.URL == "" || set.Certificate == "" || set.CA == "" {
+		var err error
+		settings, err = puppetSettings(ctx, append(slices.Clone(identity), "certname", "serverport", "ca_server", "ca_port", "cacert", "config",
+			"group", "node_terminus", "external_nodes")...)
+		if err != nil {
+			return site{}, fmt.Errorf("%w; run init as root on Puppet Server's host; elsewhere give --url, --certificate, --key and --ca", err)
+		}
+		if set.URL == "" {
+			set.URL = caURL(settings)
+		}
+	}
+	base, err := config.ParseURL(set.URL)
+	if err != nil {
+		return site{}, fmt.Errorf("--url: %w", err)
+	}
+	s := site{PuppetServer: &set, asked: withIdentity(set, settings), puppetConf: settings["config"]}
+	s.Unknown, s.Command = classifier(settings)
+	s.Group = usableGroup(cmp.Or(settings["group"], "puppet"))
+	s.Server = cmp.Or(o.Certname, settings["certname"], base.Hostname())
+	if err := node.CheckDNSName("--certname", s.Server); err != nil {
+		return site{}, err
+	}
+	s.Port, err = strconv.Atoi(cmp.Or(settings["serverport"], base.Port(), "8140"))
+	if err != nil {
+		return site{}, fmt.Errorf("serverport: %w", err)
+	}
+	s.Protected = []string{s.Server}
+	host := base.Hostname()
+	if _, err := node.ParseCertname(host); err == nil && host != s.Server && node.CheckDNSName("", host) == nil {
+		s.Protected = append(s.Protected, host) // the CA's host, where the two are not one
+	}
+	return s, nil
+}
+
+// caURL returns where the CA is that Puppet on this host uses. Where the CA's
+// files are here it is this host by its certname, as ca_server may be a name of agents only.
+func caURL(settings map[string]string) string {
+	host := settings["ca_server"]
+	if exists(settings["cacert"]) {
+		host = settings["certname"]
+	}
+	return "https://" + net.JoinHostPort(host, settings["ca_port"])
+}
+
+// classifier returns what to do about nodes that espm does not know, so that
+// nothing changes for those that the server has: an ENC that it has goes on
+// answering, and without one site.pp applies.
+func classifier(settings map[string]string) (unknown, command string) {
+	words := strings.Fields(settings["external_nodes"])
+	if settings["node_terminus"] == "exec" && len(words) > 0 && filepath.IsAbs(words[0]) && filepath.Base(words[0]) != "espm-enc" {
+		return enc.Command, strings.Join(words, " ")
+	}
+	return enc.Blank, ""
+}
+
+// usableGroup returns the group if it exists and this user may give it files.
+func usableGroup(name string) string {
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return ""
+	}
+	mine, err := os.Getgroups()
+	id, convErr := strconv.Atoi(g.Gid)
+	if os.Geteuid() != 0 && (errors.Join(err, convErr) != nil || !slices.Contains(append(mine, os.Getegid()), id)) {
+		return ""
+	}
+	return name
+}
+
+// ask asks the server what Init has to know. Missing rules are for the
+// operator to add; anything else that is wrong is an error.
+func (o InitOptions) ask(ctx context.Context, s site) (*PuppetServer, error) {
+	if s.PuppetServer == nil {
+		return nil, nil
+	}
+	about := &PuppetServer{URL: s.PuppetServer.URL, PuppetConf: s.puppetConf}
+	authority, err := openPuppetServer(ctx, s.asked, puppetserver.Options{})
+	if err != nil {
+		return nil, foundBy(*s.PuppetServer, err)
+	}
+	defer authority.Close()
+	if o.Unasked {
+		return about, nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, asks, fmt.Errorf("no answer within %v", asks))
+	defer cancel()
+	var problems []error
+	about.Version, problems = authority.Probe(ctx)
+	about.Client = authority.Client()
+	for _, problem := range problems {
+		forbidden, ok := errors.AsType[*puppetserver.ForbiddenError](problem)
+		if !ok || forbidden.Rule == "" || forbidden.Unseen != "" {
+			return nil, fmt.Errorf("%w; --no-check goes on without asking the server", problem)
+		}
+		about.Rules = append(about.Rules, forbidden.Rule)
+	}
+	return about, nil
+}
