@@ -67,6 +67,7 @@ func testOwnCA(t *testing.T, h *host) {
 	t.Run("daemon killed", s.daemonKilled)
 	t.Run("terminated", s.terminated)
 	t.Run("same name again", s.sameNameAgain)
+	t.Run("autosigning", s.autosigning)
 	t.Run("late terminate", s.lateTerminate)
 	t.Run("late revocation", s.lateRevocation)
 	t.Run("server down and back", s.serverDownAndBack)
