@@ -13,7 +13,7 @@ import (
 )
 
 func (a *app) certCmd() *cobra.Command {
-	return noun("cert", "Show the certificates that were issued", a.certListCmd(), a.certShowCmd())
+	return noun("cert", "Show and import certificates", a.certListCmd(), a.certShowCmd(), a.certImportCmd())
 }
 
 func (a *app) certListCmd() *cobra.Command {
@@ -86,6 +86,9 @@ func certTable(w io.Writer, c *espmv1.Certificate) {
 	fmt.Fprintf(w, "serial\t%s\ncertname\t%s\nuid\t%s\nstate\t%s\n", c.GetSerial(), c.GetCertname(), c.GetUid(), word(c.GetState(), "CERTIFICATE_STATE_"))
 	fmt.Fprintf(w, "valid from\t%s\nvalid until\t%s\nSHA-256\t%s\nDNS names\t%s\nextensions\t%s\n", when(c.GetNotBeforeTime()), when(c.GetNotAfterTime()),
 		c.GetFingerprint(), strings.Join(c.GetDnsAltNames(), ", "), labelLine(c.GetExtensions()))
+	if c.GetImportTime() != nil {
+		fmt.Fprintf(w, "imported\t%s\n", when(c.GetImportTime()))
+	}
 	if c.GetRevocation() != nil {
 		fmt.Fprintf(w, "revocation\t%s\n", revocationLine(c.GetRevocation()))
 	}

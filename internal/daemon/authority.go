@@ -11,10 +11,17 @@ import (
 	"github.com/espm-project/espm/internal/ca/directory"
 	"github.com/espm-project/espm/internal/ca/puppetserver"
 	"github.com/espm-project/espm/internal/config"
+	"github.com/espm-project/espm/internal/registry"
 )
 
-// authority opens what signs and revokes.
-func (d *daemon) authority(ctx context.Context) (ca.Authority, error) {
+// authority is what signs and revokes, and tells what it has signed.
+type authority interface {
+	ca.Authority
+	registry.Signed
+}
+
+// authority opens the authority that the configuration names.
+func (d *daemon) authority(ctx context.Context) (authority, error) {
 	if dir := d.config.Authority.Directory; dir != nil {
 		authority, err := directory.Open(dir.Path, directory.Options{Publish: dir.Publish, TTL: d.config.Issue.TTL, Log: d.log})
 		if err != nil {

@@ -161,6 +161,7 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 	d.registry = registry.New(registry.Options{
 		Store:       d.store,
 		Authority:   authority,
+		Signed:      authority,
 		Keys:        pool,
 		Revocations: queue,
 		Puppet:      bootstrap.Server{Name: d.config.Puppet.Server, Port: d.config.Puppet.Port},

@@ -22,7 +22,7 @@ func (s Serial) Int() (*big.Int, bool) {
 	return n, true
 }
 
-// Certificate is what espm keeps of a certificate that it issued.
+// Certificate is what espm keeps of a certificate that it issued, or adopted by an import.
 type Certificate struct {
 	Serial     Serial    `json:"serial"`
 	Certname   Certname  `json:"certname"`
@@ -33,6 +33,7 @@ type Certificate struct {
 	RequestID  string    `json:"request_id,omitempty"` // of the call that it was issued for
 	Revocation string    `json:"revocation,omitempty"` // id of its Revocation, once one was asked for
 	Receipt    *Receipt  `json:"receipt,omitempty"`    // once the revocation took effect
+	ImportedAt time.Time `json:"imported_at,omitzero"` // when it was adopted; zero: espm issued it
 
 	Revision int64 `json:"-"`
 }

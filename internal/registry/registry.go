@@ -17,6 +17,12 @@
 // goes with it. A crash between 3 and 4 leaves a provisioned node whose caller has no
 // answer: a retry with the same request id revokes that certificate and issues another.
 //
+// # Importing
+//
+// A certificate that the authority signed for others is adopted in one commit,
+// with its registration; see Import. Nothing is revoked, so there is nothing to settle.
+// Once adopted it is a certificate like any other: a terminate revokes it.
+//
 // # Terminating
 //
 //	1  one commit: the node is out, its tombstone and the order to revoke are in
@@ -62,10 +68,11 @@ type Revocations interface {
 	Wait(ctx context.Context, revs []node.Revocation) ([]node.Revocation, error)
 }
 
-// Options are a Registry's parts and settings. All but Protected are required.
+// Options are a Registry's parts and settings. All but Protected are required, Signed for Import alone.
 type Options struct {
 	Store       *store.Store
 	Authority   ca.Authority
+	Signed      Signed // the same authority
 	Keys        Keys
 	Revocations Revocations
 	Puppet      bootstrap.Server

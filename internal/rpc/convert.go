@@ -269,6 +269,7 @@ func toCertificate(c node.Certificate, now time.Time) (*espmv1.Certificate, erro
 		DnsAltNames:    cert.DNSNames,
 		Extensions:     exts,
 		CertificatePem: []byte(c.PEM),
+		ImportTime:     toTime(c.ImportedAt),
 	}, nil
 }
 

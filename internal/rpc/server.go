@@ -60,7 +60,7 @@ type edge struct {
 }
 
 // errStopping ends a stream, which would else hold up the server's stop.
-var errStopping = fmt.Errorf("%w: espm stops; go on from the last revision seen when it is back", node.ErrUnavailable)
+var errStopping = fmt.Errorf("%w: espm stops; ask again when it is back, a watch from the last revision seen", node.ErrUnavailable)
 
 func (e edge) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
 	defer e.finish(info.FullMethod, &err)

@@ -57,7 +57,7 @@ type rig struct {
 
 // faulty is an authority whose calls a test can fail, hold up or blow up.
 type faulty struct {
-	ca.Authority
+	*directory.Authority
 	onSign  atomic.Pointer[func(context.Context) error]
 	onTrust atomic.Pointer[func() error]
 }
@@ -127,7 +127,7 @@ func (r *rig) serve(t *testing.T) {
 	silent.SetOutput(io.Discard)
 	queue := revoke.New(r.store, r.authority, time.Now, silent)
 	reg := registry.New(registry.Options{
-		Store: r.store, Authority: r.authority, Keys: inline{}, Revocations: queue,
+		Store: r.store, Authority: r.authority, Signed: r.authority, Keys: inline{}, Revocations: queue,
 		Puppet: bootstrap.Server{Name: "puppet.test", Port: 8140}, Algorithm: ca.ECP256,
 		Protected: []string{"puppet.test"}, Now: time.Now, Log: silent,
 	})

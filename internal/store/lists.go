@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"slices"
 	"time"
 
 	"github.com/espm-project/espm/internal/node"
@@ -207,6 +208,13 @@ func (v View) RevocationsOf(ctx context.Context, name node.Certname, uid node.UI
 
 // PendingOf returns the revocations without a receipt of a certname, all its registrations.
 func (v View) PendingOf(ctx context.Context, name node.Certname) ([]node.Revocation, error) {
+	all, err := v.AllRevocationsOf(ctx, name)
+	return slices.DeleteFunc(all, func(r node.Revocation) bool { return r.Receipt != nil }), err
+}
+
+// AllRevocationsOf returns the revocations of a certname, all its
+// registrations, those with a receipt until they are forgotten.
+func (v View) AllRevocationsOf(ctx context.Context, name node.Certname) ([]node.Revocation, error) {
 	var out []node.Revocation
 	for rec, err := range v.scan(ctx, revocationsOfPrefix(name), "") {
 		if err != nil {
@@ -216,7 +224,7 @@ func (v View) PendingOf(ctx context.Context, name node.Certname) ([]node.Revocat
 		if err != nil {
 			return nil, err
 		}
-		if ok && r.Receipt == nil {
+		if ok { // else forgotten since the index was read
 			out = append(out, r)
 		}
 	}

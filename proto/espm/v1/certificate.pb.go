@@ -137,6 +137,73 @@ func (RevocationState) EnumDescriptor() ([]byte, []int) {
 	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{1}
 }
 
+// ImportOutcome says what became of one certificate in an import.
+type ImportOutcome int32
+
+const (
+	// Never used.
+	ImportOutcome_IMPORT_OUTCOME_UNSPECIFIED ImportOutcome = 0
+	// Adopted; durable.
+	ImportOutcome_IMPORT_OUTCOME_IMPORTED ImportOutcome = 1
+	// It would be adopted, but for validate_only.
+	ImportOutcome_IMPORT_OUTCOME_WOULD_IMPORT ImportOutcome = 2
+	// The node holds it already.
+	ImportOutcome_IMPORT_OUTCOME_ALREADY_IMPORTED ImportOutcome = 3
+	// Left alone: expired, revoked, of another CA, unreadable; a protected name
+	// or one that breaks a rule; the node holds another certificate, or one is being issued
+	// for the name; an earlier registration of the name has a revocation pending.
+	ImportOutcome_IMPORT_OUTCOME_SKIPPED ImportOutcome = 4
+	// The CA has no certificate of that name, which the request gave.
+	ImportOutcome_IMPORT_OUTCOME_NOT_FOUND ImportOutcome = 5
+)
+
+// Enum value maps for ImportOutcome.
+var (
+	ImportOutcome_name = map[int32]string{
+		0: "IMPORT_OUTCOME_UNSPECIFIED",
+		1: "IMPORT_OUTCOME_IMPORTED",
+		2: "IMPORT_OUTCOME_WOULD_IMPORT",
+		3: "IMPORT_OUTCOME_ALREADY_IMPORTED",
+		4: "IMPORT_OUTCOME_SKIPPED",
+		5: "IMPORT_OUTCOME_NOT_FOUND",
+	}
+	ImportOutcome_value = map[string]int32{
+		"IMPORT_OUTCOME_UNSPECIFIED":      0,
+		"IMPORT_OUTCOME_IMPORTED":         1,
+		"IMPORT_OUTCOME_WOULD_IMPORT":     2,
+		"IMPORT_OUTCOME_ALREADY_IMPORTED": 3,
+		"IMPORT_OUTCOME_SKIPPED":          4,
+		"IMPORT_OUTCOME_NOT_FOUND":        5,
+	}
+)
+
+func (x ImportOutcome) Enum() *ImportOutcome {
+	p := new(ImportOutcome)
+	*p = x
+	return p
+}
+
+func (x ImportOutcome) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ImportOutcome) Descriptor() protoreflect.EnumDescriptor {
+	return file_espm_v1_certificate_proto_enumTypes[2].Descriptor()
+}
+
+func (ImportOutcome) Type() protoreflect.EnumType {
+	return &file_espm_v1_certificate_proto_enumTypes[2]
+}
+
+func (x ImportOutcome) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ImportOutcome.Descriptor instead.
+func (ImportOutcome) EnumDescriptor() ([]byte, []int) {
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{2}
+}
+
 // CertificateSpec says what certificate to issue.
 type CertificateSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -305,7 +372,7 @@ func (x *Bundle) GetPuppetConf() string {
 	return ""
 }
 
-// Certificate is a certificate that espm issued.
+// Certificate is a certificate that espm issued or adopted.
 type Certificate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Serial number, hexadecimal.
@@ -329,7 +396,9 @@ type Certificate struct {
 	// The certificate, PEM.
 	CertificatePem []byte `protobuf:"bytes,10,opt,name=certificate_pem,json=certificatePem,proto3" json:"certificate_pem,omitempty"`
 	// Its revocation, once one was ordered.
-	Revocation    *Revocation `protobuf:"bytes,11,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	Revocation *Revocation `protobuf:"bytes,11,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	// When it was adopted by ImportCertificates; unset: espm issued it.
+	ImportTime    *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=import_time,json=importTime,proto3" json:"import_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -437,6 +506,13 @@ func (x *Certificate) GetCertificatePem() []byte {
 func (x *Certificate) GetRevocation() *Revocation {
 	if x != nil {
 		return x.Revocation
+	}
+	return nil
+}
+
+func (x *Certificate) GetImportTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ImportTime
 	}
 	return nil
 }
@@ -1017,6 +1093,225 @@ func (x *ListCertificatesResponse) GetNextPageToken() string {
 	return ""
 }
 
+// ImportCertificatesRequest is the request of ImportCertificates.
+type ImportCertificatesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The names to import, at most 10,000; none: all that the CA has a certificate of.
+	Certnames []string `protobuf:"bytes,1,rep,name=certnames,proto3" json:"certnames,omitempty"`
+	// Groups of the registrations that the import makes. One that was there before keeps its own.
+	Groups []string `protobuf:"bytes,2,rep,name=groups,proto3" json:"groups,omitempty"`
+	// Labels of the registrations that the import makes, likewise.
+	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Tells what would be done, changes nothing.
+	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportCertificatesRequest) Reset() {
+	*x = ImportCertificatesRequest{}
+	mi := &file_espm_v1_certificate_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportCertificatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportCertificatesRequest) ProtoMessage() {}
+
+func (x *ImportCertificatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_espm_v1_certificate_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportCertificatesRequest.ProtoReflect.Descriptor instead.
+func (*ImportCertificatesRequest) Descriptor() ([]byte, []int) {
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ImportCertificatesRequest) GetCertnames() []string {
+	if x != nil {
+		return x.Certnames
+	}
+	return nil
+}
+
+func (x *ImportCertificatesRequest) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *ImportCertificatesRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *ImportCertificatesRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+// ImportCertificatesResponse is one message of the response of ImportCertificates.
+type ImportCertificatesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was done since the message before, at most 200.
+	Certificates []*ImportedCertificate `protobuf:"bytes,1,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	// How many there will be in all messages, the same in each.
+	Total         int64 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportCertificatesResponse) Reset() {
+	*x = ImportCertificatesResponse{}
+	mi := &file_espm_v1_certificate_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportCertificatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportCertificatesResponse) ProtoMessage() {}
+
+func (x *ImportCertificatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_espm_v1_certificate_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportCertificatesResponse.ProtoReflect.Descriptor instead.
+func (*ImportCertificatesResponse) Descriptor() ([]byte, []int) {
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ImportCertificatesResponse) GetCertificates() []*ImportedCertificate {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+func (x *ImportCertificatesResponse) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+// ImportedCertificate is what became of one certificate.
+type ImportedCertificate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name, as the CA has it. Where it is SKIPPED it may break the rules for certnames.
+	Certname string `protobuf:"bytes,1,opt,name=certname,proto3" json:"certname,omitempty"`
+	// Serial number, hexadecimal; empty: there is no certificate, or it was not looked at.
+	Serial string `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"`
+	// The registration that holds it; empty: none.
+	Uid string `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	// End of its validity; unset where serial is empty.
+	NotAfterTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=not_after_time,json=notAfterTime,proto3" json:"not_after_time,omitempty"`
+	// What was done.
+	Outcome ImportOutcome `protobuf:"varint,5,opt,name=outcome,proto3,enum=espm.v1.ImportOutcome" json:"outcome,omitempty"`
+	// Why, where it is SKIPPED or NOT_FOUND; in words.
+	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportedCertificate) Reset() {
+	*x = ImportedCertificate{}
+	mi := &file_espm_v1_certificate_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportedCertificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportedCertificate) ProtoMessage() {}
+
+func (x *ImportedCertificate) ProtoReflect() protoreflect.Message {
+	mi := &file_espm_v1_certificate_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportedCertificate.ProtoReflect.Descriptor instead.
+func (*ImportedCertificate) Descriptor() ([]byte, []int) {
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ImportedCertificate) GetCertname() string {
+	if x != nil {
+		return x.Certname
+	}
+	return ""
+}
+
+func (x *ImportedCertificate) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *ImportedCertificate) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *ImportedCertificate) GetNotAfterTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfterTime
+	}
+	return nil
+}
+
+func (x *ImportedCertificate) GetOutcome() ImportOutcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return ImportOutcome_IMPORT_OUTCOME_UNSPECIFIED
+}
+
+func (x *ImportedCertificate) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // GetTrustBundleRequest is the request of GetTrustBundle.
 type GetTrustBundleRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1026,7 +1321,7 @@ type GetTrustBundleRequest struct {
 
 func (x *GetTrustBundleRequest) Reset() {
 	*x = GetTrustBundleRequest{}
-	mi := &file_espm_v1_certificate_proto_msgTypes[12]
+	mi := &file_espm_v1_certificate_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1038,7 +1333,7 @@ func (x *GetTrustBundleRequest) String() string {
 func (*GetTrustBundleRequest) ProtoMessage() {}
 
 func (x *GetTrustBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_certificate_proto_msgTypes[12]
+	mi := &file_espm_v1_certificate_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1051,7 +1346,7 @@ func (x *GetTrustBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetTrustBundleRequest) Descriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{12}
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{15}
 }
 
 // GetTrustBundleResponse is the response of GetTrustBundle.
@@ -1067,7 +1362,7 @@ type GetTrustBundleResponse struct {
 
 func (x *GetTrustBundleResponse) Reset() {
 	*x = GetTrustBundleResponse{}
-	mi := &file_espm_v1_certificate_proto_msgTypes[13]
+	mi := &file_espm_v1_certificate_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +1374,7 @@ func (x *GetTrustBundleResponse) String() string {
 func (*GetTrustBundleResponse) ProtoMessage() {}
 
 func (x *GetTrustBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_certificate_proto_msgTypes[13]
+	mi := &file_espm_v1_certificate_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +1387,7 @@ func (x *GetTrustBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetTrustBundleResponse) Descriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{13}
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetTrustBundleResponse) GetCaPem() []byte {
@@ -1131,7 +1426,7 @@ const file_espm_v1_certificate_proto_rawDesc = "" +
 	"\x06ca_pem\x18\x03 \x01(\fR\x05caPem\x12\x17\n" +
 	"\acrl_pem\x18\x04 \x01(\fR\x06crlPem\x12\x1f\n" +
 	"\vpuppet_conf\x18\x05 \x01(\tR\n" +
-	"puppetConf\"\xb3\x04\n" +
+	"puppetConf\"\xf0\x04\n" +
 	"\vCertificate\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x1a\n" +
 	"\bcertname\x18\x02 \x01(\tR\bcertname\x12\x10\n" +
@@ -1148,7 +1443,9 @@ const file_espm_v1_certificate_proto_rawDesc = "" +
 	" \x01(\fR\x0ecertificatePem\x123\n" +
 	"\n" +
 	"revocation\x18\v \x01(\v2\x13.espm.v1.RevocationR\n" +
-	"revocation\x1a=\n" +
+	"revocation\x12;\n" +
+	"\vimport_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"importTime\x1a=\n" +
 	"\x0fExtensionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xad\x02\n" +
@@ -1193,7 +1490,25 @@ const file_espm_v1_certificate_proto_rawDesc = "" +
 	"\bcertname\x18\x03 \x01(\tR\bcertname\"|\n" +
 	"\x18ListCertificatesResponse\x128\n" +
 	"\fcertificates\x18\x01 \x03(\v2\x14.espm.v1.CertificateR\fcertificates\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x17\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xf9\x01\n" +
+	"\x19ImportCertificatesRequest\x12\x1c\n" +
+	"\tcertnames\x18\x01 \x03(\tR\tcertnames\x12\x16\n" +
+	"\x06groups\x18\x02 \x03(\tR\x06groups\x12F\n" +
+	"\x06labels\x18\x03 \x03(\v2..espm.v1.ImportCertificatesRequest.LabelsEntryR\x06labels\x12#\n" +
+	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"t\n" +
+	"\x1aImportCertificatesResponse\x12@\n" +
+	"\fcertificates\x18\x01 \x03(\v2\x1c.espm.v1.ImportedCertificateR\fcertificates\x12\x14\n" +
+	"\x05total\x18\x02 \x01(\x03R\x05total\"\xe7\x01\n" +
+	"\x13ImportedCertificate\x12\x1a\n" +
+	"\bcertname\x18\x01 \x01(\tR\bcertname\x12\x16\n" +
+	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\tR\x03uid\x12@\n" +
+	"\x0enot_after_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\fnotAfterTime\x120\n" +
+	"\aoutcome\x18\x05 \x01(\x0e2\x16.espm.v1.ImportOutcomeR\aoutcome\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\x17\n" +
 	"\x15GetTrustBundleRequest\"H\n" +
 	"\x16GetTrustBundleResponse\x12\x15\n" +
 	"\x06ca_pem\x18\x01 \x01(\fR\x05caPem\x12\x17\n" +
@@ -1207,12 +1522,20 @@ const file_espm_v1_certificate_proto_rawDesc = "" +
 	"\x0fRevocationState\x12 \n" +
 	"\x1cREVOCATION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18REVOCATION_STATE_PENDING\x10\x01\x12\x1c\n" +
-	"\x18REVOCATION_STATE_REVOKED\x10\x022\xdd\x03\n" +
+	"\x18REVOCATION_STATE_REVOKED\x10\x02*\xcc\x01\n" +
+	"\rImportOutcome\x12\x1e\n" +
+	"\x1aIMPORT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17IMPORT_OUTCOME_IMPORTED\x10\x01\x12\x1f\n" +
+	"\x1bIMPORT_OUTCOME_WOULD_IMPORT\x10\x02\x12#\n" +
+	"\x1fIMPORT_OUTCOME_ALREADY_IMPORTED\x10\x03\x12\x1a\n" +
+	"\x16IMPORT_OUTCOME_SKIPPED\x10\x04\x12\x1c\n" +
+	"\x18IMPORT_OUTCOME_NOT_FOUND\x10\x052\xbe\x04\n" +
 	"\x12CertificateService\x12]\n" +
 	"\x12PresignCertificate\x12\".espm.v1.PresignCertificateRequest\x1a#.espm.v1.PresignCertificateResponse\x12i\n" +
 	"\x16SignCertificateRequest\x12&.espm.v1.SignCertificateRequestRequest\x1a'.espm.v1.SignCertificateRequestResponse\x12Q\n" +
 	"\x0eGetCertificate\x12\x1e.espm.v1.GetCertificateRequest\x1a\x1f.espm.v1.GetCertificateResponse\x12W\n" +
-	"\x10ListCertificates\x12 .espm.v1.ListCertificatesRequest\x1a!.espm.v1.ListCertificatesResponse\x12Q\n" +
+	"\x10ListCertificates\x12 .espm.v1.ListCertificatesRequest\x1a!.espm.v1.ListCertificatesResponse\x12_\n" +
+	"\x12ImportCertificates\x12\".espm.v1.ImportCertificatesRequest\x1a#.espm.v1.ImportCertificatesResponse0\x01\x12Q\n" +
 	"\x0eGetTrustBundle\x12\x1e.espm.v1.GetTrustBundleRequest\x1a\x1f.espm.v1.GetTrustBundleResponseB3Z1github.com/espm-project/espm/proto/espm/v1;espmv1b\x06proto3"
 
 var (
@@ -1227,62 +1550,74 @@ func file_espm_v1_certificate_proto_rawDescGZIP() []byte {
 	return file_espm_v1_certificate_proto_rawDescData
 }
 
-var file_espm_v1_certificate_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_espm_v1_certificate_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_espm_v1_certificate_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_espm_v1_certificate_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_espm_v1_certificate_proto_goTypes = []any{
 	(CertificateState)(0),                  // 0: espm.v1.CertificateState
 	(RevocationState)(0),                   // 1: espm.v1.RevocationState
-	(*CertificateSpec)(nil),                // 2: espm.v1.CertificateSpec
-	(*Bundle)(nil),                         // 3: espm.v1.Bundle
-	(*Certificate)(nil),                    // 4: espm.v1.Certificate
-	(*Revocation)(nil),                     // 5: espm.v1.Revocation
-	(*PresignCertificateRequest)(nil),      // 6: espm.v1.PresignCertificateRequest
-	(*PresignCertificateResponse)(nil),     // 7: espm.v1.PresignCertificateResponse
-	(*SignCertificateRequestRequest)(nil),  // 8: espm.v1.SignCertificateRequestRequest
-	(*SignCertificateRequestResponse)(nil), // 9: espm.v1.SignCertificateRequestResponse
-	(*GetCertificateRequest)(nil),          // 10: espm.v1.GetCertificateRequest
-	(*GetCertificateResponse)(nil),         // 11: espm.v1.GetCertificateResponse
-	(*ListCertificatesRequest)(nil),        // 12: espm.v1.ListCertificatesRequest
-	(*ListCertificatesResponse)(nil),       // 13: espm.v1.ListCertificatesResponse
-	(*GetTrustBundleRequest)(nil),          // 14: espm.v1.GetTrustBundleRequest
-	(*GetTrustBundleResponse)(nil),         // 15: espm.v1.GetTrustBundleResponse
-	nil,                                    // 16: espm.v1.CertificateSpec.ExtensionsEntry
-	nil,                                    // 17: espm.v1.Certificate.ExtensionsEntry
-	(*durationpb.Duration)(nil),            // 18: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),          // 19: google.protobuf.Timestamp
+	(ImportOutcome)(0),                     // 2: espm.v1.ImportOutcome
+	(*CertificateSpec)(nil),                // 3: espm.v1.CertificateSpec
+	(*Bundle)(nil),                         // 4: espm.v1.Bundle
+	(*Certificate)(nil),                    // 5: espm.v1.Certificate
+	(*Revocation)(nil),                     // 6: espm.v1.Revocation
+	(*PresignCertificateRequest)(nil),      // 7: espm.v1.PresignCertificateRequest
+	(*PresignCertificateResponse)(nil),     // 8: espm.v1.PresignCertificateResponse
+	(*SignCertificateRequestRequest)(nil),  // 9: espm.v1.SignCertificateRequestRequest
+	(*SignCertificateRequestResponse)(nil), // 10: espm.v1.SignCertificateRequestResponse
+	(*GetCertificateRequest)(nil),          // 11: espm.v1.GetCertificateRequest
+	(*GetCertificateResponse)(nil),         // 12: espm.v1.GetCertificateResponse
+	(*ListCertificatesRequest)(nil),        // 13: espm.v1.ListCertificatesRequest
+	(*ListCertificatesResponse)(nil),       // 14: espm.v1.ListCertificatesResponse
+	(*ImportCertificatesRequest)(nil),      // 15: espm.v1.ImportCertificatesRequest
+	(*ImportCertificatesResponse)(nil),     // 16: espm.v1.ImportCertificatesResponse
+	(*ImportedCertificate)(nil),            // 17: espm.v1.ImportedCertificate
+	(*GetTrustBundleRequest)(nil),          // 18: espm.v1.GetTrustBundleRequest
+	(*GetTrustBundleResponse)(nil),         // 19: espm.v1.GetTrustBundleResponse
+	nil,                                    // 20: espm.v1.CertificateSpec.ExtensionsEntry
+	nil,                                    // 21: espm.v1.Certificate.ExtensionsEntry
+	nil,                                    // 22: espm.v1.ImportCertificatesRequest.LabelsEntry
+	(*durationpb.Duration)(nil),            // 23: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),          // 24: google.protobuf.Timestamp
 }
 var file_espm_v1_certificate_proto_depIdxs = []int32{
-	18, // 0: espm.v1.CertificateSpec.ttl:type_name -> google.protobuf.Duration
-	16, // 1: espm.v1.CertificateSpec.extensions:type_name -> espm.v1.CertificateSpec.ExtensionsEntry
+	23, // 0: espm.v1.CertificateSpec.ttl:type_name -> google.protobuf.Duration
+	20, // 1: espm.v1.CertificateSpec.extensions:type_name -> espm.v1.CertificateSpec.ExtensionsEntry
 	0,  // 2: espm.v1.Certificate.state:type_name -> espm.v1.CertificateState
-	19, // 3: espm.v1.Certificate.not_before_time:type_name -> google.protobuf.Timestamp
-	19, // 4: espm.v1.Certificate.not_after_time:type_name -> google.protobuf.Timestamp
-	17, // 5: espm.v1.Certificate.extensions:type_name -> espm.v1.Certificate.ExtensionsEntry
-	5,  // 6: espm.v1.Certificate.revocation:type_name -> espm.v1.Revocation
-	1,  // 7: espm.v1.Revocation.state:type_name -> espm.v1.RevocationState
-	19, // 8: espm.v1.Revocation.create_time:type_name -> google.protobuf.Timestamp
-	19, // 9: espm.v1.Revocation.publish_time:type_name -> google.protobuf.Timestamp
-	2,  // 10: espm.v1.PresignCertificateRequest.certificate:type_name -> espm.v1.CertificateSpec
-	3,  // 11: espm.v1.PresignCertificateResponse.bundle:type_name -> espm.v1.Bundle
-	2,  // 12: espm.v1.SignCertificateRequestRequest.certificate:type_name -> espm.v1.CertificateSpec
-	3,  // 13: espm.v1.SignCertificateRequestResponse.bundle:type_name -> espm.v1.Bundle
-	4,  // 14: espm.v1.GetCertificateResponse.certificate:type_name -> espm.v1.Certificate
-	4,  // 15: espm.v1.ListCertificatesResponse.certificates:type_name -> espm.v1.Certificate
-	6,  // 16: espm.v1.CertificateService.PresignCertificate:input_type -> espm.v1.PresignCertificateRequest
-	8,  // 17: espm.v1.CertificateService.SignCertificateRequest:input_type -> espm.v1.SignCertificateRequestRequest
-	10, // 18: espm.v1.CertificateService.GetCertificate:input_type -> espm.v1.GetCertificateRequest
-	12, // 19: espm.v1.CertificateService.ListCertificates:input_type -> espm.v1.ListCertificatesRequest
-	14, // 20: espm.v1.CertificateService.GetTrustBundle:input_type -> espm.v1.GetTrustBundleRequest
-	7,  // 21: espm.v1.CertificateService.PresignCertificate:output_type -> espm.v1.PresignCertificateResponse
-	9,  // 22: espm.v1.CertificateService.SignCertificateRequest:output_type -> espm.v1.SignCertificateRequestResponse
-	11, // 23: espm.v1.CertificateService.GetCertificate:output_type -> espm.v1.GetCertificateResponse
-	13, // 24: espm.v1.CertificateService.ListCertificates:output_type -> espm.v1.ListCertificatesResponse
-	15, // 25: espm.v1.CertificateService.GetTrustBundle:output_type -> espm.v1.GetTrustBundleResponse
-	21, // [21:26] is the sub-list for method output_type
-	16, // [16:21] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	24, // 3: espm.v1.Certificate.not_before_time:type_name -> google.protobuf.Timestamp
+	24, // 4: espm.v1.Certificate.not_after_time:type_name -> google.protobuf.Timestamp
+	21, // 5: espm.v1.Certificate.extensions:type_name -> espm.v1.Certificate.ExtensionsEntry
+	6,  // 6: espm.v1.Certificate.revocation:type_name -> espm.v1.Revocation
+	24, // 7: espm.v1.Certificate.import_time:type_name -> google.protobuf.Timestamp
+	1,  // 8: espm.v1.Revocation.state:type_name -> espm.v1.RevocationState
+	24, // 9: espm.v1.Revocation.create_time:type_name -> google.protobuf.Timestamp
+	24, // 10: espm.v1.Revocation.publish_time:type_name -> google.protobuf.Timestamp
+	3,  // 11: espm.v1.PresignCertificateRequest.certificate:type_name -> espm.v1.CertificateSpec
+	4,  // 12: espm.v1.PresignCertificateResponse.bundle:type_name -> espm.v1.Bundle
+	3,  // 13: espm.v1.SignCertificateRequestRequest.certificate:type_name -> espm.v1.CertificateSpec
+	4,  // 14: espm.v1.SignCertificateRequestResponse.bundle:type_name -> espm.v1.Bundle
+	5,  // 15: espm.v1.GetCertificateResponse.certificate:type_name -> espm.v1.Certificate
+	5,  // 16: espm.v1.ListCertificatesResponse.certificates:type_name -> espm.v1.Certificate
+	22, // 17: espm.v1.ImportCertificatesRequest.labels:type_name -> espm.v1.ImportCertificatesRequest.LabelsEntry
+	17, // 18: espm.v1.ImportCertificatesResponse.certificates:type_name -> espm.v1.ImportedCertificate
+	24, // 19: espm.v1.ImportedCertificate.not_after_time:type_name -> google.protobuf.Timestamp
+	2,  // 20: espm.v1.ImportedCertificate.outcome:type_name -> espm.v1.ImportOutcome
+	7,  // 21: espm.v1.CertificateService.PresignCertificate:input_type -> espm.v1.PresignCertificateRequest
+	9,  // 22: espm.v1.CertificateService.SignCertificateRequest:input_type -> espm.v1.SignCertificateRequestRequest
+	11, // 23: espm.v1.CertificateService.GetCertificate:input_type -> espm.v1.GetCertificateRequest
+	13, // 24: espm.v1.CertificateService.ListCertificates:input_type -> espm.v1.ListCertificatesRequest
+	15, // 25: espm.v1.CertificateService.ImportCertificates:input_type -> espm.v1.ImportCertificatesRequest
+	18, // 26: espm.v1.CertificateService.GetTrustBundle:input_type -> espm.v1.GetTrustBundleRequest
+	8,  // 27: espm.v1.CertificateService.PresignCertificate:output_type -> espm.v1.PresignCertificateResponse
+	10, // 28: espm.v1.CertificateService.SignCertificateRequest:output_type -> espm.v1.SignCertificateRequestResponse
+	12, // 29: espm.v1.CertificateService.GetCertificate:output_type -> espm.v1.GetCertificateResponse
+	14, // 30: espm.v1.CertificateService.ListCertificates:output_type -> espm.v1.ListCertificatesResponse
+	16, // 31: espm.v1.CertificateService.ImportCertificates:output_type -> espm.v1.ImportCertificatesResponse
+	19, // 32: espm.v1.CertificateService.GetTrustBundle:output_type -> espm.v1.GetTrustBundleResponse
+	27, // [27:33] is the sub-list for method output_type
+	21, // [21:27] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_espm_v1_certificate_proto_init() }
@@ -1295,8 +1630,8 @@ func file_espm_v1_certificate_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_espm_v1_certificate_proto_rawDesc), len(file_espm_v1_certificate_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   16,
+			NumEnums:      3,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,7 @@ const (
 	CertificateService_SignCertificateRequest_FullMethodName = "/espm.v1.CertificateService/SignCertificateRequest"
 	CertificateService_GetCertificate_FullMethodName         = "/espm.v1.CertificateService/GetCertificate"
 	CertificateService_ListCertificates_FullMethodName       = "/espm.v1.CertificateService/ListCertificates"
+	CertificateService_ImportCertificates_FullMethodName     = "/espm.v1.CertificateService/ImportCertificates"
 	CertificateService_GetTrustBundle_FullMethodName         = "/espm.v1.CertificateService/GetTrustBundle"
 )
 
@@ -30,8 +31,8 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// CertificateService issues certificates for registered nodes and shows
-// those that were issued. Errors as for NodeService.
+// CertificateService issues certificates for registered nodes, adopts those that
+// the CA issued before, and shows them all. Errors as for NodeService.
 type CertificateServiceClient interface {
 	// PresignCertificate issues a certificate, with a key made here, for a
 	// registered node that has none. It is durable when the call returns; the private key is
@@ -45,8 +46,20 @@ type CertificateServiceClient interface {
 	SignCertificateRequest(ctx context.Context, in *SignCertificateRequestRequest, opts ...grpc.CallOption) (*SignCertificateRequestResponse, error)
 	// GetCertificate returns a certificate by serial number. NOT_FOUND, CERTIFICATE_NOT_FOUND.
 	GetCertificate(ctx context.Context, in *GetCertificateRequest, opts ...grpc.CallOption) (*GetCertificateResponse, error)
-	// ListCertificates returns certificates that espm issued, of one certname or in order of serial, a page at a time.
+	// ListCertificates returns certificates that espm issued or adopted, of one certname or in order of serial, a page at a time.
 	ListCertificates(ctx context.Context, in *ListCertificatesRequest, opts ...grpc.CallOption) (*ListCertificatesResponse, error)
+	// ImportCertificates adopts certificates that the CA signed before, so that
+	// a running site can move to espm: each becomes the certificate of a new
+	// registration, or of the live one of its name that has none. From then on it is like any
+	// that espm issued; TerminateNode revokes it. The import itself revokes nothing.
+	//
+	// The outcomes come a batch at a time, in order of certname; each is durable
+	// when it is sent. The import ends when the caller goes. Cut short for any reason, it is
+	// called again: what was adopted is ALREADY_IMPORTED then.
+	//
+	// NOT_FOUND, GROUP_NOT_FOUND and FAILED_PRECONDITION, CLASSIFICATION_CONFLICT: the
+	// groups given; nothing was imported. UNAVAILABLE: the CA or the store can't answer now.
+	ImportCertificates(ctx context.Context, in *ImportCertificatesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ImportCertificatesResponse], error)
 	// GetTrustBundle returns the CA's certificates and CRLs.
 	GetTrustBundle(ctx context.Context, in *GetTrustBundleRequest, opts ...grpc.CallOption) (*GetTrustBundleResponse, error)
 }
@@ -99,6 +112,25 @@ func (c *certificateServiceClient) ListCertificates(ctx context.Context, in *Lis
 	return out, nil
 }
 
+func (c *certificateServiceClient) ImportCertificates(ctx context.Context, in *ImportCertificatesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ImportCertificatesResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &CertificateService_ServiceDesc.Streams[0], CertificateService_ImportCertificates_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ImportCertificatesRequest, ImportCertificatesResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CertificateService_ImportCertificatesClient = grpc.ServerStreamingClient[ImportCertificatesResponse]
+
 func (c *certificateServiceClient) GetTrustBundle(ctx context.Context, in *GetTrustBundleRequest, opts ...grpc.CallOption) (*GetTrustBundleResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetTrustBundleResponse)
@@ -113,8 +145,8 @@ func (c *certificateServiceClient) GetTrustBundle(ctx context.Context, in *GetTr
 // All implementations must embed UnimplementedCertificateServiceServer
 // for forward compatibility.
 //
-// CertificateService issues certificates for registered nodes and shows
-// those that were issued. Errors as for NodeService.
+// CertificateService issues certificates for registered nodes, adopts those that
+// the CA issued before, and shows them all. Errors as for NodeService.
 type CertificateServiceServer interface {
 	// PresignCertificate issues a certificate, with a key made here, for a
 	// registered node that has none. It is durable when the call returns; the private key is
@@ -128,8 +160,20 @@ type CertificateServiceServer interface {
 	SignCertificateRequest(context.Context, *SignCertificateRequestRequest) (*SignCertificateRequestResponse, error)
 	// GetCertificate returns a certificate by serial number. NOT_FOUND, CERTIFICATE_NOT_FOUND.
 	GetCertificate(context.Context, *GetCertificateRequest) (*GetCertificateResponse, error)
-	// ListCertificates returns certificates that espm issued, of one certname or in order of serial, a page at a time.
+	// ListCertificates returns certificates that espm issued or adopted, of one certname or in order of serial, a page at a time.
 	ListCertificates(context.Context, *ListCertificatesRequest) (*ListCertificatesResponse, error)
+	// ImportCertificates adopts certificates that the CA signed before, so that
+	// a running site can move to espm: each becomes the certificate of a new
+	// registration, or of the live one of its name that has none. From then on it is like any
+	// that espm issued; TerminateNode revokes it. The import itself revokes nothing.
+	//
+	// The outcomes come a batch at a time, in order of certname; each is durable
+	// when it is sent. The import ends when the caller goes. Cut short for any reason, it is
+	// called again: what was adopted is ALREADY_IMPORTED then.
+	//
+	// NOT_FOUND, GROUP_NOT_FOUND and FAILED_PRECONDITION, CLASSIFICATION_CONFLICT: the
+	// groups given; nothing was imported. UNAVAILABLE: the CA or the store can't answer now.
+	ImportCertificates(*ImportCertificatesRequest, grpc.ServerStreamingServer[ImportCertificatesResponse]) error
 	// GetTrustBundle returns the CA's certificates and CRLs.
 	GetTrustBundle(context.Context, *GetTrustBundleRequest) (*GetTrustBundleResponse, error)
 	mustEmbedUnimplementedCertificateServiceServer()
@@ -153,6 +197,9 @@ func (UnimplementedCertificateServiceServer) GetCertificate(context.Context, *Ge
 }
 func (UnimplementedCertificateServiceServer) ListCertificates(context.Context, *ListCertificatesRequest) (*ListCertificatesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListCertificates not implemented")
+}
+func (UnimplementedCertificateServiceServer) ImportCertificates(*ImportCertificatesRequest, grpc.ServerStreamingServer[ImportCertificatesResponse]) error {
+	return status.Error(codes.Unimplemented, "method ImportCertificates not implemented")
 }
 func (UnimplementedCertificateServiceServer) GetTrustBundle(context.Context, *GetTrustBundleRequest) (*GetTrustBundleResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetTrustBundle not implemented")
@@ -250,6 +297,17 @@ func _CertificateService_ListCertificates_Handler(srv interface{}, ctx context.C
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CertificateService_ImportCertificates_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ImportCertificatesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(CertificateServiceServer).ImportCertificates(m, &grpc.GenericServerStream[ImportCertificatesRequest, ImportCertificatesResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CertificateService_ImportCertificatesServer = grpc.ServerStreamingServer[ImportCertificatesResponse]
+
 func _CertificateService_GetTrustBundle_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetTrustBundleRequest)
 	if err := dec(in); err != nil {
@@ -296,6 +354,12 @@ var CertificateService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _CertificateService_GetTrustBundle_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "ImportCertificates",
+			Handler:       _CertificateService_ImportCertificates_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "espm/v1/certificate.proto",
 }

@@ -1,0 +1,121 @@
+package puppetserver
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/node"
+)
+
+const (
+	// statusesPath is a GET for which the server parses every certificate and request it has.
+	statusesPath = apiPath + "certificate_statuses/any"
+	listLimit    = 15 * time.Minute
+)
+
+// SignedNames returns the names that have a certificate in the server's
+// signed/, in order, those of revoked ones as well.
+func (a *Authority) SignedNames(ctx context.Context) ([]string, error) {
+	names, err := a.signedNames(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list certificates: %w", err)
+	}
+	return names, nil
+}
+
+func (a *Authority) signedNames(ctx context.Context) ([]string, error) {
+	body, err := a.ask(ctx, call{method: http.MethodGet, path: statusesPath, limit: listLimit})
+	if err != nil {
+		return nil, err
+	}
+	var statuses []struct {
+		Name  string `json:"name"`
+		State string `json:"state"`
+	}
+	if err := json.Unmarshal(body, &statuses); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", node.ErrUnavailable, statusesPath, err)
+	}
+	var names []string
+	for _, s := range statuses {
+		if s.State != "requested" {
+			names = append(names, s.Name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// Held asks what stands under each name, in order, and whether the server's
+// CRL of this moment lists it. It takes half of the calls that may be under
+// way at once, so that signing goes on beside it.
+func (a *Authority) Held(ctx context.Context, names []node.Certname) ([]ca.Held, error) {
+	held, err := a.held(ctx, names)
+	if err != nil {
+		return nil, fmt.Errorf("look at %d certificates: %w", len(names), err)
+	}
+	return held, nil
+}
+
+func (a *Authority) held(ctx context.Context, names []node.Certname) ([]ca.Held, error) {
+	for _, name := range names {
+		if _, err := node.ParseCertname(string(name)); err != nil {
+			return nil, err // it becomes a path
+		}
+	}
+	t, err := a.trusted(ctx, chainAge)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]ca.Held, len(names))
+	group, asking := errgroup.WithContext(ctx)
+	group.SetLimit(max(1, a.opts.Concurrency/2))
+	for i, name := range names {
+		group.Go(func() (err error) {
+			out[i], err = a.heldUnder(asking, name, t.chain[0])
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	// The CRL last: what is revoked while we ask is seen.
+	var serials []node.Serial
+	for _, h := range out {
+		if h.Certificate != nil {
+			serials = append(serials, node.SerialOf(h.Certificate.SerialNumber))
+		}
+	}
+	_, listed, err := a.listed(ctx, serials...)
+	if err != nil {
+		return nil, err
+	}
+	for i, h := range out {
+		if h.Problem == nil && h.Certificate != nil && listed[node.SerialOf(h.Certificate.SerialNumber)] {
+			out[i].Problem = ca.ErrHeldRevoked
+		}
+	}
+	return out, nil
+}
+
+func (a *Authority) heldUnder(ctx context.Context, name node.Certname, issuer *x509.Certificate) (ca.Held, error) {
+	cert, err := a.certificate(ctx, name)
+	status, refused := errors.AsType[*statusError](err)
+	switch {
+	case errors.Is(err, node.ErrForeignCertificate):
+		return ca.Held{Problem: fmt.Errorf("it can't be read: %w", err)}, nil
+	case refused && !errors.Is(err, node.ErrUnavailable): // about this name alone
+		return ca.Held{Problem: fmt.Errorf("the server does not give it out: %w", status)}, nil
+	case err != nil || cert == nil:
+		return ca.Held{}, err
+	}
+	return ca.Held{Certificate: cert, Problem: ca.CheckHeld(cert, name, issuer, a.opts.Now())}, nil
+}

@@ -1,0 +1,119 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+)
+
+func (a *app) certImportCmd() *cobra.Command {
+	var all, apply bool
+	var groups, labels []string
+	c := &cobra.Command{
+		Use:   "import NAME... | --all",
+		Short: "Adopt certificates that the CA signed before",
+		Long: `Adopts certificates that the CA signed before, so that a running site can move to
+espm: each becomes the certificate of a new node, or of the registered node of its
+name that has none. Without --apply it only tells what it would do.
+
+The import revokes nothing. What it adopts is like any other node from then on:
+'espm node terminate' revokes its certificate. A certificate that is expired or
+revoked, a protected name, and a node that holds another certificate are skipped, each
+with the reason. It may be cut short and run again.
+
+Exit code 1 if the CA has no certificate of a NAME, or the import broke off.`,
+		Example: `  espm cert import --all --label imported=2026-11
+  espm cert import --all --label imported=2026-11 --apply
+  espm cert import web1.example.com web2.example.com --group web --apply`,
+		Args: func(_ *cobra.Command, names []string) error {
+			if all == (len(names) > 0) {
+				return usageError{errors.New("wants NAME... or --all, one of them")}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, names []string) error {
+			marks, err := pairs("--label", labels)
+			if err != nil {
+				return err
+			}
+			req := &espmv1.ImportCertificatesRequest{Certnames: names, Groups: groups, Labels: marks, ValidateOnly: !apply}
+			return a.call(func(conn *grpc.ClientConn) error { return a.importCertificates(cmd.Context(), conn, req) })
+		},
+	}
+	c.Flags().BoolVar(&all, "all", false, "all that the CA has a certificate of")
+	c.Flags().BoolVar(&apply, "apply", false, "import; without it nothing is changed")
+	c.Flags().StringArrayVar(&groups, "group", nil, "group that each new node inherits; repeatable")
+	c.Flags().StringArrayVar(&labels, "label", nil, "label of each new node, NAME=VALUE; repeatable")
+	return c
+}
+
+func (a *app) importCertificates(ctx context.Context, conn *grpc.ClientConn, req *espmv1.ImportCertificatesRequest) error {
+	stream, err := espmv1.NewCertificateServiceClient(conn).ImportCertificates(ctx, req)
+	if err != nil {
+		return err
+	}
+	p := &pager{app: a, columns: []string{"CERTNAME", "SERIAL", "EXPIRES", "OUTCOME", "REASON"}}
+	counts := map[espmv1.ImportOutcome]int{}
+	for {
+		resp, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			if p.count > 0 {
+				a.summary(counts, req.GetValidateOnly(), "before it broke off; run it again")
+			}
+			return err
+		}
+		messages := make([]proto.Message, len(resp.GetCertificates()))
+		for i, c := range resp.GetCertificates() {
+			messages[i] = c
+			counts[c.GetOutcome()]++
+		}
+		if err := p.page(messages, importRow); err != nil {
+			return err
+		}
+	}
+	if err := p.end(); err != nil {
+		return err
+	}
+	hint := ""
+	if req.GetValidateOnly() && counts[espmv1.ImportOutcome_IMPORT_OUTCOME_WOULD_IMPORT] > 0 {
+		hint = "nothing is changed yet: with --apply it is done"
+	}
+	a.summary(counts, req.GetValidateOnly(), hint)
+	if n := counts[espmv1.ImportOutcome_IMPORT_OUTCOME_NOT_FOUND]; n > 0 {
+		return fmt.Errorf("the CA has no certificate of %d of the names", n)
+	}
+	return nil
+}
+
+func importRow(m proto.Message) []string {
+	c := m.(*espmv1.ImportedCertificate)
+	outcome := strings.ReplaceAll(word(c.GetOutcome(), "IMPORT_OUTCOME_"), "_", " ")
+	return []string{c.GetCertname(), dash(c.GetSerial()), when(c.GetNotAfterTime()), outcome, dash(c.GetReason())}
+}
+
+// summary goes to standard error, where it does not disturb who reads the list.
+func (a *app) summary(counts map[espmv1.ImportOutcome]int, dry bool, hint string) {
+	done := fmt.Sprintf("%d imported", counts[espmv1.ImportOutcome_IMPORT_OUTCOME_IMPORTED])
+	if dry {
+		done = fmt.Sprintf("%d to import", counts[espmv1.ImportOutcome_IMPORT_OUTCOME_WOULD_IMPORT])
+	}
+	line := fmt.Sprintf("espm: %s, %d already imported, %d skipped, %d not found", done,
+		counts[espmv1.ImportOutcome_IMPORT_OUTCOME_ALREADY_IMPORTED],
+		counts[espmv1.ImportOutcome_IMPORT_OUTCOME_SKIPPED],
+		counts[espmv1.ImportOutcome_IMPORT_OUTCOME_NOT_FOUND])
+	if hint != "" {
+		line += "; " + hint
+	}
+	fmt.Fprintln(a.stderr, line)
+}

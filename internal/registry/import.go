@@ -1,0 +1,308 @@
+package registry
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+)
+
+const (
+	// importBatch is how many certificates are looked at and committed at once:
+	// enough to share the wait for the disk, few enough to see that it goes on.
+	importBatch = 200
+	// maxImportNames bounds the names of one request, not what the CA has.
+	maxImportNames = 10_000
+)
+
+// Signed tells what an authority has signed, whoever asked it to. Errors
+// wrap node.ErrUnavailable where it can't tell now.
+type Signed interface {
+	// SignedNames returns the names that have a certificate, in order, as the
+	// authority spells them: they may break espm's rules.
+	SignedNames(ctx context.Context) ([]string, error)
+	// Held returns what stands under each name, in order.
+	Held(ctx context.Context, names []node.Certname) ([]ca.Held, error)
+}
+
+// ImportSpec says what to adopt, and as what.
+type ImportSpec struct {
+	Certnames    []string          // empty: all that the authority has
+	Groups       []string          // of registrations that the import makes
+	Labels       map[string]string // likewise
+	ValidateOnly bool
+}
+
+// Outcome is what became of one certificate in an import.
+type Outcome string
+
+// The outcomes.
+const (
+	Adopted    Outcome = "imported"
+	WouldAdopt Outcome = "would_import" // with ValidateOnly
+	Already    Outcome = "already"      // espm holds it, as that name's live certificate
+	Skipped    Outcome = "skipped"      // for a reason
+	NotFound   Outcome = "not_found"    // asked for by name, and the authority has none
+)
+
+// Imported is one certificate of an import.
+type Imported struct {
+	Certname string      // as the authority spells it
+	Serial   node.Serial // "" where there is no certificate, or none that was looked at
+	UID      node.UID    // of the registration that holds it
+	NotAfter time.Time
+	Outcome  Outcome
+	Reason   string // why it was skipped
+}
+
+func (i *Imported) skip(format string, args ...any) {
+	i.Outcome, i.Reason = Skipped, printable(fmt.Sprintf(format, args...))
+}
+
+// Import adopts certificates that the authority has signed already: each
+// becomes the certificate of a new registration, or of the live one of its name
+// that has none. Nothing is asked of the authority but what it has, and nothing is
+// revoked. What is not in force, protected, or not clearly the name's only
+// certificate is skipped.
+//
+// Each certificate is one commit, so an import that is cut short is
+// called again; what was adopted is Already then. report gets what is done, a
+// batch at a time, each durable, and how many names there are in all; an error of
+// its ends the import. Errors are node.ErrInvalid, ErrGroupNotFound, ErrConflict, with
+// nothing done, and node.ErrUnavailable.
+func (r *Registry) Import(ctx context.Context, s ImportSpec, report func(done []Imported, total int) error) error {
+	names, err := r.importNames(ctx, s)
+	if err != nil {
+		return err
+	}
+	for batch := range slices.Chunk(names, importBatch) {
+		done, err := r.importBatch(ctx, batch, s)
+		if len(done) > 0 {
+			err = errors.Join(report(done, len(names)), err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// importNames checks the request and returns the names to import.
+func (r *Registry) importNames(ctx context.Context, s ImportSpec) ([]string, error) {
+	var bad []error
+	if len(s.Certnames) > maxImportNames {
+		bad = append(bad, node.Invalid("certnames", "at most %d, are %d; none means all", maxImportNames, len(s.Certnames)))
+	}
+	for i, name := range s.Certnames[:min(len(s.Certnames), maxImportNames)] {
+		if _, err := node.ParseCertname(name); err != nil {
+			bad = append(bad, node.Invalid(fmt.Sprintf("certnames[%d]", i), "%s", rule(err)))
+		}
+	}
+	// Any valid name: all that the import registers is alike.
+	like := node.Node{Certname: "import", Groups: s.Groups, Labels: s.Labels}
+	if err := node.Join(append(bad, like.Validate())...); err != nil {
+		return nil, err
+	}
+	if err := checkNode(ctx, r.Store, like); err != nil {
+		if conflict, ok := errors.AsType[*node.ConflictError](err); ok {
+			conflict.Nodes = nil // there is no node of that name
+		}
+		return nil, err
+	}
+	if len(s.Certnames) == 0 {
+		return r.Signed.SignedNames(ctx)
+	}
+	return slices.Compact(slices.Sorted(slices.Values(s.Certnames))), nil
+}
+
+// rule returns the rule that a name breaks, without the field's name.
+func rule(err error) string {
+	if invalid, ok := errors.AsType[*node.InvalidError](err); ok {
+		return invalid.Violations[0].Rule
+	}
+	return err.Error()
+}
+
+// importBatch imports some names and returns what is done with them, also beside an error.
+func (r *Registry) importBatch(ctx context.Context, names []string, s ImportSpec) ([]Imported, error) {
+	all := make([]Imported, len(names))
+	var ask []node.Certname
+	var at []*Imported
+	for i, name := range names {
+		in := &all[i]
+		in.Certname = printable(name)
+		if certname, err := node.ParseCertname(name); err != nil {
+			in.skip("the name breaks a rule: %s", rule(err))
+		} else if r.protects(certname) {
+			in.skip("it is listed in protected_certnames")
+		} else {
+			ask, at = append(ask, certname), append(at, in)
+		}
+	}
+	if len(ask) == 0 {
+		return all, nil
+	}
+	held, err := r.Signed.Held(ctx, ask)
+	if err != nil {
+		return nil, fmt.Errorf("asking the authority for its certificates: %w", err)
+	}
+	errs := make([]error, len(ask))
+	var wg sync.WaitGroup
+	for i := range ask { // at once, so that their commits go together
+		wg.Go(func() { errs[i] = r.importOne(ctx, at[i], held[i], s) })
+	}
+	wg.Wait()
+	all = slices.DeleteFunc(all, func(in Imported) bool { return in.Outcome == "" })
+	for _, err := range errs {
+		if err != nil { // one says enough: a disk that is full is so for all
+			return all, err
+		}
+	}
+	return all, nil
+}
+
+func (r *Registry) importOne(ctx context.Context, in *Imported, held ca.Held, s ImportSpec) error {
+	if held.Certificate != nil {
+		in.Serial, in.NotAfter = node.SerialOf(held.Certificate.SerialNumber), held.Certificate.NotAfter
+	}
+	switch {
+	case held.Problem != nil:
+		in.skip("%v", held.Problem)
+		return nil
+	case held.Certificate == nil && len(s.Certnames) > 0:
+		in.Outcome, in.Reason = NotFound, "the CA has no certificate of that name"
+		return nil
+	case held.Certificate == nil:
+		in.skip("it has gone since the import began")
+		return nil
+	}
+	if err := retry(func() error { return r.adopt(ctx, in, held.Certificate, s) }); err != nil {
+		return fmt.Errorf("importing %q: %w", in.Certname, err)
+	}
+	if in.Outcome == Adopted {
+		r.Log.WithFields(logrus.Fields{"certname": in.Certname, "uid": in.UID, "serial": in.Serial}).Info("certificate imported")
+	}
+	return nil
+}
+
+// adopt commits a certificate and its registration, unless something of the
+// name stands in the way.
+func (r *Registry) adopt(ctx context.Context, in *Imported, cert *x509.Certificate, s ImportSpec) error {
+	name := node.Certname(in.Certname)
+	var live *node.Node
+	switch n, err := r.Store.Node(ctx, name); {
+	case err == nil:
+		live = &n
+	case !errors.Is(err, node.ErrNodeNotFound):
+		return err
+	}
+	if decided, err := r.known(ctx, in, live, cert); err != nil || decided {
+		return err
+	}
+	// A registration that appears after this has its own certificate, or none: the guards of the commit tell.
+	if decided, err := r.blocked(ctx, in, live); err != nil || decided {
+		return err
+	}
+	var n node.Node
+	if live != nil {
+		n = live.Clone()
+		n.State, n.UpdatedAt = node.Provisioned, r.Now().UTC()
+	} else {
+		n = r.newNode(node.Node{Certname: name, Groups: s.Groups, Labels: maps.Clone(s.Labels)}, node.Provisioned)
+	}
+	n.Serial = in.Serial
+	c := store.NewChange()
+	c.PutCertificate(node.Certificate{
+		Serial:     in.Serial,
+		Certname:   name,
+		UID:        n.UID,
+		NotBefore:  cert.NotBefore,
+		NotAfter:   cert.NotAfter,
+		PEM:        string(encodeCertificate(cert)),
+		ImportedAt: r.Now().UTC(),
+	})
+	if err := r.commitNode(ctx, c, live, &n, s.ValidateOnly); err != nil {
+		return err
+	}
+	if s.ValidateOnly {
+		in.Outcome = WouldAdopt
+		return nil
+	}
+	in.Outcome, in.UID = Adopted, n.UID
+	return nil
+}
+
+// known decides on a certificate whose serial number espm has a record of.
+func (r *Registry) known(ctx context.Context, in *Imported, live *node.Node, cert *x509.Certificate) (bool, error) {
+	have, err := r.Store.Certificate(ctx, in.Serial)
+	if errors.Is(err, node.ErrCertificateNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	switch {
+	case have.PEM != string(encodeCertificate(cert)):
+		in.skip("espm knows another certificate with its serial number")
+	case live != nil && live.UID == have.UID && live.Serial == in.Serial:
+		in.Outcome, in.UID = Already, live.UID
+	default:
+		in.skip("registration %s held it, and its revocation is ordered", have.UID)
+	}
+	return true, nil
+}
+
+// blocked decides on a certificate beside which espm has other business under the name.
+func (r *Registry) blocked(ctx context.Context, in *Imported, live *node.Node) (bool, error) {
+	name := node.Certname(in.Certname)
+	if live != nil && live.State == node.Issuing {
+		in.skip("a certificate is being issued for the node")
+		return true, nil
+	}
+	if live != nil && live.Serial != "" {
+		in.skip("the node holds another certificate, %s", live.Serial)
+		return true, nil
+	}
+	// The revocations last: an unfinished issue turns into one, never the reverse.
+	_, open, err := r.unfinished(ctx, name, "")
+	if err != nil {
+		return false, err
+	}
+	revs, err := r.Store.AllRevocationsOf(ctx, name)
+	if err != nil {
+		return false, err
+	}
+	switch {
+	case len(open) > 0:
+		in.skip("an earlier registration of the name has an unfinished issue")
+	case slices.ContainsFunc(revs, func(v node.Revocation) bool { return v.Receipt == nil }):
+		in.skip("an earlier registration of the name has a revocation pending")
+	case slices.ContainsFunc(revs, func(v node.Revocation) bool { return v.Serial == in.Serial }):
+		in.skip("espm has revoked it")
+	default:
+		return false, nil
+	}
+	return true, nil
+}
+
+// printable keeps what others chose, such as a file's name, from spoiling a message or a terminal.
+func printable(s string) string {
+	return strings.Map(func(c rune) rune {
+		if c == unicode.ReplacementChar || !unicode.IsPrint(c) {
+			return '?'
+		}
+		return c
+	}, s)
+}
