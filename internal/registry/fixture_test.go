@@ -65,7 +65,7 @@ func newFixture(t *testing.T) *fixture {
 	log.SetOutput(io.Discard)
 	f.queue = revoke.New(f.store, f.authority, f.clock.Now, log)
 	f.options = registry.Options{
-		Store: f.store, Authority: f.authority, Keys: f.keys, Revocations: f.queue,
+		Store: f.store, Authority: f.authority, Signed: real, Keys: f.keys, Revocations: f.queue,
 		Puppet: bootstrap.Server{Name: "puppet.test", Port: 8140}, Algorithm: ca.ECP256,
 		Protected: []string{"puppet.test"}, Now: f.clock.Now, Log: log,
 	}

@@ -31,6 +31,7 @@ import (
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/ca/directory"
+	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/registry"
 	"github.com/espm-project/espm/internal/revoke"
 	"github.com/espm-project/espm/internal/store"
@@ -60,6 +61,14 @@ type faulty struct {
 	*directory.Authority
 	onSign  atomic.Pointer[func(context.Context) error]
 	onTrust atomic.Pointer[func() error]
+	onHeld  atomic.Pointer[func()]
+}
+
+func (f *faulty) Held(ctx context.Context, names []node.Certname) ([]ca.Held, error) {
+	if hook := f.onHeld.Load(); hook != nil {
+		(*hook)()
+	}
+	return f.Authority.Held(ctx, names)
 }
 
 func (f *faulty) Sign(ctx context.Context, r ca.Request) (*x509.Certificate, error) {

@@ -29,6 +29,7 @@ import (
 // The test binary runs itself as the child that is killed.
 const (
 	childDir  = "ESPM_CRASH_DIR"
+	childDoes = "ESPM_CRASH_DOES" // import; else a node's life
 	childStep = "ESPM_CRASH_STEP" // which step, from 1
 	childWhen = "ESPM_CRASH_WHEN" // before or after
 )
@@ -108,6 +109,9 @@ func child(dir string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	if os.Getenv(childDoes) == "import" {
+		return importAll(ctx, w)
+	}
 	go w.queue.Run(ctx)
 	csr, err := os.ReadFile(filepath.Join(dir, "csr.pem"))
 	if err != nil {

@@ -62,7 +62,7 @@ func open(dir string, wrap func(store.Engine) store.Engine, disk durable.Disk) (
 	}
 	w.queue = revoke.New(w.store, w.authority, time.Now, log)
 	w.options = registry.Options{
-		Store: w.store, Authority: w.authority, Keys: inline{}, Revocations: w.queue,
+		Store: w.store, Authority: w.authority, Signed: w.authority, Keys: inline{}, Revocations: w.queue,
 		Puppet: bootstrap.Server{Name: "puppet", Port: 8140}, Algorithm: ca.ECP256,
 		Now: time.Now, Log: log,
 	}

@@ -1,0 +1,135 @@
+package crash
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/durable"
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/registry"
+)
+
+// foreign is how many certificates the CA signed before espm came.
+const foreign = 5
+
+// importAll is the child that is killed in an import: it says what was acknowledged.
+func importAll(ctx context.Context, w *world) error {
+	return w.registry.Import(ctx, registry.ImportSpec{}, func(done []registry.Imported, _ int) error {
+		for _, in := range done {
+			fmt.Println(in.Outcome, in.Certname, in.Serial)
+		}
+		return nil
+	})
+}
+
+// An import is killed before and after each durable step: what is there
+// belongs together, and a second import does the rest.
+func TestImportKilledAtEachStep(t *testing.T) {
+	kills := 0
+	for _, when := range []string{"before", "after"} {
+		for at := 1; ; at++ {
+			killed := false
+			t.Run(fmt.Sprintf("%s step %d", when, at), func(t *testing.T) { killed = killImportAt(t, at, when) })
+			if t.Failed() || !killed {
+				break
+			}
+			kills++
+		}
+	}
+	if !t.Failed() && kills != 2*foreign {
+		t.Errorf("%d kills, want one before and after each of %d commits", kills, foreign)
+	}
+}
+
+func killImportAt(t *testing.T, at int, when string) (killed bool) {
+	dir := t.TempDir()
+	newCA(t, dir)
+	serials := signForeign(t, dir)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Args[0])
+	cmd.Env = append(os.Environ(), childDir+"="+dir, childDoes+"=import", childStep+"="+strconv.Itoa(at), childWhen+"="+when)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+		if !ok || status.Signal() != syscall.SIGKILL {
+			t.Fatalf("the child failed by itself: %v: %s", err, stderr.Bytes())
+		}
+		killed = true
+	}
+	w, err := open(dir, unwrapped, durable.OS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close(t)
+	present := map[string]bool{}
+	for name, serial := range serials {
+		n, nodeErr := w.store.Node(ctx, name)
+		c, certErr := w.store.Certificate(ctx, serial)
+		present[string(name)] = nodeErr == nil
+		if (nodeErr == nil) != (certErr == nil) || nodeErr == nil && (n.Serial != serial || n.State != node.Provisioned || c.UID != n.UID) {
+			t.Errorf("%s: node %+v, %v, certificate %+v, %v", name, n, nodeErr, c, certErr)
+		}
+	}
+	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
+		if name := strings.Fields(lines.Text())[1]; !present[name] {
+			t.Errorf("%s was acknowledged and is lost", name)
+		}
+	}
+	err = w.registry.Import(ctx, registry.ImportSpec{}, func(done []registry.Imported, _ int) error {
+		for _, in := range done {
+			want := registry.Adopted
+			if present[in.Certname] {
+				want = registry.Already
+			}
+			if in.Outcome != want || in.Serial != serials[node.Certname(in.Certname)] {
+				t.Errorf("imported again: %+v, want %s", in, want)
+			}
+			delete(serials, node.Certname(in.Certname))
+		}
+		return nil
+	})
+	if err != nil || len(serials) > 0 {
+		t.Errorf("left out: %v, %v", serials, err)
+	}
+	if pending, err := w.store.Pending(ctx, "", 1); err != nil || len(pending) > 0 {
+		t.Errorf("an import ordered a revocation: %+v, %v", pending, err)
+	}
+	return killed
+}
+
+// signForeign has the CA sign for nobody that espm knows.
+func signForeign(t *testing.T, dir string) map[node.Certname]node.Serial {
+	t.Helper()
+	w, err := open(dir, unwrapped, durable.OS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close(t)
+	out := map[node.Certname]node.Serial{}
+	for i := range foreign {
+		key, err := ca.GenerateKey(ca.ECP256)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := node.Certname(fmt.Sprintf("n%d.test", i))
+		cert, err := w.authority.Sign(t.Context(), ca.Request{Certname: name, Serial: w.authority.NewSerial(), Key: key})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[name] = node.SerialOf(cert.SerialNumber)
+	}
+	return out
+}
