@@ -38,7 +38,7 @@ var (
 	ErrRequestSpent = errors.New("request id belongs to a terminated registration")
 	// ErrCertificateExists: the registration has a live certificate.
 	ErrCertificateExists = errors.New("node has a certificate")
-	// ErrCertificateNotFound: espm issued no certificate with that serial.
+	// ErrCertificateNotFound: espm neither issued nor adopted a certificate with that serial.
 	ErrCertificateNotFound = errors.New("certificate not found")
 	// ErrForeignCertificate: the authority has a live certificate of that name that espm did not issue.
 	ErrForeignCertificate = errors.New("certname has a certificate that espm did not issue")

@@ -32,6 +32,7 @@ import (
 // folder. Nothing runs in the background unless a test starts it.
 type fixture struct {
 	*registry.Registry
+	engine    store.Engine
 	store     *store.Store
 	authority *authority
 	queue     *revoke.Queue
@@ -48,7 +49,7 @@ func newFixture(t *testing.T) *fixture {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { engine.Close() })
-	f := &fixture{keys: &keys{}, clock: &clock{now: time.Now()}}
+	f := &fixture{engine: engine, keys: &keys{}, clock: &clock{now: time.Now()}}
 	if f.store, err = store.New(t.Context(), engine); err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -322,6 +323,53 @@ func TestImportIsGoneOnWith(t *testing.T) {
 	if revoked := f.revoked(t); len(revoked) > 0 {
 		t.Errorf("revoked: %v", revoked)
 	}
+}
+
+// A disk that fills up in the middle of a batch: what was written is reported, and the rest is an error.
+func TestImportOnAFullDisk(t *testing.T) {
+	f := newFixture(t)
+	serials := f.signMany(t, "n", 20)
+	full := &fullDisk{Engine: f.engine}
+	var err error
+	if f.options.Store, err = store.New(t.Context(), full); err != nil {
+		t.Fatal(err)
+	}
+	f.restart()
+	full.room.Store(7)
+	written := map[string]registry.Imported{}
+	err = f.Import(t.Context(), registry.ImportSpec{}, func(done []registry.Imported, _ int) error {
+		for _, in := range done {
+			written[in.Certname] = in
+		}
+		return nil
+	})
+	if !errors.Is(err, node.ErrUnavailable) || len(written) != 7 {
+		t.Errorf("%d reported, want 7: %v", len(written), err)
+	}
+	for name := range serials {
+		_, err := f.store.Node(t.Context(), node.Certname(name))
+		if in, reported := written[name]; reported != (err == nil) || reported && in.Outcome != registry.Adopted {
+			t.Errorf("%s: %v, reported as %+v", name, err, in)
+		}
+	}
+	full.room.Store(100)
+	f.doImport(t, registry.ImportSpec{})
+	for name, serial := range serials {
+		f.held(t, name, serial)
+	}
+}
+
+// fullDisk has room for some commits.
+type fullDisk struct {
+	store.Engine
+	room atomic.Int64
+}
+
+func (d *fullDisk) Commit(ctx context.Context, b store.Batch) (int64, error) {
+	if d.room.Add(-1) < 0 {
+		return 0, node.ErrUnavailable
+	}
+	return d.Engine.Commit(ctx, b)
 }
 
 // However calls for one name fall together, the certificate that stood there

@@ -87,7 +87,7 @@ func (v View) Group(ctx context.Context, name string) (node.Group, error) {
 	return g, err
 }
 
-// Certificate returns a certificate; node.ErrCertificateNotFound if espm issued none with that serial.
+// Certificate returns a certificate; node.ErrCertificateNotFound if espm issued or adopted none with that serial.
 func (v View) Certificate(ctx context.Context, serial node.Serial) (node.Certificate, error) {
 	c, err := get[node.Certificate](ctx, v, certKey(serial))
 	if errors.Is(err, ErrNoKey) {

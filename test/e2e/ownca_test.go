@@ -44,6 +44,7 @@ func testOwnCA(t *testing.T, h *host) {
 		authority := s.authority(t, s.direct())
 		catest.Run(t, catest.Traits{RevokesByName: true, ChoosesSerial: true}, func(*testing.T) ca.Authority { return authority })
 	})
+	t.Run("conformance/signed", s.signed)
 	t.Run("check", s.check)
 	t.Run("name taken", s.nameTaken)
 	t.Run("refused", s.refused)
@@ -70,6 +71,7 @@ func testOwnCA(t *testing.T, h *host) {
 	t.Run("autosigning", s.autosigning)
 	t.Run("late terminate", s.lateTerminate)
 	t.Run("late revocation", s.lateRevocation)
+	t.Run("imported", s.imported)
 	t.Run("server down and back", s.serverDownAndBack)
 	t.Run("server without clean", s.serverWithoutClean)
 }

@@ -117,5 +117,17 @@ func (a *Authority) heldUnder(ctx context.Context, name node.Certname, issuer *x
 	case err != nil || cert == nil:
 		return ca.Held{}, err
 	}
-	return ca.Held{Certificate: cert, Problem: ca.CheckHeld(cert, name, issuer, a.opts.Now())}, nil
+	h := ca.Held{Certificate: cert, Problem: ca.CheckHeld(cert, name, issuer, a.opts.Now())}
+	if h.Problem == nil && a.credentials.shows(cert) {
+		h.Problem = errors.New("espm itself shows it to Puppet Server, so it must not be terminated")
+	}
+	return h, nil
+}
+
+// shows reports whether a certificate is the client certificate: on Puppet
+// Server's own host the server's as well.
+func (c *credentials) shows(cert *x509.Certificate) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.leaf.Equal(cert)
 }
