@@ -58,6 +58,13 @@ func RevokesByName(authority any) bool {
 	return ok && a.RevokesByName()
 }
 
+// FormChecker is an authority whose Sign itself refuses a name at which
+// something stands that is not the request's. So before a Sign, where Check would look
+// at the name a second time, CheckForm is enough: it is Check without that.
+type FormChecker interface {
+	CheckForm(ctx context.Context, r Request) error
+}
+
 // Request asks for one leaf certificate. Exactly one of Key and CSR is set.
 // It has been validated: names, TTL and extensions keep the rules of CheckRequest.
 type Request struct {

@@ -84,6 +84,14 @@ func (r *Registry) mayBegin(ctx context.Context, n node.Node, o order) error {
 	return r.vet(ctx, o)
 }
 
+// vetIssue is vet before an issue: what the authority finds out when it signs is not asked.
+func (r *Registry) vetIssue(ctx context.Context, o order) error {
+	if authority, ok := r.Authority.(ca.FormChecker); ok {
+		return authority.CheckForm(ctx, o.request)
+	}
+	return r.vet(ctx, o)
+}
+
 // vet asks the authority what it would refuse, and refuses a name whose
 // certificate there was not issued by espm: nobody would know of it any more.
 func (r *Registry) vet(ctx context.Context, o order) error {
@@ -112,7 +120,7 @@ func (r *Registry) beginNew(ctx, patience context.Context, n node.Node, o *order
 	if err := r.fence(patience, n); err != nil {
 		return node.IssueIntent{}, err
 	}
-	if err := r.vet(ctx, *o); err != nil {
+	if err := r.vetIssue(ctx, *o); err != nil {
 		return node.IssueIntent{}, err
 	}
 	intent, err := r.prepare(ctx, o, n, request)
@@ -140,7 +148,7 @@ func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o 
 	if err := r.fence(patience, old); err != nil {
 		return node.IssueIntent{}, err
 	}
-	if err := r.vet(ctx, *o); err != nil {
+	if err := r.vetIssue(ctx, *o); err != nil {
 		return node.IssueIntent{}, err
 	}
 	intent, err := r.prepare(ctx, o, old, request)

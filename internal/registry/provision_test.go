@@ -131,6 +131,44 @@ func TestCertificateOfAnotherIsRefused(t *testing.T) {
 	}
 }
 
+// formChecker is an authority that finds out when it signs that a name is taken.
+type formChecker struct {
+	*authority
+	formErr error
+}
+
+func (c *formChecker) CheckForm(context.Context, ca.Request) error { return c.formErr }
+
+func (c *formChecker) Check(context.Context, ca.Request) (*x509.Certificate, error) {
+	return nil, errors.New("asked twice")
+}
+
+func TestAnAuthorityThatLooksWhenItSignsIsNotAskedBefore(t *testing.T) {
+	f := newFixture(t)
+	checker := &formChecker{authority: f.authority}
+	f.options.Authority = checker
+	f.restart()
+	f.provision(t, "web1.test", "")
+	f.authority.sign = func(context.Context, ca.Request) (*x509.Certificate, error) { return nil, node.ErrForeignRequest }
+	spec := func() error {
+		_, err := f.Provision(t.Context(), node.Node{Certname: "web2.test"}, registry.Spec{}, "r2", false)
+		return err
+	}
+	if err := spec(); !errors.Is(err, node.ErrForeignRequest) {
+		t.Errorf("a name that is taken: %v", err)
+	}
+	f.authority.heal()
+	checker.formErr = node.Invalid("ttl", "is too long")
+	if err := spec(); !errors.Is(err, node.ErrInvalid) {
+		t.Errorf("a request that can't be: %v", err)
+	}
+	if _, err := f.Get(t.Context(), "web2.test", ""); !errors.Is(err, node.ErrNodeNotFound) {
+		t.Errorf("the name is not free: %v", err)
+	}
+	checker.formErr = nil
+	f.provision(t, "web2.test", "r2")
+}
+
 func TestPanicInTheAuthority(t *testing.T) {
 	f := newFixture(t)
 	f.authority.sign = func(context.Context, ca.Request) (*x509.Certificate, error) { panic("boom") }

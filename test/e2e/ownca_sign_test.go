@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/x509"
@@ -30,16 +31,42 @@ func (s *ownCA) check(t *testing.T) {
 	}
 }
 
+// bothWays runs a test with an authority that looks at a name before it sends
+// a CSR, and with one that has learnt that this server refuses what is taken.
+func (s *ownCA) bothWays(t *testing.T, test func(t *testing.T, a *puppetserver.Authority, looks bool)) {
+	t.Helper()
+	for name, looks := range map[string]bool{"looks first": true, "sends at once": false} {
+		t.Run(name, func(t *testing.T) {
+			a := s.authority(t, s.proxied())
+			check(t, warm(t, a))
+			for tries := 0; !looks; tries++ {
+				if tries == 10 {
+					t.Fatal("it never learns that the server refuses what is taken")
+				}
+				s.proxy.on(nil)
+				s.sign(t, a, newRequest(t))
+				if s.proxy.count("GET") == 1 {
+					break
+				}
+			}
+			test(t, a, looks)
+		})
+	}
+}
+
 // What stands under a name and is not ours is told apart before anything is
-// sent, and stays. What is ours is gone on with.
-func (s *ownCA) nameTaken(t *testing.T) {
-	a := s.authority(t, s.proxied())
+// changed, and stays. What is ours is gone on with.
+func (s *ownCA) nameTaken(t *testing.T) { s.bothWays(t, s.takenName) }
+
+func (s *ownCA) takenName(t *testing.T, a *puppetserver.Authority, looks bool) {
 	taken, stale, ours := newRequest(t), newRequest(t), newRequest(t)
-	theirs := s.sign(t, a, taken)
+	theirs := s.sign(t, s.authority(t, s.direct()), taken)
 	taken.Key = newKey(t)
 	s.putCSR(t, stale.Certname, newRequest(t))
 	s.putCSR(t, ours.Certname, ours)
-	t.Cleanup(func() { check(t, os.Remove(filepath.Join(s.CA, "requests", string(stale.Certname)+".pem"))) })
+	path := filepath.Join(s.CA, "requests", string(stale.Certname)+".pem")
+	before := readFile(t, path)
+	t.Cleanup(func() { check(t, os.Remove(path)) })
 	s.proxy.on(nil)
 
 	if _, err := a.Sign(t.Context(), taken); !errors.Is(err, node.ErrForeignCertificate) {
@@ -48,19 +75,23 @@ func (s *ownCA) nameTaken(t *testing.T) {
 	if _, err := a.Sign(t.Context(), stale); !errors.Is(err, node.ErrForeignRequest) {
 		t.Errorf("with a request under the name: %v", err)
 	}
-	if n := s.proxy.count("PUT") + s.proxy.count("DELETE"); n > 0 {
+	if n := s.proxy.count("PUT /puppet-ca/v1/certificate_status") + s.proxy.count("DELETE"); n > 0 {
 		t.Errorf("%d calls that change something", n)
+	}
+	if n := s.proxy.count("PUT"); looks && n > 0 {
+		t.Errorf("%d CSRs sent without a look", n)
 	}
 	for _, r := range []ca.Request{taken, stale} {
 		if found, err := a.Find(t.Context(), query(t, r)); err != nil || found.Issued {
 			t.Errorf("found %+v, %v", found, err)
 		}
 	}
-	if got := s.alive(t, taken.Certname); len(got) != 1 || got[0] != node.SerialOf(theirs.SerialNumber) || !s.holds("requests", stale.Certname) {
+	if got := s.alive(t, taken.Certname); len(got) != 1 || got[0] != node.SerialOf(theirs.SerialNumber) || !bytes.Equal(readFile(t, path), before) {
 		t.Errorf("it was cleaned away: %v", got)
 	}
+	s.proxy.on(nil)
 	s.sign(t, a, ours)
-	if n := s.proxy.count("PUT /puppet-ca/v1/certificate_request"); n > 0 {
+	if n := s.proxy.count("PUT /puppet-ca/v1/certificate_request"); looks && n > 0 {
 		t.Error("a request of ours was sent again")
 	}
 }
@@ -113,15 +144,15 @@ func (s *ownCA) signAnswerLost(t *testing.T) {
 	for _, call := range signCalls {
 		for what, f := range map[string]fault{"before": dropBefore, "after": dropAfter} {
 			t.Run(strings.ReplaceAll(call, "/", " ")+"/"+what, func(t *testing.T) {
-				a := s.authority(t, s.proxied())
-				r := newRequest(t)
-				check(t, warm(t, a))
-				s.proxy.once(call, f)
-				cert, err := a.Sign(t.Context(), r)
-				if lost := f == dropBefore && strings.HasPrefix(call, "PUT"); lost != (err != nil) {
-					t.Errorf("got %v", err)
-				}
-				s.settles(t, a, r, cert, err)
+				s.bothWays(t, func(t *testing.T, a *puppetserver.Authority, _ bool) {
+					r := newRequest(t)
+					s.proxy.once(call, f)
+					cert, err := a.Sign(t.Context(), r)
+					if lost := f == dropBefore && strings.HasPrefix(call, "PUT"); lost != (err != nil) {
+						t.Errorf("got %v", err)
+					}
+					s.settles(t, a, r, cert, err)
+				})
 			})
 		}
 	}
@@ -132,27 +163,34 @@ func (s *ownCA) signSilence(t *testing.T) {
 	for i, call := range append(signCalls, "GET /puppet-ca/v1/certificate/n") {
 		for what, f := range map[string]fault{"before": dropBefore, "after": dropAfter} {
 			t.Run(strings.ReplaceAll(call, "/", " ")+"/"+what, func(t *testing.T) {
-				a := s.authority(t, s.proxied())
-				r := newRequest(t)
-				check(t, warm(t, a))
-				silent := false
-				passed := i < len(signCalls) // the last one is the second of its kind
-				s.proxy.on(func(req *http.Request, _ []byte) fault {
-					passed = passed || req.Method == http.MethodPut
-					silent = silent || passed && strings.HasPrefix(req.Method+" "+req.URL.Path, call)
-					if silent {
-						return f
+				s.bothWays(t, func(t *testing.T, a *puppetserver.Authority, looks bool) {
+					if !looks && strings.HasPrefix(call, "GET /puppet-ca/v1/certificate_request") {
+						t.Skip("this call does not come")
 					}
-					return pass
+					s.silence(t, a, call, f, i < len(signCalls)) // the last one is the second of its kind
 				})
-				cert, err := a.Sign(t.Context(), r)
-				if err == nil || !errors.Is(err, node.ErrUnavailable) {
-					t.Errorf("got %v", err)
-				}
-				s.settles(t, a, r, cert, err)
 			})
 		}
 	}
+}
+
+func (s *ownCA) silence(t *testing.T, a *puppetserver.Authority, call string, f fault, passed bool) {
+	t.Helper()
+	r := newRequest(t)
+	silent := false
+	s.proxy.on(func(req *http.Request, _ []byte) fault {
+		passed = passed || req.Method == http.MethodPut
+		silent = silent || passed && strings.HasPrefix(req.Method+" "+req.URL.Path, call)
+		if silent {
+			return f
+		}
+		return pass
+	})
+	cert, err := a.Sign(t.Context(), r)
+	if err == nil || !errors.Is(err, node.ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+	s.settles(t, a, r, cert, err)
 }
 
 // warm fetches chain and CRL, so that a test's faults meet what it is about.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -27,6 +28,7 @@ type call struct {
 	kind         string // content type of the body
 	since        string // If-Modified-Since
 	limit        time.Duration
+	guarded      bool // only to a server that is known to refuse a CSR under a taken name, else errUnguarded
 }
 
 // answer is what the server said, whatever it was.
@@ -63,6 +65,13 @@ func (a *Authority) do(ctx context.Context, c call) (answer, error) {
 	if c.limit == 0 {
 		c.limit = a.opts.Timeout
 	}
+	if c.guarded {
+		var ok bool
+		if ctx, ok = a.credentials.guard.enter(ctx); !ok {
+			return answer{}, errUnguarded
+		}
+		defer a.credentials.guard.leave()
+	}
 	limited, cancel := context.WithTimeoutCause(ctx, c.limit, fmt.Errorf("no answer within %v", c.limit))
 	defer cancel()
 	req, err := http.NewRequestWithContext(limited, c.method, a.base.Scheme+"://"+a.base.Host+c.path, bytes.NewReader(c.body))
@@ -77,6 +86,9 @@ func (a *Authority) do(ctx context.Context, c call) (answer, error) {
 	}
 	begin := time.Now()
 	resp, err := transport.RoundTrip(req) // not http.Client: a redirect would be no answer
+	if errors.Is(err, errUnguarded) {
+		return answer{}, errUnguarded
+	}
 	if err != nil {
 		return answer{}, unreachable(limited, fmt.Errorf("%s %s://%s%s: %w", c.method, a.base.Scheme, a.base.Host, c.path, a.explain(err)))
 	}

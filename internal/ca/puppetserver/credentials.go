@@ -23,7 +23,8 @@ const idle = 20 * time.Second
 // credentials are the client certificate and the trusted CAs, read anew when
 // a file changes, and the connections made with them.
 type credentials struct {
-	opts Options
+	opts  Options
+	guard guard
 
 	mu        sync.Mutex
 	stamp     [3]stamp
@@ -87,7 +88,7 @@ func (c *credentials) load(s [3]stamp) error {
 	c.stamp, c.leaf = s, pair.Leaf
 	c.transport = &http.Transport{
 		TLSClientConfig:     &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, MinVersion: tls.VersionTLS12},
-		DialContext:         (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		DialContext:         c.guard.dialer((&net.Dialer{Timeout: 10 * time.Second}).DialContext),
 		TLSHandshakeTimeout: 20 * time.Second,
 		IdleConnTimeout:     idle,
 		MaxIdleConnsPerHost: c.opts.Concurrency,

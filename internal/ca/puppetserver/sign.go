@@ -21,6 +21,28 @@ import (
 // last as long as it can: the server's clock may be behind.
 const clockSlack = time.Minute
 
+// CheckForm looks at the request and the CA's end, but not at the name, as Sign
+// does that: see ca.FormChecker.
+func (a *Authority) CheckForm(ctx context.Context, r ca.Request) error {
+	if err := a.checkForm(ctx, r); err != nil {
+		return fmt.Errorf("check %s: %w", r.Certname, err)
+	}
+	return nil
+}
+
+func (a *Authority) checkForm(ctx context.Context, r ca.Request) error {
+	if err := errors.Join(ctx.Err(), ca.CheckRequest(r)); err != nil {
+		return err
+	}
+	if r.CSR != nil {
+		if err := checkCSR(r); err != nil {
+			return err
+		}
+	}
+	_, err := a.ttl(ctx, r.TTL)
+	return err
+}
+
 // Check looks at the request, the CA's end and what the server holds under the
 // name. A certificate there that has expired or is revoked blocks it as well:
 // node.ErrForeignCertificate, since those of espm go when they are revoked.
@@ -34,15 +56,7 @@ func (a *Authority) Check(ctx context.Context, r ca.Request) (*x509.Certificate,
 }
 
 func (a *Authority) precheck(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
-	if err := errors.Join(ctx.Err(), ca.CheckRequest(r)); err != nil {
-		return nil, err
-	}
-	if r.CSR != nil {
-		if err := checkCSR(r); err != nil {
-			return nil, err
-		}
-	}
-	if _, err := a.ttl(ctx, r.TTL); err != nil {
+	if err := a.checkForm(ctx, r); err != nil {
 		return nil, err
 	}
 	var hash string // of no key where there is none yet
@@ -70,7 +84,7 @@ func (a *Authority) precheck(ctx context.Context, r ca.Request) (*x509.Certifica
 // Sign submits a CSR, has it signed and fetches the certificate. Besides the
 // errors of ca.Authority:
 //   - node.ErrForeignCertificate, node.ErrForeignRequest: the name is taken at
-//     the server by something that is not this request's; nothing was sent;
+//     the server by something that is not this request's, and stays as it is;
 //   - node.ErrRefused: the server's policy forbids it, in its words; our CSR is
 //     taken back;
 //   - any other: the certificate that came back is not what was asked for.
@@ -104,19 +118,7 @@ func (a *Authority) sign(ctx context.Context, r ca.Request) (*x509.Certificate, 
 	if err != nil {
 		return nil, err
 	}
-	held, err := a.look(ctx, r.Certname, wanted.KeyHash)
-	if err != nil {
-		return nil, err
-	}
-	if held.strange != nil {
-		return nil, held.strange
-	}
-	cert := held.cert
-	if cert != nil {
-		err = a.unrevoked(ctx, cert)
-	} else if !held.csr {
-		cert, err = a.submit(ctx, wanted, csr)
-	}
+	cert, err := a.submit(ctx, wanted, csr)
 	if cert == nil && err == nil {
 		cert, err = a.approve(ctx, wanted, ttl)
 	}
@@ -224,31 +226,60 @@ func csrKeyHash(pemBytes []byte) (string, error) {
 	return ca.KeyHash(csr.PublicKey)
 }
 
-// submit sends the CSR. It returns a certificate where the server signs by
-// itself (autosign). The server stores a CSR before it checks it.
+// submit has the server hold our CSR under a name that has nothing else. It
+// returns a certificate of our key where there is one already: from an
+// earlier call, or from a server that signs by itself (autosign).
+//
+// A server that is known to refuse a CSR under a taken name (see guard) is
+// sent it at once, and only a refusal makes submit look why. Any other is
+// looked at before, and told from its next answer.
 func (a *Authority) submit(ctx context.Context, w ca.Wanted, csr []byte) (*x509.Certificate, error) {
-	path := apiPath + "certificate_request/" + url.PathEscape(string(w.Certname))
-	_, sent := a.ask(ctx, call{method: http.MethodPut, path: path, body: csr, kind: "text/plain"})
+	c := call{method: http.MethodPut, path: apiPath + "certificate_request/" + url.PathEscape(string(w.Certname)), body: csr, kind: "text/plain"}
+	guarded := c
+	guarded.guarded = true
+	_, sent := a.ask(ctx, guarded)
+	if errors.Is(sent, errUnguarded) {
+		held, err := a.look(ctx, w.Certname, w.KeyHash)
+		if err != nil {
+			return nil, err
+		}
+		if held.taken() {
+			return a.goOn(ctx, held)
+		}
+		if _, sent = a.ask(ctx, c); sent == nil {
+			a.learn(ctx, csr)
+		}
+	}
 	if sent == nil {
 		return nil, nil
 	}
 	held, err := a.look(ctx, w.Certname, w.KeyHash)
 	if err != nil {
-		return nil, sent
+		return nil, fmt.Errorf("%w; then %w", sent, err)
 	}
-	if held.strange != nil { // it came in between
+	if held.taken() {
+		return a.goOn(ctx, held)
+	}
+	if status, ok := errors.AsType[*statusError](sent); ok && status.code < 500 {
+		return nil, fmt.Errorf("%w: %s", node.ErrRefused, status.message)
+	}
+	return nil, sent
+}
+
+// taken says whether anything stands under the name.
+func (h holding) taken() bool { return h.csr || h.cert != nil || h.strange != nil }
+
+// goOn tells what to go on with under a name that is taken: a certificate, or
+// none where our CSR stands. Why that one may have been refused although the server
+// keeps it (it stores a CSR before it checks it) its signing tells.
+func (a *Authority) goOn(ctx context.Context, held holding) (*x509.Certificate, error) {
+	if held.strange != nil {
 		return nil, held.strange
 	}
 	if held.cert != nil {
-		return held.cert, nil
+		return held.cert, a.unrevoked(ctx, held.cert)
 	}
-	if status, ok := errors.AsType[*statusError](sent); ok && status.code < 500 {
-		return nil, a.refused(ctx, w.Certname, held, status)
-	}
-	if held.csr {
-		return nil, nil
-	}
-	return nil, sent
+	return nil, nil
 }
 
 // approve has the CSR signed and fetches the certificate.

@@ -23,6 +23,8 @@ import (
 type stub struct {
 	directory *directory.Authority
 	options   Options
+	server    *httptest.Server
+	signing   *signing // where newSigningStub made it
 
 	mu    sync.Mutex
 	calls []string // "METHOD /path", and what If-Modified-Since it had
@@ -51,6 +53,7 @@ func newStub(t *testing.T) *stub {
 	server := httptest.NewUnstartedServer(s)
 	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAnyClientCert}
 	server.StartTLS()
+	s.server = server
 	t.Cleanup(server.Close)
 	u, err := url.Parse(server.URL)
 	check(t, err)
