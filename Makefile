@@ -4,6 +4,7 @@
 #
 # E2E=required  a missing Puppet Server is a failure, not a skip
 # RUN=regexp    only these tests
+# make bench    measure; PART=name runs one part: enc, register, presign, terminate
 
 E2E  ?=
 RUN  ?= .
@@ -55,8 +56,10 @@ fuzz:
 	    echo "$$pkg $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg; \
 	  done; done
 
+# The parts presign and terminate need root and Puppet Server, and say so where they skip.
+PART ?=
 bench: build
-	CGO_ENABLED=1 go run ./test/bench
+	CGO_ENABLED=1 go run ./test/bench -only '$(PART)'
 
 clean:
 	rm -rf bin

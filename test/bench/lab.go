@@ -26,6 +26,9 @@ func newLab(bin string) (lab, error) {
 	if err != nil {
 		return lab{}, err
 	}
+	if err := os.Chmod(dir, 0o755); err != nil { // Puppet Server's user passes through
+		return lab{}, err
+	}
 	l := lab{dir: dir, bin: bin}
 	for _, name := range []string{"espm", "espm-enc"} {
 		if err := l.install(filepath.Join(bin, name)); err != nil {
@@ -76,6 +79,30 @@ func (l lab) initialize(ctx context.Context, name string) (*daemon, error) {
 		return nil, fmt.Errorf("espm init: %w\n%s", err, out)
 	}
 	d.cmd = exec.Command(l.path("espm"), "serve", "--config", filepath.Join(d.dir, "espm.yaml"))
+	return d, nil
+}
+
+// beside starts a daemon whose authority is a Puppet Server.
+func (l lab) beside(ctx context.Context, s *puppetServer) (*daemon, error) {
+	d := &daemon{dir: filepath.Join(s.Dir, "espm")}
+	if err := os.Mkdir(d.dir, 0o700); err != nil {
+		return nil, err
+	}
+	certificate, key, trust := s.files()
+	path := filepath.Join(d.dir, "espm.yaml")
+	config := fmt.Sprintf("store: {path: espm.db}\nlisten: unix://%s\nenc: {socket: run/enc.sock}\npuppet: {server: localhost, port: %d}\n"+
+		"authority: {puppetserver: {url: %q, certificate: %q, key: %q, ca: %q}}\n",
+		filepath.Join(d.dir, "run/espm.sock"), s.Port, s.url(), certificate, key, trust)
+	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
+		return nil, err
+	}
+	if out, err := exec.CommandContext(ctx, l.path("espm"), "init", "--dir", d.dir, "--certname", "puppet").CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("espm init: %w\n%s", err, out)
+	}
+	d.cmd = exec.Command(l.path("espm"), "serve", "--config", path)
+	if err := d.start(ctx); err != nil {
+		return nil, errors.Join(err, d.stop())
+	}
 	return d, nil
 }
 

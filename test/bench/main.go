@@ -22,6 +22,7 @@ type options struct {
 	nodes  int
 	rounds int
 	only   string
+	sample int
 }
 
 var benchmarks = []struct {
@@ -30,6 +31,15 @@ var benchmarks = []struct {
 }{
 	{"enc", benchENC},
 	{"register", benchRegister},
+	{"presign", benchPresign},
+	{"terminate", benchTerminate},
+}
+
+func names() (all []string) {
+	for _, b := range benchmarks {
+		all = append(all, b.name)
+	}
+	return all
 }
 
 func main() {
@@ -37,7 +47,8 @@ func main() {
 	flag.StringVar(&o.bin, "bin", "bin", "`folder` with espm and espm-enc")
 	flag.IntVar(&o.nodes, "nodes", 100_000, "nodes of the large store")
 	flag.IntVar(&o.rounds, "rounds", 300, "rounds of the ENC benchmark, one run of each program in a round")
-	flag.StringVar(&o.only, "only", "", "only this benchmark: enc or register")
+	flag.StringVar(&o.only, "only", "", "only this benchmark: "+strings.Join(names(), ", "))
+	flag.IntVar(&o.sample, "sample", 40, "single revocations to measure, of which the time of 200 is worked out")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, o)

@@ -36,6 +36,8 @@ type contender struct {
 	write   write
 
 	rates []float64 // a second, one a round
+	mu    sync.Mutex
+	times []time.Duration // of every call, in any order
 }
 
 // benchRegister compares durable registrations with what they would be if
@@ -67,7 +69,7 @@ func benchRegister(ctx context.Context, l lab, _ options) error {
 	}
 	for range registerRounds {
 		for _, c := range contenders {
-			if err := c.run(ctx); err != nil {
+			if err := c.run(ctx, turn); err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)
 			}
 		}
@@ -81,20 +83,26 @@ func benchRegister(ctx context.Context, l lab, _ options) error {
 }
 
 // run lets a contender write for its turn.
-func (c *contender) run(ctx context.Context) error {
+func (c *contender) run(ctx context.Context, turn time.Duration) error {
 	start := time.Now()
 	var wg sync.WaitGroup
 	var written atomic.Int64
 	errs := make(chan error, c.callers)
 	for range c.callers {
 		wg.Go(func() {
+			var times []time.Duration
 			for time.Since(start) < turn {
+				begin := time.Now()
 				if err := c.write(ctx); err != nil {
 					errs <- err
 					return
 				}
+				times = append(times, time.Since(begin))
 				written.Add(1)
 			}
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.times = append(c.times, times...)
 		})
 	}
 	wg.Wait()
@@ -114,6 +122,12 @@ func (c *contender) against(other *contender) float64 {
 		ratios = append(ratios, c.rates[i]/other.rates[i])
 	}
 	return median(ratios)
+}
+
+// quantile returns the time that a share of the calls did not exceed.
+func (c *contender) quantile(share float64) time.Duration {
+	sorted := slices.Sorted(slices.Values(c.times))
+	return sorted[min(int(share*float64(len(sorted))), len(sorted)-1)]
 }
 
 func median(values []float64) float64 {
