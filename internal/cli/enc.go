@@ -10,12 +10,13 @@ import (
 )
 
 func (a *app) encCmd() *cobra.Command {
-	var client encclient.Client
+	client := encclient.Client{Curious: true}
 	c := &cobra.Command{
 		Use:   "enc NAME",
 		Short: "Print what espm-enc would print for a node",
 		Long: `Prints a node's classification as YAML, as espm-enc does for Puppet Server: from
-the daemon, or from the store where the daemon is down.`,
+the daemon, or from the store where the daemon is down. Unlike espm-enc, it does
+not count as a sign of life of the node.`,
 		Args: args("NAME"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if code := client.Run(args[0], a.stdout); code != 0 {

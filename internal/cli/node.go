@@ -81,14 +81,14 @@ func (a *app) nodeRegisterCmd() *cobra.Command {
 // specFlags are those that describe a certificate.
 type specFlags struct {
 	csr, algorithm string
-	ttl            time.Duration
+	ttl            duration
 	names, exts    []string
 }
 
 func (f *specFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.csr, "csr", "", "file with a CSR (PEM): its key is certified, none is made")
 	c.Flags().StringVar(&f.algorithm, "key-algorithm", "", "key to make: ec-p256, rsa-2048, rsa-3072 or rsa-4096 (the daemon's default)")
-	c.Flags().DurationVar(&f.ttl, "ttl", 0, "validity of the certificate, such as 720h (the daemon's default)")
+	c.Flags().Var(&f.ttl, "ttl", "validity of the certificate, such as 30d (the daemon's default)")
 	c.Flags().StringArrayVar(&f.names, "dns-alt-name", nil, "further DNS name in the certificate; repeatable")
 	c.Flags().StringArrayVar(&f.exts, "extension", nil, "Puppet extension in the certificate, such as pp_role=web; repeatable")
 }
@@ -96,7 +96,7 @@ func (f *specFlags) add(c *cobra.Command) {
 func (f *specFlags) spec() (*espmv1.CertificateSpec, error) {
 	spec := &espmv1.CertificateSpec{KeyAlgorithm: f.algorithm, DnsAltNames: f.names}
 	if f.ttl != 0 {
-		spec.Ttl = durationpb.New(f.ttl)
+		spec.Ttl = durationpb.New(time.Duration(f.ttl))
 	}
 	var err error
 	if spec.Extensions, err = pairs("--extension", f.exts); err != nil {
@@ -114,15 +114,21 @@ func (a *app) nodeProvisionCmd() *cobra.Command {
 	var f nodeFlags
 	var s specFlags
 	var requestID, out string
+	var within duration
 	c := &cobra.Command{
 		Use:   "provision NAME --out DIR",
 		Short: "Register and classify a node and have its certificate signed, before it boots",
 		Long: `Registers and classifies a node and has its certificate signed. Writes what the
 agent needs into DIR, which can be used as its --confdir: puppet.conf,
 ssl/certs/NAME.pem, ssl/certs/ca.pem, ssl/crl.pem and, unless --csr is given,
-ssl/private_keys/NAME.pem. Overwrites nothing.`,
+ssl/private_keys/NAME.pem. Overwrites nothing.
+
+With --claim-within, a node whose first catalog is not asked for by then is
+terminated by itself. Not for a node whose agent runs only once: a run
+while the daemon is down is not noticed.`,
 		Example: `  espm node provision web1.example.com --class nginx --out web1
-  puppet agent --test --confdir "$PWD/web1"`,
+  puppet agent --test --confdir "$PWD/web1"
+  espm node provision web2.example.com --claim-within 30m --out web2`,
 		Args: args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if out == "" {
@@ -147,12 +153,16 @@ ssl/private_keys/NAME.pem. Overwrites nothing.`,
 				requestID = uuid.NewString()
 			}
 			req := &espmv1.ProvisionNodeRequest{Node: n, Certificate: spec, RequestId: requestID}
+			if cmd.Flags().Changed("claim-within") {
+				req.ClaimWithin = durationpb.New(time.Duration(within))
+			}
 			return a.provision(cmd.Context(), req, name, out)
 		},
 	}
 	f.add(c)
 	s.add(c)
 	c.Flags().StringVar(&requestID, "request-id", "", "makes a retry safe: see docs/api.md (a random one)")
+	c.Flags().Var(&within, "claim-within", "terminate the node unless its first catalog is asked for within this time, from 1m to 30d")
 	c.Flags().StringVar(&out, "out", "", "folder to write")
 	return c
 }
@@ -242,23 +252,26 @@ func (a *app) nodeUpdateCmd() *cobra.Command {
 func (a *app) nodeListCmd() *cobra.Command {
 	var labels []string
 	var group string
+	var notSeen duration
 	c := &cobra.Command{
-		Use:   "list",
-		Short: "List the live nodes",
-		Args:  args(),
+		Use:     "list",
+		Short:   "List the live nodes",
+		Example: "  espm node list --label tier=front --not-seen-for 30d",
+		Args:    args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			want, err := pairs("--label", labels)
 			if err != nil {
 				return err
 			}
+			req := &espmv1.ListNodesRequest{PageSize: 1000, Labels: want, Group: group}
+			if cmd.Flags().Changed("not-seen-for") {
+				req.NotSeenFor = durationpb.New(time.Duration(notSeen))
+			}
 			return a.call(func(conn *grpc.ClientConn) error {
 				client := espmv1.NewNodeServiceClient(conn)
-				row := func(n *espmv1.Node) []string {
-					return []string{n.GetCertname(), word(n.GetState(), "NODE_STATE_"), dash(n.GetClassification().GetEnvironment()),
-						dash(strings.Join(n.GetGroups(), ",")), when(n.GetCreateTime()), n.GetUid()}
-				}
-				return list(a, []string{"CERTNAME", "STATE", "ENVIRONMENT", "GROUPS", "CREATED", "UID"}, row, func(token string) ([]*espmv1.Node, string, error) {
-					resp, err := client.ListNodes(cmd.Context(), &espmv1.ListNodesRequest{PageSize: 1000, PageToken: token, Labels: want, Group: group})
+				return list(a, nodeColumns, nodeRow, func(token string) ([]*espmv1.Node, string, error) {
+					req.PageToken = token
+					resp, err := client.ListNodes(cmd.Context(), req)
 					return resp.GetNodes(), resp.GetNextPageToken(), err
 				})
 			})
@@ -266,7 +279,15 @@ func (a *app) nodeListCmd() *cobra.Command {
 	}
 	c.Flags().StringArrayVar(&labels, "label", nil, "only nodes with this label, NAME=VALUE; repeatable")
 	c.Flags().StringVar(&group, "group", "", "only nodes directly in this group")
+	c.Flags().Var(&notSeen, "not-seen-for", "only nodes whose catalog was not asked for in this time, such as 30d or 12h; never seen: since it was registered")
 	return c
+}
+
+var nodeColumns = []string{"CERTNAME", "STATE", "ENVIRONMENT", "GROUPS", "CREATED", "LAST SEEN", "UID"}
+
+func nodeRow(n *espmv1.Node) []string {
+	return []string{n.GetCertname(), word(n.GetState(), "NODE_STATE_"), dash(n.GetClassification().GetEnvironment()),
+		dash(strings.Join(n.GetGroups(), ",")), when(n.GetCreateTime()), when(n.GetLastSeenTime()), n.GetUid()}
 }
 
 func (a *app) nodeShowCmd() *cobra.Command {
@@ -291,7 +312,7 @@ func (a *app) nodeShowCmd() *cobra.Command {
 
 func (a *app) nodeTerminateCmd() *cobra.Command {
 	var uid string
-	var wait time.Duration
+	var wait duration
 	c := &cobra.Command{
 		Use:   "terminate NAME",
 		Short: "Take a node out of the classifier and revoke its certificate",
@@ -302,7 +323,7 @@ how far it is, run the same again, with the same --uid.`,
 		Args: args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
-				req := &espmv1.TerminateNodeRequest{Certname: args[0], Uid: uid, Wait: durationpb.New(wait)}
+				req := &espmv1.TerminateNodeRequest{Certname: args[0], Uid: uid, Wait: durationpb.New(time.Duration(wait))}
 				resp, err := espmv1.NewNodeServiceClient(conn).TerminateNode(cmd.Context(), req)
 				if err != nil {
 					return err
@@ -318,14 +339,14 @@ how far it is, run the same again, with the same --uid.`,
 				})
 				if err == nil && wait > 0 && !revoked(resp) {
 					return fmt.Errorf("%q is terminated, but its revocation is still pending after %v; it will be done, ask again with --uid %s",
-						args[0], wait, resp.GetNode().GetUid())
+						args[0], time.Duration(wait), resp.GetNode().GetUid())
 				}
 				return err
 			})
 		},
 	}
 	c.Flags().StringVar(&uid, "uid", "", "registration to terminate: keeps a late call from touching a successor (the live one)")
-	c.Flags().DurationVar(&wait, "wait", 0, "how long to wait for the revocation, such as 30s")
+	c.Flags().Var(&wait, "wait", "how long to wait for the revocation, such as 30s")
 	return c
 }
 
@@ -349,8 +370,17 @@ func nodeTable(w io.Writer, n *espmv1.Node) {
 	classificationTable(w, n.GetClassification())
 	fmt.Fprintf(w, "groups\t%s\nlabels\t%s\nserial\t%s\ncreated\t%s\n", dash(strings.Join(n.GetGroups(), ", ")), labelLine(n.GetLabels()),
 		dash(n.GetSerial()), when(n.GetCreateTime()))
+	if n.GetLastSeenTime() != nil {
+		fmt.Fprintf(w, "last seen\t%s\n", when(n.GetLastSeenTime()))
+	}
+	if n.GetClaimDeadlineTime() != nil {
+		fmt.Fprintf(w, "claim by\t%s\nclaimed\t%s\n", when(n.GetClaimDeadlineTime()), when(n.GetClaimTime()))
+	}
 	if n.GetTerminateTime() != nil {
 		fmt.Fprintf(w, "terminated\t%s\n", when(n.GetTerminateTime()))
+	}
+	if n.GetTerminateReason() != "" {
+		fmt.Fprintf(w, "reason\t%s\n", n.GetTerminateReason())
 	}
 	fmt.Fprintf(w, "revision\t%d\n", n.GetRevision())
 }

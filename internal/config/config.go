@@ -84,8 +84,9 @@ type Issue struct {
 
 // Puppet is the server that provisioned nodes are told to use.
 type Puppet struct {
-	Server string `yaml:"server"`
-	Port   int    `yaml:"port"`
+	Server      string        `yaml:"server"`
+	Port        int           `yaml:"port"`
+	RunInterval time.Duration `yaml:"run_interval"`
 }
 
 // Log says what is logged, and how.
@@ -138,6 +139,7 @@ func (c *Config) fill(dir string) {
 		c.Issue.KeyPool = new(defaultKeyPool)
 	}
 	c.Puppet.Port = cmp.Or(c.Puppet.Port, 8140)
+	c.Puppet.RunInterval = cmp.Or(c.Puppet.RunInterval, 30*time.Minute)
 	c.Log.Level = cmp.Or(c.Log.Level, "info")
 	c.Log.Format = cmp.Or(c.Log.Format, "text")
 
@@ -200,6 +202,9 @@ func (c *Config) check() error {
 	}
 	if c.Puppet.Port < 1 || c.Puppet.Port > 65535 {
 		return fmt.Errorf("puppet.port: from 1 to 65535, is %d", c.Puppet.Port)
+	}
+	if every := c.Puppet.RunInterval; every < time.Minute || every > 30*24*time.Hour {
+		return fmt.Errorf("puppet.run_interval: from 1m0s to 720h0m0s, is %v", every)
 	}
 	for i, name := range c.Protected {
 		if _, err := node.ParseCertname(name); err != nil {

@@ -25,7 +25,7 @@ func TestDefaults(t *testing.T) {
 		ENC:       ENC{Socket: "/run/espm/enc.sock", UnknownNodes: "fail"},
 		Authority: Authority{Directory: &Directory{Path: "/etc/espm/ca"}},
 		Issue:     Issue{KeyAlgorithm: "ec-p256", KeyPool: new(4)},
-		Puppet:    Puppet{Server: "puppet.example.com", Port: 8140},
+		Puppet:    Puppet{Server: "puppet.example.com", Port: 8140, RunInterval: 30 * time.Minute},
 		Log:       Log{Level: "info", Format: "text"},
 	}
 	expect(t, least, want)
@@ -52,6 +52,7 @@ certificates:
 puppet:
   server: puppet
   port: 8141
+  run_interval: 2h
 protected_certnames: [puppet.example.com, db01]
 log:
   level: debug
@@ -64,7 +65,7 @@ log:
 			Path: "/srv/ca", Publish: []string{"/etc/puppetlabs/puppet/ssl/crl.pem", "/etc/espm/crl.pem"},
 		}},
 		Issue:     Issue{TTL: 720 * time.Hour, KeyAlgorithm: "rsa-2048", KeyPool: new(0)},
-		Puppet:    Puppet{Server: "puppet", Port: 8141},
+		Puppet:    Puppet{Server: "puppet", Port: 8141, RunInterval: 2 * time.Hour},
 		Protected: []string{"puppet.example.com", "db01"},
 		Log:       Log{Level: "debug", Format: "json"},
 	})
@@ -120,6 +121,8 @@ func TestRules(t *testing.T) {
 		{"certificates: {ttl: -1h}", `certificates.ttl: from 1m0s`},
 		{"certificates: {ttl: 438001h}", `certificates.ttl: from 1m0s`},
 		{"certificates: {key_algorithm: dsa}", `certificates.key_algorithm: "dsa": must be one of `},
+		{"puppet: {server: p, run_interval: 59s}", `puppet.run_interval: from 1m0s to 720h0m0s, is 59s`},
+		{"puppet: {server: p, run_interval: 721h}", `puppet.run_interval: from 1m0s`},
 		{"certificates: {key_pool: -1}", `certificates.key_pool: from 0 to 1000 keys, is -1`},
 		{"certificates: {key_pool: 1001}", `certificates.key_pool: from 0 to 1000 keys, is 1001`},
 		{"puppet: {}", `puppet.server: must be set`},

@@ -42,6 +42,7 @@ func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 	if err := d.openStore(ctx); err != nil {
 		return err
 	}
+	d.countSightings(ctx)
 	if err := d.serveENC(ctx, cancel); err != nil {
 		return err
 	}
@@ -58,12 +59,13 @@ func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 }
 
 type daemon struct {
-	config   config.Config
-	log      *logrus.Logger
-	store    *store.Store
-	registry *registry.Registry
-	wg       sync.WaitGroup
-	closers  []func() error
+	config    config.Config
+	log       *logrus.Logger
+	store     *store.Store
+	sightings *registry.Sightings
+	registry  *registry.Registry
+	wg        sync.WaitGroup
+	closers   []func() error
 }
 
 // close stops the parts in the reverse of the order they were started in. What
@@ -115,15 +117,33 @@ func (d *daemon) keepENC(ctx context.Context) error {
 	return d.store.SetENC(ctx, want)
 }
 
+// countSightings stores when nodes were last seen; for the last time after the
+// ENC socket is closed.
+func (d *daemon) countSightings(ctx context.Context) {
+	d.sightings = registry.NewSightings(d.store, time.Now, d.log)
+	counting, stop := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		d.sightings.Run(counting)
+	}()
+	d.closers = append(d.closers, func() error {
+		stop()
+		<-ended
+		return nil
+	})
+}
+
 func (d *daemon) serveENC(ctx context.Context, cancel context.CancelCauseFunc) error {
 	l, err := listen(d.config.ENC.Socket, d.config.ENC.Group)
 	if err != nil {
 		return fmt.Errorf("enc.socket: %w", err)
 	}
 	server := &encsock.Server{
-		Source:  d.store,
-		Unknown: enc.Unknown{Policy: d.config.ENC.UnknownNodes, Command: d.config.ENC.Command},
-		Log:     d.log,
+		Source:    d.store,
+		Unknown:   enc.Unknown{Policy: d.config.ENC.UnknownNodes, Command: d.config.ENC.Command},
+		Sightings: d.sightings,
+		Log:       d.log,
 	}
 	// It serves on while the API drains, as nobody else can read the store then.
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -169,6 +189,8 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 		Protected:   d.config.Protected,
 		Now:         time.Now,
 		Log:         d.log,
+		Sightings:   d.sightings,
+		RunInterval: d.config.Puppet.RunInterval,
 	})
 	d.closers = append(d.closers, func() error {
 		d.registry.Wait()

@@ -37,16 +37,23 @@ type Answer struct {
 	Text   string
 }
 
-// Ask answers for a name as it came from Puppet Server.
-func Ask(ctx context.Context, src Source, unknown Unknown, name string) Answer {
+// Ask answers for a name as it came from Puppet Server. The node is the one
+// that the answer classifies, nil where it is none's.
+func Ask(ctx context.Context, src Source, unknown Unknown, name string) (Answer, *node.Node) {
 	certname, err := node.ParseCertname(name)
 	if err != nil {
-		return Answer{StatusFail, "espm: " + err.Error()}
+		return Answer{StatusFail, "espm: " + err.Error()}, nil
 	}
-	c, err := Classify(ctx, src, certname)
+	n, c, err := classify(ctx, src, certname)
+	if err == nil {
+		return Answer{StatusYAML, string(Render(c))}, &n
+	}
+	return unclassified(err, unknown, certname), nil
+}
+
+// unclassified answers for a name that has no classification.
+func unclassified(err error, unknown Unknown, certname node.Certname) Answer {
 	switch {
-	case err == nil:
-		return Answer{StatusYAML, string(Render(c))}
 	case !errors.Is(err, node.ErrNodeNotFound):
 		return Answer{StatusFail, "espm: " + err.Error()}
 	case unknown.Policy == Blank:

@@ -32,20 +32,27 @@ type Source interface {
 // Classify returns a node's merged classification. node.ErrNodeNotFound where
 // the certname has no live registration.
 func Classify(ctx context.Context, src Source, name node.Certname) (node.Classification, error) {
+	_, c, err := classify(ctx, src, name)
+	return c, err
+}
+
+// classify is Classify, with the node.
+func classify(ctx context.Context, src Source, name node.Certname) (node.Node, node.Classification, error) {
 	n, err := src.Node(ctx, name)
 	if err != nil {
-		return node.Classification{}, err
+		return n, node.Classification{}, err
 	}
 	merged, err := Merge(ctx, src, n)
 	if err == nil {
-		return merged, nil
+		return n, merged, nil
 	}
 	// A group may have gone between the two reads, after the node had left it: look again.
 	again, rerr := src.Node(ctx, name)
 	if rerr != nil || again.Revision == n.Revision {
-		return merged, fmt.Errorf("classifying %q: %w", name, err)
+		return n, merged, fmt.Errorf("classifying %q: %w", name, err)
 	}
-	return Merge(ctx, src, again)
+	merged, err = Merge(ctx, src, again)
+	return again, merged, err
 }
 
 // Merge returns what a node's own part and its groups make together: the node

@@ -27,6 +27,12 @@ const (
 	Terminated  State = "terminated"  // gone from the classifier; only a tombstone stays
 )
 
+// Bounds of a launch deadline.
+const (
+	MinClaimWithin = time.Minute
+	MaxClaimWithin = 30 * 24 * time.Hour
+)
+
 // Node is one registration of a certname.
 type Node struct {
 	Certname       Certname          `json:"certname"`
@@ -39,11 +45,22 @@ type Node struct {
 	CreatedAt      time.Time         `json:"created_at"`
 	UpdatedAt      time.Time         `json:"updated_at"`
 	TerminatedAt   time.Time         `json:"terminated_at,omitzero"`
-	Requests       []string          `json:"requests,omitempty"` // request ids that belong to it
+	TerminatedFor  string            `json:"terminated_for,omitempty"` // why espm did it by itself; empty: a caller asked
+	ClaimWithin    time.Duration     `json:"claim_within,omitempty"`   // nanoseconds; 0: no launch deadline
+	ClaimBy        time.Time         `json:"claim_by,omitzero"`        // the launch deadline
+	ClaimedAt      time.Time         `json:"claimed_at,omitzero"`      // when a node with one was first seen
+	Requests       []string          `json:"requests,omitempty"`       // request ids that belong to it
+
+	// LastSeenAt is when its catalog was last asked for, where that was looked
+	// up; zero: never. It is kept apart, so that the record does not change with it.
+	LastSeenAt time.Time `json:"-"`
 
 	// Revision is the store's revision that last changed the record, 0 before it is stored.
 	Revision int64 `json:"-"`
 }
+
+// Unclaimed tells whether a node has a launch deadline and was not seen yet.
+func (n *Node) Unclaimed() bool { return !n.ClaimBy.IsZero() && n.ClaimedAt.IsZero() }
 
 // Group is a named classification that nodes and other groups inherit.
 type Group struct {
@@ -76,6 +93,9 @@ func (n *Node) Validate() error {
 	c.size(n.Classification, maxNodeSize)
 	c.groupNames("groups", n.Groups)
 	c.labels(n.Labels)
+	if w := n.ClaimWithin; w != 0 && (w < MinClaimWithin || w > MaxClaimWithin) {
+		c.add("claim_within", "from %v to %v, is %v", MinClaimWithin, MaxClaimWithin, w)
+	}
 	return c.err()
 }
 
@@ -110,5 +130,5 @@ func (n Node) Clone() Node {
 
 // Spec returns what a caller decides of a node, without what espm adds.
 func (n Node) Spec() Node {
-	return Node{Certname: n.Certname, Classification: n.Classification, Groups: n.Groups, Labels: n.Labels}
+	return Node{Certname: n.Certname, Classification: n.Classification, Groups: n.Groups, Labels: n.Labels, ClaimWithin: n.ClaimWithin}
 }

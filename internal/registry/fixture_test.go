@@ -32,8 +32,8 @@ import (
 // folder. Nothing runs in the background unless a test starts it.
 type fixture struct {
 	*registry.Registry
-	engine    store.Engine
 	store     *store.Store
+	engine    *faultyEngine
 	authority *authority
 	queue     *revoke.Queue
 	keys      *keys
@@ -49,8 +49,8 @@ func newFixture(t *testing.T) *fixture {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { engine.Close() })
-	f := &fixture{engine: engine, keys: &keys{}, clock: &clock{now: time.Now()}}
-	if f.store, err = store.New(t.Context(), engine); err != nil {
+	f := &fixture{keys: &keys{}, clock: &clock{now: time.Now()}, engine: &faultyEngine{Engine: engine}}
+	if f.store, err = store.New(t.Context(), f.engine); err != nil {
 		t.Fatal(err)
 	}
 	if err := directory.Create(filepath.Join(dir, "ca"), directory.CreateOptions{Host: "puppet.test", Key: ca.ECP256}); err != nil {
@@ -103,6 +103,28 @@ func (c *clock) advance(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.now = c.now.Add(d)
+}
+
+// faultyEngine is the real one; its hook, where set, stands in for Commit.
+type faultyEngine struct {
+	store.Engine
+	commit atomic.Pointer[func(context.Context, store.Batch) (int64, error)]
+}
+
+func (e *faultyEngine) Commit(ctx context.Context, b store.Batch) (int64, error) {
+	if hook := e.commit.Load(); hook != nil {
+		return (*hook)(ctx, b)
+	}
+	return e.Engine.Commit(ctx, b)
+}
+
+// onCommit sets the hook; nil takes it away.
+func (e *faultyEngine) onCommit(hook func(context.Context, store.Batch) (int64, error)) {
+	if hook == nil {
+		e.commit.Store(nil)
+		return
+	}
+	e.commit.Store(&hook)
 }
 
 // keys counts the keys it makes.

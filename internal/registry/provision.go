@@ -70,11 +70,14 @@ func (r *Registry) check(name node.Certname, s Spec) (order, error) {
 // Provision registers and classifies a node and issues its certificate: all
 // of it, or nothing. See the package comment for what a crash leaves. It goes
 // on when ctx is cancelled, as the caller may come back for the answer. Errors
-// are those of Register, and node.ErrUnavailable.
+// are those of Register, node.ErrUnavailable, and ErrProtected for a launch deadline.
 func (r *Registry) Provision(ctx context.Context, n node.Node, s Spec, requestID string, validateOnly bool) (Provisioned, error) {
 	o, specErr := r.check(n.Certname, s)
 	if err := node.Join(n.Validate(), checkRequestID(requestID), specErr); err != nil {
 		return Provisioned{}, err
+	}
+	if n.ClaimWithin > 0 && r.protects(n.Certname) {
+		return Provisioned{}, fmt.Errorf("%w: %q is never terminated, so it can't have a launch deadline", node.ErrProtected, n.Certname)
 	}
 	n = r.newNode(n, node.Issuing)
 	request, err := r.newRequest(n, requestID, "provision", n.Spec(), s)

@@ -29,6 +29,9 @@
 //	2  the authority has revoked and published      (package revoke)
 //	3  the receipt is committed
 //
+// A node whose launch deadline passed is terminated in the same way; see
+// docs/durability.md for the states and crashes.
+//
 // # Names that live again
 //
 // An authority that can only revoke by name (ca.RevokesByName) must be done with
@@ -38,6 +41,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"errors"
@@ -68,7 +72,8 @@ type Revocations interface {
 	Wait(ctx context.Context, revs []node.Revocation) ([]node.Revocation, error)
 }
 
-// Options are a Registry's parts and settings. All but Protected are required, Signed for Import alone.
+// Options are a Registry's parts and settings. All but Protected, and what has
+// a default, are required; Signed for Import alone.
 type Options struct {
 	Store       *store.Store
 	Authority   ca.Authority
@@ -80,6 +85,10 @@ type Options struct {
 	Protected   []string        // certnames that are never terminated
 	Now         func() time.Time
 	Log         logrus.FieldLogger
+
+	Sightings   *Sightings           // the default knows what is stored
+	RunInterval time.Duration        // between two runs of an agent, at most; default half an hour
+	Uptime      func() time.Duration // does not go back or jump as a clock may; the default is Now's monotonic clock
 }
 
 // Registry is espm's use cases. Its methods may be called at once. What a
@@ -91,6 +100,8 @@ type Registry struct {
 	// groups wait meanwhile; else a busy fleet would make it start over for
 	// ever. The guards of each commit, not this lock, keep the result right.
 	classifying sync.RWMutex
+
+	launches launches // for runLaunches alone
 
 	flights singleflight.Group // issues by request id
 	calls   sync.WaitGroup     // flights that somebody waits for, or waited until he had gone
@@ -104,6 +115,14 @@ type Registry struct {
 
 // New returns a Registry. Run settles what an earlier process left open.
 func New(o Options) *Registry {
+	if o.Sightings == nil {
+		o.Sightings = NewSightings(o.Store, o.Now, o.Log)
+	}
+	o.RunInterval = cmp.Or(o.RunInterval, defaultRunInterval)
+	if o.Uptime == nil {
+		began := o.Now()
+		o.Uptime = func() time.Duration { return o.Now().Sub(began) }
+	}
 	return &Registry{
 		Options:  o,
 		answers:  answers{now: o.Now},
@@ -176,6 +195,10 @@ func (r *Registry) newNode(n node.Node, s node.State) node.Node {
 	n.Serial, n.Requests, n.TerminatedAt = "", nil, time.Time{}
 	n.CreatedAt = r.Now().UTC()
 	n.UpdatedAt = n.CreatedAt
+	n.ClaimBy, n.ClaimedAt, n.TerminatedFor = time.Time{}, time.Time{}, ""
+	if n.ClaimWithin > 0 {
+		n.ClaimBy = n.CreatedAt.Add(n.ClaimWithin).Round(time.Second)
+	}
 	return n
 }
 
@@ -231,6 +254,9 @@ func (r *Registry) commitNode(ctx context.Context, c *store.Change, old *node.No
 // terminated or not. Error: node.ErrNodeNotFound.
 func (r *Registry) Get(ctx context.Context, name node.Certname, uid node.UID) (node.Node, error) {
 	n, err := r.Store.Node(ctx, name)
+	if err == nil && (uid == "" || n.UID == uid) {
+		n.LastSeenAt, err = r.Sightings.last(ctx, n)
+	}
 	if uid == "" || err == nil && n.UID == uid {
 		return n, err
 	}
@@ -238,6 +264,34 @@ func (r *Registry) Get(ctx context.Context, name node.Certname, uid node.UID) (n
 		return n, err
 	}
 	return r.Store.Tombstone(ctx, name, uid)
+}
+
+// NodeQuery selects nodes.
+type NodeQuery struct {
+	store.NodeFilter
+	// NotSeenFor selects those that were not seen, or registered, for so long; 0: all.
+	NotSeenFor time.Duration
+}
+
+// List returns a page of live nodes, as store.View.Nodes does: it looks at up
+// to limit nodes that the labels and the group select, however few of them were not seen.
+func (r *Registry) List(ctx context.Context, q NodeQuery, after string, limit int) (store.Page[node.Node], error) {
+	page, err := r.Store.Nodes(ctx, q.NodeFilter, after, limit)
+	if err != nil {
+		return page, err
+	}
+	since := r.Now().Add(-q.NotSeenFor)
+	found := page.Items[:0]
+	for _, n := range page.Items {
+		if n.LastSeenAt, err = r.Sightings.last(ctx, n); err != nil {
+			return page, err
+		}
+		if q.NotSeenFor == 0 || !n.CreatedAt.After(since) && !n.LastSeenAt.After(since) {
+			found = append(found, n)
+		}
+	}
+	page.Items = found
+	return page, nil
 }
 
 // Wait waits for the issues that go on although their callers have gone. No

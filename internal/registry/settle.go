@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -22,9 +23,12 @@ const (
 
 // Run settles the intents that are open and no call is at work on, those of
 // an earlier process first, and forgets what is past its time, until ctx is
-// done. It is called once.
+// done. Beside that it sees to launch deadlines. It is called once.
 func (r *Registry) Run(ctx context.Context) {
 	defer close(r.ended)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { r.runLaunches(ctx) })
 	tick := time.NewTicker(housekeepEvery)
 	defer tick.Stop()
 	var lastSweep time.Time

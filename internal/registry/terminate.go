@@ -87,10 +87,17 @@ func (r *Registry) terminate(ctx context.Context, name node.Certname, uid node.U
 	if err != nil || uid != "" && uid != n.UID {
 		return r.earlierLife(ctx, name, uid, n.UID)
 	}
-	t := Terminated{Node: r.tombstone(n)}
 	if validateOnly {
-		return t, nil
+		return Terminated{Node: r.tombstone(n)}, nil
 	}
+	return r.end(ctx, n, "")
+}
+
+// end commits the termination of a live registration, with the reason where
+// no caller asked for it.
+func (r *Registry) end(ctx context.Context, n node.Node, reason string) (Terminated, error) {
+	t := Terminated{Node: r.tombstone(n)}
+	t.Node.TerminatedFor = reason
 	c := store.NewChange()
 	c.RemoveNode(n)
 	c.PutTombstone(t.Node)
@@ -99,11 +106,16 @@ func (r *Registry) terminate(ctx context.Context, name node.Certname, uid node.U
 			return t, err
 		}
 	}
+	var err error
 	if t.Node.Revision, err = r.Store.Commit(ctx, c); err != nil {
-		return t, fmt.Errorf("terminating %q: %w", name, err)
+		return t, fmt.Errorf("terminating %q: %w", n.Certname, err)
 	}
-	r.Log.WithFields(logrus.Fields{"certname": name, "uid": n.UID, "serial": n.Serial}).Info("node terminated")
-	t.Revocations, err = r.Store.RevocationsOf(ctx, name, n.UID)
+	fields := logrus.Fields{"certname": n.Certname, "uid": n.UID, "serial": n.Serial}
+	if reason != "" {
+		fields["reason"] = reason
+	}
+	r.Log.WithFields(fields).Info("node terminated")
+	t.Revocations, err = r.Store.RevocationsOf(ctx, n.Certname, n.UID)
 	return t, err
 }
 

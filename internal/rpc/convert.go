@@ -183,6 +183,11 @@ func toNode(n node.Node) (*espmv1.Node, error) {
 		UpdateTime:     toTime(n.UpdatedAt),
 		TerminateTime:  toTime(n.TerminatedAt),
 		Revision:       n.Revision,
+
+		LastSeenTime:      toTime(n.LastSeenAt),
+		ClaimDeadlineTime: toTime(n.ClaimBy),
+		ClaimTime:         toTime(n.ClaimedAt),
+		TerminateReason:   n.TerminatedFor,
 	}, err
 }
 

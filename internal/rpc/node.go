@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"github.com/espm-project/espm/internal/node"
@@ -51,17 +52,25 @@ func (s *nodes) GetNode(ctx context.Context, req *espmv1.GetNodeRequest) (*espmv
 }
 
 func (s *nodes) ListNodes(ctx context.Context, req *espmv1.ListNodesRequest) (*espmv1.ListNodesResponse, error) {
-	filter := store.NodeFilter{Labels: req.GetLabels(), Group: req.GetGroup()}
+	filter := registry.NodeQuery{
+		NodeFilter: store.NodeFilter{Labels: req.GetLabels(), Group: req.GetGroup()},
+		NotSeenFor: req.GetNotSeenFor().AsDuration(),
+	}
+	var groupErr, seenErr error
 	if filter.Group != "" {
-		if err := node.CheckGroupName("group", filter.Group); err != nil {
-			return nil, err
-		}
+		groupErr = node.CheckGroupName("group", filter.Group)
+	}
+	if req.GetNotSeenFor() != nil && filter.NotSeenFor <= 0 {
+		seenErr = node.Invalid("not_seen_for", "must be above 0, is %v", filter.NotSeenFor)
+	}
+	if err := node.Join(groupErr, seenErr); err != nil {
+		return nil, err
 	}
 	name, limit, after, err := paging(filter, req.GetPageSize(), req.GetPageToken())
 	if err != nil {
 		return nil, err
 	}
-	page, err := s.registry.Store.Nodes(ctx, filter, after, limit)
+	page, err := s.registry.List(ctx, filter, after, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -142,12 +151,23 @@ func (s *nodes) ProvisionNode(ctx context.Context, req *espmv1.ProvisionNodeRequ
 	if err != nil {
 		return nil, err
 	}
+	if n.ClaimWithin, err = fromClaimWithin(req.GetClaimWithin()); err != nil {
+		return nil, err
+	}
 	p, err := s.registry.Provision(ctx, n, fromSpec(req.GetCertificate()), req.GetRequestId(), req.GetValidateOnly())
 	if err != nil {
 		return nil, err
 	}
 	out, err := toNode(p.Node)
 	return &espmv1.ProvisionNodeResponse{Node: out, Bundle: toBundle(p.Bundle)}, err
+}
+
+// fromClaimWithin tells 0, which is no deadline to a node, from none.
+func fromClaimWithin(d *durationpb.Duration) (time.Duration, error) {
+	if d != nil && d.AsDuration() == 0 {
+		return 0, node.Invalid("claim_within", "from %v to %v, is 0s; leave it out for none", node.MinClaimWithin, node.MaxClaimWithin)
+	}
+	return d.AsDuration(), nil
 }
 
 func (s *nodes) TerminateNode(ctx context.Context, req *espmv1.TerminateNodeRequest) (*espmv1.TerminateNodeResponse, error) {

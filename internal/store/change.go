@@ -67,6 +67,7 @@ func (c *Change) PutNode(old *node.Node, n node.Node) {
 func (c *Change) RemoveNode(old node.Node) {
 	c.replaceNode(&old, nil)
 	c.remove(nodeKey(old.Certname))
+	c.remove(seenKey(old.Certname))
 }
 
 // replaceNode guards old and moves the index keys from old to n. The groups
@@ -100,6 +101,9 @@ func nodeIndexes(ix map[string]string, n node.Node) {
 	}
 	for _, g := range n.Groups {
 		ix[memberPrefix(g)+string(n.Certname)] = g
+	}
+	if n.Unclaimed() {
+		ix[claimKey(n)] = ""
 	}
 }
 

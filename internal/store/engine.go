@@ -66,6 +66,11 @@ type Batch struct {
 	Guards  []Guard
 	Puts    []Put
 	Deletes []string
+
+	// Unwatched keeps the changes out of the history: no watch tells of them,
+	// and they take no room there. It is for keys that are written often and
+	// watched by nobody; no other batch may put them.
+	Unwatched bool
 }
 
 // Guard states the revision that a key must have; 0: the key must be absent.

@@ -18,6 +18,7 @@ import (
 //	request/ID                     node.Request
 //	revocation/ID                  node.Revocation
 //	enc                            ENCSettings
+//	seen/CERTNAME                  Seen, of the live registration; no watch tells of it
 //
 // Indexes, written in the commit of the record they point to; their value is empty:
 //
@@ -28,6 +29,7 @@ import (
 //	ix/revocation-of/CERTNAME/UID/ID
 //	ix/pending/ID                  revocations without a receipt
 //	ix/tombstone-time/TIME/CERTNAME/UID
+//	ix/claim/TIME/CERTNAME         live registrations with a launch deadline that were not seen yet
 //
 // Marks, put to be guarded by others; only their revision counts:
 //
@@ -44,10 +46,12 @@ const (
 	certPrefix    = "cert/"
 	issuePrefix   = "issue/"
 	pendingPrefix = "ix/pending/"
+	claimPrefix   = "ix/claim/"
 	groupsMark    = "mark/groups"
 )
 
 func nodeKey(name node.Certname) string   { return nodePrefix + string(name) }
+func seenKey(name node.Certname) string   { return "seen/" + string(name) }
 func groupKey(name string) string         { return groupPrefix + name }
 func certKey(s node.Serial) string        { return certPrefix + string(s) }
 func issueKey(uid node.UID) string        { return issuePrefix + string(uid) }
@@ -80,6 +84,10 @@ const tombstoneTimePrefix = "ix/tombstone-time/"
 
 func tombstoneTimeKey(n node.Node) string {
 	return tombstoneTimePrefix + n.TerminatedAt.UTC().Format(time.RFC3339) + "/" + string(n.Certname) + "/" + string(n.UID)
+}
+
+func claimKey(n node.Node) string {
+	return claimPrefix + n.ClaimBy.UTC().Format(time.RFC3339) + "/" + string(n.Certname)
 }
 
 // lastPart returns what follows the last "/" of an index key.

@@ -39,6 +39,8 @@ type Client struct {
 	Socket string
 	DB     string
 
+	Curious bool // nobody compiles a catalog: the node does not count as seen
+
 	Deadline time.Duration // of everything; zero: Deadline
 }
 
@@ -99,7 +101,8 @@ func (c Client) askStore(name string, deadline time.Time) (enc.Answer, error) {
 	if err != nil {
 		return enc.Answer{}, fmt.Errorf("the ENC's settings: %w", err)
 	}
-	return enc.Ask(ctx, view, enc.Unknown{Policy: settings.UnknownNodes, Command: settings.Command}, name), nil
+	a, _ := enc.Ask(ctx, view, enc.Unknown{Policy: settings.UnknownNodes, Command: settings.Command}, name)
+	return a, nil
 }
 
 // askDaemon asks on the socket; errDown where nobody answers there.
@@ -113,7 +116,11 @@ func (c Client) askDaemon(name string, deadline time.Time) (enc.Answer, error) {
 	if err := k.connect(c.Socket); err != nil {
 		return enc.Answer{}, c.explain(err)
 	}
-	if err := k.send(name + "\n"); err != nil {
+	question := name + "\n"
+	if c.Curious {
+		question = "?" + question
+	}
+	if err := k.send(question); err != nil {
 		return enc.Answer{}, c.explain(err)
 	}
 	a, err := k.receive()

@@ -37,6 +37,24 @@ func TestDaemonAnswersUnknownNodesEmpty(t *testing.T) {
 }
 
 // Catalogs compile through a restart, an upgrade or a crash of the daemon.
+// Who only wants to know gets the same answer, and is not counted.
+func TestCurious(t *testing.T) {
+	s := newSite(t, enc.Unknown{Policy: enc.Fail})
+	s.start(t, enc.Unknown{Policy: enc.Fail})
+	defer s.stop()
+	s.Curious = true
+	s.expect(t, "web01", 0, webYAML)
+	s.expect(t, "web02", 1, "espm: node \"web02\" is not registered\n")
+	if n := s.seen.Load(); n != 0 {
+		t.Errorf("%d look-ups were counted", n)
+	}
+	s.Curious = false
+	s.expect(t, "web01", 0, webYAML)
+	if n := s.seen.Load(); n != 1 {
+		t.Errorf("%d look-ups were counted, want 1", n)
+	}
+}
+
 func TestStoreAnswersWhileDaemonIsDown(t *testing.T) {
 	s := newSite(t, enc.Unknown{Policy: enc.Fail})
 	s.expect(t, "web01", 0, webYAML) // it never ran

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,8 +35,14 @@ func TestMain(m *testing.M) {
 // perhaps a daemon.
 type site struct {
 	Client
+	counter
 	stop func() // ends what start started
 }
+
+// counter counts the catalogs that the daemon answered for.
+type counter struct{ seen atomic.Int64 }
+
+func (c *counter) Saw(context.Context, node.Node) { c.seen.Add(1) }
 
 const webYAML = "---\nenvironment: \"production\"\nclasses:\n  \"ntp\": {}\nparameters:\n  \"role\": \"web\"\n"
 
@@ -84,7 +91,7 @@ func (s *site) start(t *testing.T, unknown enc.Unknown) {
 	engine, st := s.open(t)
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	server := &encsock.Server{Source: st, Unknown: unknown, Log: log}
+	server := &encsock.Server{Source: st, Unknown: unknown, Sightings: &s.counter, Log: log}
 	ctx, cancel := context.WithCancel(t.Context())
 	l := s.listen(t)
 	served := make(chan error, 1)

@@ -1,7 +1,8 @@
 // Package encsock answers espm-enc on a local socket. The socket knows one
 // question and reaches nothing else of espm.
 //
-// A client sends a name and a newline. The answer is a status byte
+// A client sends a name and a newline. A name behind a "?" is asked for by
+// somebody who wants to know, not for a catalog: it counts as no sighting. The answer is a status byte
 // (enc.Status), a space, the length of the text in eight hexadecimal
 // digits, a newline, and the text. The server closes the connection then.
 package encsock
@@ -20,6 +21,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/espm-project/espm/internal/enc"
+	"github.com/espm-project/espm/internal/node"
 )
 
 const (
@@ -29,11 +31,17 @@ const (
 	pause       = 50 * time.Millisecond
 )
 
+// Sightings is told of each node that is classified for a catalog, before the answer goes out.
+type Sightings interface {
+	Saw(ctx context.Context, n node.Node)
+}
+
 // Server answers on a listener.
 type Server struct {
-	Source  enc.Source
-	Unknown enc.Unknown
-	Log     logrus.FieldLogger
+	Source    enc.Source
+	Unknown   enc.Unknown
+	Sightings Sightings
+	Log       logrus.FieldLogger
 }
 
 // Serve answers until ctx is done, then closes the listener, lets the
@@ -93,7 +101,11 @@ func (s *Server) answer(ctx context.Context, conn net.Conn) error {
 		return fmt.Errorf("reading the question: %w", err)
 	}
 	name := strings.TrimSuffix(string(line), "\n") // a longer line is cut, and too long for a certname still
-	a := enc.Ask(ctx, s.Source, s.Unknown, name)
+	name, curious := strings.CutPrefix(name, "?")
+	a, classified := enc.Ask(ctx, s.Source, s.Unknown, name)
+	if classified != nil && !curious {
+		s.Sightings.Saw(ctx, *classified)
+	}
 	if a.Status == enc.StatusFail {
 		s.Log.WithFields(logrus.Fields{"certname": name, "reason": a.Text}).Warn("enc refused a node")
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -57,6 +58,37 @@ func TestRefusalIsLogged(t *testing.T) {
 	want := logrus.Fields{"certname": "web02", "reason": `espm: node "web02" is not registered`}
 	if e.Level != logrus.WarnLevel || fmt.Sprint(e.Data) != fmt.Sprint(want) {
 		t.Errorf("got %v %v", e.Level, e.Data)
+	}
+}
+
+// Only a classification that a catalog is made of is a sign of life.
+func TestSightings(t *testing.T) {
+	for _, unknown := range []enc.Unknown{{Policy: enc.Fail}, {Policy: enc.Blank}, {Policy: enc.Command, Command: "/bin/old-enc"}} {
+		d := start(t, newStore(t), unknown)
+		for _, question := range []string{"?web01\n", "web02\n", "\n", "?\n", "??web01\n", "WEB01\n", "web01"} {
+			if question == "web01" {
+				conn := d.dial(t) // and gone before the question is whole
+				io.WriteString(conn, question)
+				conn.Close()
+				continue
+			}
+			d.ask(t, question)
+		}
+		if seen := d.sightings.all(); len(seen) > 0 {
+			t.Errorf("%s: counted %v", unknown.Policy, seen)
+		}
+		if got := d.ask(t, "?web01\n"); got != "Y 00000010\n"+enc.Empty {
+			t.Errorf("got %q", got)
+		}
+		d.ask(t, "web01\n")
+		if seen := d.sightings.all(); len(seen) != 1 || seen[0].Certname != "web01" || seen[0].UID != "u1" || seen[0].Revision == 0 {
+			t.Errorf("%s: counted %v", unknown.Policy, seen)
+		}
+	}
+	broken := start(t, failed{}, enc.Unknown{Policy: enc.Blank})
+	broken.ask(t, "web01\n")
+	if seen := broken.sightings.all(); len(seen) > 0 {
+		t.Errorf("counted %v, of a store that can't be read", seen)
 	}
 }
 
@@ -150,13 +182,14 @@ func TestExhaustion(t *testing.T) {
 
 // daemon is a Server that answers on a socket.
 type daemon struct {
-	server   *Server
-	listener *net.UnixListener
-	socket   string
-	log      *test.Hook
-	cancel   context.CancelFunc
-	wait     func() error // until Serve returns, and what it returned
-	ctx      context.Context
+	server    *Server
+	listener  *net.UnixListener
+	socket    string
+	log       *test.Hook
+	sightings *sightings
+	cancel    context.CancelFunc
+	wait      func() error // until Serve returns, and what it returned
+	ctx       context.Context
 }
 
 func start(t *testing.T, src enc.Source, unknown enc.Unknown) *daemon {
@@ -172,7 +205,8 @@ func prepare(t *testing.T, src enc.Source, unknown enc.Unknown) *daemon {
 	check(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	log, hook := test.NewNullLogger()
-	d := &daemon{server: &Server{Source: src, Unknown: unknown, Log: log}, socket: filepath.Join(dir, "enc.sock"), log: hook}
+	d := &daemon{sightings: &sightings{}, socket: filepath.Join(dir, "enc.sock"), log: hook}
+	d.server = &Server{Source: src, Unknown: unknown, Sightings: d.sightings, Log: log}
 	d.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: d.socket, Net: "unix"})
 	check(t, err)
 	d.ctx, d.cancel = context.WithCancel(context.Background())
@@ -230,6 +264,31 @@ func newStore(t *testing.T) enc.Source {
 	_, err = st.Commit(t.Context(), c)
 	check(t, err)
 	return st
+}
+
+// sightings are the nodes that were seen.
+type sightings struct {
+	mu    sync.Mutex
+	nodes []node.Node
+}
+
+func (s *sightings) Saw(_ context.Context, n node.Node) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.nodes = append(s.nodes, n)
+}
+
+func (s *sightings) all() []node.Node {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.nodes)
+}
+
+// failed is a Source that can't be read.
+type failed struct{ enc.Source }
+
+func (failed) Node(context.Context, node.Certname) (node.Node, error) {
+	return node.Node{}, errors.New("disk on fire")
 }
 
 // gate is a Source whose first answer waits until the gate is open.

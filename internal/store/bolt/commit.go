@@ -29,6 +29,7 @@ type request struct {
 	puts    []store.Put // with roomyValues
 	deletes []string
 	size    int
+	silent  bool // not told in the history
 
 	// Set by the committer before it closes done.
 	revision int64
@@ -39,7 +40,7 @@ type request struct {
 // newRequest copies a batch. What bbolt would refuse is refused here, since
 // within a group it would fail the batches of other callers as well.
 func newRequest(b store.Batch) (*request, error) {
-	r := &request{guards: slices.Clone(b.Guards), deletes: slices.Clone(b.Deletes), done: make(chan struct{})}
+	r := &request{guards: slices.Clone(b.Guards), deletes: slices.Clone(b.Deletes), silent: b.Unwatched, done: make(chan struct{})}
 	seen := make(map[string]bool, len(b.Puts)+len(b.Deletes))
 	check := func(key string) error {
 		switch {
@@ -249,7 +250,9 @@ func applyRequest(kv *bbolt.Bucket, r *request) (entry []byte, err error) {
 		if err := kv.Put([]byte(p.Key), prefixed(p.Value, r.revision)); err != nil {
 			return nil, err
 		}
-		entry = appendChange(entry, change{key: p.Key})
+		if !r.silent {
+			entry = appendChange(entry, change{key: p.Key})
+		}
 	}
 	for _, key := range r.deletes {
 		if kv.Get([]byte(key)) == nil {
@@ -258,7 +261,9 @@ func applyRequest(kv *bbolt.Bucket, r *request) (entry []byte, err error) {
 		if err := kv.Delete([]byte(key)); err != nil {
 			return nil, err
 		}
-		entry = appendChange(entry, change{key: key, deleted: true})
+		if !r.silent {
+			entry = appendChange(entry, change{key: key, deleted: true})
+		}
 	}
 	return entry, nil
 }

@@ -60,6 +60,17 @@ var watchChecks = []check{
 		all := s.watch(t, t.Context(), "a/\xff", 0)
 		all.expect(t, "a/\xff=@1")
 	}},
+	{"watch tells nothing of an unwatched commit", func(t *testing.T, s *session) {
+		s.put(t, "a", "1")
+		at := s.commit(t, store.Batch{Puts: []store.Put{{Key: "quiet", Value: []byte("2")}}, Unwatched: true})
+		s.expect(t, "quiet", "2", at)
+		s.commit(t, store.Batch{Deletes: []string{"quiet"}, Unwatched: true})
+		s.put(t, "b", "4")
+		w := s.watch(t, t.Context(), "", 0)
+		w.expect(t, "a=1@1")
+		w.expect(t, "b=4@4")
+		s.watch(t, t.Context(), "", at).expect(t, "b=4@4") // its revision is one to resume from
+	}},
 	{"watch tells every key of a commit", func(t *testing.T, s *session) {
 		w := s.watch(t, t.Context(), "", s.put(t, "c", "1"))
 		s.commit(t, store.Batch{Puts: []store.Put{{Key: "b", Value: []byte("2")}, {Key: "a", Value: []byte("2")}}, Deletes: []string{"c", "none"}})

@@ -112,9 +112,22 @@ type Node struct {
 	TerminateTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=terminate_time,json=terminateTime,proto3" json:"terminate_time,omitempty"`
 	// The store's revision that last changed the record: its etag. Output
 	// only, but for UpdateNode.
-	Revision      int64 `protobuf:"varint,11,opt,name=revision,proto3" json:"revision,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Revision int64 `protobuf:"varint,11,opt,name=revision,proto3" json:"revision,omitempty"`
+	// When a catalog of this registration was last asked for: espm-enc asked the
+	// daemon, and was answered. Absent: never, or only while the daemon was down, when
+	// nobody counts; or the registration is terminated. After a crash it may be up to 30 seconds early.
+	// It changes without the revision. Output only, by GetNode and ListNodes.
+	LastSeenTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=last_seen_time,json=lastSeenTime,proto3" json:"last_seen_time,omitempty"`
+	// The launch deadline: unless it is claimed by then, the node is
+	// terminated. It may be put off; see ProvisionNodeRequest.claim_within. Output only.
+	ClaimDeadlineTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=claim_deadline_time,json=claimDeadlineTime,proto3" json:"claim_deadline_time,omitempty"`
+	// When a node with a launch deadline was claimed: its first catalog was asked for. Output only.
+	ClaimTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=claim_time,json=claimTime,proto3" json:"claim_time,omitempty"`
+	// Why espm terminated the node by itself, such as "not claimed by
+	// 2026-01-02T03:04:05Z"; empty: a caller did, or it is alive. Output only.
+	TerminateReason string `protobuf:"bytes,15,opt,name=terminate_reason,json=terminateReason,proto3" json:"terminate_reason,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -222,6 +235,34 @@ func (x *Node) GetRevision() int64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *Node) GetLastSeenTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastSeenTime
+	}
+	return nil
+}
+
+func (x *Node) GetClaimDeadlineTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ClaimDeadlineTime
+	}
+	return nil
+}
+
+func (x *Node) GetClaimTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ClaimTime
+	}
+	return nil
+}
+
+func (x *Node) GetTerminateReason() string {
+	if x != nil {
+		return x.TerminateReason
+	}
+	return ""
 }
 
 // RegisterNodeRequest is the request of RegisterNode.
@@ -448,7 +489,12 @@ type ListNodesRequest struct {
 	// Only nodes that have all these labels.
 	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Only nodes directly in this group.
-	Group         string `protobuf:"bytes,4,opt,name=group,proto3" json:"group,omitempty"`
+	Group string `protobuf:"bytes,4,opt,name=group,proto3" json:"group,omitempty"`
+	// Only nodes that were not seen for so long (see Node.last_seen_time), by the
+	// server's clock when it answers; one that was never seen counts from its
+	// create_time. Above 0. It is no index: a page looks at page_size of the
+	// nodes that the labels and the group select, so many pages may be short or empty though more follow.
+	NotSeenFor    *durationpb.Duration `protobuf:"bytes,5,opt,name=not_seen_for,json=notSeenFor,proto3" json:"not_seen_for,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -509,6 +555,13 @@ func (x *ListNodesRequest) GetGroup() string {
 		return x.Group
 	}
 	return ""
+}
+
+func (x *ListNodesRequest) GetNotSeenFor() *durationpb.Duration {
+	if x != nil {
+		return x.NotSeenFor
+	}
+	return nil
 }
 
 // ListNodesResponse is the response of ListNodes.
@@ -704,7 +757,17 @@ type ProvisionNodeRequest struct {
 	// days more.
 	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Checks everything, changes nothing.
-	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	ValidateOnly bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// Launch deadline: where no catalog of the node is asked for within this time
+	// from now, it is terminated like by TerminateNode, and terminate_reason says why.
+	// 1 minute to 30 days; absent: none. A retry keeps the first deadline.
+	//
+	// Catalogs that espm-enc answers while the daemon is down are not
+	// noticed. So a deadline that is open when the daemon starts is put off
+	// until agents have had time to come back: puppet.run_interval (30 minutes) and 5 minutes.
+	// Not for a node whose agent runs only once. FAILED_PRECONDITION,
+	// CERTNAME_PROTECTED: the configuration protects the node.
+	ClaimWithin   *durationpb.Duration `protobuf:"bytes,5,opt,name=claim_within,json=claimWithin,proto3" json:"claim_within,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -765,6 +828,13 @@ func (x *ProvisionNodeRequest) GetValidateOnly() bool {
 		return x.ValidateOnly
 	}
 	return false
+}
+
+func (x *ProvisionNodeRequest) GetClaimWithin() *durationpb.Duration {
+	if x != nil {
+		return x.ClaimWithin
+	}
+	return nil
 }
 
 // ProvisionNodeResponse is the response of ProvisionNode.
@@ -1076,7 +1146,7 @@ var File_espm_v1_node_proto protoreflect.FileDescriptor
 
 const file_espm_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x12espm/v1/node.proto\x12\aespm.v1\x1a\x19espm/v1/certificate.proto\x1a\x1cespm/v1/classification.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x96\x04\n" +
+	"\x12espm/v1/node.proto\x12\aespm.v1\x1a\x19espm/v1/certificate.proto\x1a\x1cespm/v1/classification.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x06\n" +
 	"\x04Node\x12\x1a\n" +
 	"\bcertname\x18\x01 \x01(\tR\bcertname\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12(\n" +
@@ -1091,7 +1161,12 @@ const file_espm_v1_node_proto_rawDesc = "" +
 	"updateTime\x12A\n" +
 	"\x0eterminate_time\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\rterminateTime\x12\x1a\n" +
-	"\brevision\x18\v \x01(\x03R\brevision\x1a9\n" +
+	"\brevision\x18\v \x01(\x03R\brevision\x12@\n" +
+	"\x0elast_seen_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\flastSeenTime\x12J\n" +
+	"\x13claim_deadline_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x11claimDeadlineTime\x129\n" +
+	"\n" +
+	"claim_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tclaimTime\x12)\n" +
+	"\x10terminate_reason\x18\x0f \x01(\tR\x0fterminateReason\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"|\n" +
@@ -1106,13 +1181,15 @@ const file_espm_v1_node_proto_rawDesc = "" +
 	"\bcertname\x18\x01 \x01(\tR\bcertname\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\"4\n" +
 	"\x0fGetNodeResponse\x12!\n" +
-	"\x04node\x18\x01 \x01(\v2\r.espm.v1.NodeR\x04node\"\xde\x01\n" +
+	"\x04node\x18\x01 \x01(\v2\r.espm.v1.NodeR\x04node\"\x9b\x02\n" +
 	"\x10ListNodesRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
 	"page_token\x18\x02 \x01(\tR\tpageToken\x12=\n" +
 	"\x06labels\x18\x03 \x03(\v2%.espm.v1.ListNodesRequest.LabelsEntryR\x06labels\x12\x14\n" +
-	"\x05group\x18\x04 \x01(\tR\x05group\x1a9\n" +
+	"\x05group\x18\x04 \x01(\tR\x05group\x12;\n" +
+	"\fnot_seen_for\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"notSeenFor\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"|\n" +
@@ -1126,13 +1203,14 @@ const file_espm_v1_node_proto_rawDesc = "" +
 	"updateMask\x12#\n" +
 	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\"7\n" +
 	"\x12UpdateNodeResponse\x12!\n" +
-	"\x04node\x18\x01 \x01(\v2\r.espm.v1.NodeR\x04node\"\xb9\x01\n" +
+	"\x04node\x18\x01 \x01(\v2\r.espm.v1.NodeR\x04node\"\xf7\x01\n" +
 	"\x14ProvisionNodeRequest\x12!\n" +
 	"\x04node\x18\x01 \x01(\v2\r.espm.v1.NodeR\x04node\x12:\n" +
 	"\vcertificate\x18\x02 \x01(\v2\x18.espm.v1.CertificateSpecR\vcertificate\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tR\trequestId\x12#\n" +
-	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\"c\n" +
+	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\x12<\n" +
+	"\fclaim_within\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\vclaimWithin\"c\n" +
 	"\x15ProvisionNodeResponse\x12!\n" +
 	"\x04node\x18\x01 \x01(\v2\r.espm.v1.NodeR\x04node\x12'\n" +
 	"\x06bundle\x18\x02 \x01(\v2\x0f.espm.v1.BundleR\x06bundle\"\x98\x01\n" +
@@ -1204,10 +1282,10 @@ var file_espm_v1_node_proto_goTypes = []any{
 	nil,                           // 17: espm.v1.ListNodesRequest.LabelsEntry
 	(*Classification)(nil),        // 18: espm.v1.Classification
 	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
-	(*fieldmaskpb.FieldMask)(nil), // 20: google.protobuf.FieldMask
-	(*CertificateSpec)(nil),       // 21: espm.v1.CertificateSpec
-	(*Bundle)(nil),                // 22: espm.v1.Bundle
-	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
+	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
+	(*fieldmaskpb.FieldMask)(nil), // 21: google.protobuf.FieldMask
+	(*CertificateSpec)(nil),       // 22: espm.v1.CertificateSpec
+	(*Bundle)(nil),                // 23: espm.v1.Bundle
 	(*Revocation)(nil),            // 24: espm.v1.Revocation
 }
 var file_espm_v1_node_proto_depIdxs = []int32{
@@ -1217,41 +1295,46 @@ var file_espm_v1_node_proto_depIdxs = []int32{
 	19, // 3: espm.v1.Node.create_time:type_name -> google.protobuf.Timestamp
 	19, // 4: espm.v1.Node.update_time:type_name -> google.protobuf.Timestamp
 	19, // 5: espm.v1.Node.terminate_time:type_name -> google.protobuf.Timestamp
-	1,  // 6: espm.v1.RegisterNodeRequest.node:type_name -> espm.v1.Node
-	1,  // 7: espm.v1.RegisterNodeResponse.node:type_name -> espm.v1.Node
-	1,  // 8: espm.v1.GetNodeResponse.node:type_name -> espm.v1.Node
-	17, // 9: espm.v1.ListNodesRequest.labels:type_name -> espm.v1.ListNodesRequest.LabelsEntry
-	1,  // 10: espm.v1.ListNodesResponse.nodes:type_name -> espm.v1.Node
-	1,  // 11: espm.v1.UpdateNodeRequest.node:type_name -> espm.v1.Node
-	20, // 12: espm.v1.UpdateNodeRequest.update_mask:type_name -> google.protobuf.FieldMask
-	1,  // 13: espm.v1.UpdateNodeResponse.node:type_name -> espm.v1.Node
-	1,  // 14: espm.v1.ProvisionNodeRequest.node:type_name -> espm.v1.Node
-	21, // 15: espm.v1.ProvisionNodeRequest.certificate:type_name -> espm.v1.CertificateSpec
-	1,  // 16: espm.v1.ProvisionNodeResponse.node:type_name -> espm.v1.Node
-	22, // 17: espm.v1.ProvisionNodeResponse.bundle:type_name -> espm.v1.Bundle
-	23, // 18: espm.v1.TerminateNodeRequest.wait:type_name -> google.protobuf.Duration
-	1,  // 19: espm.v1.TerminateNodeResponse.node:type_name -> espm.v1.Node
-	24, // 20: espm.v1.TerminateNodeResponse.revocations:type_name -> espm.v1.Revocation
-	1,  // 21: espm.v1.WatchNodesResponse.node:type_name -> espm.v1.Node
-	2,  // 22: espm.v1.NodeService.RegisterNode:input_type -> espm.v1.RegisterNodeRequest
-	4,  // 23: espm.v1.NodeService.GetNode:input_type -> espm.v1.GetNodeRequest
-	6,  // 24: espm.v1.NodeService.ListNodes:input_type -> espm.v1.ListNodesRequest
-	8,  // 25: espm.v1.NodeService.UpdateNode:input_type -> espm.v1.UpdateNodeRequest
-	10, // 26: espm.v1.NodeService.ProvisionNode:input_type -> espm.v1.ProvisionNodeRequest
-	12, // 27: espm.v1.NodeService.TerminateNode:input_type -> espm.v1.TerminateNodeRequest
-	14, // 28: espm.v1.NodeService.WatchNodes:input_type -> espm.v1.WatchNodesRequest
-	3,  // 29: espm.v1.NodeService.RegisterNode:output_type -> espm.v1.RegisterNodeResponse
-	5,  // 30: espm.v1.NodeService.GetNode:output_type -> espm.v1.GetNodeResponse
-	7,  // 31: espm.v1.NodeService.ListNodes:output_type -> espm.v1.ListNodesResponse
-	9,  // 32: espm.v1.NodeService.UpdateNode:output_type -> espm.v1.UpdateNodeResponse
-	11, // 33: espm.v1.NodeService.ProvisionNode:output_type -> espm.v1.ProvisionNodeResponse
-	13, // 34: espm.v1.NodeService.TerminateNode:output_type -> espm.v1.TerminateNodeResponse
-	15, // 35: espm.v1.NodeService.WatchNodes:output_type -> espm.v1.WatchNodesResponse
-	29, // [29:36] is the sub-list for method output_type
-	22, // [22:29] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	19, // 6: espm.v1.Node.last_seen_time:type_name -> google.protobuf.Timestamp
+	19, // 7: espm.v1.Node.claim_deadline_time:type_name -> google.protobuf.Timestamp
+	19, // 8: espm.v1.Node.claim_time:type_name -> google.protobuf.Timestamp
+	1,  // 9: espm.v1.RegisterNodeRequest.node:type_name -> espm.v1.Node
+	1,  // 10: espm.v1.RegisterNodeResponse.node:type_name -> espm.v1.Node
+	1,  // 11: espm.v1.GetNodeResponse.node:type_name -> espm.v1.Node
+	17, // 12: espm.v1.ListNodesRequest.labels:type_name -> espm.v1.ListNodesRequest.LabelsEntry
+	20, // 13: espm.v1.ListNodesRequest.not_seen_for:type_name -> google.protobuf.Duration
+	1,  // 14: espm.v1.ListNodesResponse.nodes:type_name -> espm.v1.Node
+	1,  // 15: espm.v1.UpdateNodeRequest.node:type_name -> espm.v1.Node
+	21, // 16: espm.v1.UpdateNodeRequest.update_mask:type_name -> google.protobuf.FieldMask
+	1,  // 17: espm.v1.UpdateNodeResponse.node:type_name -> espm.v1.Node
+	1,  // 18: espm.v1.ProvisionNodeRequest.node:type_name -> espm.v1.Node
+	22, // 19: espm.v1.ProvisionNodeRequest.certificate:type_name -> espm.v1.CertificateSpec
+	20, // 20: espm.v1.ProvisionNodeRequest.claim_within:type_name -> google.protobuf.Duration
+	1,  // 21: espm.v1.ProvisionNodeResponse.node:type_name -> espm.v1.Node
+	23, // 22: espm.v1.ProvisionNodeResponse.bundle:type_name -> espm.v1.Bundle
+	20, // 23: espm.v1.TerminateNodeRequest.wait:type_name -> google.protobuf.Duration
+	1,  // 24: espm.v1.TerminateNodeResponse.node:type_name -> espm.v1.Node
+	24, // 25: espm.v1.TerminateNodeResponse.revocations:type_name -> espm.v1.Revocation
+	1,  // 26: espm.v1.WatchNodesResponse.node:type_name -> espm.v1.Node
+	2,  // 27: espm.v1.NodeService.RegisterNode:input_type -> espm.v1.RegisterNodeRequest
+	4,  // 28: espm.v1.NodeService.GetNode:input_type -> espm.v1.GetNodeRequest
+	6,  // 29: espm.v1.NodeService.ListNodes:input_type -> espm.v1.ListNodesRequest
+	8,  // 30: espm.v1.NodeService.UpdateNode:input_type -> espm.v1.UpdateNodeRequest
+	10, // 31: espm.v1.NodeService.ProvisionNode:input_type -> espm.v1.ProvisionNodeRequest
+	12, // 32: espm.v1.NodeService.TerminateNode:input_type -> espm.v1.TerminateNodeRequest
+	14, // 33: espm.v1.NodeService.WatchNodes:input_type -> espm.v1.WatchNodesRequest
+	3,  // 34: espm.v1.NodeService.RegisterNode:output_type -> espm.v1.RegisterNodeResponse
+	5,  // 35: espm.v1.NodeService.GetNode:output_type -> espm.v1.GetNodeResponse
+	7,  // 36: espm.v1.NodeService.ListNodes:output_type -> espm.v1.ListNodesResponse
+	9,  // 37: espm.v1.NodeService.UpdateNode:output_type -> espm.v1.UpdateNodeResponse
+	11, // 38: espm.v1.NodeService.ProvisionNode:output_type -> espm.v1.ProvisionNodeResponse
+	13, // 39: espm.v1.NodeService.TerminateNode:output_type -> espm.v1.TerminateNodeResponse
+	15, // 40: espm.v1.NodeService.WatchNodes:output_type -> espm.v1.WatchNodesResponse
+	34, // [34:41] is the sub-list for method output_type
+	27, // [27:34] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_espm_v1_node_proto_init() }

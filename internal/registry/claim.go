@@ -1,0 +1,170 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+)
+
+// Launch deadlines. A node with one is open until it is seen (claimed) or the
+// deadline has passed (terminated). docs/durability.md has the states, and what a crash in each leaves.
+
+const (
+	launchCheck        = time.Minute     // the longest that the deadlines, and the clock, are not looked at
+	launchSlack        = 5 * time.Minute // for an agent whose run comes late, or takes long
+	clockStep          = 5 * time.Second // a clock that differs by more between two looks was set
+	defaultRunInterval = 30 * time.Minute
+)
+
+// launches is what the worker on launch deadlines remembers. Nodes whose
+// look-ups it may have missed are waited for.
+type launches struct {
+	begun    bool
+	wall     time.Time     // at the last look
+	uptime   time.Duration // at the last look
+	missable map[node.UID]bool
+	sureAt   time.Duration // the uptime at which they would have been seen
+}
+
+// claim commits that a node with a launch deadline was seen. That it is
+// gone, or claimed, is no error.
+func claim(ctx context.Context, s *store.Store, seen node.Node, at time.Time) error {
+	return retry(func() error {
+		old, err := s.Node(ctx, seen.Certname)
+		if errors.Is(err, node.ErrNodeNotFound) {
+			return nil
+		}
+		if err != nil || old.UID != seen.UID || !old.Unclaimed() {
+			return err
+		}
+		n := old.Clone()
+		n.ClaimedAt = at.UTC()
+		n.UpdatedAt = n.ClaimedAt
+		c := store.NewChange()
+		c.PutNode(&old, n)
+		if _, err = s.Commit(ctx, c); err != nil {
+			return fmt.Errorf("claiming %q: %w", n.Certname, err)
+		}
+		return nil
+	})
+}
+
+// runLaunches terminates nodes whose launch deadline has passed, until ctx is done.
+func (r *Registry) runLaunches(ctx context.Context) {
+	for ctx.Err() == nil {
+		wait, err := r.endLaunches(ctx)
+		if err != nil && ctx.Err() == nil {
+			r.Log.WithError(err).Error("looking at launch deadlines")
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		}
+		t.Stop()
+	}
+}
+
+// endLaunches terminates the nodes whose launch deadline has passed, and
+// returns when to look again.
+func (r *Registry) endLaunches(ctx context.Context) (time.Duration, error) {
+	now, uptime := r.Now(), r.Uptime()
+	if err := r.watchClock(ctx, now, uptime); err != nil {
+		return launchCheck, err
+	}
+	next := launchCheck
+	for n, err := range r.Store.Unclaimed(ctx) {
+		if err != nil {
+			return launchCheck, err
+		}
+		if wait := n.ClaimBy.Sub(now); wait > 0 {
+			next = min(next, wait)
+			break
+		}
+		if wait := r.launches.sureAt - uptime; wait > 0 && r.launches.missable[n.UID] {
+			next = min(next, wait)
+			continue
+		}
+		if err := r.endLaunch(ctx, n); err != nil {
+			if ctx.Err() != nil {
+				return next, err
+			}
+			r.Log.WithError(err).WithField("certname", n.Certname).Error("a node whose launch deadline has passed can't be terminated yet")
+		}
+	}
+	return next, nil
+}
+
+// watchClock notes which nodes may have been looked up, or have run out of
+// time, without this process knowing: all that are open when it starts, and
+// when the clock was set or stood still (a machine suspended).
+func (r *Registry) watchClock(ctx context.Context, now time.Time, uptime time.Duration) error {
+	l := &r.launches
+	passed := now.Round(0).Sub(l.wall) // by the wall clock
+	step := passed - (uptime - l.uptime)
+	if l.begun && step.Abs() <= clockStep {
+		l.wall, l.uptime = now.Round(0), uptime
+		if uptime >= l.sureAt {
+			l.missable = nil
+		}
+		return nil
+	}
+	missable := map[node.UID]bool{}
+	for n, err := range r.Store.Unclaimed(ctx) {
+		if err != nil {
+			return err
+		}
+		missable[n.UID] = true
+	}
+	if len(missable) > 0 {
+		r.Log.WithField("nodes", len(missable)).WithField("not_before", now.Add(r.RunInterval+launchSlack).UTC().Format(time.RFC3339)).
+			Info("launch deadlines are put off, as look-ups may have been missed")
+	}
+	*l = launches{begun: true, wall: now.Round(0), uptime: uptime, missable: missable, sureAt: uptime + r.RunInterval + launchSlack}
+	return nil
+}
+
+// endLaunch terminates a node whose launch deadline has passed, unless it was
+// seen after all.
+func (r *Registry) endLaunch(ctx context.Context, due node.Node) error {
+	err := retry(func() error {
+		n, err := r.Store.Node(ctx, due.Certname)
+		if errors.Is(err, node.ErrNodeNotFound) {
+			return nil
+		}
+		if err != nil || n.UID != due.UID || !n.Unclaimed() {
+			return err
+		}
+		seen, err := r.Sightings.last(ctx, n)
+		if err != nil {
+			return err
+		}
+		if !seen.IsZero() { // its claim could not be stored at the time
+			return claim(ctx, r.Store, n, seen)
+		}
+		if r.protects(n.Certname) {
+			return r.liftDeadline(ctx, n)
+		}
+		_, err = r.end(ctx, n, "not claimed by "+n.ClaimBy.UTC().Format(time.RFC3339))
+		return err
+	})
+	r.Revocations.Kick()
+	return err
+}
+
+// liftDeadline takes the launch deadline off a node that was put under protection since.
+func (r *Registry) liftDeadline(ctx context.Context, old node.Node) error {
+	n := old.Clone()
+	n.ClaimBy, n.UpdatedAt = time.Time{}, r.Now().UTC()
+	c := store.NewChange()
+	c.PutNode(&old, n)
+	_, err := r.Store.Commit(ctx, c)
+	if err == nil {
+		r.Log.WithField("certname", n.Certname).Warn("the launch deadline of a node that is protected now was lifted")
+	}
+	return err
+}

@@ -1,0 +1,64 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"time"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// Seen says when a registration was last seen.
+type Seen struct {
+	Certname node.Certname `json:"-"`
+	UID      node.UID      `json:"uid"`
+	At       time.Time     `json:"at"`
+
+	// NodeRevision is that of the node's record, as read by who saw it.
+	NodeRevision int64 `json:"-"`
+}
+
+// PutSeen keeps when nodes were last seen, as one commit that no watch tells
+// of. Each must be live, at the revision given: else the error wraps
+// node.ErrStale, and nothing is written. So none is left over for a node that is gone.
+func (s *Store) PutSeen(ctx context.Context, all []Seen) error {
+	b := Batch{Unwatched: true}
+	for _, seen := range all {
+		b.Guards = append(b.Guards, Guard{nodeKey(seen.Certname), seen.NodeRevision})
+		b.Puts = append(b.Puts, Put{seenKey(seen.Certname), encode(seen)})
+	}
+	_, err := s.engine.Commit(context.WithoutCancel(ctx), b)
+	if guard, ok := errors.AsType[*GuardError](err); ok {
+		return errors.Join(node.ErrStale, guard)
+	}
+	return err
+}
+
+// LastSeen returns when a registration was last seen, as far as it was stored; zero for never.
+func (v View) LastSeen(ctx context.Context, name node.Certname, uid node.UID) (time.Time, error) {
+	seen, ok, err := optional[Seen](ctx, v, seenKey(name))
+	if !ok || seen.UID != uid {
+		return time.Time{}, err
+	}
+	return seen.At, nil
+}
+
+// Unclaimed yields the nodes with a launch deadline that were not seen yet, the earliest deadline first.
+func (v View) Unclaimed(ctx context.Context) iter.Seq2[node.Node, error] {
+	return func(yield func(node.Node, error) bool) {
+		for rec, err := range v.scan(ctx, claimPrefix, "") {
+			if err != nil {
+				yield(node.Node{}, err)
+				return
+			}
+			n, err := v.Node(ctx, node.Certname(lastPart(rec.Key)))
+			if errors.Is(err, node.ErrNodeNotFound) || err == nil && (!n.Unclaimed() || claimKey(n) != rec.Key) {
+				continue // changed since the index was read
+			}
+			if !yield(n, err) || err != nil {
+				return
+			}
+		}
+	}
+}
