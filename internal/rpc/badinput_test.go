@@ -9,6 +9,7 @@ import (
 	"encoding/asn1"
 	"encoding/pem"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -211,6 +212,26 @@ func badReferences(ctx context.Context, r *rig) []refusal {
 	}
 }
 
+// badTimes are durations outside their bounds.
+func badTimes(ctx context.Context, r *rig) (all []refusal) {
+	for _, within := range []time.Duration{-time.Hour, 0, time.Nanosecond, 59 * time.Second, 721 * time.Hour} {
+		all = append(all, refusal{"claim within " + within.String(), func() error {
+			_, err := r.nodes.ProvisionNode(ctx, &espmv1.ProvisionNodeRequest{Node: named("free.test"), ClaimWithin: durationpb.New(within)})
+			return err
+		}, codes.InvalidArgument, "INVALID", []string{"claim_within", "from 1m0s to 720h0m0s", within.String()}})
+	}
+	for _, d := range []time.Duration{-time.Hour, 0} {
+		all = append(all, refusal{"not seen for " + d.String(), func() error {
+			_, err := r.nodes.ListNodes(ctx, &espmv1.ListNodesRequest{NotSeenFor: durationpb.New(d)})
+			return err
+		}, codes.InvalidArgument, "INVALID", []string{"not_seen_for", "above 0", d.String()}})
+	}
+	return append(all, refusal{"a deadline for a protected node", func() error {
+		_, err := r.nodes.ProvisionNode(ctx, &espmv1.ProvisionNodeRequest{Node: named("puppet.test"), ClaimWithin: durationpb.New(time.Hour)})
+		return err
+	}, codes.FailedPrecondition, "CERTNAME_PROTECTED", []string{"launch deadline"}})
+}
+
 func badFields(t *testing.T, r *rig) []refusal {
 	ctx := t.Context()
 	return []refusal{
@@ -256,7 +277,7 @@ func TestRefusals(t *testing.T) {
 	r.createGroup(t, &espmv1.Group{Name: "shop", Parents: []string{"web"}})
 	r.register(t, named("taken.test"))
 	before := r.held(t)
-	for _, c := range append(badReferences(t.Context(), r), badFields(t, r)...) {
+	for _, c := range slices.Concat(badReferences(t.Context(), r), badFields(t, r), badTimes(t.Context(), r)) {
 		t.Run(c.name, func(t *testing.T) {
 			err := c.call()
 			expect(t, err, c.code, c.reason)

@@ -45,6 +45,7 @@ type rig struct {
 	dir       string
 	store     *store.Store
 	authority *faulty
+	registry  *registry.Registry
 	grpc      *grpc.Server
 	stop      context.CancelFunc // as the daemon does before it stops the server
 	log       *bytes.Buffer      // to be read once the server has stopped
@@ -140,6 +141,7 @@ func (r *rig) serve(t *testing.T) {
 		Puppet: bootstrap.Server{Name: "puppet.test", Port: 8140}, Algorithm: ca.ECP256,
 		Protected: []string{"puppet.test"}, Now: time.Now, Log: silent,
 	})
+	r.registry = reg
 	ctx, stop := context.WithCancel(context.Background())
 	r.stop = stop
 	done := make(chan struct{}, 2)
