@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -153,7 +154,9 @@ func TestRunEndsLaunches(t *testing.T) {
 	}
 	f.clock.advance(2 * time.Minute)
 	f.run(t)
-	for ev, err := range f.store.WatchNodes(t.Context(), rev) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for ev, err := range f.store.WatchNodes(ctx, rev) {
 		if err != nil || ev.Certname == "web1.test" && ev.Node == nil {
 			break
 		}
