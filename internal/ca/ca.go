@@ -106,10 +106,13 @@ type Found struct {
 	Certificate *x509.Certificate
 }
 
-// Target is a certificate to revoke.
+// Target is a certificate to revoke. Its reason stands in the CRL where the
+// authority lets the caller choose one; "": node.KeyCompromise, as Puppet has it.
+// One that is revoked already keeps the reason that it has.
 type Target struct {
 	Serial   node.Serial
 	Certname node.Certname
+	Reason   node.Reason
 }
 
 // Trust is what an agent needs to trust the CA: PEM chains, the signing CA first.

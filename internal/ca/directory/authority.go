@@ -146,22 +146,17 @@ func matches(cert *x509.Certificate, q ca.Query) bool {
 // revoked certificates from signed/. A target without a certname is revoked
 // by its serial alone.
 func (a *Authority) Revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
-	serials := make([]node.Serial, len(targets))
-	for i, t := range targets {
-		if _, ok := t.Serial.Int(); !ok {
-			return nil, fmt.Errorf("revoke %s: %q is no serial number", t.Certname, t.Serial)
+	for _, t := range targets {
+		if err := checkTarget(t); err != nil {
+			return nil, err
 		}
-		if _, err := node.ParseCertname(string(t.Certname)); err != nil && t.Certname != "" {
-			return nil, fmt.Errorf("revoke serial %s: %w", t.Serial, err)
-		}
-		serials[i] = t.Serial
 	}
 	a.revoking.Lock()
 	defer a.revoking.Unlock()
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("revoke %s: %w", describe(targets), err)
 	}
-	current, err := a.list(serials)
+	current, err := a.list(targets)
 	if err != nil {
 		return nil, fmt.Errorf("revoke %s: %w", describe(targets), err)
 	}
@@ -173,14 +168,27 @@ func (a *Authority) Revoke(ctx context.Context, targets []ca.Target) ([]node.Rec
 		return nil, fmt.Errorf("revoke %s: %w", describe(targets), err)
 	}
 	receipts := make([]node.Receipt, len(targets))
-	for i, s := range serials {
-		receipts[i] = node.Receipt{Serial: s, CRLNumber: current.number.String(), PublishedAt: published}
+	for i, t := range targets {
+		receipts[i] = node.Receipt{Serial: t.Serial, CRLNumber: current.number.String(), PublishedAt: published}
 	}
 	return receipts, nil
 }
 
-// list sees to it that the CRL on the disk and its copies list the serials.
-func (a *Authority) list(serials []node.Serial) (*crlChain, error) {
+func checkTarget(t ca.Target) error {
+	if _, ok := t.Serial.Int(); !ok {
+		return fmt.Errorf("revoke %s: %q is no serial number", t.Certname, t.Serial)
+	}
+	if _, err := node.ParseCertname(string(t.Certname)); err != nil && t.Certname != "" {
+		return fmt.Errorf("revoke serial %s: %w", t.Serial, err)
+	}
+	if _, err := node.ParseReason(string(t.Reason)); err != nil {
+		return fmt.Errorf("revoke serial %s: %w", t.Serial, err)
+	}
+	return nil
+}
+
+// list sees to it that the CRL on the disk and its copies list the targets.
+func (a *Authority) list(targets []ca.Target) (*crlChain, error) {
 	if a.unsynced {
 		if err := a.resync(); err != nil {
 			return nil, unavailable(err)
@@ -190,7 +198,7 @@ func (a *Authority) list(serials []node.Serial) (*crlChain, error) {
 	if err != nil {
 		return nil, err
 	}
-	added := current.without(serials)
+	added := current.without(targets)
 	if len(added) == 0 && !a.unsynced {
 		return current, a.publish(current, false)
 	}
@@ -206,8 +214,8 @@ func (a *Authority) list(serials []node.Serial) (*crlChain, error) {
 		return nil, unavailable(errors.Join(err, a.resync()))
 	}
 	a.unsynced = false
-	for _, s := range added {
-		current.listed[s] = true
+	for _, t := range added {
+		current.listed[t.Serial] = true
 	}
 	a.crl.Store(current)
 	return current, a.publish(current, true)

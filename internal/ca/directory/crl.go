@@ -13,15 +13,11 @@ import (
 	"slices"
 	"time"
 
+	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
 )
 
-const (
-	crlType = "X509 CRL"
-
-	// reasonKeyCompromise is the reason that Puppet gives every revocation, RFC 5280 section 5.3.1.
-	reasonKeyCompromise = 1
-)
+const crlType = "X509 CRL"
 
 var oidCRLReason = asn1.ObjectIdentifier{2, 5, 29, 21}
 
@@ -116,18 +112,21 @@ type signer struct {
 }
 
 // sign makes the chain that follows c, with further serials revoked.
-func (s signer) sign(c *crlChain, added []node.Serial, now time.Time) (*crlChain, error) {
+func (s signer) sign(c *crlChain, added []ca.Target, now time.Time) (*crlChain, error) {
 	now = now.UTC().Truncate(time.Second)
 	// The shared array beyond len(c.entries) belongs to whoever revokes.
 	entries := c.entries
-	for _, serial := range added {
-		n, ok := serial.Int()
+	for _, t := range added {
+		n, ok := t.Serial.Int()
 		if !ok {
-			return nil, fmt.Errorf("%q is no serial number", serial)
+			return nil, fmt.Errorf("%q is no serial number", t.Serial)
 		}
-		entries = append(entries, x509.RevocationListEntry{
-			SerialNumber: n, RevocationTime: now, ReasonCode: reasonKeyCompromise,
-		})
+		code, ok := t.Reason.Code()
+		if !ok {
+			return nil, fmt.Errorf("%q is no reason", t.Reason)
+		}
+		// x509 leaves out a reason of 0, unspecified, as RFC 5280 section 5.3.1 has it.
+		entries = append(entries, x509.RevocationListEntry{SerialNumber: n, RevocationTime: now, ReasonCode: code})
 	}
 	number := new(big.Int).Add(c.number, big.NewInt(1))
 	der, err := newCRL(s, number, entries, now.Add(-time.Second), now.Add(s.validity))
@@ -154,14 +153,14 @@ func newCRL(s signer, number *big.Int, entries []x509.RevocationListEntry, thisU
 	return der, nil
 }
 
-// without returns the serials among targets that c does not list, once each.
-func (c *crlChain) without(serials []node.Serial) []node.Serial {
-	var added []node.Serial
-	seen := make(map[node.Serial]bool, len(serials))
-	for _, s := range serials {
-		if !c.listed[s] && !seen[s] {
-			seen[s] = true
-			added = append(added, s)
+// without returns the targets that c does not list, once each.
+func (c *crlChain) without(targets []ca.Target) []ca.Target {
+	var added []ca.Target
+	seen := make(map[node.Serial]bool, len(targets))
+	for _, t := range targets {
+		if !c.listed[t.Serial] && !seen[t.Serial] {
+			seen[t.Serial] = true
+			added = append(added, t)
 		}
 	}
 	return added
