@@ -9,6 +9,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"encoding/asn1"
+	"errors"
 	"time"
 
 	"github.com/espm-project/espm/internal/node"
@@ -43,7 +44,7 @@ type Authority interface {
 	// each, in order. Revoking one that is revoked already is no error, adds
 	// no entry and publishes again what is not published. After an error any
 	// part of it may have been done: call again. The receipts that come with an error, those
-	// with a serial, stand nevertheless.
+	// with a serial, stand nevertheless; a *RefusedError says why the others have none.
 	Revoke(ctx context.Context, targets []Target) ([]node.Receipt, error)
 
 	// Trust returns the CA's certificates and CRLs as agents need them.
@@ -63,6 +64,24 @@ func RevokesByName(authority any) bool {
 // at the name a second time, CheckForm is enough: it is Check without that.
 type FormChecker interface {
 	CheckForm(ctx context.Context, r Request) error
+}
+
+// RefusedError is what an authority refused of a batch of revocations, while it carried
+// out the rest: for each target, in order, why it has no receipt, nil where it has one.
+type RefusedError struct {
+	Targets []error
+}
+
+func (e *RefusedError) Error() string { return errors.Join(e.Targets...).Error() }
+
+// ProtectedNames returns the certnames that an authority itself works with, which must
+// not be revoked. An authority that has such names has the method ProtectedNames.
+func ProtectedNames(authority any) []node.Certname {
+	a, ok := authority.(interface{ ProtectedNames() []node.Certname })
+	if !ok {
+		return nil
+	}
+	return a.ProtectedNames()
 }
 
 // Request asks for one leaf certificate. Exactly one of Key and CSR is set.

@@ -13,7 +13,8 @@ import (
 )
 
 func (a *app) certCmd() *cobra.Command {
-	return noun("cert", "Show and import certificates", a.certListCmd(), a.certShowCmd(), a.certImportCmd())
+	return noun("cert", "Show, import and revoke certificates",
+		a.certListCmd(), a.certShowCmd(), a.certImportCmd(), a.certRevokeCmd(), a.certRevocationsCmd())
 }
 
 func (a *app) certListCmd() *cobra.Command {

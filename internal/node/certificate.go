@@ -73,16 +73,38 @@ type Request struct {
 	Revision int64 `json:"-"`
 }
 
-// Revocation is a durable order to revoke one certificate.
+// Revocation is a durable order to revoke one certificate. It is open until
+// it has a receipt or is dropped.
 type Revocation struct {
 	ID        string    `json:"id"` // UUIDv7: ordered by time
 	Serial    Serial    `json:"serial"`
 	Certname  Certname  `json:"certname"`
-	UID       UID       `json:"uid"`
+	UID       UID       `json:"uid,omitempty"` // none where espm did not issue the certificate
+	Reason    Reason    `json:"reason,omitempty"`
+	Comment   string    `json:"comment,omitempty"` // why, in the words of who asked
 	CreatedAt time.Time `json:"created_at"`
-	Receipt   *Receipt  `json:"receipt,omitempty"` // nil while it is pending
+	Receipt   *Receipt  `json:"receipt,omitempty"`
+	Failure   *Failure  `json:"failure,omitempty"` // of the last try, where the authority refused this one
+	Drop      *Drop     `json:"drop,omitempty"`
 
 	Revision int64 `json:"-"`
+}
+
+// Open reports whether the revocation is still to be carried out.
+func (r Revocation) Open() bool { return r.Receipt == nil && r.Drop == nil }
+
+// Failure is why the authority refused a revocation that it was asked for.
+type Failure struct {
+	Error    string    `json:"error"`
+	Attempts int       `json:"attempts"`
+	FailedAt time.Time `json:"failed_at"`
+	RetryAt  time.Time `json:"retry_at"` // not before
+}
+
+// Drop is an admin's word that a revocation is not to be carried out.
+type Drop struct {
+	Comment   string    `json:"comment"`
+	DroppedAt time.Time `json:"dropped_at"`
 }
 
 // Receipt proves that a revocation took effect.
@@ -90,4 +112,5 @@ type Receipt struct {
 	Serial      Serial    `json:"serial"`
 	CRLNumber   string    `json:"crl_number"` // decimal; of a CRL that lists the serial
 	PublishedAt time.Time `json:"published_at"`
+	PublishedTo []string  `json:"published_to,omitempty"` // the files that hold the CRL, or its URL
 }

@@ -42,6 +42,10 @@ var (
 	ErrCertificateNotFound = errors.New("certificate not found")
 	// ErrForeignCertificate: the authority has a live certificate of that name that espm did not issue.
 	ErrForeignCertificate = errors.New("certname has a certificate that espm did not issue")
+	// ErrRevocationNotFound: no revocation has that id.
+	ErrRevocationNotFound = errors.New("revocation not found")
+	// ErrRevocationClosed: the revocation has been carried out, or dropped.
+	ErrRevocationClosed = errors.New("revocation is closed")
 	// ErrIssuing: a certificate is being issued for the registration just now.
 	ErrIssuing = errors.New("a certificate is being issued")
 	// ErrForeignRequest: the CA holds a certificate request under the name that

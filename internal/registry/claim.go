@@ -146,7 +146,7 @@ func (r *Registry) endLaunch(ctx context.Context, due node.Node) error {
 		if !seen.IsZero() { // its claim could not be stored at the time
 			return claim(ctx, r.Store, n, seen)
 		}
-		if r.protects(n.Certname) {
+		if r.protection(n.Certname) != "" {
 			return r.liftDeadline(ctx, n)
 		}
 		_, err = r.end(ctx, n, "not claimed by "+n.ClaimBy.UTC().Format(time.RFC3339))

@@ -43,7 +43,7 @@ func (r *Registry) fence(patience context.Context, n node.Node) error {
 				return err
 			}
 		}
-		stopped := len(open) == 0 && slices.ContainsFunc(pending, func(v node.Revocation) bool { return v.Receipt == nil })
+		stopped := len(open) == 0 && slices.ContainsFunc(pending, node.Revocation.Open)
 		if ctx.Err() != nil || stopped {
 			return busy(n.Certname, len(pending), len(open))
 		}

@@ -145,8 +145,8 @@ func (r *Registry) importBatch(ctx context.Context, names []string, s ImportSpec
 		in.Certname = printable(name)
 		if certname, err := node.ParseCertname(name); err != nil {
 			in.skip("the name breaks a rule: %s", rule(err))
-		} else if r.protects(certname) {
-			in.skip("it is listed in protected_certnames")
+		} else if why := r.protection(certname); why != "" {
+			in.skip("%s", why)
 		} else {
 			ask, at = append(ask, certname), append(at, in)
 		}
@@ -287,9 +287,9 @@ func (r *Registry) blocked(ctx context.Context, in *Imported, live *node.Node) (
 	switch {
 	case len(open) > 0:
 		in.skip("an earlier registration of the name has an unfinished issue")
-	case slices.ContainsFunc(revs, func(v node.Revocation) bool { return v.Receipt == nil }):
+	case slices.ContainsFunc(revs, node.Revocation.Open):
 		in.skip("an earlier registration of the name has a revocation pending")
-	case slices.ContainsFunc(revs, func(v node.Revocation) bool { return v.Serial == in.Serial }):
+	case slices.ContainsFunc(revs, func(v node.Revocation) bool { return v.Serial == in.Serial && v.Drop == nil }):
 		in.skip("espm has revoked it")
 	default:
 		return false, nil

@@ -136,11 +136,11 @@ func (r *Registry) beginNew(ctx, patience context.Context, n node.Node, o *order
 // key was lost with the answer. An authority that revokes by name has to be
 // done with that before it signs.
 func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o *order, request *node.Request, isNew bool) (node.IssueIntent, error) {
-	if old.Serial != "" && r.protects(old.Certname) {
-		return node.IssueIntent{}, fmt.Errorf("%w: the answer for %q can't be had again, and %s is not revoked", node.ErrProtected, old.Certname, old.Serial)
+	if err := r.unprotected(old.Certname); old.Serial != "" && err != nil {
+		return node.IssueIntent{}, fmt.Errorf("the answer for %q can't be had again, and %s is not revoked: %w", old.Certname, old.Serial, err)
 	}
 	if old.Serial != "" && ca.RevokesByName(r.Authority) {
-		if err := r.drop(ctx, old.Certname, old.UID); err != nil {
+		if err := r.takeBack(ctx, old.Certname, old.UID); err != nil {
 			return node.IssueIntent{}, err
 		}
 		return node.IssueIntent{}, fmt.Errorf("%w: %q has lost its certificate %s", node.ErrStale, old.Certname, old.Serial)
@@ -165,7 +165,7 @@ func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o 
 	}
 	c.PutIntent(intent)
 	if old.Serial != "" {
-		if err := r.orderRevocation(ctx, c, old.Serial); err != nil {
+		if _, err := r.orderRevocation(ctx, c, node.Revocation{Serial: old.Serial}); err != nil {
 			return intent, err
 		}
 	}

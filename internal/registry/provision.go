@@ -76,7 +76,7 @@ func (r *Registry) Provision(ctx context.Context, n node.Node, s Spec, requestID
 	if err := node.Join(n.Validate(), checkRequestID(requestID), specErr); err != nil {
 		return Provisioned{}, err
 	}
-	if n.ClaimWithin > 0 && r.protects(n.Certname) {
+	if n.ClaimWithin > 0 && r.protection(n.Certname) != "" {
 		return Provisioned{}, fmt.Errorf("%w: %q is never terminated, so it can't have a launch deadline", node.ErrProtected, n.Certname)
 	}
 	n = r.newNode(n, node.Issuing)
@@ -152,7 +152,7 @@ func (r *Registry) Issue(ctx context.Context, name node.Certname, uid node.UID, 
 			return r.beginReissue(ctx, patience, now, &o, request, true)
 		})
 	}
-	return r.fly(ctx, request, work, func(ctx context.Context) error { return r.drop(ctx, name, n.UID) })
+	return r.fly(ctx, request, work, func(ctx context.Context) error { return r.takeBack(ctx, name, n.UID) })
 }
 
 func mayIssue(n node.Node) error {

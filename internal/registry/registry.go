@@ -67,8 +67,11 @@ type Keys interface {
 
 // Revocations is the queue of revocations; see revoke.Queue.
 type Revocations interface {
-	Order(c *store.Change, serial node.Serial, name node.Certname, uid node.UID) node.Revocation
+	Order(c *store.Change, order node.Revocation) node.Revocation
 	Kick()
+	Retry(ctx context.Context, id string) (node.Revocation, error)
+	Drop(ctx context.Context, id, comment string) (node.Revocation, error)
+	Down() *node.Failure
 	Wait(ctx context.Context, revs []node.Revocation) ([]node.Revocation, error)
 }
 
@@ -82,7 +85,7 @@ type Options struct {
 	Revocations Revocations
 	Puppet      bootstrap.Server
 	Algorithm   ca.KeyAlgorithm // of a key, where the caller names none
-	Protected   []string        // certnames that are never terminated
+	Protected   []string        // certnames that are never terminated, besides Puppet.Name and the authority's own
 	Now         func() time.Time
 	Log         logrus.FieldLogger
 

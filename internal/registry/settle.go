@@ -132,7 +132,7 @@ func (r *Registry) refuse(ctx context.Context, intent node.IssueIntent, cert *x5
 	}
 	serial := node.SerialOf(cert.SerialNumber)
 	c := store.NewChange()
-	r.Revocations.Order(c, serial, intent.Certname, intent.UID)
+	r.Revocations.Order(c, node.Revocation{Serial: serial, Certname: intent.Certname, UID: intent.UID})
 	if _, err := r.Store.Commit(ctx, c); err != nil {
 		return fmt.Errorf("serial %s, which the authority issued to nobody, has to be revoked by hand: %w", serial, err)
 	}
@@ -192,7 +192,7 @@ func (r *Registry) settle(ctx context.Context, intent node.IssueIntent) error {
 // registration that came with it goes, one that was there before stays.
 func (r *Registry) undo(c *store.Change, intent node.IssueIntent, n node.Node, alive bool, found ca.Found) {
 	if found.Issued {
-		rev := r.Revocations.Order(c, found.Serial, intent.Certname, intent.UID)
+		rev := r.Revocations.Order(c, node.Revocation{Serial: found.Serial, Certname: intent.Certname, UID: intent.UID})
 		if found.Certificate != nil {
 			cert := record(intent, found.Certificate)
 			cert.Revocation = rev.ID

@@ -31,8 +31,8 @@ type Terminated struct {
 // certname has no live registration, gives the state of the last termination. Errors:
 // node.ErrNodeNotFound, ErrUIDMismatch, ErrProtected.
 func (r *Registry) Terminate(ctx context.Context, name node.Certname, uid node.UID, wait time.Duration, validateOnly bool) (Terminated, error) {
-	if r.protects(name) {
-		return Terminated{}, fmt.Errorf("%w: %q is listed in protected_certnames", node.ErrProtected, name)
+	if err := r.unprotected(name); err != nil {
+		return Terminated{}, err
 	}
 	var t Terminated
 	err := retry(func() (err error) {
@@ -75,10 +75,6 @@ func (r *Registry) await(ctx context.Context, t *Terminated, wait time.Duration)
 	return err
 }
 
-func (r *Registry) protects(name node.Certname) bool {
-	return slices.Contains(r.Protected, string(name))
-}
-
 func (r *Registry) terminate(ctx context.Context, name node.Certname, uid node.UID, validateOnly bool) (Terminated, error) {
 	n, err := r.Store.Node(ctx, name)
 	if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
@@ -102,7 +98,7 @@ func (r *Registry) end(ctx context.Context, n node.Node, reason string) (Termina
 	c.RemoveNode(n)
 	c.PutTombstone(t.Node)
 	if n.Serial != "" {
-		if err := r.orderRevocation(ctx, c, n.Serial); err != nil {
+		if _, err := r.orderRevocation(ctx, c, node.Revocation{Serial: n.Serial}); err != nil {
 			return t, err
 		}
 	}
@@ -145,38 +141,6 @@ func (r *Registry) tombstone(n node.Node) node.Node {
 	return t
 }
 
-// orderRevocation adds the order to revoke a certificate that is stored.
-func (r *Registry) orderRevocation(ctx context.Context, c *store.Change, serial node.Serial) error {
-	cert, err := r.Store.Certificate(ctx, serial)
-	if err != nil {
-		return err
-	}
-	cert.Revocation = r.Revocations.Order(c, cert.Serial, cert.Certname, cert.UID).ID
-	c.PutCertificate(cert)
-	return nil
-}
-
-// drop takes a live registration's certificate away: it is revoked.
-func (r *Registry) drop(ctx context.Context, name node.Certname, uid node.UID) error {
-	old, err := r.Store.Node(ctx, name)
-	if errors.Is(err, node.ErrNodeNotFound) || err == nil && (old.UID != uid || old.Serial == "") {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	c := store.NewChange()
-	if err := r.orderRevocation(ctx, c, old.Serial); err != nil {
-		return err
-	}
-	n := old.Clone()
-	n.State, n.Serial, n.UpdatedAt = node.Registered, "", r.Now().UTC()
-	c.PutNode(&old, n)
-	_, err = r.Store.Commit(ctx, c)
-	r.Revocations.Kick()
-	return err
-}
-
 // sweep forgets registrations that were terminated long ago and owe nothing.
 func (r *Registry) sweep(ctx context.Context) error {
 	for n, err := range r.Store.TombstonesBefore(ctx, r.Now().Add(-retention)) {
@@ -192,7 +156,7 @@ func (r *Registry) sweep(ctx context.Context) error {
 
 func (r *Registry) forget(ctx context.Context, n node.Node) error {
 	revs, err := r.Store.RevocationsOf(ctx, n.Certname, n.UID)
-	if err != nil || slices.ContainsFunc(revs, func(v node.Revocation) bool { return v.Receipt == nil }) {
+	if err != nil || slices.ContainsFunc(revs, node.Revocation.Open) {
 		return err
 	}
 	if _, open, err := r.Store.Intent(ctx, n.UID); err != nil || open {

@@ -160,13 +160,13 @@ func TestReceiptsBesideAnError(t *testing.T) {
 	asked := map[node.Certname]int{}
 	f.authority.revoke = func(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
 		receipts := make([]node.Receipt, len(targets))
-		var failed error
+		refused := &ca.RefusedError{Targets: make([]error, len(targets))}
 		for i, target := range targets {
 			mu.Lock()
 			asked[target.Certname]++
 			mu.Unlock()
 			if target.Certname == "bad.test" {
-				failed = errors.New("bad.test can't be revoked")
+				refused.Targets[i] = errors.New("bad.test can't be revoked")
 				continue
 			}
 			one, err := f.authority.Authority.Revoke(ctx, []ca.Target{target})
@@ -175,7 +175,10 @@ func TestReceiptsBesideAnError(t *testing.T) {
 			}
 			receipts[i] = one[0]
 		}
-		return receipts, failed
+		if errors.Join(refused.Targets...) == nil {
+			return receipts, nil
+		}
+		return receipts, refused
 	}
 	f.terminate(t, "bad.test", "", 0)
 	f.terminate(t, "good.test", "", 0)

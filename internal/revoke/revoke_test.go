@@ -25,14 +25,18 @@ import (
 type authority func(targets []ca.Target) error
 
 func (a authority) Revoke(_ context.Context, targets []ca.Target) ([]node.Receipt, error) {
-	if err := a(targets); err != nil {
+	err := a(targets)
+	each, told := errors.AsType[*ca.RefusedError](err)
+	if err != nil && !told {
 		return nil, err
 	}
 	receipts := make([]node.Receipt, len(targets))
 	for i, t := range targets {
-		receipts[i] = node.Receipt{Serial: t.Serial, CRLNumber: "1"}
+		if !told || each.Targets[i] == nil {
+			receipts[i] = node.Receipt{Serial: t.Serial, CRLNumber: "1"}
+		}
 	}
-	return receipts, nil
+	return receipts, err
 }
 
 func newStore(t *testing.T) *store.Store {
@@ -55,10 +59,13 @@ func newQueue(s revoke.Store, a authority) *revoke.Queue {
 	return revoke.New(s, a, time.Now, log)
 }
 
+// serials are those of the orders.
+var serials atomic.Int64
+
 func order(t *testing.T, s *store.Store, q *revoke.Queue, name node.Certname) node.Revocation {
 	t.Helper()
 	c := store.NewChange()
-	r := q.Order(c, node.Serial(fmt.Sprintf("%04X", len(name))), name, "uid")
+	r := q.Order(c, node.Revocation{Serial: node.Serial(fmt.Sprintf("%04X", serials.Add(1))), Certname: name, UID: "uid"})
 	if _, err := s.Commit(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
@@ -106,90 +113,60 @@ func TestWaitEndsWithTheQueue(t *testing.T) {
 	}
 }
 
-// memory is a revoke.Store without a disk, for tests in which time is made.
-type memory struct {
-	mu   sync.Mutex
-	revs []node.Revocation
+// bubble runs a test in which time is made, with a store and a running queue in it.
+func bubble(t *testing.T, a authority, test func(t *testing.T, s *store.Store, q *revoke.Queue)) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(t)
+		q := newQueue(s, a)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { q.Run(ctx) })
+		defer wg.Wait()
+		defer cancel()
+		test(t, s, q)
+	})
 }
 
-func (m *memory) Pending(_ context.Context, after string, _ int) ([]node.Revocation, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	var out []node.Revocation
-	for _, r := range m.revs {
-		if r.Receipt == nil && r.ID > after {
-			out = append(out, r)
-		}
+func open(t *testing.T, s *store.Store, after string) []node.Revocation {
+	t.Helper()
+	left, err := s.Pending(t.Context(), after, 1000)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return out, nil
+	return left
 }
 
-func (m *memory) Revocation(context.Context, string) (node.Revocation, bool, error) {
-	return node.Revocation{}, false, nil
-}
-
-func (m *memory) Certificate(context.Context, node.Serial) (node.Certificate, error) {
-	return node.Certificate{}, node.ErrCertificateNotFound
-}
-
-func (m *memory) Node(context.Context, node.Certname) (node.Node, error) {
-	return node.Node{}, node.ErrNodeNotFound
-}
-
-// Commit does nothing: the authority of these tests has noted what is done.
-func (m *memory) Commit(context.Context, *store.Change) (int64, error) { return 1, nil }
-
-func (m *memory) add(id string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.revs = append(m.revs, node.Revocation{ID: id, Serial: node.Serial(id), Certname: node.Certname(id)})
-}
-
-func (m *memory) done(targets []ca.Target) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, t := range targets {
-		for i := range m.revs {
-			if m.revs[i].Serial == t.Serial {
-				m.revs[i].Receipt = &node.Receipt{}
+// refuse returns an authority that refuses batches with a certname in them.
+func refuse(bad node.Certname, alone func()) authority {
+	return func(targets []ca.Target) error {
+		for _, target := range targets {
+			if target.Certname == bad {
+				if len(targets) == 1 {
+					alone()
+				}
+				return errors.New("no such certificate")
 			}
 		}
+		return nil
 	}
 }
 
 // One that is refused for ever is tried ever less often, up to five minutes
 // apart, and the others never wait for it.
 func TestRefusedOrderDoesNotDelayOthers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		m := &memory{}
-		var tries []time.Time
-		q := newQueue(m, func(targets []ca.Target) error {
-			for _, target := range targets {
-				if target.Certname == "0bad" {
-					if len(targets) == 1 {
-						tries = append(tries, time.Now())
-					}
-					return errors.New("no such certificate")
-				}
-			}
-			m.done(targets)
-			return nil
-		})
-		ctx, cancel := context.WithCancel(t.Context())
-		m.add("0bad")
-		go q.Run(ctx)
+	var tries []time.Time
+	a := refuse("bad.test", func() { tries = append(tries, time.Now()) })
+	bubble(t, a, func(t *testing.T, s *store.Store, q *revoke.Queue) {
+		bad := order(t, s, q, "bad.test")
 		for i := range 20 {
-			id := fmt.Sprintf("1good%02d", i)
-			m.add(id)
+			order(t, s, q, node.Certname(fmt.Sprintf("good%02d.test", i)))
 			q.Kick()
+			time.Sleep(time.Minute)
 			synctest.Wait()
-			if left, _ := m.Pending(ctx, "0bad", 10); len(left) != 0 {
+			if left := open(t, s, bad.ID); len(left) != 0 {
 				t.Fatalf("after kick %d: %v wait for the bad one", i, left)
 			}
-			time.Sleep(time.Minute)
 		}
-		cancel()
-		synctest.Wait()
 		if len(tries) < 6 || len(tries) > 20 {
 			t.Errorf("tried %d times in 20 minutes", len(tries))
 		}
@@ -198,29 +175,121 @@ func TestRefusedOrderDoesNotDelayOthers(t *testing.T) {
 				t.Errorf("%v between two tries", gap)
 			}
 		}
+		now, err := s.Revocation(t.Context(), bad.ID)
+		if err != nil || now.Failure == nil || now.Failure.Attempts != len(tries) || now.Failure.Error != "no such certificate" {
+			t.Errorf("the order says %+v, %v after %d tries", now.Failure, err, len(tries))
+		}
+	})
+}
+
+// What is refused is not tried at once after a restart, but soon after an
+// admin asked for it, and not any more after it was dropped.
+func TestRefusedOrderIsRetriedAndDropped(t *testing.T) {
+	var tries atomic.Int64
+	a := refuse("bad.test", func() { tries.Add(1) })
+	bubble(t, a, func(t *testing.T, s *store.Store, q *revoke.Queue) {
+		cert := node.Certificate{Serial: "0BAD", Certname: "bad.test", UID: "uid"}
+		c := store.NewChange()
+		rev := q.Order(c, node.Revocation{Serial: "0BAD", Certname: "bad.test", UID: "uid"})
+		cert.Revocation = rev.ID
+		c.PutCertificate(cert)
+		if _, err := s.Commit(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Minute)
+		synctest.Wait()
+		before := tries.Load()
+		if _, err := q.Retry(t.Context(), rev.ID); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+		synctest.Wait()
+		if n := tries.Load(); n != before+1 {
+			t.Errorf("tried %d times after the retry, %d before", n, before)
+		}
+
+		waited := make(chan []node.Revocation, 1)
+		go func() {
+			revs, _ := q.Wait(t.Context(), []node.Revocation{rev})
+			waited <- revs
+		}()
+		synctest.Wait()
+		if _, err := q.Drop(t.Context(), rev.ID, "it is a test"); err != nil {
+			t.Fatal(err)
+		}
+		if got := <-waited; got[0].Drop == nil || got[0].Drop.Comment != "it is a test" {
+			t.Errorf("who waited got %+v", got)
+		}
+		before = tries.Load()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if n := tries.Load(); n != before {
+			t.Errorf("tried %d times after it was dropped", n-before)
+		}
+		if cert, err := s.Certificate(t.Context(), "0BAD"); err != nil || cert.Revocation != "" {
+			t.Errorf("its certificate: %+v, %v", cert, err)
+		}
+		for what, again := range map[string]func(context.Context, string) (node.Revocation, error){
+			"retry": q.Retry,
+			"drop":  func(ctx context.Context, id string) (node.Revocation, error) { return q.Drop(ctx, id, "again") },
+		} {
+			if _, err := again(t.Context(), rev.ID); !errors.Is(err, node.ErrRevocationClosed) {
+				t.Errorf("%s of a closed one: %v", what, err)
+			}
+			if _, err := again(t.Context(), "none"); !errors.Is(err, node.ErrRevocationNotFound) {
+				t.Errorf("%s of none: %v", what, err)
+			}
+		}
+	})
+}
+
+// An authority that tells what it refuses of a batch is not asked for the rest again.
+func TestAuthorityThatTellsWhatItRefuses(t *testing.T) {
+	var calls atomic.Int64
+	a := authority(func(targets []ca.Target) error {
+		calls.Add(1)
+		e := &ca.RefusedError{Targets: make([]error, len(targets))}
+		for i, target := range targets {
+			if target.Certname == "bad.test" {
+				e.Targets[i] = errors.New("never heard of it")
+				return e
+			}
+		}
+		return nil
+	})
+	bubble(t, a, func(t *testing.T, s *store.Store, q *revoke.Queue) {
+		var revs []node.Revocation
+		for _, name := range []node.Certname{"a.test", "bad.test", "c.test"} {
+			revs = append(revs, order(t, s, q, name))
+		}
+		q.Kick()
+		synctest.Wait()
+		if n := calls.Load(); n != 1 {
+			t.Errorf("%d calls", n)
+		}
+		left := open(t, s, "")
+		if len(left) != 1 || left[0].ID != revs[1].ID || left[0].Failure == nil || left[0].Failure.Error != "never heard of it" {
+			t.Errorf("left: %+v", left)
+		}
 	})
 }
 
 // While the authority is down it is asked after growing pauses, at most once a
 // second however many orders come in; when it is back all are carried out.
 func TestAuthorityThatIsDown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		m := &memory{}
-		var down atomic.Bool
-		down.Store(true)
-		var asked atomic.Int64
-		q := newQueue(m, func(targets []ca.Target) error {
-			asked.Add(1)
-			if down.Load() {
-				return fmt.Errorf("%w: connection refused", node.ErrUnavailable)
-			}
-			m.done(targets)
-			return nil
-		})
-		ctx, cancel := context.WithCancel(t.Context())
-		go q.Run(ctx)
-		for i := range 600 { // a minute of ten orders a second
-			m.add(fmt.Sprintf("%03d", i))
+	var down atomic.Bool
+	down.Store(true)
+	var asked atomic.Int64
+	a := authority(func([]ca.Target) error {
+		asked.Add(1)
+		if down.Load() {
+			return fmt.Errorf("%w: connection refused", node.ErrUnavailable)
+		}
+		return nil
+	})
+	bubble(t, a, func(t *testing.T, s *store.Store, q *revoke.Queue) {
+		for range 600 { // a minute of ten orders a second
+			order(t, s, q, "n.test")
 			q.Kick()
 			time.Sleep(100 * time.Millisecond)
 		}
@@ -228,13 +297,43 @@ func TestAuthorityThatIsDown(t *testing.T) {
 		if n := asked.Load(); n < 10 || n > 61 {
 			t.Errorf("asked %d times in a minute", n)
 		}
+		if f := q.Down(); f == nil || f.Attempts != int(asked.Load()) {
+			t.Errorf("it says %+v", f)
+		}
 		down.Store(false)
 		time.Sleep(6 * time.Minute)
 		synctest.Wait()
-		if left, _ := m.Pending(ctx, "", 1000); len(left) != 0 {
+		if left := open(t, s, ""); len(left) != 0 {
 			t.Errorf("%d are left", len(left))
 		}
-		cancel()
+		if f := q.Down(); f != nil {
+			t.Errorf("it is back, but the queue says %+v", f)
+		}
+	})
+}
+
+// Where a CRL takes long, what comes in meanwhile and shortly after is one batch.
+func TestOrdersAreGathered(t *testing.T) {
+	var batches []int
+	a := authority(func(targets []ca.Target) error {
+		batches = append(batches, len(targets))
+		time.Sleep(400 * time.Millisecond)
+		return nil
+	})
+	bubble(t, a, func(t *testing.T, s *store.Store, q *revoke.Queue) {
+		for range 100 {
+			order(t, s, q, "n.test")
+			q.Kick()
+			time.Sleep(20 * time.Millisecond)
+		}
+		time.Sleep(time.Second)
 		synctest.Wait()
+		if left := open(t, s, ""); len(left) != 0 {
+			t.Errorf("%d are left", len(left))
+		}
+		// Two seconds of orders, 0.4 s a CRL and 0.2 s of gathering.
+		if len(batches) > 5 { // six without
+			t.Errorf("batches of %v", batches)
+		}
 	})
 }

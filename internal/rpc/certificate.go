@@ -69,11 +69,12 @@ func (s *certificates) GetCertificate(ctx context.Context, req *espmv1.GetCertif
 	if err != nil || c.Revocation == "" {
 		return &espmv1.GetCertificateResponse{Certificate: out}, err
 	}
-	r, ok, err := s.registry.Store.Revocation(ctx, c.Revocation)
-	if ok {
-		out.Revocation = toRevocation(r)
+	r, err := s.registry.Store.Revocation(ctx, c.Revocation)
+	if err != nil {
+		return nil, err
 	}
-	return &espmv1.GetCertificateResponse{Certificate: out}, err
+	out.Revocation = toRevocation(r)
+	return &espmv1.GetCertificateResponse{Certificate: out}, nil
 }
 
 // parseSerial takes any spelling of a hexadecimal number: openssl writes an

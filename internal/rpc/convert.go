@@ -232,23 +232,6 @@ func toBundle(b bootstrap.Bundle) *espmv1.Bundle {
 	}
 }
 
-func toRevocation(r node.Revocation) *espmv1.Revocation {
-	out := &espmv1.Revocation{
-		Id:         r.ID,
-		Serial:     string(r.Serial),
-		Certname:   string(r.Certname),
-		Uid:        string(r.UID),
-		State:      espmv1.RevocationState_REVOCATION_STATE_PENDING,
-		CreateTime: toTime(r.CreatedAt),
-	}
-	if r.Receipt != nil {
-		out.State = espmv1.RevocationState_REVOCATION_STATE_REVOKED
-		out.PublishTime = toTime(r.Receipt.PublishedAt)
-		out.CrlNumber = r.Receipt.CRLNumber
-	}
-	return out
-}
-
 func toCertificate(c node.Certificate, now time.Time) (*espmv1.Certificate, error) {
 	block, _ := pem.Decode([]byte(c.PEM))
 	if block == nil {

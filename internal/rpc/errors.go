@@ -40,6 +40,8 @@ var table = []struct {
 	{node.ErrCertificateExists, codes.FailedPrecondition, "CERTIFICATE_EXISTS"},
 	{node.ErrForeignCertificate, codes.FailedPrecondition, "CERTIFICATE_FOREIGN"},
 	{node.ErrCertificateNotFound, codes.NotFound, "CERTIFICATE_NOT_FOUND"},
+	{node.ErrRevocationNotFound, codes.NotFound, "REVOCATION_NOT_FOUND"},
+	{node.ErrRevocationClosed, codes.FailedPrecondition, "REVOCATION_CLOSED"},
 	{node.ErrIssuing, codes.Aborted, "ISSUE_IN_PROGRESS"},
 	{node.ErrForeignRequest, codes.FailedPrecondition, "REQUEST_FOREIGN"},
 	{node.ErrRefused, codes.FailedPrecondition, "CA_REFUSED"},

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"github.com/espm-project/espm/internal/ca"
@@ -110,6 +111,19 @@ var provoke = map[string]func(*testing.T, *rig) error{
 	},
 	"CERTIFICATE_NOT_FOUND": func(t *testing.T, r *rig) error {
 		_, err := r.certs.GetCertificate(t.Context(), &espmv1.GetCertificateRequest{Serial: "2a"})
+		return err
+	},
+	"REVOCATION_NOT_FOUND": func(t *testing.T, r *rig) error {
+		_, err := r.revocations.GetRevocation(t.Context(), &espmv1.GetRevocationRequest{Id: "0198c0de-0000-7000-8000-000000000000"})
+		return err
+	},
+	"REVOCATION_CLOSED": func(t *testing.T, r *rig) error {
+		r.provision(t, "a.test", "")
+		resp, err := r.revocations.RevokeCertificate(t.Context(), &espmv1.RevokeCertificateRequest{Certname: "a.test", Wait: durationpb.New(time.Minute)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = r.revocations.RetryRevocation(t.Context(), &espmv1.RetryRevocationRequest{Id: resp.GetRevocation().GetId()})
 		return err
 	},
 	"ISSUE_IN_PROGRESS": func(t *testing.T, r *rig) error {

@@ -17,9 +17,6 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// maxWait is the longest that TerminateNode waits for a receipt.
-const maxWait = time.Hour
-
 type nodes struct {
 	espmv1.UnimplementedNodeServiceServer
 	registry *registry.Registry
@@ -172,11 +169,7 @@ func fromClaimWithin(d *durationpb.Duration) (time.Duration, error) {
 
 func (s *nodes) TerminateNode(ctx context.Context, req *espmv1.TerminateNodeRequest) (*espmv1.TerminateNodeResponse, error) {
 	name, nameErr := node.ParseCertname(req.GetCertname())
-	wait := req.GetWait().AsDuration()
-	var waitErr error
-	if wait < 0 || wait > maxWait {
-		waitErr = node.Invalid("wait", "from 0 to %v, is %v", maxWait, wait)
-	}
+	wait, waitErr := parseWait(req.GetWait())
 	if err := node.Join(nameErr, checkUID(req.GetUid()), waitErr); err != nil {
 		return nil, err
 	}
@@ -193,15 +186,10 @@ func (s *nodes) TerminateNode(ctx context.Context, req *espmv1.TerminateNodeRequ
 }
 
 func (s *nodes) WatchNodes(req *espmv1.WatchNodesRequest, stream grpc.ServerStreamingServer[espmv1.WatchNodesResponse]) error {
-	ctx, after := stream.Context(), req.GetAfterRevision()
-	if after < 0 {
-		return node.Invalid("after_revision", "must not be negative, is %d", after)
-	}
-	if after == 0 {
-		var err error
-		if after, err = s.registry.Store.Revision(ctx); err != nil {
-			return err
-		}
+	ctx := stream.Context()
+	after, err := watchFrom(ctx, s.registry.Store, req.GetAfterRevision())
+	if err != nil {
+		return err
 	}
 	for ev, err := range s.registry.Store.WatchNodes(ctx, after) {
 		if err != nil {
@@ -218,4 +206,16 @@ func (s *nodes) WatchNodes(req *espmv1.WatchNodesRequest, stream grpc.ServerStre
 		}
 	}
 	return ctx.Err()
+}
+
+// watchFrom returns the revision after which to watch: the one asked for, or that of now.
+func watchFrom(ctx context.Context, s *store.Store, asked int64) (int64, error) {
+	switch {
+	case asked < 0:
+		return 0, node.Invalid("after_revision", "must not be negative, is %d", asked)
+	case asked == 0:
+		return s.Revision(ctx)
+	default:
+		return asked, nil
+	}
 }

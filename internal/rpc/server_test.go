@@ -50,11 +50,12 @@ type rig struct {
 	stop      context.CancelFunc // as the daemon does before it stops the server
 	log       *bytes.Buffer      // to be read once the server has stopped
 
-	conn       *grpc.ClientConn
-	nodes      espmv1.NodeServiceClient
-	certs      espmv1.CertificateServiceClient
-	groups     espmv1.GroupServiceClient
-	classifier espmv1.ClassifierServiceClient
+	conn        *grpc.ClientConn
+	nodes       espmv1.NodeServiceClient
+	certs       espmv1.CertificateServiceClient
+	revocations espmv1.RevocationServiceClient
+	groups      espmv1.GroupServiceClient
+	classifier  espmv1.ClassifierServiceClient
 }
 
 // faulty is an authority whose calls a test can fail, hold up or blow up.
@@ -159,6 +160,7 @@ func (r *rig) serve(t *testing.T) {
 	t.Cleanup(func() { r.conn.Close(); r.grpc.Stop(); stop(); <-done; <-done })
 	r.nodes = espmv1.NewNodeServiceClient(r.conn)
 	r.certs = espmv1.NewCertificateServiceClient(r.conn)
+	r.revocations = espmv1.NewRevocationServiceClient(r.conn)
 	r.groups = espmv1.NewGroupServiceClient(r.conn)
 	r.classifier = espmv1.NewClassifierServiceClient(r.conn)
 }

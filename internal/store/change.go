@@ -208,7 +208,7 @@ func (c *Change) RemoveRequest(id string) { c.remove(requestKey(id)) }
 func (c *Change) PutRevocation(r node.Revocation) {
 	c.guard(revocationKey(r.ID), r.Revision)
 	c.put(revocationKey(r.ID), encode(r))
-	if r.Receipt == nil {
+	if r.Open() {
 		c.put(pendingKey(r.ID), nil)
 		c.put(revocationOfPrefix(r.Certname, r.UID)+r.ID, nil)
 	} else {

@@ -27,7 +27,7 @@ import (
 //	ix/group-child/PARENT/GROUP
 //	ix/cert-of/CERTNAME/UID/SERIAL
 //	ix/revocation-of/CERTNAME/UID/ID
-//	ix/pending/ID                  revocations without a receipt
+//	ix/pending/ID                  open revocations
 //	ix/tombstone-time/TIME/CERTNAME/UID
 //	ix/claim/TIME/CERTNAME         live registrations with a launch deadline that were not seen yet
 //
@@ -45,6 +45,7 @@ const (
 	groupPrefix   = "group/"
 	certPrefix    = "cert/"
 	issuePrefix   = "issue/"
+	revokePrefix  = "revocation/"
 	pendingPrefix = "ix/pending/"
 	claimPrefix   = "ix/claim/"
 	groupsMark    = "mark/groups"
@@ -56,7 +57,7 @@ func groupKey(name string) string         { return groupPrefix + name }
 func certKey(s node.Serial) string        { return certPrefix + string(s) }
 func issueKey(uid node.UID) string        { return issuePrefix + string(uid) }
 func requestKey(id string) string         { return "request/" + id }
-func revocationKey(id string) string      { return "revocation/" + id }
+func revocationKey(id string) string      { return revokePrefix + id }
 func pendingKey(id string) string         { return pendingPrefix + id }
 func groupUseMark(group string) string    { return "mark/group-use/" + group }
 func labelPrefix(k, v string) string      { return "ix/node-label/" + k + "=" + v + "/" }

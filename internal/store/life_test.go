@@ -195,7 +195,7 @@ func TestPending(t *testing.T) {
 	}
 	equal(t, "all", ids(f.Pending(ctx, "", 10)), "123")
 	equal(t, "two", ids(f.Pending(ctx, "", 2)), "12")
-	one, _, err := f.Revocation(ctx, "1")
+	one, err := f.Revocation(ctx, "1")
 	check(t, err)
 	one.Receipt = &node.Receipt{Serial: "0001", CRLNumber: "1"}
 	f.do(func(c *store.Change) { c.PutRevocation(one) })

@@ -192,7 +192,46 @@ func (v View) Intents(ctx context.Context) iter.Seq2[node.IssueIntent, error] {
 	}
 }
 
-// Pending returns up to limit revocations without a receipt that were ordered
+// RevocationFilter selects revocations.
+type RevocationFilter struct {
+	Certname node.Certname // all registrations of it; empty: any
+	Open     bool          // only open ones
+	Failed   bool          // only open ones that the authority refused
+}
+
+func (f RevocationFilter) match(r node.Revocation) bool {
+	return (f.Certname == "" || r.Certname == f.Certname) && (!f.Open || r.Open()) && (!f.Failed || r.Open() && r.Failure != nil)
+}
+
+// Revocations returns up to limit revocations after a page's Next, oldest
+// first; those of one certname in order of registration. With a filter the page may be short although more follow.
+func (v View) Revocations(ctx context.Context, f RevocationFilter, after string, limit int) (Page[node.Revocation], error) {
+	index := pendingPrefix
+	switch {
+	case f.Certname != "":
+		index = revocationsOfPrefix(f.Certname)
+	case !f.Open && !f.Failed:
+		return list[node.Revocation](ctx, v, revokePrefix, after, limit)
+	}
+	return follow(ctx, v, index, after, limit, func(key string) string { return revocationKey(lastPart(key)) }, f.match)
+}
+
+// CountPending returns how many revocations are open, and the oldest of them (nil: there is none).
+func (v View) CountPending(ctx context.Context) (n int, oldest *node.Revocation, err error) {
+	for _, err := range v.scan(ctx, pendingPrefix, "") {
+		if err != nil {
+			return 0, nil, err
+		}
+		n++
+	}
+	first, err := v.Pending(ctx, "", 1)
+	if err == nil && len(first) > 0 {
+		oldest = &first[0]
+	}
+	return n, oldest, err
+}
+
+// Pending returns up to limit open revocations that were ordered
 // after the one with the id given (empty: from the start), oldest first.
 func (v View) Pending(ctx context.Context, after string, limit int) ([]node.Revocation, error) {
 	if after != "" {
@@ -206,10 +245,10 @@ func (v View) RevocationsOf(ctx context.Context, name node.Certname, uid node.UI
 	return v.revocations(ctx, revocationOfPrefix(name, uid), "", 1000)
 }
 
-// PendingOf returns the revocations without a receipt of a certname, all its registrations.
+// PendingOf returns the open revocations of a certname, all its registrations.
 func (v View) PendingOf(ctx context.Context, name node.Certname) ([]node.Revocation, error) {
 	all, err := v.AllRevocationsOf(ctx, name)
-	return slices.DeleteFunc(all, func(r node.Revocation) bool { return r.Receipt != nil }), err
+	return slices.DeleteFunc(all, func(r node.Revocation) bool { return !r.Open() }), err
 }
 
 // AllRevocationsOf returns the revocations of a certname, all its
@@ -220,13 +259,14 @@ func (v View) AllRevocationsOf(ctx context.Context, name node.Certname) ([]node.
 		if err != nil {
 			return nil, err
 		}
-		r, ok, err := v.Revocation(ctx, lastPart(rec.Key))
+		r, err := v.Revocation(ctx, lastPart(rec.Key))
+		if errors.Is(err, node.ErrRevocationNotFound) {
+			continue // forgotten since the index was read
+		}
 		if err != nil {
 			return nil, err
 		}
-		if ok { // else forgotten since the index was read
-			out = append(out, r)
-		}
+		out = append(out, r)
 	}
 	return out, nil
 }
@@ -238,13 +278,14 @@ func (v View) revocations(ctx context.Context, index, after string, limit int) (
 	}
 	var out []node.Revocation
 	for _, k := range keys {
-		r, ok, err := v.Revocation(ctx, lastPart(k.Key))
+		r, err := v.Revocation(ctx, lastPart(k.Key))
+		if errors.Is(err, node.ErrRevocationNotFound) {
+			continue // forgotten since the index was read
+		}
 		if err != nil {
 			return nil, err
 		}
-		if ok { // else forgotten since the index was read
-			out = append(out, r)
-		}
+		out = append(out, r)
 	}
 	return out, nil
 }

@@ -106,9 +106,13 @@ func (v View) Request(ctx context.Context, id string) (node.Request, bool, error
 	return optional[node.Request](ctx, v, requestKey(id))
 }
 
-// Revocation returns a revocation by id; false if there is none.
-func (v View) Revocation(ctx context.Context, id string) (node.Revocation, bool, error) {
-	return optional[node.Revocation](ctx, v, revocationKey(id))
+// Revocation returns a revocation by id; node.ErrRevocationNotFound if there is none.
+func (v View) Revocation(ctx context.Context, id string) (node.Revocation, error) {
+	r, err := get[node.Revocation](ctx, v, revocationKey(id))
+	if errors.Is(err, ErrNoKey) {
+		return r, fmt.Errorf("%w: %s", node.ErrRevocationNotFound, id)
+	}
+	return r, err
 }
 
 // ENCSettings is what espm-enc must know while the daemon is down.
@@ -154,6 +158,30 @@ func (s *Store) WatchNodes(ctx context.Context, after int64) iter.Seq2[NodeEvent
 				out.Node = &n
 			}
 			if !yield(out, nil) {
+				return
+			}
+		}
+	}
+}
+
+// RevocationEvent tells that a revocation was ordered, or came a step further.
+type RevocationEvent struct {
+	Revision   int64
+	Revocation node.Revocation
+}
+
+// WatchRevocations yields changes of revocations after a revision, as Engine.Watch does. Those that are forgotten are no event.
+func (s *Store) WatchRevocations(ctx context.Context, after int64) iter.Seq2[RevocationEvent, error] {
+	return func(yield func(RevocationEvent, error) bool) {
+		for ev, err := range s.engine.Watch(ctx, revokePrefix, after) {
+			if err == nil && ev.Deleted {
+				continue
+			}
+			out := RevocationEvent{Revision: ev.Revision}
+			if err == nil {
+				out.Revocation, err = decode[node.Revocation](Record{ev.Key, ev.Value, ev.Revision})
+			}
+			if !yield(out, err) || err != nil {
 				return
 			}
 		}

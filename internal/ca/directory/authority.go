@@ -168,8 +168,9 @@ func (a *Authority) Revoke(ctx context.Context, targets []ca.Target) ([]node.Rec
 		return nil, fmt.Errorf("revoke %s: %w", describe(targets), err)
 	}
 	receipts := make([]node.Receipt, len(targets))
+	files := append([]string{a.file("ca_crl.pem")}, a.opts.Publish...)
 	for i, t := range targets {
-		receipts[i] = node.Receipt{Serial: t.Serial, CRLNumber: current.number.String(), PublishedAt: published}
+		receipts[i] = node.Receipt{Serial: t.Serial, CRLNumber: current.number.String(), PublishedAt: published, PublishedTo: files}
 	}
 	return receipts, nil
 }

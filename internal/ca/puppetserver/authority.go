@@ -135,4 +135,14 @@ func (a *Authority) NewSerial() node.Serial { return "" }
 // unexpired one of the name.
 func (a *Authority) RevokesByName() bool { return true }
 
+// ProtectedNames returns our own certname, which the server knows us by, and the
+// server's, once it was met.
+func (a *Authority) ProtectedNames() []node.Certname {
+	names := []node.Certname{node.Certname(a.credentials.name()), node.Certname(a.base.Hostname())}
+	if met := a.credentials.server.Load(); met != nil {
+		names = append(names, node.Certname(*met))
+	}
+	return names
+}
+
 var errGone = errors.New("the server does not have it")

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/user"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/espm-project/espm/internal/node"
@@ -30,6 +31,8 @@ type credentials struct {
 	stamp     [3]stamp
 	leaf      *x509.Certificate
 	transport *http.Transport
+
+	server atomic.Pointer[string] // the CN by which the server was met last
 }
 
 // stamp tells whether a file was replaced or written.
@@ -87,12 +90,18 @@ func (c *credentials) load(s [3]stamp) error {
 	}
 	c.stamp, c.leaf = s, pair.Leaf
 	c.transport = &http.Transport{
-		TLSClientConfig:     &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, MinVersion: tls.VersionTLS12},
+		TLSClientConfig:     &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, MinVersion: tls.VersionTLS12, VerifyConnection: c.met},
 		DialContext:         c.guard.dialer((&net.Dialer{Timeout: 10 * time.Second}).DialContext),
 		TLSHandshakeTimeout: 20 * time.Second,
 		IdleConnTimeout:     idle,
 		MaxIdleConnsPerHost: c.opts.Concurrency,
 	}
+	return nil
+}
+
+// met keeps the name of a server that proved to be trusted.
+func (c *credentials) met(s tls.ConnectionState) error {
+	c.server.Store(&s.PeerCertificates[0].Subject.CommonName)
 	return nil
 }
 

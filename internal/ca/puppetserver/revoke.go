@@ -55,51 +55,54 @@ func (a *Authority) revoke(ctx context.Context, targets []ca.Target) ([]node.Rec
 		return nil, err
 	}
 	stopped := r.clean(ctx)
-	receipts, missing, err := a.receipts(ctx, targets)
+	receipts, complete, err := a.receipts(ctx, targets)
 	if err != nil {
 		return nil, errors.Join(stopped, err)
 	}
-	if len(missing) == 0 {
+	if complete {
 		return receipts, nil // a lost answer does not matter any more
 	}
 	if stopped != nil {
 		return receipts, stopped
 	}
-	var errs []error
-	for _, t := range missing {
+	refused := &ca.RefusedError{Targets: make([]error, len(targets))}
+	for i, t := range targets {
+		if receipts[i].Serial != "" {
+			continue
+		}
 		why := r.failed[t.Certname]
 		if why == nil {
 			why = errors.New("the CRL does not list it, although the server reported no error: its certificate was deleted " +
 				"without being revoked, or ca.conf has enable-infra-crl, where the server hides its full CRL")
 		}
 		a.poison[t.Serial] = true
-		errs = append(errs, fmt.Errorf("serial %s of %q: %w", t.Serial, t.Certname, why))
+		refused.Targets[i] = fmt.Errorf("serial %s of %q: %w", t.Serial, t.Certname, why)
 	}
-	return receipts, errors.Join(errs...)
+	return receipts, refused
 }
 
 // receipts gives the receipts of the targets that the CRL lists now, in
-// order, and says which it does not list.
-func (a *Authority) receipts(ctx context.Context, targets []ca.Target) ([]node.Receipt, []ca.Target, error) {
+// order, and says whether these are all.
+func (a *Authority) receipts(ctx context.Context, targets []ca.Target) (receipts []node.Receipt, complete bool, err error) {
 	serials := make([]node.Serial, len(targets))
 	for i, t := range targets {
 		serials[i] = t.Serial
 	}
 	number, listed, err := a.listed(ctx, serials...)
 	if err != nil {
-		return nil, nil, err
+		return nil, false, err
 	}
-	receipts := make([]node.Receipt, len(targets))
-	var missing []ca.Target
+	receipts, complete = make([]node.Receipt, len(targets)), true
+	url := a.base.JoinPath(apiPath, "certificate_revocation_list/ca").String()
 	for i, t := range targets {
 		if !listed[t.Serial] {
-			missing = append(missing, t)
+			complete = false
 			continue
 		}
-		receipts[i] = node.Receipt{Serial: t.Serial, CRLNumber: number, PublishedAt: a.opts.Now().UTC()}
+		receipts[i] = node.Receipt{Serial: t.Serial, CRLNumber: number, PublishedAt: a.opts.Now().UTC(), PublishedTo: []string{url}}
 		delete(a.poison, t.Serial)
 	}
-	return receipts, missing, nil
+	return receipts, complete, nil
 }
 
 // listed says which of the serials the server's CRL of this moment lists, and its number.

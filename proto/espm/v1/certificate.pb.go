@@ -84,59 +84,6 @@ func (CertificateState) EnumDescriptor() ([]byte, []int) {
 	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{0}
 }
 
-// RevocationState says how far a revocation has come.
-type RevocationState int32
-
-const (
-	// Never used.
-	RevocationState_REVOCATION_STATE_UNSPECIFIED RevocationState = 0
-	// Durable; will be done as soon as the authority can be reached.
-	RevocationState_REVOCATION_STATE_PENDING RevocationState = 1
-	// On a published CRL.
-	RevocationState_REVOCATION_STATE_REVOKED RevocationState = 2
-)
-
-// Enum value maps for RevocationState.
-var (
-	RevocationState_name = map[int32]string{
-		0: "REVOCATION_STATE_UNSPECIFIED",
-		1: "REVOCATION_STATE_PENDING",
-		2: "REVOCATION_STATE_REVOKED",
-	}
-	RevocationState_value = map[string]int32{
-		"REVOCATION_STATE_UNSPECIFIED": 0,
-		"REVOCATION_STATE_PENDING":     1,
-		"REVOCATION_STATE_REVOKED":     2,
-	}
-)
-
-func (x RevocationState) Enum() *RevocationState {
-	p := new(RevocationState)
-	*p = x
-	return p
-}
-
-func (x RevocationState) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (RevocationState) Descriptor() protoreflect.EnumDescriptor {
-	return file_espm_v1_certificate_proto_enumTypes[1].Descriptor()
-}
-
-func (RevocationState) Type() protoreflect.EnumType {
-	return &file_espm_v1_certificate_proto_enumTypes[1]
-}
-
-func (x RevocationState) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use RevocationState.Descriptor instead.
-func (RevocationState) EnumDescriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{1}
-}
-
 // ImportOutcome says what became of one certificate in an import.
 type ImportOutcome int32
 
@@ -188,11 +135,11 @@ func (x ImportOutcome) String() string {
 }
 
 func (ImportOutcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_espm_v1_certificate_proto_enumTypes[2].Descriptor()
+	return file_espm_v1_certificate_proto_enumTypes[1].Descriptor()
 }
 
 func (ImportOutcome) Type() protoreflect.EnumType {
-	return &file_espm_v1_certificate_proto_enumTypes[2]
+	return &file_espm_v1_certificate_proto_enumTypes[1]
 }
 
 func (x ImportOutcome) Number() protoreflect.EnumNumber {
@@ -201,7 +148,7 @@ func (x ImportOutcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ImportOutcome.Descriptor instead.
 func (ImportOutcome) EnumDescriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{2}
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{1}
 }
 
 // CertificateSpec says what certificate to issue.
@@ -517,115 +464,6 @@ func (x *Certificate) GetImportTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// Revocation is the order to revoke a certificate.
-type Revocation struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// UUIDv7 of the order.
-	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The certificate's serial number, hexadecimal.
-	Serial string `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"`
-	// The certname it was issued to.
-	Certname string `protobuf:"bytes,3,opt,name=certname,proto3" json:"certname,omitempty"`
-	// The registration it was issued to.
-	Uid string `protobuf:"bytes,4,opt,name=uid,proto3" json:"uid,omitempty"`
-	// How far it has come.
-	State RevocationState `protobuf:"varint,5,opt,name=state,proto3,enum=espm.v1.RevocationState" json:"state,omitempty"`
-	// When it was ordered.
-	CreateTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// When the CRL that lists it was published.
-	PublishTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=publish_time,json=publishTime,proto3" json:"publish_time,omitempty"`
-	// Number of a CRL that lists it (RFC 5280 section 5.2.3), decimal.
-	CrlNumber     string `protobuf:"bytes,8,opt,name=crl_number,json=crlNumber,proto3" json:"crl_number,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Revocation) Reset() {
-	*x = Revocation{}
-	mi := &file_espm_v1_certificate_proto_msgTypes[3]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Revocation) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Revocation) ProtoMessage() {}
-
-func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_certificate_proto_msgTypes[3]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
-func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{3}
-}
-
-func (x *Revocation) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-func (x *Revocation) GetSerial() string {
-	if x != nil {
-		return x.Serial
-	}
-	return ""
-}
-
-func (x *Revocation) GetCertname() string {
-	if x != nil {
-		return x.Certname
-	}
-	return ""
-}
-
-func (x *Revocation) GetUid() string {
-	if x != nil {
-		return x.Uid
-	}
-	return ""
-}
-
-func (x *Revocation) GetState() RevocationState {
-	if x != nil {
-		return x.State
-	}
-	return RevocationState_REVOCATION_STATE_UNSPECIFIED
-}
-
-func (x *Revocation) GetCreateTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.CreateTime
-	}
-	return nil
-}
-
-func (x *Revocation) GetPublishTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.PublishTime
-	}
-	return nil
-}
-
-func (x *Revocation) GetCrlNumber() string {
-	if x != nil {
-		return x.CrlNumber
-	}
-	return ""
-}
-
 // PresignCertificateRequest is the request of PresignCertificate.
 type PresignCertificateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -645,7 +483,7 @@ type PresignCertificateRequest struct {
 
 func (x *PresignCertificateRequest) Reset() {
 	*x = PresignCertificateRequest{}
-	mi := &file_espm_v1_certificate_proto_msgTypes[4]
+	mi := &file_espm_v1_certificate_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +495,7 @@ func (x *PresignCertificateRequest) String() string {
 func (*PresignCertificateRequest) ProtoMessage() {}
 
 func (x *PresignCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_certificate_proto_msgTypes[4]
+	mi := &file_espm_v1_certificate_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +508,7 @@ func (x *PresignCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PresignCertificateRequest.ProtoReflect.Descriptor instead.
 func (*PresignCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{4}
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *PresignCertificateRequest) GetCertname() string {
@@ -719,7 +557,7 @@ type PresignCertificateResponse struct {
 
 func (x *PresignCertificateResponse) Reset() {
 	*x = PresignCertificateResponse{}
-	mi := &file_espm_v1_certificate_proto_msgTypes[5]
+	mi := &file_espm_v1_certificate_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -731,7 +569,7 @@ func (x *PresignCertificateResponse) String() string {
 func (*PresignCertificateResponse) ProtoMessage() {}
 
 func (x *PresignCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_certificate_proto_msgTypes[5]
+	mi := &file_espm_v1_certificate_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -744,7 +582,7 @@ func (x *PresignCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PresignCertificateResponse.ProtoReflect.Descriptor instead.
 func (*PresignCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{5}
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PresignCertificateResponse) GetBundle() *Bundle {
@@ -773,7 +611,7 @@ type SignCertificateRequestRequest struct {
 
 func (x *SignCertificateRequestRequest) Reset() {
 	*x = SignCertificateRequestRequest{}
-	mi := &file_espm_v1_certificate_proto_msgTypes[6]
+	mi := &file_espm_v1_certificate_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -785,7 +623,7 @@ func (x *SignCertificateRequestRequest) String() string {
 func (*SignCertificateRequestRequest) ProtoMessage() {}
 
 func (x *SignCertificateRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_certificate_proto_msgTypes[6]
+	mi := &file_espm_v1_certificate_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -798,7 +636,7 @@ func (x *SignCertificateRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignCertificateRequestRequest.ProtoReflect.Descriptor instead.
 func (*SignCertificateRequestRequest) Descriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{6}
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SignCertificateRequestRequest) GetCertname() string {
@@ -847,7 +685,7 @@ type SignCertificateRequestResponse struct {
 
 func (x *SignCertificateRequestResponse) Reset() {
 	*x = SignCertificateRequestResponse{}
-	mi := &file_espm_v1_certificate_proto_msgTypes[7]
+	mi := &file_espm_v1_certificate_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -859,7 +697,7 @@ func (x *SignCertificateRequestResponse) String() string {
 func (*SignCertificateRequestResponse) ProtoMessage() {}
 
 func (x *SignCertificateRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_certificate_proto_msgTypes[7]
+	mi := &file_espm_v1_certificate_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -872,7 +710,7 @@ func (x *SignCertificateRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignCertificateRequestResponse.ProtoReflect.Descriptor instead.
 func (*SignCertificateRequestResponse) Descriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{7}
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SignCertificateRequestResponse) GetBundle() *Bundle {
@@ -893,7 +731,7 @@ type GetCertificateRequest struct {
 
 func (x *GetCertificateRequest) Reset() {
 	*x = GetCertificateRequest{}
-	mi := &file_espm_v1_certificate_proto_msgTypes[8]
+	mi := &file_espm_v1_certificate_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -905,7 +743,7 @@ func (x *GetCertificateRequest) String() string {
 func (*GetCertificateRequest) ProtoMessage() {}
 
 func (x *GetCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_certificate_proto_msgTypes[8]
+	mi := &file_espm_v1_certificate_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -918,7 +756,7 @@ func (x *GetCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCertificateRequest.ProtoReflect.Descriptor instead.
 func (*GetCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{8}
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetCertificateRequest) GetSerial() string {
@@ -939,7 +777,7 @@ type GetCertificateResponse struct {
 
 func (x *GetCertificateResponse) Reset() {
 	*x = GetCertificateResponse{}
-	mi := &file_espm_v1_certificate_proto_msgTypes[9]
+	mi := &file_espm_v1_certificate_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -951,7 +789,7 @@ func (x *GetCertificateResponse) String() string {
 func (*GetCertificateResponse) ProtoMessage() {}
 
 func (x *GetCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_certificate_proto_msgTypes[9]
+	mi := &file_espm_v1_certificate_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -964,7 +802,7 @@ func (x *GetCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCertificateResponse.ProtoReflect.Descriptor instead.
 func (*GetCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{9}
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetCertificateResponse) GetCertificate() *Certificate {
@@ -989,7 +827,7 @@ type ListCertificatesRequest struct {
 
 func (x *ListCertificatesRequest) Reset() {
 	*x = ListCertificatesRequest{}
-	mi := &file_espm_v1_certificate_proto_msgTypes[10]
+	mi := &file_espm_v1_certificate_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1001,7 +839,7 @@ func (x *ListCertificatesRequest) String() string {
 func (*ListCertificatesRequest) ProtoMessage() {}
 
 func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_certificate_proto_msgTypes[10]
+	mi := &file_espm_v1_certificate_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1014,7 +852,7 @@ func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*ListCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{10}
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListCertificatesRequest) GetPageSize() int32 {
@@ -1051,7 +889,7 @@ type ListCertificatesResponse struct {
 
 func (x *ListCertificatesResponse) Reset() {
 	*x = ListCertificatesResponse{}
-	mi := &file_espm_v1_certificate_proto_msgTypes[11]
+	mi := &file_espm_v1_certificate_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1063,7 +901,7 @@ func (x *ListCertificatesResponse) String() string {
 func (*ListCertificatesResponse) ProtoMessage() {}
 
 func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_certificate_proto_msgTypes[11]
+	mi := &file_espm_v1_certificate_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1076,7 +914,7 @@ func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*ListCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{11}
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListCertificatesResponse) GetCertificates() []*Certificate {
@@ -1110,7 +948,7 @@ type ImportCertificatesRequest struct {
 
 func (x *ImportCertificatesRequest) Reset() {
 	*x = ImportCertificatesRequest{}
-	mi := &file_espm_v1_certificate_proto_msgTypes[12]
+	mi := &file_espm_v1_certificate_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1122,7 +960,7 @@ func (x *ImportCertificatesRequest) String() string {
 func (*ImportCertificatesRequest) ProtoMessage() {}
 
 func (x *ImportCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_certificate_proto_msgTypes[12]
+	mi := &file_espm_v1_certificate_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1135,7 +973,7 @@ func (x *ImportCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*ImportCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{12}
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ImportCertificatesRequest) GetCertnames() []string {
@@ -1179,7 +1017,7 @@ type ImportCertificatesResponse struct {
 
 func (x *ImportCertificatesResponse) Reset() {
 	*x = ImportCertificatesResponse{}
-	mi := &file_espm_v1_certificate_proto_msgTypes[13]
+	mi := &file_espm_v1_certificate_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1191,7 +1029,7 @@ func (x *ImportCertificatesResponse) String() string {
 func (*ImportCertificatesResponse) ProtoMessage() {}
 
 func (x *ImportCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_certificate_proto_msgTypes[13]
+	mi := &file_espm_v1_certificate_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,7 +1042,7 @@ func (x *ImportCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*ImportCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{13}
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ImportCertificatesResponse) GetCertificates() []*ImportedCertificate {
@@ -1242,7 +1080,7 @@ type ImportedCertificate struct {
 
 func (x *ImportedCertificate) Reset() {
 	*x = ImportedCertificate{}
-	mi := &file_espm_v1_certificate_proto_msgTypes[14]
+	mi := &file_espm_v1_certificate_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1092,7 @@ func (x *ImportedCertificate) String() string {
 func (*ImportedCertificate) ProtoMessage() {}
 
 func (x *ImportedCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_certificate_proto_msgTypes[14]
+	mi := &file_espm_v1_certificate_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1105,7 @@ func (x *ImportedCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedCertificate.ProtoReflect.Descriptor instead.
 func (*ImportedCertificate) Descriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{14}
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ImportedCertificate) GetCertname() string {
@@ -1321,7 +1159,7 @@ type GetTrustBundleRequest struct {
 
 func (x *GetTrustBundleRequest) Reset() {
 	*x = GetTrustBundleRequest{}
-	mi := &file_espm_v1_certificate_proto_msgTypes[15]
+	mi := &file_espm_v1_certificate_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1333,7 +1171,7 @@ func (x *GetTrustBundleRequest) String() string {
 func (*GetTrustBundleRequest) ProtoMessage() {}
 
 func (x *GetTrustBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_certificate_proto_msgTypes[15]
+	mi := &file_espm_v1_certificate_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1346,7 +1184,7 @@ func (x *GetTrustBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetTrustBundleRequest) Descriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{15}
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{14}
 }
 
 // GetTrustBundleResponse is the response of GetTrustBundle.
@@ -1362,7 +1200,7 @@ type GetTrustBundleResponse struct {
 
 func (x *GetTrustBundleResponse) Reset() {
 	*x = GetTrustBundleResponse{}
-	mi := &file_espm_v1_certificate_proto_msgTypes[16]
+	mi := &file_espm_v1_certificate_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1374,7 +1212,7 @@ func (x *GetTrustBundleResponse) String() string {
 func (*GetTrustBundleResponse) ProtoMessage() {}
 
 func (x *GetTrustBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_certificate_proto_msgTypes[16]
+	mi := &file_espm_v1_certificate_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1387,7 +1225,7 @@ func (x *GetTrustBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetTrustBundleResponse) Descriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{16}
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetTrustBundleResponse) GetCaPem() []byte {
@@ -1408,7 +1246,7 @@ var File_espm_v1_certificate_proto protoreflect.FileDescriptor
 
 const file_espm_v1_certificate_proto_rawDesc = "" +
 	"\n" +
-	"\x19espm/v1/certificate.proto\x12\aespm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa9\x02\n" +
+	"\x19espm/v1/certificate.proto\x12\aespm.v1\x1a\x18espm/v1/revocation.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa9\x02\n" +
 	"\x0fCertificateSpec\x12\x17\n" +
 	"\acsr_pem\x18\x01 \x01(\fR\x06csrPem\x12#\n" +
 	"\rkey_algorithm\x18\x02 \x01(\tR\fkeyAlgorithm\x12+\n" +
@@ -1448,19 +1286,7 @@ const file_espm_v1_certificate_proto_rawDesc = "" +
 	"importTime\x1a=\n" +
 	"\x0fExtensionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xad\x02\n" +
-	"\n" +
-	"Revocation\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
-	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x1a\n" +
-	"\bcertname\x18\x03 \x01(\tR\bcertname\x12\x10\n" +
-	"\x03uid\x18\x04 \x01(\tR\x03uid\x12.\n" +
-	"\x05state\x18\x05 \x01(\x0e2\x18.espm.v1.RevocationStateR\x05state\x12;\n" +
-	"\vcreate_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\x12=\n" +
-	"\fpublish_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\vpublishTime\x12\x1d\n" +
-	"\n" +
-	"crl_number\x18\b \x01(\tR\tcrlNumber\"\xc9\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc9\x01\n" +
 	"\x19PresignCertificateRequest\x12\x1a\n" +
 	"\bcertname\x18\x01 \x01(\tR\bcertname\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12:\n" +
@@ -1518,11 +1344,7 @@ const file_espm_v1_certificate_proto_rawDesc = "" +
 	"\x17CERTIFICATE_STATE_VALID\x10\x01\x12\x1e\n" +
 	"\x1aCERTIFICATE_STATE_REVOKING\x10\x02\x12\x1d\n" +
 	"\x19CERTIFICATE_STATE_REVOKED\x10\x03\x12\x1d\n" +
-	"\x19CERTIFICATE_STATE_EXPIRED\x10\x04*o\n" +
-	"\x0fRevocationState\x12 \n" +
-	"\x1cREVOCATION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n" +
-	"\x18REVOCATION_STATE_PENDING\x10\x01\x12\x1c\n" +
-	"\x18REVOCATION_STATE_REVOKED\x10\x02*\xcc\x01\n" +
+	"\x19CERTIFICATE_STATE_EXPIRED\x10\x04*\xcc\x01\n" +
 	"\rImportOutcome\x12\x1e\n" +
 	"\x1aIMPORT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17IMPORT_OUTCOME_IMPORTED\x10\x01\x12\x1f\n" +
@@ -1550,74 +1372,70 @@ func file_espm_v1_certificate_proto_rawDescGZIP() []byte {
 	return file_espm_v1_certificate_proto_rawDescData
 }
 
-var file_espm_v1_certificate_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_espm_v1_certificate_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_espm_v1_certificate_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_espm_v1_certificate_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_espm_v1_certificate_proto_goTypes = []any{
 	(CertificateState)(0),                  // 0: espm.v1.CertificateState
-	(RevocationState)(0),                   // 1: espm.v1.RevocationState
-	(ImportOutcome)(0),                     // 2: espm.v1.ImportOutcome
-	(*CertificateSpec)(nil),                // 3: espm.v1.CertificateSpec
-	(*Bundle)(nil),                         // 4: espm.v1.Bundle
-	(*Certificate)(nil),                    // 5: espm.v1.Certificate
-	(*Revocation)(nil),                     // 6: espm.v1.Revocation
-	(*PresignCertificateRequest)(nil),      // 7: espm.v1.PresignCertificateRequest
-	(*PresignCertificateResponse)(nil),     // 8: espm.v1.PresignCertificateResponse
-	(*SignCertificateRequestRequest)(nil),  // 9: espm.v1.SignCertificateRequestRequest
-	(*SignCertificateRequestResponse)(nil), // 10: espm.v1.SignCertificateRequestResponse
-	(*GetCertificateRequest)(nil),          // 11: espm.v1.GetCertificateRequest
-	(*GetCertificateResponse)(nil),         // 12: espm.v1.GetCertificateResponse
-	(*ListCertificatesRequest)(nil),        // 13: espm.v1.ListCertificatesRequest
-	(*ListCertificatesResponse)(nil),       // 14: espm.v1.ListCertificatesResponse
-	(*ImportCertificatesRequest)(nil),      // 15: espm.v1.ImportCertificatesRequest
-	(*ImportCertificatesResponse)(nil),     // 16: espm.v1.ImportCertificatesResponse
-	(*ImportedCertificate)(nil),            // 17: espm.v1.ImportedCertificate
-	(*GetTrustBundleRequest)(nil),          // 18: espm.v1.GetTrustBundleRequest
-	(*GetTrustBundleResponse)(nil),         // 19: espm.v1.GetTrustBundleResponse
-	nil,                                    // 20: espm.v1.CertificateSpec.ExtensionsEntry
-	nil,                                    // 21: espm.v1.Certificate.ExtensionsEntry
-	nil,                                    // 22: espm.v1.ImportCertificatesRequest.LabelsEntry
-	(*durationpb.Duration)(nil),            // 23: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),          // 24: google.protobuf.Timestamp
+	(ImportOutcome)(0),                     // 1: espm.v1.ImportOutcome
+	(*CertificateSpec)(nil),                // 2: espm.v1.CertificateSpec
+	(*Bundle)(nil),                         // 3: espm.v1.Bundle
+	(*Certificate)(nil),                    // 4: espm.v1.Certificate
+	(*PresignCertificateRequest)(nil),      // 5: espm.v1.PresignCertificateRequest
+	(*PresignCertificateResponse)(nil),     // 6: espm.v1.PresignCertificateResponse
+	(*SignCertificateRequestRequest)(nil),  // 7: espm.v1.SignCertificateRequestRequest
+	(*SignCertificateRequestResponse)(nil), // 8: espm.v1.SignCertificateRequestResponse
+	(*GetCertificateRequest)(nil),          // 9: espm.v1.GetCertificateRequest
+	(*GetCertificateResponse)(nil),         // 10: espm.v1.GetCertificateResponse
+	(*ListCertificatesRequest)(nil),        // 11: espm.v1.ListCertificatesRequest
+	(*ListCertificatesResponse)(nil),       // 12: espm.v1.ListCertificatesResponse
+	(*ImportCertificatesRequest)(nil),      // 13: espm.v1.ImportCertificatesRequest
+	(*ImportCertificatesResponse)(nil),     // 14: espm.v1.ImportCertificatesResponse
+	(*ImportedCertificate)(nil),            // 15: espm.v1.ImportedCertificate
+	(*GetTrustBundleRequest)(nil),          // 16: espm.v1.GetTrustBundleRequest
+	(*GetTrustBundleResponse)(nil),         // 17: espm.v1.GetTrustBundleResponse
+	nil,                                    // 18: espm.v1.CertificateSpec.ExtensionsEntry
+	nil,                                    // 19: espm.v1.Certificate.ExtensionsEntry
+	nil,                                    // 20: espm.v1.ImportCertificatesRequest.LabelsEntry
+	(*durationpb.Duration)(nil),            // 21: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),          // 22: google.protobuf.Timestamp
+	(*Revocation)(nil),                     // 23: espm.v1.Revocation
 }
 var file_espm_v1_certificate_proto_depIdxs = []int32{
-	23, // 0: espm.v1.CertificateSpec.ttl:type_name -> google.protobuf.Duration
-	20, // 1: espm.v1.CertificateSpec.extensions:type_name -> espm.v1.CertificateSpec.ExtensionsEntry
+	21, // 0: espm.v1.CertificateSpec.ttl:type_name -> google.protobuf.Duration
+	18, // 1: espm.v1.CertificateSpec.extensions:type_name -> espm.v1.CertificateSpec.ExtensionsEntry
 	0,  // 2: espm.v1.Certificate.state:type_name -> espm.v1.CertificateState
-	24, // 3: espm.v1.Certificate.not_before_time:type_name -> google.protobuf.Timestamp
-	24, // 4: espm.v1.Certificate.not_after_time:type_name -> google.protobuf.Timestamp
-	21, // 5: espm.v1.Certificate.extensions:type_name -> espm.v1.Certificate.ExtensionsEntry
-	6,  // 6: espm.v1.Certificate.revocation:type_name -> espm.v1.Revocation
-	24, // 7: espm.v1.Certificate.import_time:type_name -> google.protobuf.Timestamp
-	1,  // 8: espm.v1.Revocation.state:type_name -> espm.v1.RevocationState
-	24, // 9: espm.v1.Revocation.create_time:type_name -> google.protobuf.Timestamp
-	24, // 10: espm.v1.Revocation.publish_time:type_name -> google.protobuf.Timestamp
-	3,  // 11: espm.v1.PresignCertificateRequest.certificate:type_name -> espm.v1.CertificateSpec
-	4,  // 12: espm.v1.PresignCertificateResponse.bundle:type_name -> espm.v1.Bundle
-	3,  // 13: espm.v1.SignCertificateRequestRequest.certificate:type_name -> espm.v1.CertificateSpec
-	4,  // 14: espm.v1.SignCertificateRequestResponse.bundle:type_name -> espm.v1.Bundle
-	5,  // 15: espm.v1.GetCertificateResponse.certificate:type_name -> espm.v1.Certificate
-	5,  // 16: espm.v1.ListCertificatesResponse.certificates:type_name -> espm.v1.Certificate
-	22, // 17: espm.v1.ImportCertificatesRequest.labels:type_name -> espm.v1.ImportCertificatesRequest.LabelsEntry
-	17, // 18: espm.v1.ImportCertificatesResponse.certificates:type_name -> espm.v1.ImportedCertificate
-	24, // 19: espm.v1.ImportedCertificate.not_after_time:type_name -> google.protobuf.Timestamp
-	2,  // 20: espm.v1.ImportedCertificate.outcome:type_name -> espm.v1.ImportOutcome
-	7,  // 21: espm.v1.CertificateService.PresignCertificate:input_type -> espm.v1.PresignCertificateRequest
-	9,  // 22: espm.v1.CertificateService.SignCertificateRequest:input_type -> espm.v1.SignCertificateRequestRequest
-	11, // 23: espm.v1.CertificateService.GetCertificate:input_type -> espm.v1.GetCertificateRequest
-	13, // 24: espm.v1.CertificateService.ListCertificates:input_type -> espm.v1.ListCertificatesRequest
-	15, // 25: espm.v1.CertificateService.ImportCertificates:input_type -> espm.v1.ImportCertificatesRequest
-	18, // 26: espm.v1.CertificateService.GetTrustBundle:input_type -> espm.v1.GetTrustBundleRequest
-	8,  // 27: espm.v1.CertificateService.PresignCertificate:output_type -> espm.v1.PresignCertificateResponse
-	10, // 28: espm.v1.CertificateService.SignCertificateRequest:output_type -> espm.v1.SignCertificateRequestResponse
-	12, // 29: espm.v1.CertificateService.GetCertificate:output_type -> espm.v1.GetCertificateResponse
-	14, // 30: espm.v1.CertificateService.ListCertificates:output_type -> espm.v1.ListCertificatesResponse
-	16, // 31: espm.v1.CertificateService.ImportCertificates:output_type -> espm.v1.ImportCertificatesResponse
-	19, // 32: espm.v1.CertificateService.GetTrustBundle:output_type -> espm.v1.GetTrustBundleResponse
-	27, // [27:33] is the sub-list for method output_type
-	21, // [21:27] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	22, // 3: espm.v1.Certificate.not_before_time:type_name -> google.protobuf.Timestamp
+	22, // 4: espm.v1.Certificate.not_after_time:type_name -> google.protobuf.Timestamp
+	19, // 5: espm.v1.Certificate.extensions:type_name -> espm.v1.Certificate.ExtensionsEntry
+	23, // 6: espm.v1.Certificate.revocation:type_name -> espm.v1.Revocation
+	22, // 7: espm.v1.Certificate.import_time:type_name -> google.protobuf.Timestamp
+	2,  // 8: espm.v1.PresignCertificateRequest.certificate:type_name -> espm.v1.CertificateSpec
+	3,  // 9: espm.v1.PresignCertificateResponse.bundle:type_name -> espm.v1.Bundle
+	2,  // 10: espm.v1.SignCertificateRequestRequest.certificate:type_name -> espm.v1.CertificateSpec
+	3,  // 11: espm.v1.SignCertificateRequestResponse.bundle:type_name -> espm.v1.Bundle
+	4,  // 12: espm.v1.GetCertificateResponse.certificate:type_name -> espm.v1.Certificate
+	4,  // 13: espm.v1.ListCertificatesResponse.certificates:type_name -> espm.v1.Certificate
+	20, // 14: espm.v1.ImportCertificatesRequest.labels:type_name -> espm.v1.ImportCertificatesRequest.LabelsEntry
+	15, // 15: espm.v1.ImportCertificatesResponse.certificates:type_name -> espm.v1.ImportedCertificate
+	22, // 16: espm.v1.ImportedCertificate.not_after_time:type_name -> google.protobuf.Timestamp
+	1,  // 17: espm.v1.ImportedCertificate.outcome:type_name -> espm.v1.ImportOutcome
+	5,  // 18: espm.v1.CertificateService.PresignCertificate:input_type -> espm.v1.PresignCertificateRequest
+	7,  // 19: espm.v1.CertificateService.SignCertificateRequest:input_type -> espm.v1.SignCertificateRequestRequest
+	9,  // 20: espm.v1.CertificateService.GetCertificate:input_type -> espm.v1.GetCertificateRequest
+	11, // 21: espm.v1.CertificateService.ListCertificates:input_type -> espm.v1.ListCertificatesRequest
+	13, // 22: espm.v1.CertificateService.ImportCertificates:input_type -> espm.v1.ImportCertificatesRequest
+	16, // 23: espm.v1.CertificateService.GetTrustBundle:input_type -> espm.v1.GetTrustBundleRequest
+	6,  // 24: espm.v1.CertificateService.PresignCertificate:output_type -> espm.v1.PresignCertificateResponse
+	8,  // 25: espm.v1.CertificateService.SignCertificateRequest:output_type -> espm.v1.SignCertificateRequestResponse
+	10, // 26: espm.v1.CertificateService.GetCertificate:output_type -> espm.v1.GetCertificateResponse
+	12, // 27: espm.v1.CertificateService.ListCertificates:output_type -> espm.v1.ListCertificatesResponse
+	14, // 28: espm.v1.CertificateService.ImportCertificates:output_type -> espm.v1.ImportCertificatesResponse
+	17, // 29: espm.v1.CertificateService.GetTrustBundle:output_type -> espm.v1.GetTrustBundleResponse
+	24, // [24:30] is the sub-list for method output_type
+	18, // [18:24] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_espm_v1_certificate_proto_init() }
@@ -1625,13 +1443,14 @@ func file_espm_v1_certificate_proto_init() {
 	if File_espm_v1_certificate_proto != nil {
 		return
 	}
+	file_espm_v1_revocation_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_espm_v1_certificate_proto_rawDesc), len(file_espm_v1_certificate_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   20,
+			NumEnums:      2,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1146,7 +1146,7 @@ var File_espm_v1_node_proto protoreflect.FileDescriptor
 
 const file_espm_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x12espm/v1/node.proto\x12\aespm.v1\x1a\x19espm/v1/certificate.proto\x1a\x1cespm/v1/classification.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x06\n" +
+	"\x12espm/v1/node.proto\x12\aespm.v1\x1a\x19espm/v1/certificate.proto\x1a\x1cespm/v1/classification.proto\x1a\x18espm/v1/revocation.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x06\n" +
 	"\x04Node\x12\x1a\n" +
 	"\bcertname\x18\x01 \x01(\tR\bcertname\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12(\n" +
@@ -1344,6 +1344,7 @@ func file_espm_v1_node_proto_init() {
 	}
 	file_espm_v1_certificate_proto_init()
 	file_espm_v1_classification_proto_init()
+	file_espm_v1_revocation_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

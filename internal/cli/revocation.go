@@ -1,0 +1,257 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+)
+
+func (a *app) certRevokeCmd() *cobra.Command {
+	req := &espmv1.RevokeCertificateRequest{}
+	var wait time.Duration
+	c := &cobra.Command{
+		Use:   "revoke NAME | --serial SERIAL [NAME]",
+		Short: "Revoke one certificate; the node stays, without one",
+		Long: `Orders the revocation of a node's live certificate, or of the one with the serial
+number. The node stays registered and classified, without a certificate; to have
+it gone as well, terminate it. A revocation can't be taken back.
+
+The order is durable when the command returns; with --wait it waits for the
+receipt. A certificate that espm did not issue is revoked with --force alone, and
+needs its name; so is that of a protected name.`,
+		Example: `  espm cert revoke web1.example.com --reason superseded --wait 30s
+  espm cert revoke --serial 1A2B --comment 'disk stolen, ticket 4711'`,
+		Args: func(cmd *cobra.Command, given []string) error {
+			if req.GetSerial() != "" && len(given) == 0 {
+				return nil
+			}
+			return args("NAME")(cmd, given)
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				req.Certname = args[0]
+			}
+			req.Serial = strings.ReplaceAll(req.GetSerial(), ":", "")
+			req.Wait = durationpb.New(wait)
+			return a.call(func(conn *grpc.ClientConn) error {
+				resp, err := espmv1.NewRevocationServiceClient(conn).RevokeCertificate(cmd.Context(), req)
+				if err != nil {
+					return err
+				}
+				r := resp.GetRevocation()
+				err = a.show(resp, func(w io.Writer) { revocationTable(w, r) })
+				if err == nil && wait > 0 && r.GetState() != espmv1.RevocationState_REVOCATION_STATE_REVOKED {
+					return fmt.Errorf("the revocation is still %s after %v: espm cert revocations show %s", word(r.GetState(), "REVOCATION_STATE_"), wait, r.GetId())
+				}
+				return err
+			})
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&req.Serial, "serial", "", "serial number, hexadecimal, as espm, openssl or a browser writes it")
+	f.StringVar(&req.Reason, "reason", "", "as RFC 5280 section 5.3.1 names it (keyCompromise, as Puppet has it)")
+	f.StringVar(&req.Comment, "comment", "", "why, in words; kept with the revocation")
+	f.BoolVar(&req.Force, "force", false, "also a protected name's, or one that espm did not issue")
+	f.BoolVar(&req.ValidateOnly, "validate-only", false, "check everything, change nothing")
+	f.DurationVar(&wait, "wait", 0, "how long to wait for the receipt, such as 30s")
+	return c
+}
+
+func (a *app) certRevocationsCmd() *cobra.Command {
+	req := &espmv1.ListRevocationsRequest{PageSize: 1000}
+	c := noun("revocations", "List revocations; show, retry, drop or watch them",
+		a.revocationShowCmd(), a.revocationRetryCmd(), a.revocationDropCmd(), a.revocationWatchCmd())
+	c.Long = `Lists revocations, oldest first. A pending one is carried out as soon as the CA can be
+reached; one that the CA refused (--failed) is tried again after a pause that grows to five minutes.`
+	c.Example = `  espm cert revocations --pending
+  espm cert revocations retry --failed`
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		return a.call(func(conn *grpc.ClientConn) error {
+			client := espmv1.NewRevocationServiceClient(conn)
+			var down *espmv1.RevocationFailure
+			err := list(a, revocationColumns, revocationRow, func(token string) ([]*espmv1.Revocation, string, error) {
+				req.PageToken = token
+				resp, err := client.ListRevocations(cmd.Context(), req)
+				down = resp.GetAuthorityFailure()
+				return resp.GetRevocations(), resp.GetNextPageToken(), err
+			})
+			if err == nil && down != nil {
+				fmt.Fprintf(a.stderr, "espm: none can be carried out now, next try %s: %s\n", when(down.GetRetryTime()), down.GetError())
+			}
+			return err
+		})
+	}
+	f := c.Flags()
+	f.BoolVar(&req.Pending, "pending", false, "only pending ones")
+	f.BoolVar(&req.Failed, "failed", false, "only pending ones that the CA refused")
+	f.StringVar(&req.Certname, "certname", "", "only those of this node, all its registrations")
+	return c
+}
+
+func (a *app) revocationShowCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show ID",
+		Short: "Show a revocation",
+		Args:  args("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(func(conn *grpc.ClientConn) error {
+				resp, err := espmv1.NewRevocationServiceClient(conn).GetRevocation(cmd.Context(), &espmv1.GetRevocationRequest{Id: args[0]})
+				if err != nil {
+					return err
+				}
+				return a.show(resp, func(w io.Writer) { revocationTable(w, resp.GetRevocation()) })
+			})
+		},
+	}
+}
+
+func (a *app) revocationRetryCmd() *cobra.Command {
+	var failed bool
+	c := &cobra.Command{
+		Use:   "retry ID | --failed",
+		Short: "Try revocations that the CA refused again, at once",
+		Args: func(cmd *cobra.Command, given []string) error {
+			if failed {
+				return args()(cmd, given)
+			}
+			return args("ID")(cmd, given)
+		},
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			return a.call(func(conn *grpc.ClientConn) error {
+				client := espmv1.NewRevocationServiceClient(conn)
+				if !failed {
+					resp, err := client.RetryRevocation(cmd.Context(), &espmv1.RetryRevocationRequest{Id: ids[0]})
+					if err != nil {
+						return err
+					}
+					return a.show(resp, func(w io.Writer) { revocationTable(w, resp.GetRevocation()) })
+				}
+				req := &espmv1.ListRevocationsRequest{PageSize: 1000, Failed: true}
+				return list(a, revocationColumns, revocationRow, func(token string) ([]*espmv1.Revocation, string, error) {
+					req.PageToken = token
+					resp, err := client.ListRevocations(cmd.Context(), req)
+					if err != nil {
+						return nil, "", err
+					}
+					for _, r := range resp.GetRevocations() {
+						_, err := client.RetryRevocation(cmd.Context(), &espmv1.RetryRevocationRequest{Id: r.GetId()})
+						if err != nil && status.Code(err) != codes.FailedPrecondition { // it was closed meanwhile
+							return nil, "", err
+						}
+					}
+					return resp.GetRevocations(), resp.GetNextPageToken(), nil
+				})
+			})
+		},
+	}
+	c.Flags().BoolVar(&failed, "failed", false, "all that the CA refused")
+	return c
+}
+
+func (a *app) revocationDropCmd() *cobra.Command {
+	var comment string
+	c := &cobra.Command{
+		Use:   "drop ID --comment TEXT",
+		Short: "Give up a pending revocation: its certificate stays valid",
+		Args:  args("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if comment == "" {
+				return usageError{errors.New("--comment: say why the certificate may stay valid")}
+			}
+			return a.call(func(conn *grpc.ClientConn) error {
+				resp, err := espmv1.NewRevocationServiceClient(conn).DropRevocation(cmd.Context(), &espmv1.DropRevocationRequest{Id: args[0], Comment: comment})
+				if err != nil {
+					return err
+				}
+				return a.show(resp, func(w io.Writer) { revocationTable(w, resp.GetRevocation()) })
+			})
+		},
+	}
+	c.Flags().StringVar(&comment, "comment", "", "why; kept with the revocation")
+	return c
+}
+
+func (a *app) revocationWatchCmd() *cobra.Command {
+	req := &espmv1.WatchRevocationsRequest{}
+	c := &cobra.Command{
+		Use:   "watch",
+		Short: "Show revocations as they are ordered and carried out, until interrupted",
+		Args:  args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.call(func(conn *grpc.ClientConn) error {
+				stream, err := espmv1.NewRevocationServiceClient(conn).WatchRevocations(cmd.Context(), req)
+				if err != nil {
+					return err
+				}
+				p := &pager{app: a, columns: revocationColumns}
+				for {
+					resp, err := stream.Recv()
+					if cmd.Context().Err() != nil {
+						return p.end()
+					}
+					if err != nil {
+						return err
+					}
+					row := func(m proto.Message) []string { return revocationRow(m.(*espmv1.Revocation)) }
+					if err := p.page([]proto.Message{resp.GetRevocation()}, row); err != nil {
+						return err
+					}
+				}
+			})
+		},
+	}
+	c.Flags().StringVar(&req.Certname, "certname", "", "only those of this node")
+	c.Flags().Int64Var(&req.AfterRevision, "after-revision", 0, "from this revision of the store on (from now on)")
+	return c
+}
+
+var revocationColumns = []string{"ID", "SERIAL", "CERTNAME", "STATE", "ORDERED", "CRL", "LAST ERROR"}
+
+func revocationRow(r *espmv1.Revocation) []string {
+	return []string{r.GetId(), r.GetSerial(), r.GetCertname(), word(r.GetState(), "REVOCATION_STATE_"), when(r.GetCreateTime()),
+		dash(r.GetCrlNumber()), dash(firstLine(r.GetFailure().GetError()))}
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
+func revocationTable(w io.Writer, r *espmv1.Revocation) {
+	fmt.Fprintf(w, "id\t%s\n", dash(r.GetId()))
+	fmt.Fprintf(w, "serial\t%s\n", r.GetSerial())
+	fmt.Fprintf(w, "certname\t%s\n", r.GetCertname())
+	fmt.Fprintf(w, "uid\t%s\n", dash(r.GetUid()))
+	fmt.Fprintf(w, "state\t%s\n", word(r.GetState(), "REVOCATION_STATE_"))
+	fmt.Fprintf(w, "ordered\t%s\n", when(r.GetCreateTime()))
+	for _, line := range []struct{ name, value string }{
+		{"reason", r.GetReason()},
+		{"comment", r.GetComment()},
+		{"CRL", r.GetCrlNumber()},
+	} {
+		if line.value != "" {
+			fmt.Fprintf(w, "%s\t%s\n", line.name, line.value)
+		}
+	}
+	if r.GetPublishTime() != nil {
+		fmt.Fprintf(w, "published\t%s to %s\n", when(r.GetPublishTime()), strings.Join(r.GetPublishedTo(), ", "))
+	}
+	if f := r.GetFailure(); f != nil {
+		fmt.Fprintf(w, "refused\t%d times, last %s: %s\n", f.GetAttempts(), when(f.GetFailTime()), f.GetError())
+		fmt.Fprintf(w, "next try\t%s\n", when(f.GetRetryTime()))
+	}
+	if r.GetDropTime() != nil {
+		fmt.Fprintf(w, "dropped\t%s: %s\n", when(r.GetDropTime()), r.GetDropComment())
+	}
+}

@@ -1,0 +1,241 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+)
+
+// RevokeRequest names one certificate to revoke: by its serial, or as the live one of
+// a certname. A certificate that espm did not issue needs the certname.
+type RevokeRequest struct {
+	Certname node.Certname
+	Serial   node.Serial
+	Reason   node.Reason
+	Comment  string
+	// Force revokes what is protected, or was not issued by espm.
+	Force bool
+}
+
+// Revoke orders the revocation of one certificate and waits up to wait for the
+// receipt. The registration that holds the certificate stays, without
+// one. A certificate whose revocation was ordered before gives that order. Errors:
+// node.ErrNodeNotFound, ErrCertificateNotFound, ErrProtected,
+// ErrForeignCertificate (espm did not issue it, and Force is not set), ErrIssuing.
+func (r *Registry) Revoke(ctx context.Context, req RevokeRequest, wait time.Duration, validateOnly bool) (node.Revocation, error) {
+	var rev node.Revocation
+	if req.Certname == "" && req.Serial == "" {
+		return rev, node.Invalid("certname", "must not be empty where there is no serial")
+	}
+	if err := checkComment(req.Comment); err != nil {
+		return rev, err
+	}
+	err := retry(func() error {
+		c := store.NewChange()
+		var err error
+		var isNew bool
+		if rev, isNew, err = r.revoke(ctx, c, req); err != nil || validateOnly || !isNew {
+			return err
+		}
+		rev.Revision, err = r.Store.Commit(ctx, c)
+		return err
+	})
+	if validateOnly && rev.Revision == 0 {
+		rev.ID = "" // there is no such order
+	}
+	if err != nil || validateOnly {
+		return rev, err
+	}
+	r.Revocations.Kick()
+	if wait == 0 {
+		return rev, nil
+	}
+	limited, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	revs, err := r.Revocations.Wait(limited, []node.Revocation{rev})
+	return revs[0], err
+}
+
+// DropRevocation closes an open revocation without carrying it out: its certificate
+// stays valid. The comment says why, and is required. Errors: node.ErrRevocationNotFound, ErrRevocationClosed.
+func (r *Registry) DropRevocation(ctx context.Context, id, comment string) (node.Revocation, error) {
+	if comment == "" {
+		return node.Revocation{}, node.Invalid("comment", "must not be empty: say why the certificate may stay valid")
+	}
+	if err := checkComment(comment); err != nil {
+		return node.Revocation{}, err
+	}
+	return r.Revocations.Drop(ctx, id, comment)
+}
+
+func checkComment(comment string) error {
+	switch {
+	case len(comment) > 1024:
+		return node.Invalid("comment", "at most 1024 bytes, has %d", len(comment))
+	case !utf8.ValidString(comment) || strings.ContainsFunc(comment, unicode.IsControl):
+		return node.Invalid("comment", "must be valid UTF-8 without control characters")
+	}
+	return nil
+}
+
+// revoke adds the order to a change, or returns the one that there is.
+func (r *Registry) revoke(ctx context.Context, c *store.Change, req RevokeRequest) (rev node.Revocation, isNew bool, err error) {
+	order := node.Revocation{Serial: req.Serial, Certname: req.Certname, Reason: req.Reason, Comment: req.Comment}
+	if order.Serial == "" {
+		n, err := r.Store.Node(ctx, req.Certname)
+		switch {
+		case errors.Is(err, node.ErrNodeNotFound) && req.Force:
+			return r.revokeForeign(ctx, c, order, req.Force)
+		case err != nil:
+			return rev, false, err
+		case n.State == node.Issuing:
+			return rev, false, fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)
+		case n.Serial == "":
+			return rev, false, fmt.Errorf("%w: %q has none", node.ErrCertificateNotFound, n.Certname)
+		}
+		order.Serial = n.Serial
+	}
+	cert, err := r.Store.Certificate(ctx, order.Serial)
+	if errors.Is(err, node.ErrCertificateNotFound) && order.Certname != "" {
+		return r.revokeForeign(ctx, c, order, req.Force)
+	}
+	if err != nil {
+		return rev, false, err
+	}
+	if order.Certname != "" && order.Certname != cert.Certname {
+		return rev, false, node.Invalid("certname", "serial %s is of %q, not of %q", cert.Serial, cert.Certname, order.Certname)
+	}
+	if cert.Revocation != "" {
+		rev, err = r.Store.Revocation(ctx, cert.Revocation)
+		return rev, false, err
+	}
+	if err := r.unprotected(cert.Certname); err != nil && !req.Force {
+		return rev, false, err
+	}
+	switch n, err := r.Store.Node(ctx, cert.Certname); {
+	case err == nil && n.Serial == cert.Serial:
+		r.bare(c, n)
+	case err != nil && !errors.Is(err, node.ErrNodeNotFound):
+		return rev, false, err
+	}
+	rev, err = r.orderRevocation(ctx, c, order)
+	return rev, true, err
+}
+
+// bare leaves a live registration without its certificate.
+func (r *Registry) bare(c *store.Change, old node.Node) {
+	n := old.Clone()
+	n.State, n.Serial, n.UpdatedAt = node.Registered, "", r.Now().UTC()
+	c.PutNode(&old, n)
+}
+
+// revokeForeign orders the revocation of a certificate that the authority
+// issued, but not through espm.
+func (r *Registry) revokeForeign(ctx context.Context, c *store.Change, order node.Revocation, force bool) (node.Revocation, bool, error) {
+	pending, err := r.Store.PendingOf(ctx, order.Certname)
+	if err != nil {
+		return order, false, err
+	}
+	for _, p := range pending {
+		if p.UID == "" && (order.Serial == "" || order.Serial == p.Serial) {
+			return p, false, nil
+		}
+	}
+	serial, err := r.foreign(ctx, order.Certname, order.Serial)
+	if err != nil {
+		return order, false, err
+	}
+	if !force {
+		return order, false, fmt.Errorf("%w: serial %s of %q; it is revoked only if that is forced", node.ErrForeignCertificate, serial, order.Certname)
+	}
+	order.Serial = serial
+	return r.Revocations.Order(c, order), true, nil
+}
+
+// foreign asks the authority for the serial of a certificate that the store does not know.
+func (r *Registry) foreign(ctx context.Context, name node.Certname, serial node.Serial) (node.Serial, error) {
+	current, err := r.Authority.Check(ctx, ca.Request{Certname: name})
+	if err != nil {
+		return "", err
+	}
+	if current != nil {
+		if found := node.SerialOf(current.SerialNumber); serial == "" || serial == found {
+			return found, nil
+		}
+	}
+	if serial != "" && !ca.RevokesByName(r.Authority) {
+		found, err := r.Authority.Find(ctx, ca.Query{Certname: name, Serial: serial})
+		if err != nil {
+			return "", err
+		}
+		if found.Issued {
+			return serial, nil
+		}
+	}
+	if serial == "" {
+		return "", fmt.Errorf("%w: the CA has no valid one of %q", node.ErrCertificateNotFound, name)
+	}
+	return "", fmt.Errorf("%w: the CA has no serial %s of %q", node.ErrCertificateNotFound, serial, name)
+}
+
+// unprotected returns node.ErrProtected for a name that is never terminated.
+func (r *Registry) unprotected(name node.Certname) error {
+	if why := r.protection(name); why != "" {
+		return fmt.Errorf("%w: %q: %s", node.ErrProtected, name, why)
+	}
+	return nil
+}
+
+// protection says why a name is never terminated, "" where it may be.
+func (r *Registry) protection(name node.Certname) string {
+	switch {
+	case string(name) == r.Puppet.Name:
+		return "it is puppet.server"
+	case slices.Contains(r.Protected, string(name)):
+		return "it is listed in protected_certnames"
+	case slices.Contains(ca.ProtectedNames(r.Authority), name):
+		return "the CA is reached by that name, or works with it"
+	}
+	return ""
+}
+
+// orderRevocation adds the order to revoke a certificate that is stored.
+func (r *Registry) orderRevocation(ctx context.Context, c *store.Change, order node.Revocation) (node.Revocation, error) {
+	cert, err := r.Store.Certificate(ctx, order.Serial)
+	if err != nil {
+		return order, err
+	}
+	order.Certname, order.UID = cert.Certname, cert.UID
+	order = r.Revocations.Order(c, order)
+	cert.Revocation = order.ID
+	c.PutCertificate(cert)
+	return order, nil
+}
+
+// takeBack takes a live registration's certificate away: it is revoked.
+func (r *Registry) takeBack(ctx context.Context, name node.Certname, uid node.UID) error {
+	old, err := r.Store.Node(ctx, name)
+	if errors.Is(err, node.ErrNodeNotFound) || err == nil && (old.UID != uid || old.Serial == "") {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	c := store.NewChange()
+	if _, err := r.orderRevocation(ctx, c, node.Revocation{Serial: old.Serial}); err != nil {
+		return err
+	}
+	r.bare(c, old)
+	_, err = r.Store.Commit(ctx, c)
+	r.Revocations.Kick()
+	return err
+}

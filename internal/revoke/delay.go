@@ -1,0 +1,57 @@
+package revoke
+
+import (
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+const (
+	minBackoff = time.Second
+	maxBackoff = 5 * time.Minute
+)
+
+// backoff is the pause after so many failures in a row: twice as long each
+// time, up to five minutes, with jitter.
+func backoff(failures int) time.Duration {
+	pause := maxBackoff
+	if failures < 10 { // 512 s is beyond the most
+		pause = min(minBackoff<<(failures-1), maxBackoff)
+	}
+	return pause/2 + rand.N(pause/2)
+}
+
+// fail adds a failure to those before it (nil: none).
+func fail(before *node.Failure, err error, now time.Time) *node.Failure {
+	f := node.Failure{Attempts: 1}
+	if before != nil {
+		f.Attempts += before.Attempts
+	}
+	f.Error = cut(err.Error())
+	f.FailedAt = now.UTC()
+	f.RetryAt = f.FailedAt.Add(backoff(f.Attempts))
+	return &f
+}
+
+// cut keeps a record small.
+func cut(text string) string {
+	const limit = 1024
+	if len(text) <= limit {
+		return text
+	}
+	return strings.ToValidUTF8(text[:limit], "") + "..."
+}
+
+// left is how long it is until the next try.
+func left(f *node.Failure, now time.Time) time.Duration {
+	if f == nil {
+		return 0
+	}
+	wait := f.RetryAt.Sub(now)
+	if wait > maxBackoff {
+		return 0 // the clock was set back
+	}
+	return max(wait, 0)
+}
