@@ -86,39 +86,6 @@ func (s *ownCA) lateRevocation(t *testing.T) {
 	s.server.refuses(t, first)
 }
 
-// While the server is down nodes are terminated all the same, and espm itself
-// starts; when it is back every one of them is revoked, and nothing
-// that was begun is left.
-func (s *ownCA) serverDownAndBack(t *testing.T) {
-	var nodes []agent
-	for i := range 5 {
-		a, _ := s.espm.provision(t, fmt.Sprintf("down%d.example.com", i))
-		nodes = append(nodes, a)
-	}
-	s.server.process.stop(30 * time.Second)
-	for _, a := range nodes {
-		s.espm.espm(t, "node", "terminate", a.certname)
-	}
-	if r := s.espm.try(t, "node", "provision", "toolate.example.com", "--out", t.TempDir()); r.code == 0 || !strings.Contains(r.stderr, "navailable") {
-		t.Errorf("provisioned without a CA: exit %d %s", r.code, r.stderr)
-	}
-	s.espm.kill()
-	s.espm.serve(t, "fail", "")
-	s.server.start(t, s.test)
-	for _, a := range nodes {
-		s.espm.espm(t, "node", "terminate", a.certname, "--wait", "45s")
-		if alive := s.alive(t, node.Certname(a.certname)); alive != nil {
-			t.Errorf("%s: in force are %v", a.certname, alive)
-		}
-	}
-	again, _ := s.espm.provision(t, "toolate.example.com")
-	if alive := s.alive(t, "toolate.example.com"); len(alive) != 1 {
-		t.Errorf("toolate.example.com: in force are %v", alive)
-	}
-	check(t, s.server.ask(again.certificate(t)))
-	again.run(t).exits(t, changed).presigned(t)
-}
-
 // A server that lacks /clean takes a whole life of a name all the same, and another after it.
 func (s *ownCA) serverWithoutClean(t *testing.T) {
 	for i, f := range []fault{fail404, fail405} {

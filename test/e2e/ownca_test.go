@@ -72,8 +72,9 @@ func testOwnCA(t *testing.T, h *host) {
 	t.Run("late terminate", s.lateTerminate)
 	t.Run("late revocation", s.lateRevocation)
 	t.Run("imported", s.imported)
-	t.Run("server down and back", s.serverDownAndBack)
 	t.Run("server without clean", s.serverWithoutClean)
+	t.Run("faults under load", s.faultsUnderLoad)
+	t.Run("server killed under load", s.serverKilled)
 }
 
 func (s *ownCA) clientFiles() (certificate, key string) {

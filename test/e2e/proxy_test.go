@@ -171,6 +171,20 @@ func (p *proxy) once(call string, f fault) {
 	})
 }
 
+// after returns when n calls that start with "METHOD /path" have come; none fails from now on.
+func (p *proxy) after(n int, call string) {
+	come := make(chan struct{})
+	p.on(func(r *http.Request, _ []byte) fault {
+		if strings.HasPrefix(r.Method+" "+r.URL.Path, call) {
+			if n--; n == 0 {
+				close(come)
+			}
+		}
+		return pass
+	})
+	<-come
+}
+
 // count says how many calls there were that start with "METHOD /path".
 func (p *proxy) count(call string) int {
 	p.mu.Lock()

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/big"
 	"os"
-	"os/exec"
 	"reflect"
 	"slices"
 	"strings"
@@ -69,9 +68,10 @@ func TestUnreadableValuesAreRefused(t *testing.T) {
 
 // Puppet reads the answer of the ENC as exactly the values that were
 // registered, whatever they look like.
-func TestPuppetReadsWhatWasRegistered(t *testing.T) {
-	requirePuppet(t)
-	d := initEspm(t, newLab(t, here))
+func TestPuppetReadsWhatWasRegistered(t *testing.T) { onEachHost(t, testYAML) }
+
+func testYAML(t *testing.T, h *host) {
+	d := initEspm(t, newLab(t, h))
 	d.serve(t, "fail", "")
 	want := map[string]any{
 		"list":    list(nasty),
@@ -89,7 +89,7 @@ func TestPuppetReadsWhatWasRegistered(t *testing.T) {
 
 	for name, ruby := range rubies {
 		t.Run(name, func(t *testing.T) {
-			got := readYAML(t, ruby, yaml)
+			got := d.lab.readYAML(t, ruby, yaml)
 			equal(t, "environment", got["environment"], "0755")
 			for name, value := range want {
 				equal(t, "parameters."+name, dig(got, "parameters", name), value)
@@ -102,14 +102,14 @@ func TestPuppetReadsWhatWasRegistered(t *testing.T) {
 	}
 }
 
-func readYAML(t *testing.T, ruby []string, yaml string) map[string]any {
+func (l *lab) readYAML(t *testing.T, ruby []string, yaml string) map[string]any {
 	t.Helper()
-	args := append(slices.Clone(ruby[1:]), "-rjson", "-ryaml", "-e",
+	args := append(slices.Clone(ruby), "-rjson", "-ryaml", "-e",
 		"puts JSON.generate(YAML.safe_load(STDIN.read, permitted_classes: [Symbol], aliases: true))")
-	cmd := exec.Command(ruby[0], args...)
+	cmd := l.Host.command(l.Root, "/", args...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LANG=C.UTF-8"}
 	cmd.Stdin = strings.NewReader(yaml)
-	r := run(t, time.Minute, cmd)
+	r := run(t, 5*time.Minute, cmd)
 	if r.code != 0 {
 		t.Fatalf("%s can't read the ENC's answer: %s\n%.4000s", ruby[0], r.stderr, yaml)
 	}

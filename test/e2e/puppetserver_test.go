@@ -15,9 +15,9 @@ import (
 	"time"
 )
 
-// serverStart bounds Puppet Server's start: 35 s on two idle cores, three
-// times that beside a compiler.
-const serverStart = 8 * time.Minute
+// serverStart bounds Puppet Server's start: 35 s on two idle cores, many
+// times that beside compilers and other servers.
+const serverStart = 12 * time.Minute
 
 // revokedWithin is the promise to an operator: a terminated node is refused
 // in the TLS handshake after that long at the latest.
