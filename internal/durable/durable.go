@@ -34,8 +34,9 @@ type Disk interface {
 	// Truncate cuts path to size bytes.
 	Truncate(path string, size int64) error
 
-	// Remove removes path; one that is not there is no error.
-	Remove(path string) error
+	// Remove removes files of one folder, which it syncs once; one that is
+	// not there is no error. One that can't be removed does not stop the others.
+	Remove(paths ...string) error
 }
 
 // OS is the Disk of the operating system.
@@ -129,15 +130,21 @@ func (osDisk) Truncate(path string, size int64) (err error) {
 	return f.Sync()
 }
 
-func (osDisk) Remove(path string) error {
-	err := os.Remove(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+func (osDisk) Remove(paths ...string) error {
+	var errs []error
+	removed := ""
+	for _, path := range paths {
+		err := os.Remove(path)
+		if err == nil {
+			removed = path
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
 	}
-	if err != nil {
-		return err
+	if removed != "" {
+		errs = append(errs, SyncFolder(filepath.Dir(removed)))
 	}
-	return SyncFolder(filepath.Dir(path))
+	return errors.Join(errs...)
 }
 
 // SyncFolder makes names created in, renamed into and removed from a folder

@@ -92,8 +92,8 @@ func (d killerDisk) Append(path string, data []byte, mode fs.FileMode) error {
 	return d.k.step(func() error { return d.Disk.Append(path, data, mode) })
 }
 
-func (d killerDisk) Remove(path string) error {
-	return d.k.step(func() error { return d.Disk.Remove(path) })
+func (d killerDisk) Remove(paths ...string) error {
+	return d.k.step(func() error { return d.Disk.Remove(paths...) })
 }
 
 // child does what the parent checks, and says what was acknowledged.

@@ -4,7 +4,6 @@
 package directory
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -57,9 +56,8 @@ func (a *Authority) Check(ctx context.Context, r ca.Request) (*x509.Certificate,
 }
 
 func (a *Authority) revoked(s node.Serial) bool {
-	a.revoking.Lock() // guards listed
-	defer a.revoking.Unlock()
-	return a.crl.Load().listed[s]
+	key, ok := keyOfSerial(s)
+	return ok && a.listed.has(key)
 }
 
 // ttl returns the one asked for, or the default as far as the CA's life allows.
@@ -102,7 +100,7 @@ func (a *Authority) issue(r ca.Request) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.chain[0], r.PublicKey(), a.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, a.chain[0], r.PublicKey(), a.signer.key)
 	if err != nil {
 		return nil, fmt.Errorf("create certificate: %w", err)
 	}
@@ -140,124 +138,6 @@ func matches(cert *x509.Certificate, q ca.Query) bool {
 	}
 	hash, err := ca.KeyHash(cert.PublicKey)
 	return err == nil && hash == q.KeyHash
-}
-
-// Revoke writes one CRL for all targets, publishes it, and removes the
-// revoked certificates from signed/. A target without a certname is revoked
-// by its serial alone.
-func (a *Authority) Revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
-	for _, t := range targets {
-		if err := checkTarget(t); err != nil {
-			return nil, err
-		}
-	}
-	a.revoking.Lock()
-	defer a.revoking.Unlock()
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("revoke %s: %w", describe(targets), err)
-	}
-	current, err := a.list(targets)
-	if err != nil {
-		return nil, fmt.Errorf("revoke %s: %w", describe(targets), err)
-	}
-	published := a.opts.Now().UTC()
-	for _, t := range targets {
-		err = errors.Join(err, a.discard(t))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("revoke %s: %w", describe(targets), err)
-	}
-	receipts := make([]node.Receipt, len(targets))
-	files := append([]string{a.file("ca_crl.pem")}, a.opts.Publish...)
-	for i, t := range targets {
-		receipts[i] = node.Receipt{Serial: t.Serial, CRLNumber: current.number.String(), PublishedAt: published, PublishedTo: files}
-	}
-	return receipts, nil
-}
-
-func checkTarget(t ca.Target) error {
-	if _, ok := t.Serial.Int(); !ok {
-		return fmt.Errorf("revoke %s: %q is no serial number", t.Certname, t.Serial)
-	}
-	if _, err := node.ParseCertname(string(t.Certname)); err != nil && t.Certname != "" {
-		return fmt.Errorf("revoke serial %s: %w", t.Serial, err)
-	}
-	if _, err := node.ParseReason(string(t.Reason)); err != nil {
-		return fmt.Errorf("revoke serial %s: %w", t.Serial, err)
-	}
-	return nil
-}
-
-// list sees to it that the CRL on the disk and its copies list the targets.
-func (a *Authority) list(targets []ca.Target) (*crlChain, error) {
-	if a.unsynced {
-		if err := a.resync(); err != nil {
-			return nil, unavailable(err)
-		}
-	}
-	current, err := a.withForeign(a.crl.Load())
-	if err != nil {
-		return nil, err
-	}
-	added := current.without(targets)
-	if len(added) == 0 && !a.unsynced {
-		return current, a.publish(current, false)
-	}
-	if len(added) > 0 {
-		next, err := signer{issuer: a.chain[0], key: a.key, validity: a.opts.CRLValidity}.sign(current, added, a.opts.Now())
-		if err != nil {
-			return nil, err
-		}
-		current = next
-	}
-	if err := a.opts.Disk.WriteFile(a.file("ca_crl.pem"), current.pem, 0o644); err != nil {
-		a.unsynced = true
-		return nil, unavailable(errors.Join(err, a.resync()))
-	}
-	a.unsynced = false
-	for _, t := range added {
-		current.listed[t.Serial] = true
-	}
-	a.crl.Store(current)
-	return current, a.publish(current, true)
-}
-
-// withForeign returns c with the other issuers' CRLs as they stand in the
-// file now: whoever holds their keys renews them there.
-func (a *Authority) withForeign(c *crlChain) (*crlChain, error) {
-	if len(a.chain) == 1 && len(c.foreign) == 0 {
-		return c, nil
-	}
-	disk, err := a.readCRLs(a.file("ca_crl.pem"))
-	if err != nil || bytes.Equal(disk.foreign, c.foreign) {
-		return c, unavailable(err)
-	}
-	renewed := *c
-	renewed.foreign, renewed.pem = disk.foreign, disk.pem
-	return &renewed, nil
-}
-
-// resync reads back what a failed write left: the old file or the new one.
-func (a *Authority) resync() error {
-	c, err := a.readCRLs(a.file("ca_crl.pem"))
-	if err != nil {
-		return err
-	}
-	a.crl.Store(c)
-	return nil
-}
-
-// discard removes a revoked certificate from signed/, but not a successor's.
-func (a *Authority) discard(t ca.Target) error {
-	if t.Certname == "" { // known by its serial alone
-		return nil
-	}
-	defer a.names.lock(t.Certname)()
-	cert, err := a.readSigned(t.Certname)
-	if err != nil || cert == nil || node.SerialOf(cert.SerialNumber) != t.Serial {
-		return err
-	}
-	return unavailable(a.opts.Disk.Remove(a.signed(t.Certname)))
 }
 
 // Trust returns the chain and the CRLs from memory.
@@ -299,16 +179,6 @@ func unavailable(err error) error {
 	return fmt.Errorf("%w: %w", node.ErrUnavailable, err)
 }
 
-func describe(targets []ca.Target) string {
-	switch len(targets) {
-	case 0:
-		return "nothing"
-	case 1:
-		return fmt.Sprintf("%s (serial %s)", targets[0].Certname, targets[0].Serial)
-	}
-	return fmt.Sprintf("%s (serial %s) and %d more", targets[0].Certname, targets[0].Serial, len(targets)-1)
-}
-
 // nameLocks order the changes of one signed/NAME.pem: that a revoked
 // certificate stands there and that it is removed must be one step.
 type nameLocks struct {
@@ -317,10 +187,23 @@ type nameLocks struct {
 	locks [64]sync.Mutex
 }
 
-// lock returns the unlock.
-func (l *nameLocks) lock(name node.Certname) func() {
+// lock returns the unlock. The locks of several names are taken in one order.
+func (l *nameLocks) lock(names ...node.Certname) func() {
 	l.once.Do(func() { l.seed = maphash.MakeSeed() })
-	m := &l.locks[maphash.String(l.seed, string(name))%uint64(len(l.locks))]
-	m.Lock()
-	return m.Unlock
+	var wanted [len(l.locks)]bool
+	for _, name := range names {
+		wanted[maphash.String(l.seed, string(name))%uint64(len(l.locks))] = true
+	}
+	for i := range wanted {
+		if wanted[i] {
+			l.locks[i].Lock()
+		}
+	}
+	return func() {
+		for i := range wanted {
+			if wanted[i] {
+				l.locks[i].Unlock()
+			}
+		}
+	}
 }

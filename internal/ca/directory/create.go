@@ -228,7 +228,7 @@ func newPair(name string, serial int64, key crypto.Signer, parent *authorityPair
 	if err != nil {
 		return nil, fmt.Errorf("create CA certificate: %w", err)
 	}
-	crl, err := newCRL(signer{issuer: cert, key: key}, new(big.Int), nil, now.Add(-ca.Backdate), cert.NotAfter)
+	crl, err := signer{issuer: cert, key: key}.newCRL(new(big.Int), nil, now.Add(-ca.Backdate), cert.NotAfter)
 	if err != nil {
 		return nil, err
 	}

@@ -2,95 +2,107 @@ package directory
 
 import (
 	"bytes"
-	"crypto"
-	"crypto/rand"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/pem"
 	"fmt"
 	"math/big"
-	"slices"
 	"time"
-
-	"github.com/espm-project/espm/internal/ca"
-	"github.com/espm-project/espm/internal/node"
 )
 
-const crlType = "X509 CRL"
-
-var oidCRLReason = asn1.ObjectIdentifier{2, 5, 29, 21}
-
-// crlChain is ca_crl.pem in memory: the CA's own CRL, taken apart so that the
-// next one need not parse it, and the other issuers' as they are. All but
-// listed stays as it was made.
+// crlChain is ca_crl.pem in memory: the CA's own CRL, its entries encoded, so
+// that the next one only appends to them, and the other issuers' as they are. It
+// does not change once it is made.
 type crlChain struct {
-	number  *big.Int
-	entries []x509.RevocationListEntry
-	foreign []byte // PEM of the other issuers' CRLs
-	pem     []byte // the whole file
-
-	listed map[node.Serial]bool // the serials of entries; shared with the next chain
+	number     *big.Int
+	thisUpdate time.Time
+	nextUpdate time.Time
+	entries    []byte // DER, one after the other; what lies beyond belongs to whoever revokes
+	count      int    // of entries
+	foreign    []foreignCRL
+	pem        []byte // the whole file
+	own        []byte // the part of it that is the CA's own
 }
 
-// parseCRLs reads a file like ca_crl.pem of the CA whose certificates are chain.
-func parseCRLs(data []byte, chain []*x509.Certificate) (*crlChain, error) {
+// foreignCRL is another issuer's CRL, which espm can't renew.
+type foreignCRL struct {
+	issuer     string
+	rawIssuer  string
+	number     *big.Int // nil: it has none
+	thisUpdate time.Time
+	nextUpdate time.Time // zero: it has none
+	pem        []byte
+}
+
+// parseCRLs reads a file like ca_crl.pem of the CA whose certificates are
+// chain. Beside it, it returns the serials listed.
+func parseCRLs(data []byte, chain []*x509.Certificate) (*crlChain, []serialKey, error) {
 	c := &crlChain{pem: data}
 	issuers := make(map[string]bool)
+	var listed []serialKey
 	rest := data
 	for block, next := pem.Decode(rest); block != nil; block, next = pem.Decode(rest) {
 		encoded := rest[bytes.Index(rest, []byte("-----BEGIN")) : len(rest)-len(next)]
 		rest = next
 		if block.Type != crlType {
-			return nil, fmt.Errorf("holds a PEM block %q, want only %s", block.Type, crlType)
+			return nil, nil, fmt.Errorf("holds a PEM block %q, want only %s", block.Type, crlType)
 		}
 		crl, err := x509.ParseRevocationList(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("parse CRL: %w", err)
+			return nil, nil, fmt.Errorf("parse CRL: %w", err)
 		}
 		issuers[string(crl.RawIssuer)] = true
 		if c.number == nil && bytes.Equal(crl.RawIssuer, chain[0].RawSubject) {
-			if err := c.adopt(crl, chain[0]); err != nil {
-				return nil, err
+			if listed, err = c.adopt(crl, chain[0]); err != nil {
+				return nil, nil, err
 			}
+			c.own = encoded
 			continue
 		}
-		c.foreign = append(c.foreign, encoded...)
+		c.foreign = append(c.foreign, foreignCRL{
+			issuer: crl.Issuer.String(), rawIssuer: string(crl.RawIssuer), number: crl.Number,
+			thisUpdate: crl.ThisUpdate, nextUpdate: crl.NextUpdate, pem: encoded,
+		})
 	}
 	for _, cert := range chain {
 		if !issuers[string(cert.RawSubject)] {
-			return nil, fmt.Errorf("holds no CRL of %q; agents check every certificate of the chain"+
+			return nil, nil, fmt.Errorf("holds no CRL of %q; agents check every certificate of the chain"+
 				" (certificate_revocation = chain) and would refuse it", cert.Subject)
 		}
 	}
-	return c, nil
+	return c, listed, nil
 }
 
-// adopt takes the CA's own CRL apart.
-func (c *crlChain) adopt(crl *x509.RevocationList, issuer *x509.Certificate) error {
+// adopt takes the CA's own CRL apart. Its entries stay byte for byte.
+func (c *crlChain) adopt(crl *x509.RevocationList, issuer *x509.Certificate) ([]serialKey, error) {
 	if err := crl.CheckSignatureFrom(issuer); err != nil {
-		return fmt.Errorf("the CRL of %q is not signed by its key: %w", issuer.Subject, err)
+		return nil, fmt.Errorf("the CRL of %q is not signed by its key: %w", issuer.Subject, err)
 	}
 	for _, e := range crl.Extensions {
 		// A delta CRL or one for a part of the certificates says so in a
 		// critical extension (RFC 5280 section 5.2); the next one would not.
 		if e.Critical {
-			return fmt.Errorf("the CRL of %q has the critical extension %s, which espm can't keep", issuer.Subject, e.Id)
+			return nil, fmt.Errorf("the CRL of %q has the critical extension %s, which espm can't keep", issuer.Subject, e.Id)
 		}
 	}
-	c.number = crl.Number
+	c.number, c.thisUpdate, c.nextUpdate = crl.Number, crl.ThisUpdate, crl.NextUpdate
 	if c.number == nil {
 		c.number = new(big.Int) // RFC 5280 section 5.2.3 demands one, but not every tool writes it
 	}
-	c.entries = slices.Clone(crl.RevokedCertificateEntries)
-	c.listed = make(map[node.Serial]bool, len(c.entries))
-	for i := range c.entries {
-		e := &c.entries[i]
-		c.listed[node.SerialOf(e.SerialNumber)] = true
-		// x509 writes the reason from ReasonCode, and nothing else of what it read.
-		e.ExtraExtensions = slices.DeleteFunc(slices.Clone(e.Extensions), func(x pkix.Extension) bool { return x.Id.Equal(oidCRLReason) })
+	c.count = len(crl.RevokedCertificateEntries)
+	listed := make([]serialKey, 0, c.count)
+	size := 0
+	for _, e := range crl.RevokedCertificateEntries {
+		size += len(e.Raw)
 	}
-	return nil
+	c.entries = make([]byte, 0, size)
+	for _, e := range crl.RevokedCertificateEntries {
+		c.entries = append(c.entries, e.Raw...)
+		if key, ok := keyOf(e.SerialNumber); ok {
+			listed = append(listed, key)
+		}
+	}
+	return listed, nil
 }
 
 // canSignCRLs checks at the start what would else come up at the first revocation.
@@ -104,64 +116,52 @@ func canSignCRLs(issuer *x509.Certificate) error {
 	return nil
 }
 
-// signer signs CRLs for a CA.
-type signer struct {
-	issuer   *x509.Certificate
-	key      crypto.Signer
-	validity time.Duration
-}
-
-// sign makes the chain that follows c, with further serials revoked.
-func (s signer) sign(c *crlChain, added []ca.Target, now time.Time) (*crlChain, error) {
+// next makes the chain that follows c: the CA's own CRL with these entries and
+// this number, then the foreign ones.
+func (s signer) next(number *big.Int, entries []byte, count int, foreign []foreignCRL, now time.Time, validity time.Duration) (*crlChain, error) {
 	now = now.UTC().Truncate(time.Second)
-	// The shared array beyond len(c.entries) belongs to whoever revokes.
-	entries := c.entries
-	for _, t := range added {
-		n, ok := t.Serial.Int()
-		if !ok {
-			return nil, fmt.Errorf("%q is no serial number", t.Serial)
-		}
-		code, ok := t.Reason.Code()
-		if !ok {
-			return nil, fmt.Errorf("%q is no reason", t.Reason)
-		}
-		// x509 leaves out a reason of 0, unspecified, as RFC 5280 section 5.3.1 has it.
-		entries = append(entries, x509.RevocationListEntry{SerialNumber: n, RevocationTime: now, ReasonCode: code})
+	c := &crlChain{
+		number: number, thisUpdate: now.Add(-time.Second), nextUpdate: now.Add(validity),
+		entries: entries, count: count,
 	}
-	number := new(big.Int).Add(c.number, big.NewInt(1))
-	der, err := newCRL(s, number, entries, now.Add(-time.Second), now.Add(s.validity))
+	der, err := s.newCRL(number, entries, c.thisUpdate, c.nextUpdate)
 	if err != nil {
 		return nil, err
 	}
-	own := pem.EncodeToMemory(&pem.Block{Type: crlType, Bytes: der})
-	return &crlChain{
-		number:  number,
-		entries: entries,
-		foreign: c.foreign,
-		pem:     append(own, c.foreign...),
-		listed:  c.listed,
-	}, nil
+	c.own = pem.EncodeToMemory(&pem.Block{Type: crlType, Bytes: der})
+	return c.withForeign(foreign), nil
 }
 
-func newCRL(s signer, number *big.Int, entries []x509.RevocationListEntry, thisUpdate, nextUpdate time.Time) ([]byte, error) {
-	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
-		Number: number, RevokedCertificateEntries: entries, ThisUpdate: thisUpdate, NextUpdate: nextUpdate,
-	}, s.issuer, s.key)
-	if err != nil {
-		return nil, fmt.Errorf("sign CRL: %w", err)
+// withForeign returns c with other foreign CRLs.
+func (c *crlChain) withForeign(foreign []foreignCRL) *crlChain {
+	changed := *c
+	changed.foreign, changed.pem = foreign, c.own
+	if len(foreign) > 0 {
+		changed.pem = bytes.Clone(c.own)
 	}
-	return der, nil
+	for _, f := range foreign {
+		changed.pem = append(changed.pem, f.pem...)
+	}
+	return &changed
 }
 
-// without returns the targets that c does not list, once each.
-func (c *crlChain) without(targets []ca.Target) []ca.Target {
-	var added []ca.Target
-	seen := make(map[node.Serial]bool, len(targets))
-	for _, t := range targets {
-		if !c.listed[t.Serial] && !seen[t.Serial] {
-			seen[t.Serial] = true
-			added = append(added, t)
+// eachEntry calls do with each entry of a list in DER and its serial; ok is
+// false for a serial that has no key.
+func eachEntry(entries []byte, do func(der []byte, key serialKey, ok bool)) error {
+	for len(entries) > 0 {
+		var entry, serial asn1.RawValue
+		rest, err := asn1.Unmarshal(entries, &entry)
+		if err == nil {
+			_, err = asn1.Unmarshal(entry.Bytes, &serial)
 		}
+		if err != nil {
+			return fmt.Errorf("read CRL entries: %w", err) // x509 has read them before
+		}
+		key, ok := keyOfBytes(serial.Bytes)
+		do(entry.FullBytes, key, ok)
+		entries = rest
 	}
-	return added
+	return nil
 }
+
+func following(n *big.Int) *big.Int { return new(big.Int).Add(n, big.NewInt(1)) }

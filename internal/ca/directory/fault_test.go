@@ -58,8 +58,8 @@ func (f *faulty) Truncate(path string, size int64) error {
 	return f.step("truncate", path, func() error { return durable.OS.Truncate(path, size) })
 }
 
-func (f *faulty) Remove(path string) error {
-	return f.step("remove", path, func() error { return durable.OS.Remove(path) })
+func (f *faulty) Remove(paths ...string) error {
+	return f.step("remove", paths[0], func() error { return durable.OS.Remove(paths...) })
 }
 
 // arm forgets the past and fails the step n from now.

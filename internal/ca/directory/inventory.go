@@ -1,12 +1,10 @@
 package directory
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
 	"os"
 	"strings"
@@ -27,11 +25,15 @@ type inventory struct {
 
 	writing sync.Mutex
 	suspect bool // an append failed: the file may end in a torn line
+
+	indexing sync.Mutex
+	index    map[serialKey]struct{} // all serials in the file; nil until somebody asks
 }
 
 // group is lines that share one append, hence one fsync.
 type group struct {
 	lines bytes.Buffer
+	keys  []serialKey
 	done  chan struct{}
 	err   error
 }
@@ -107,6 +109,9 @@ func (v *inventory) append(e entry) error {
 	}
 	g := v.next
 	g.lines.WriteString(e.String() + "\n")
+	if key, ok := keyOfSerial(e.Serial); ok {
+		g.keys = append(g.keys, key)
+	}
 	v.mu.Unlock()
 	if lead {
 		v.writing.Lock()
@@ -114,6 +119,7 @@ func (v *inventory) append(e entry) error {
 		v.next = nil
 		v.mu.Unlock()
 		g.err = v.write(g.lines.Bytes())
+		v.indexed(g.keys, g.err)
 		v.writing.Unlock()
 		close(g.done)
 	}
@@ -175,33 +181,4 @@ func readTail(path string) (tail []byte, size int64, err error) {
 	tail = make([]byte, min(size, maxTornLine))
 	_, err = f.ReadAt(tail, size-int64(len(tail)))
 	return tail, size, err
-}
-
-// has reports whether a serial was ever issued. It reads the whole file:
-// it is for what was cut short, not for every day.
-func (v *inventory) has(serial node.Serial) (found bool, err error) {
-	f, err := os.Open(v.path)
-	if err != nil {
-		return false, fmt.Errorf("read inventory: %w", err)
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	lines := bufio.NewReaderSize(f, 1<<20)
-	for {
-		line, err := lines.ReadSlice('\n')
-		if s, _, ok := bytes.Cut(line, []byte(" ")); ok && sameSerial(s, serial) {
-			return true, nil
-		}
-		if errors.Is(err, io.EOF) {
-			return false, nil
-		}
-		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
-			return false, fmt.Errorf("read inventory: %w", err)
-		}
-	}
-}
-
-func sameSerial(field []byte, serial node.Serial) bool {
-	digits, ok := bytes.CutPrefix(field, []byte("0x"))
-	trimmed := strings.TrimLeft(string(serial), "0")
-	return ok && strings.EqualFold(string(bytes.TrimLeft(digits, "0")), trimmed)
 }

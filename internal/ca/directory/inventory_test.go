@@ -3,6 +3,7 @@ package directory
 import (
 	"bytes"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -98,10 +99,44 @@ func TestInventoryGroups(t *testing.T) {
 	}
 }
 
-func TestSameSerial(t *testing.T) {
-	for field, want := range map[string]bool{"0x00af": true, "0xAF": true, "0x00AF": true, "00AF": false, "0x0AF1": false, "0x": false} {
-		if got := sameSerial([]byte(field), node.Serial("00AF")); got != want {
-			t.Errorf("%s: %v, want %v", field, got, want)
+func TestParseSerialKey(t *testing.T) {
+	long := strings.Repeat("9f", 20)
+	for field, want := range map[string]node.Serial{
+		"0x00af": "00AF", "0xAF": "00AF", "0x1": "0001", "0x0AF1": "0AF1", "0x" + long: node.Serial(strings.ToUpper(long)),
+		"00AF": "", "0x": "", "": "", "0x0g": "", "0x-1": "", "0x" + long + "0": "",
+	} {
+		got, ok := parseSerialKey([]byte(field))
+		if key, _ := keyOfSerial(want); ok != (want != "") || ok && got != key {
+			t.Errorf("%q: %x, %v; want that of %q", field, got, ok, want)
 		}
+	}
+}
+
+// TestHas: one look at the file serves many, and what is issued since is found.
+func TestHas(t *testing.T) {
+	v := &inventory{path: filepath.Join(t.TempDir(), "inventory.txt"), disk: durable.OS}
+	add := func(s node.Serial) {
+		if err := v.append(entry{Serial: s, Subject: "/CN=x"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect := func(s node.Serial, want bool) {
+		t.Helper()
+		if got, err := v.has(s); got != want || err != nil {
+			t.Errorf("%s: %v, %v; want %v", s, got, err, want)
+		}
+	}
+	add("0001")
+	expect("0001", true)
+	expect("0002", false)
+	add("0002")
+	expect("0002", true)
+	if err := os.Remove(v.path); err != nil {
+		t.Fatal(err)
+	}
+	expect("0001", true) // it is not read again
+	v.forget()
+	if _, err := v.has("0001"); err == nil {
+		t.Error("forgotten, but the file is not read again")
 	}
 }

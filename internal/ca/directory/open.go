@@ -1,8 +1,6 @@
 package directory
 
 import (
-	"bytes"
-	"crypto"
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
@@ -31,15 +29,21 @@ type Options struct {
 	// TTL of certificates whose request names none; 0: ca.DefaultTTL. One that
 	// reaches beyond the CA's own end is cut to that.
 	TTL time.Duration
-	// CRLValidity is the time from a CRL to its nextUpdate; 0: five years, as Puppet Server has it.
+	// CRLValidity is the time from a CRL to its nextUpdate; 0: five years, as
+	// Puppet Server has it. It is signed anew when a third of that is left.
 	CRLValidity time.Duration
+	// KeepExpired is how long a certificate stays on the CRL after its end; 0: thirty days.
+	KeepExpired time.Duration
 	Disk        durable.Disk
 	Now         func() time.Time
 	Rand        io.Reader // of serial numbers
 	Log         logrus.FieldLogger
 }
 
-const defaultCRLValidity = 5 * 365 * 24 * time.Hour
+const (
+	defaultCRLValidity = 5 * 365 * 24 * time.Hour
+	defaultKeepExpired = 30 * 24 * time.Hour
+)
 
 func (o Options) withDefaults() Options {
 	if o.TTL == 0 {
@@ -47,6 +51,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.CRLValidity == 0 {
 		o.CRLValidity = defaultCRLValidity
+	}
+	if o.KeepExpired == 0 {
+		o.KeepExpired = defaultKeepExpired
 	}
 	if o.Disk == nil {
 		o.Disk = durable.OS
@@ -70,16 +77,20 @@ type Authority struct {
 	dir       string
 	opts      Options
 	lock      *os.File
-	key       crypto.Signer
 	chain     []*x509.Certificate // the signing CA first, the root last
 	chainPEM  []byte
 	inventory *inventory
 	names     nameLocks
+	signer    signer
 
 	// revoking orders all writes of the CRL and its copies.
 	revoking sync.Mutex
 	unsynced bool                     // a write of ca_crl.pem failed: what the disk holds may not last
 	crl      atomic.Pointer[crlChain] // what the disk holds, as far as is known
+	listed   listing                  // what the CA's own CRL of it lists
+	own      *crlFile
+	copies   []*crlFile
+	care     care
 }
 
 var _ ca.Authority = (*Authority)(nil)
@@ -90,8 +101,8 @@ var _ ca.Authority = (*Authority)(nil)
 // publishes the CRL where a copy is missing or old. It refuses a folder that
 // it can't work on, and says why:
 // a key that can't be read, is encrypted or open to everybody; a chain out of
-// order; a CRL that is missing or signed by another key; a published copy
-// that is later than the folder's own. A copy that can't be written is
+// order; a CRL that is missing or signed by another key; one that is older than
+// a published copy, or than what this folder had before. A copy that can't be written is
 // logged, and written with the next Revoke.
 func Open(path string, o Options) (*Authority, error) {
 	held, err := lock(path)
@@ -99,6 +110,10 @@ func Open(path string, o Options) (*Authority, error) {
 		return nil, err
 	}
 	a := &Authority{dir: path, opts: o.withDefaults(), lock: held}
+	a.own = &crlFile{path: a.file("ca_crl.pem")}
+	for _, copied := range o.Publish {
+		a.copies = append(a.copies, &crlFile{path: copied})
+	}
 	if err := a.load(); err != nil {
 		return nil, errors.Join(err, held.Close())
 	}
@@ -116,18 +131,16 @@ func (a *Authority) load() error {
 	if err != nil {
 		return err
 	}
-	a.key = key
 	if a.chain, a.chainPEM, err = loadChain(a.file("ca_crt.pem"), key.Public()); err != nil {
 		return err
 	}
 	if err := canSignCRLs(a.chain[0]); err != nil {
 		return fmt.Errorf("CA certificate %s: %w", a.file("ca_crt.pem"), err)
 	}
-	crl, err := a.readCRLs(a.file("ca_crl.pem"))
-	if err != nil {
+	a.signer = signer{issuer: a.chain[0], key: key}
+	if err := a.loadCRL(); err != nil {
 		return err
 	}
-	a.crl.Store(crl)
 	a.inventory = &inventory{path: a.file("inventory.txt"), disk: a.opts.Disk}
 	cut, err := a.inventory.repair()
 	if err != nil {
@@ -137,10 +150,7 @@ func (a *Authority) load() error {
 		a.opts.Log.WithFields(logrus.Fields{"path": a.inventory.path, "bytes": cut}).
 			Warn("cut off a torn last line of the inventory")
 	}
-	if err := a.checkCopies(crl); err != nil {
-		return err
-	}
-	if err := a.publish(crl, false); err != nil {
+	if err := a.publish(a.crl.Load()); err != nil {
 		a.opts.Log.WithError(err).Warn("the CRL is not published everywhere")
 	}
 	return nil
@@ -171,52 +181,6 @@ func (a *Authority) tidy() error {
 		}
 	}
 	return nil
-}
-
-func (a *Authority) readCRLs(path string) (*crlChain, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read CRL: %w", err)
-	}
-	c, err := parseCRLs(data, a.chain)
-	if err != nil {
-		return nil, fmt.Errorf("CRL %s: %w", path, err)
-	}
-	return c, nil
-}
-
-// checkCopies refuses to go on from a CRL that is older than one that was
-// published: revoked certificates would come back to life.
-func (a *Authority) checkCopies(own *crlChain) error {
-	for _, path := range a.opts.Publish {
-		data, err := os.ReadFile(path)
-		if err != nil {
-			continue // publish meets it again and reports it
-		}
-		if c, err := parseCRLs(data, a.chain); err == nil && c.number.Cmp(own.number) > 0 {
-			return fmt.Errorf("the CRL published at %s has number %d, later than %d of %s:"+
-				" was the CA directory restored from an old backup? Copy the later one over the other",
-				path, c.number, own.number, a.file("ca_crl.pem"))
-		}
-	}
-	return nil
-}
-
-// publish brings every copy up to date; with force without looking first. One
-// that can't be written does not stop the others; the error names it.
-func (a *Authority) publish(c *crlChain, force bool) error {
-	var errs []error
-	for _, path := range a.opts.Publish {
-		if !force {
-			if data, err := os.ReadFile(path); err == nil && bytes.Equal(data, c.pem) {
-				continue
-			}
-		}
-		if err := a.opts.Disk.WriteFile(path, c.pem, 0o644); err != nil {
-			errs = append(errs, fmt.Errorf("publish CRL: %w", err))
-		}
-	}
-	return unavailable(errors.Join(errs...))
 }
 
 func (a *Authority) file(elem ...string) string {

@@ -1,0 +1,132 @@
+package directory
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// has reports whether a serial was ever issued. The first call reads the whole
+// file: it is for what was cut short, of which there may be many at once, not
+// for every day. forget gives the memory back.
+func (v *inventory) has(serial node.Serial) (bool, error) {
+	key, ok := keyOfSerial(serial)
+	if !ok {
+		return false, nil
+	}
+	v.indexing.Lock()
+	defer v.indexing.Unlock()
+	if v.index == nil {
+		index := make(map[serialKey]struct{})
+		err := v.scan(func(key serialKey, _ []byte) error {
+			index[key] = struct{}{}
+			return nil
+		})
+		if err != nil {
+			return false, err
+		}
+		v.index = index
+	}
+	_, ok = v.index[key]
+	return ok, nil
+}
+
+// indexed notes what was appended. After an error the file must be read again.
+func (v *inventory) indexed(keys []serialKey, err error) {
+	v.indexing.Lock()
+	defer v.indexing.Unlock()
+	if err != nil {
+		v.index = nil
+	}
+	if v.index == nil {
+		return
+	}
+	for _, key := range keys {
+		v.index[key] = struct{}{}
+	}
+}
+
+// forget drops what has read.
+func (v *inventory) forget() {
+	v.indexing.Lock()
+	defer v.indexing.Unlock()
+	v.index = nil
+}
+
+// ends returns when the certificates with these serials end, as far as the file knows.
+func (v *inventory) ends(ctx context.Context, wanted map[serialKey]bool) (map[serialKey]end, error) {
+	found := make(map[serialKey]end)
+	lines := 0
+	err := v.scan(func(key serialKey, rest []byte) error {
+		if lines++; lines%1024 == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if !wanted[key] {
+			return nil
+		}
+		_, rest, _ = bytes.Cut(rest, []byte(" "))
+		notAfter, _, _ := bytes.Cut(rest, []byte(" "))
+		if t, err := time.Parse(inventoryTime, string(notAfter)); err == nil {
+			found[key] = max(found[key], endOf(t)) // the later one, should a serial stand there twice
+		}
+		return nil
+	})
+	return found, err
+}
+
+// scan calls do with each line's serial and what follows it, until an error.
+func (v *inventory) scan(do func(key serialKey, rest []byte) error) (err error) {
+	f, err := os.Open(v.path)
+	if err != nil {
+		return fmt.Errorf("read inventory: %w", err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	lines := bufio.NewReaderSize(f, 1<<20)
+	for {
+		line, err := lines.ReadSlice('\n')
+		if field, rest, ok := bytes.Cut(line, []byte(" ")); ok {
+			if key, ok := parseSerialKey(field); ok {
+				if err := do(key, rest); err != nil {
+					return fmt.Errorf("read inventory: %w", err)
+				}
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			return fmt.Errorf("read inventory: %w", err)
+		}
+	}
+}
+
+// parseSerialKey reads a serial as parseSerial does, without its cost: there may be a million.
+func parseSerialKey(field []byte) (serialKey, bool) {
+	var key serialKey
+	digits, ok := bytes.CutPrefix(field, []byte("0x"))
+	if !ok || len(digits) == 0 || len(digits) > 2*len(key) {
+		return key, false
+	}
+	for i := range len(digits) {
+		c := digits[len(digits)-1-i]
+		switch {
+		case '0' <= c && c <= '9':
+			c -= '0'
+		case 'a' <= c && c <= 'f':
+			c -= 'a' - 10
+		case 'A' <= c && c <= 'F':
+			c -= 'A' - 10
+		default:
+			return key, false
+		}
+		key[len(key)-1-i/2] |= c << (4 * (i % 2))
+	}
+	return key, true
+}
