@@ -73,6 +73,13 @@ type PuppetServer struct {
 type Directory struct {
 	Path    string   `yaml:"path"`
 	Publish []string `yaml:"publish"`
+	CRL     CRL      `yaml:"crl"`
+}
+
+// CRL says how the directory's CRL is kept.
+type CRL struct {
+	Validity    time.Duration `yaml:"validity"`
+	KeepExpired time.Duration `yaml:"keep_expired"`
 }
 
 // Issue has the defaults of certificates.
@@ -232,7 +239,7 @@ func (a Authority) check() error {
 				return fmt.Errorf("authority.directory.publish[%d]: must not be empty", i)
 			}
 		}
-		return nil
+		return a.Directory.CRL.check()
 	}
 	p := a.PuppetServer
 	if p.URL == "" {
@@ -256,6 +263,24 @@ func ParseURL(s string) (*url.URL, error) {
 		return nil, fmt.Errorf("%q: must be https://HOST:PORT and no more, such as https://puppet.example.com:8140", s)
 	}
 	return u, nil
+}
+
+// An agent of Puppet 8 fetches the CRL once a day, and may get one that has but
+// a third of its validity left: that it lasts until the next takes three days.
+// Clocks may be a day behind: Puppet backdates its certificates for that.
+const (
+	minCRLValidity = 72 * time.Hour
+	minKeepExpired = 24 * time.Hour
+)
+
+func (c CRL) check() error {
+	if v := c.Validity; v != 0 && (v < minCRLValidity || v > ca.MaxTTL) {
+		return fmt.Errorf("authority.directory.crl.validity: from %v to %v, is %v", minCRLValidity, ca.MaxTTL, v)
+	}
+	if v := c.KeepExpired; v != 0 && (v < minKeepExpired || v > ca.MaxTTL) {
+		return fmt.Errorf("authority.directory.crl.keep_expired: from %v to %v, is %v", minKeepExpired, ca.MaxTTL, v)
+	}
+	return nil
 }
 
 func (c *Config) checkListen() error {

@@ -45,6 +45,7 @@ authority:
   directory:
     path: /srv/ca
     publish: [/etc/puppetlabs/puppet/ssl/crl.pem, crl.pem]
+    crl: {validity: 2160h, keep_expired: 168h}
 certificates:
   ttl: 720h
   key_algorithm: rsa-2048
@@ -63,6 +64,7 @@ log:
 		ENC:    ENC{Socket: "/srv/enc.sock", Group: "puppet", UnknownNodes: "command", Command: "/usr/local/bin/old-enc --all"},
 		Authority: Authority{Directory: &Directory{
 			Path: "/srv/ca", Publish: []string{"/etc/puppetlabs/puppet/ssl/crl.pem", "/etc/espm/crl.pem"},
+			CRL: CRL{Validity: 2160 * time.Hour, KeepExpired: 168 * time.Hour},
 		}},
 		Issue:     Issue{TTL: 720 * time.Hour, KeyAlgorithm: "rsa-2048", KeyPool: new(0)},
 		Puppet:    Puppet{Server: "puppet", Port: 8141, RunInterval: 2 * time.Hour},
@@ -117,6 +119,10 @@ func TestRules(t *testing.T) {
 		{"authority: {directory: {}}", `authority.directory.path: must be set`},
 		{"authority: {directory: {path: ''}}", `authority.directory.path: must be set`},
 		{"authority: {directory: {path: ca, publish: [a, '']}}", `authority.directory.publish[1]: must not be empty`},
+		{"authority: {directory: {path: ca, crl: {validity: 71h}}}", `authority.directory.crl.validity: from 72h0m0s to 438000h0m0s, is 71h0m0s`},
+		{"authority: {directory: {path: ca, crl: {validity: 438001h}}}", `authority.directory.crl.validity: from 72h`},
+		{"authority: {directory: {path: ca, crl: {keep_expired: 1h}}}", `authority.directory.crl.keep_expired: from 24h0m0s to 438000h0m0s, is 1h0m0s`},
+		{"authority: {directory: {path: ca, crl: {keep_expired: -24h}}}", `authority.directory.crl.keep_expired: from 24h`},
 		{"certificates: {ttl: 59s}", `certificates.ttl: from 1m0s to 438000h0m0s, is 59s`},
 		{"certificates: {ttl: -1h}", `certificates.ttl: from 1m0s`},
 		{"certificates: {ttl: 438001h}", `certificates.ttl: from 1m0s`},

@@ -23,11 +23,14 @@ type authority interface {
 // authority opens the authority that the configuration names.
 func (d *daemon) authority(ctx context.Context) (authority, error) {
 	if dir := d.config.Authority.Directory; dir != nil {
-		authority, err := directory.Open(dir.Path, directory.Options{Publish: dir.Publish, TTL: d.config.Issue.TTL, Log: d.log})
+		authority, err := directory.Open(dir.Path, directory.Options{
+			Publish: dir.Publish, TTL: d.config.Issue.TTL, CRLValidity: dir.CRL.Validity, KeepExpired: dir.CRL.KeepExpired, Log: d.log,
+		})
 		if err != nil {
 			return nil, err
 		}
 		d.closers = append(d.closers, authority.Close)
+		d.wg.Go(func() { authority.Run(ctx) })
 		return authority, nil
 	}
 	pending, err := d.store.Pending(ctx, "", 1)

@@ -84,8 +84,24 @@ type killerDisk struct {
 	k *killer
 }
 
+// WriteFile says which CRL it writes, and when that is durable.
 func (d killerDisk) WriteFile(path string, data []byte, mode fs.FileMode) error {
-	return d.k.step(func() error { return d.Disk.WriteFile(path, data, mode) })
+	if filepath.Base(path) != "ca_crl.pem" {
+		return d.k.step(func() error { return d.Disk.WriteFile(path, data, mode) })
+	}
+	block, _ := pem.Decode(data)
+	crl, err := x509.ParseRevocationList(block.Bytes)
+	if err != nil {
+		return err
+	}
+	fmt.Println("writes-crl", crl.Number)
+	return d.k.step(func() error {
+		err := d.Disk.WriteFile(path, data, mode)
+		if err == nil {
+			fmt.Println("wrote-crl", crl.Number)
+		}
+		return err
+	})
 }
 
 func (d killerDisk) Append(path string, data []byte, mode fs.FileMode) error {
@@ -122,6 +138,9 @@ func child(dir string) error {
 		return err
 	}
 	fmt.Println("provisioned made.test", made.Node.Serial)
+	if err := w.authority.Care(ctx); err != nil { // signs a CRL: see open
+		return err
+	}
 	sent, err := w.provision(ctx, "sent.test", csr, w.registry)
 	if err != nil {
 		return err
@@ -144,7 +163,7 @@ func child(dir string) error {
 			return err
 		}
 	}
-	return nil
+	return w.authority.Care(ctx)
 }
 
 func (w *world) provision(ctx context.Context, name node.Certname, csr []byte, r *registry.Registry) (registry.Provisioned, error) {
@@ -156,10 +175,12 @@ type said struct {
 	serial     map[string]node.Serial // of a provision that nothing was asked after
 	open       map[string]bool        // asked for anew, or to be terminated: may have happened
 	terminated map[string]bool
+	writes     []*big.Int // the numbers of CRLs that were to be written
+	wrote      *big.Int   // the last one that was
 }
 
 func listen(out []byte) said {
-	s := said{map[string]node.Serial{}, map[string]bool{}, map[string]bool{}}
+	s := said{serial: map[string]node.Serial{}, open: map[string]bool{}, terminated: map[string]bool{}, wrote: new(big.Int)}
 	for sc := bufio.NewScanner(bytes.NewReader(out)); sc.Scan(); {
 		f := strings.Fields(sc.Text())
 		switch f[0] {
@@ -170,6 +191,13 @@ func listen(out []byte) said {
 			s.open[f[1]] = true
 		case "terminated":
 			s.terminated[f[1]] = true
+		case "writes-crl", "wrote-crl":
+			n, _ := new(big.Int).SetString(f[1], 10)
+			if f[0] == "wrote-crl" {
+				s.wrote = n
+			} else {
+				s.writes = append(s.writes, n)
+			}
 		}
 	}
 	return s
@@ -226,20 +254,34 @@ func killAt(t *testing.T, at int, when string) (killed bool) {
 	w.run(ctx)
 	settled(t, w.store)
 	before := checkOrphans(t, dir, w.store)
-	checkSaid(t, w, s, before)
+	checkSaid(t, w, dir, s, before)
 	retryAll(t, w, dir, s, csr, &key.PublicKey, before.number)
 	return killed
 }
 
 // checkSaid finds every acknowledged write.
-func checkSaid(t *testing.T, w *world, s said, crl crlState) {
+func checkSaid(t *testing.T, w *world, dir string, s said, crl crlState) {
 	t.Helper()
+	if crl.number.Cmp(s.wrote) < 0 {
+		t.Errorf("CRL number %v after the restart, %v before", crl.number, s.wrote)
+	}
+	for i := 1; i < len(s.writes); i++ {
+		if s.writes[i].Cmp(s.writes[i-1]) <= 0 {
+			t.Errorf("CRL numbers %v must rise", s.writes)
+		}
+	}
 	for name, serial := range s.serial {
 		n, err := w.store.Node(t.Context(), node.Certname(name))
 		switch {
 		case s.terminated[name]:
 			if err == nil || !crl.revoked[serial] {
 				t.Errorf("terminated %q: in the classifier %v, serial %s revoked %v", name, err == nil, serial, crl.revoked[serial])
+			}
+			cert, err := w.store.Certificate(t.Context(), serial)
+			if err != nil {
+				t.Error(err)
+			} else if err := verify(t, dir, []byte(cert.PEM)); err == nil || !strings.Contains(err.Error(), "certificate revoked") {
+				t.Errorf("openssl verify of terminated %q: %v", name, err)
 			}
 		case s.open[name]: // checkOrphans has seen to it
 		case err != nil || n.Serial != serial || crl.revoked[serial]:

@@ -4,7 +4,8 @@
 // authority's inventory line and its certificate file; the commit of the
 // certificate. Those of a terminate: the commit that takes the node out and
 // orders the revocation; the CRL; its published copies; the removal of the
-// certificate file; the commit of the receipt. steps_test kills before and
+// certificate file; the commit of the receipt. Those of a round of care are
+// the CRL, the note of its number, and its copies. steps_test kills before and
 // after each of them, random_test kills a daemon under load at any moment.
 package crash
 
@@ -56,7 +57,10 @@ func open(dir string, wrap func(store.Engine) store.Engine, disk durable.Disk) (
 	}
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	w.authority, err = directory.Open(filepath.Join(dir, "ca"), directory.Options{Publish: []string{filepath.Join(dir, "crl.pem")}, Disk: disk, Log: log})
+	w.authority, err = directory.Open(filepath.Join(dir, "ca"), directory.Options{
+		Publish: []string{filepath.Join(dir, "crl.pem")}, Disk: disk, Log: log,
+		CRLValidity: ca.MaxTTL, // so long that less than a third is left of what a new CA's CRL has
+	})
 	if err != nil {
 		return nil, err
 	}

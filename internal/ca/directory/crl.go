@@ -31,6 +31,7 @@ type foreignCRL struct {
 	number     *big.Int // nil: it has none
 	thisUpdate time.Time
 	nextUpdate time.Time // zero: it has none
+	entries    int
 	pem        []byte
 }
 
@@ -61,7 +62,8 @@ func parseCRLs(data []byte, chain []*x509.Certificate) (*crlChain, []serialKey, 
 		}
 		c.foreign = append(c.foreign, foreignCRL{
 			issuer: crl.Issuer.String(), rawIssuer: string(crl.RawIssuer), number: crl.Number,
-			thisUpdate: crl.ThisUpdate, nextUpdate: crl.NextUpdate, pem: encoded,
+			thisUpdate: crl.ThisUpdate, nextUpdate: crl.NextUpdate,
+			entries: len(crl.RevokedCertificateEntries), pem: encoded,
 		})
 	}
 	for _, cert := range chain {

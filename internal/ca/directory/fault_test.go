@@ -255,3 +255,45 @@ func TestFullDisk(t *testing.T) {
 	revoke(t, a, target(cert))
 	sign(t, a, "db.example.com")
 }
+
+// TestCareFaults fails each durable step of a round of care. The next one
+// ends with one new CRL, without what has expired, everywhere.
+func TestCareFaults(t *testing.T) {
+	steps := []string{"write ca_crl.pem", "write espm_crl_number", "write crl.pem"}
+	for i, step := range steps {
+		t.Run(step, func(t *testing.T) {
+			faults(t, func(t *testing.T, applied, killed bool) {
+				dir := create(t, directory.CreateOptions{Key: ca.ECP256, Intermediate: true})
+				copied := filepath.Join(t.TempDir(), "crl.pem")
+				clock := newCalendar()
+				disk := &faulty{failAt: -1}
+				a := open(t, dir, directory.Options{Disk: disk, Publish: []string{copied}, Now: clock.now})
+				expired := sign(t, a, "expired.example.com")
+				revoke(t, a, target(expired))
+				clock.pass(2 * day)
+				revoke(t, a, ca.Target{Serial: "0A0B"}) // a CRL after its end
+				care(t, a)
+				clock.pass(40 * day)
+				disk.arm(i, applied, killed)
+				if err := a.Care(t.Context()); !errors.Is(err, errFault) || !errors.Is(err, node.ErrUnavailable) {
+					t.Fatalf("Care: %v", err)
+				}
+				if got := disk.steps[i]; got != step {
+					t.Fatalf("failed step %q, want %q", got, step)
+				}
+				if killed {
+					a = reopen(t, a, dir, directory.Options{Publish: []string{copied}, Now: clock.now})
+				} else {
+					disk.arm(-1, false, false)
+				}
+				checkTrust(t, a, dir)
+				care(t, a)
+				ownCRL(t, dir).expect(3, "0A0B")
+				checkTrust(t, a, dir)
+				if read(t, copied) != read(t, dir, "ca_crl.pem") {
+					t.Error("the copy differs")
+				}
+			})
+		})
+	}
+}

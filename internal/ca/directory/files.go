@@ -63,9 +63,10 @@ func (f *crlFile) differs(want []byte, thorough bool) ([]byte, error) {
 	return data, nil
 }
 
-// write makes the file what it is to be.
+// write makes the file what it is to be. One that can't be written keeps its
+// seen: an old CRL that stays there is no news.
 func (a *Authority) write(f *crlFile, data []byte) error {
-	f.seen, f.same = fileID{}, false
+	f.same = false
 	err := a.opts.Disk.WriteFile(f.path, data, 0o644)
 	if err == nil {
 		f.same = true

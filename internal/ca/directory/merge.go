@@ -32,13 +32,18 @@ func (a *Authority) look(thorough bool) (*crlChain, error) {
 		return nil, unavailable(err)
 	case data != nil:
 		if err := a.reconcile(data); err != nil {
+			a.own.seen = fileID{} // it is not settled: read it again
 			return nil, err
 		}
 	case !a.own.same:
 		a.unsynced = true
 	}
 	for _, f := range a.copies {
+		stood := f.same
 		data, err := f.differs(a.crl.Load().pem, thorough)
+		if err != nil && stood {
+			a.opts.Log.WithError(err).Warn("the published CRL was removed by somebody; it is written again")
+		}
 		if err != nil || data == nil {
 			continue // publish writes it, and says why it can't
 		}
@@ -49,6 +54,7 @@ func (a *Authority) look(thorough bool) (*crlChain, error) {
 		}
 		theirs.foreign = nil // those of ca_crl.pem count
 		if err := a.absorb(f, theirs, listed); err != nil {
+			f.seen = fileID{} // it is not settled: read it again
 			return nil, err
 		}
 	}

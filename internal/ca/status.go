@@ -1,0 +1,41 @@
+package ca
+
+import (
+	"context"
+	"time"
+)
+
+// Status is how an authority's certificates and CRLs stand.
+type Status struct {
+	Subject  string    // of the CA's certificate
+	NotAfter time.Time // of the CA's certificate
+
+	CRL     CRLStatus   // the CA's own
+	Foreign []CRLStatus // those of the other CAs in the chain, which espm can't sign
+	Bytes   int         // of all CRLs in PEM: what an agent downloads
+
+	// Files are where the CRLs are kept: the CA's own first, then the published copies.
+	Files []CRLFile
+}
+
+// CRLStatus is one CRL.
+type CRLStatus struct {
+	Issuer     string
+	Number     string // decimal; "" where it has none
+	Entries    int
+	ThisUpdate time.Time
+	NextUpdate time.Time // zero where it has none
+}
+
+// CRLFile is a file that holds the CRLs.
+type CRLFile struct {
+	Path  string
+	Error string    // why it can't be written; "": it is as it should be, as far as is known
+	Since time.Time // when that came to be so; zero: it has not been written since the start
+}
+
+// StatusReporter is an authority that can tell how it stands.
+type StatusReporter interface {
+	// Status asks nobody who may be down for longer than ctx lasts.
+	Status(ctx context.Context) (Status, error)
+}
