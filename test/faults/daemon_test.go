@@ -35,6 +35,7 @@ type server struct {
 	run, store, ca string // folders; the store's may be any
 	published      string // where the CRL goes besides
 	cmd            *exec.Cmd
+	as             *syscall.Credential // nil: who runs the test
 	conn           *grpc.ClientConn
 	nodes          espmv1.NodeServiceClient
 }
@@ -107,6 +108,7 @@ func (s *server) start(t *testing.T) {
 	defer log.Close()
 	s.cmd = exec.Command(s.cmd.Path, "serve", "--config", filepath.Join(s.run, "espm.yaml"))
 	s.cmd.Stderr = log
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.as}
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
