@@ -130,7 +130,7 @@ func (s signer) next(number *big.Int, entries []byte, count int, foreign []forei
 	if err != nil {
 		return nil, err
 	}
-	c.own = pem.EncodeToMemory(&pem.Block{Type: crlType, Bytes: der})
+	c.own = encodePEM(der)
 	return c.withForeign(foreign), nil
 }
 
