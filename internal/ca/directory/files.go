@@ -55,7 +55,7 @@ func (f *crlFile) differs(want []byte, thorough bool) ([]byte, error) {
 		f.seen, f.same = fileID{}, false
 		return nil, err
 	}
-	known := id == f.seen
+	known := id == f.seen && !f.same
 	f.seen, f.same = id, bytes.Equal(data, want)
 	if f.same || known {
 		return nil, nil

@@ -32,51 +32,54 @@ func twin(t *testing.T, dir string) (*directory.Authority, string) {
 	return open(t, other, directory.Options{}), other
 }
 
+// tampered is a CA whose CRL has number 2 and lists 0001 and 0002, and its copy;
+// old has number 1 and lists 0001.
+type tampered struct{ own, copied, old string }
+
+// elsewhere has the CRL, with more revoked by somebody else, at path.
+func (w tampered) elsewhere(t *testing.T, path string, serials ...node.Serial) {
+	t.Helper()
+	other, dir := twin(t, filepath.Dir(w.own))
+	for _, s := range serials {
+		revoke(t, other, ca.Target{Serial: s})
+	}
+	write(t, path, read(t, dir, "ca_crl.pem"))
+}
+
+// tamperings is what somebody may do, what more is revoked then, and what number the CRL has at least.
+var tamperings = map[string]struct {
+	spoil func(t *testing.T, w tampered)
+	more  []node.Serial
+	least int64
+}{
+	"an older CRL":            {func(t *testing.T, w tampered) { write(t, w.own, w.old) }, nil, 2},
+	"an older copy":           {func(t *testing.T, w tampered) { write(t, w.copied, w.old) }, nil, 2},
+	"garbage":                 {func(t *testing.T, w tampered) { write(t, w.own, "garbage") }, nil, 2},
+	"nothing":                 {func(t *testing.T, w tampered) { write(t, w.own, "") }, nil, 2},
+	"the CRL removed":         {func(t *testing.T, w tampered) { remove("ca_crl.pem")(t, filepath.Dir(w.own)) }, nil, 2},
+	"the copy removed":        {func(t *testing.T, w tampered) { remove("crl.pem")(t, filepath.Dir(w.copied)) }, nil, 2},
+	"a garbage copy":          {func(t *testing.T, w tampered) { write(t, w.copied, "garbage") }, nil, 2},
+	"revoked by hand":         {func(t *testing.T, w tampered) { w.elsewhere(t, w.own, "0003") }, []node.Serial{"0003"}, 4},
+	"revoked by hand, copied": {func(t *testing.T, w tampered) { w.elsewhere(t, w.copied, "0003", "0004") }, []node.Serial{"0003", "0004"}, 5},
+	"both": {func(t *testing.T, w tampered) {
+		w.elsewhere(t, w.copied, "0004", "0005")
+		w.elsewhere(t, w.own, "0003")
+	}, []node.Serial{"0003", "0004", "0005"}, 5},
+	"from an older CRL": {func(t *testing.T, w tampered) {
+		write(t, w.own, w.old)
+		w.elsewhere(t, w.own, "0003")
+	}, []node.Serial{"0003"}, 3},
+}
+
 // TestSomebodyElseWrites: whatever somebody makes of ca_crl.pem and of a copy,
 // no revocation is lost, the number never goes back, and what is published is whole again,
 // after the next round of care or the next revocation.
 func TestSomebodyElseWrites(t *testing.T) {
-	// The CRL has number 2 and lists 0001 and 0002; old has number 1 and lists 0001.
-	type world struct{ own, copied, old string }
-	elsewhere := func(t *testing.T, path string, w world, serials ...node.Serial) {
-		other, dir := twin(t, filepath.Dir(w.own))
-		for _, s := range serials {
-			revoke(t, other, ca.Target{Serial: s})
-		}
-		write(t, path, read(t, dir, "ca_crl.pem"))
-	}
-	tests := map[string]struct {
-		spoil func(t *testing.T, w world)
-		more  []node.Serial
-		least int64 // number of the CRL
-	}{
-		"an older CRL":            {func(t *testing.T, w world) { write(t, w.own, w.old) }, nil, 2},
-		"an older copy":           {func(t *testing.T, w world) { write(t, w.copied, w.old) }, nil, 2},
-		"garbage":                 {func(t *testing.T, w world) { write(t, w.own, "garbage") }, nil, 2},
-		"nothing":                 {func(t *testing.T, w world) { write(t, w.own, "") }, nil, 2},
-		"the CRL removed":         {func(t *testing.T, w world) { remove("ca_crl.pem")(t, filepath.Dir(w.own)) }, nil, 2},
-		"the copy removed":        {func(t *testing.T, w world) { remove("crl.pem")(t, filepath.Dir(w.copied)) }, nil, 2},
-		"a garbage copy":          {func(t *testing.T, w world) { write(t, w.copied, "garbage") }, nil, 2},
-		"revoked by hand":         {func(t *testing.T, w world) { elsewhere(t, w.own, w, "0003") }, []node.Serial{"0003"}, 4},
-		"revoked by hand, copied": {func(t *testing.T, w world) { elsewhere(t, w.copied, w, "0003", "0004") }, []node.Serial{"0003", "0004"}, 5},
-		"both": {func(t *testing.T, w world) {
-			elsewhere(t, w.own, w, "0003")
-			elsewhere(t, w.copied, w, "0004", "0005")
-		}, []node.Serial{"0003", "0004", "0005"}, 5},
-		"from an older CRL": {func(t *testing.T, w world) {
-			now := read(t, w.own)
-			write(t, w.own, w.old)
-			elsewhere(t, w.own, w, "0003")
-			if now == read(t, w.own) {
-				t.Fatal("nothing changed")
-			}
-		}, []node.Serial{"0003"}, 3},
-	}
-	for name, test := range tests {
+	for name, test := range tamperings {
 		for _, how := range []string{"care", "revoke"} {
 			t.Run(name+", "+how, func(t *testing.T) {
 				dir := create(t, directory.CreateOptions{Key: ca.ECP256})
-				w := world{own: filepath.Join(dir, "ca_crl.pem"), copied: filepath.Join(t.TempDir(), "crl.pem")}
+				w := tampered{own: filepath.Join(dir, "ca_crl.pem"), copied: filepath.Join(t.TempDir(), "crl.pem")}
 				log, hook := logtest.NewNullLogger()
 				a := open(t, dir, directory.Options{Publish: []string{w.copied}, Log: log})
 				revoke(t, a, ca.Target{Serial: "0001"})
