@@ -1,0 +1,50 @@
+package puppetserver
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+
+	"github.com/espm-project/espm/internal/ca"
+)
+
+var _ ca.StatusReporter = (*Authority)(nil)
+
+// Status tells what the server's certificates and CRLs are, as old as
+// Trust's; where it keeps the files is its own affair. It errs with node.ErrUnavailable.
+func (a *Authority) Status(ctx context.Context) (ca.Status, error) {
+	t, err := a.trusted(ctx, crlAge)
+	if err != nil {
+		return ca.Status{}, fmt.Errorf("the CA's certificates and CRL: %w", err)
+	}
+	own, err := t.crl()
+	if err != nil {
+		return ca.Status{}, err
+	}
+	s := ca.Status{
+		Subject: t.chain[0].Subject.String(), NotAfter: t.chain[0].NotAfter, CRL: statusOf(own), Bytes: len(t.CRLsPEM),
+	}
+	for block, rest := pem.Decode(t.CRLsPEM); block != nil; block, rest = pem.Decode(rest) {
+		if bytes.Equal(block.Bytes, own.Raw) {
+			continue
+		}
+		crl, err := x509.ParseRevocationList(block.Bytes)
+		if err != nil {
+			return ca.Status{}, fmt.Errorf("%s: %w", crlPath, err)
+		}
+		s.Foreign = append(s.Foreign, statusOf(crl))
+	}
+	return s, nil
+}
+
+func statusOf(crl *x509.RevocationList) ca.CRLStatus {
+	s := ca.CRLStatus{
+		Issuer: crl.Issuer.String(), Entries: len(crl.RevokedCertificateEntries), ThisUpdate: crl.ThisUpdate, NextUpdate: crl.NextUpdate,
+	}
+	if crl.Number != nil {
+		s.Number = crl.Number.String()
+	}
+	return s
+}
