@@ -47,6 +47,9 @@ type Authority interface {
 	// with a serial, stand nevertheless; a *RefusedError says why the others have none.
 	Revoke(ctx context.Context, targets []Target) ([]node.Receipt, error)
 
+	// Status tells how the CA's certificate and its CRLs stand.
+	Status(ctx context.Context) (Status, error)
+
 	// Trust returns the CA's certificates and CRLs as agents need them.
 	Trust(ctx context.Context) (Trust, error)
 }

@@ -1,9 +1,6 @@
 package ca
 
-import (
-	"context"
-	"time"
-)
+import "time"
 
 // Status is how an authority's certificates and CRLs stand.
 type Status struct {
@@ -23,6 +20,7 @@ type CRLStatus struct {
 	Issuer     string
 	Number     string // decimal; "" where it has none
 	Entries    int
+	Recent     int // of the entries: revoked in the last seven days. The CA's own CRL only
 	ThisUpdate time.Time
 	NextUpdate time.Time // zero where it has none
 }
@@ -34,8 +32,5 @@ type CRLFile struct {
 	Since time.Time // when that came to be so; zero: it has not been written since the start
 }
 
-// StatusReporter is an authority that can tell how it stands.
-type StatusReporter interface {
-	// Status asks nobody who may be down for longer than ctx lasts.
-	Status(ctx context.Context) (Status, error)
-}
+// Recently is how far back revocations count as recent.
+const Recently = 7 * 24 * time.Hour

@@ -40,6 +40,7 @@ func NewServer(ctx context.Context, r *registry.Registry, now func() time.Time, 
 	espmv1.RegisterNodeServiceServer(s, &nodes{registry: r})
 	espmv1.RegisterCertificateServiceServer(s, &certificates{registry: r, now: now})
 	espmv1.RegisterRevocationServiceServer(s, &revocations{registry: r})
+	espmv1.RegisterAuthorityServiceServer(s, &authority{registry: r})
 	espmv1.RegisterGroupServiceServer(s, &groups{registry: r})
 	espmv1.RegisterClassifierServiceServer(s, &classifier{registry: r})
 	h := health.NewServer()

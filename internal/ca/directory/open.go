@@ -93,10 +93,7 @@ type Authority struct {
 	care     care
 }
 
-var (
-	_ ca.Authority      = (*Authority)(nil)
-	_ ca.StatusReporter = (*Authority)(nil)
-)
+var _ ca.Authority = (*Authority)(nil)
 
 // Open takes over the CA directory at path, whoever made it: Create, Puppet
 // Server 6 to 8, or an older Puppet with one self-signed CA. It locks the

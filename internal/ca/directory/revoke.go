@@ -33,9 +33,10 @@ func (a *Authority) Revoke(ctx context.Context, targets []ca.Target) ([]node.Rec
 	if err := a.discard(targets); err != nil {
 		return nil, fmt.Errorf("revoke %s: %w", describe(targets), err)
 	}
+	files := append([]string{a.file("ca_crl.pem")}, a.opts.Publish...)
 	receipts := make([]node.Receipt, len(targets))
 	for i, t := range targets {
-		receipts[i] = node.Receipt{Serial: t.Serial, CRLNumber: current.number.String(), PublishedAt: published}
+		receipts[i] = node.Receipt{Serial: t.Serial, CRLNumber: current.number.String(), PublishedAt: published, PublishedTo: files}
 	}
 	return receipts, nil
 }

@@ -2,6 +2,10 @@ package directory
 
 import (
 	"context"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"errors"
+	"time"
 
 	"github.com/espm-project/espm/internal/ca"
 )
@@ -19,6 +23,10 @@ func (a *Authority) Status(context.Context) (ca.Status, error) {
 		},
 		Bytes: len(c.pem),
 	}
+	var err error
+	if s.CRL.Recent, err = c.recent(a.opts.Now()); err != nil {
+		return s, err
+	}
 	for _, f := range c.foreign {
 		foreign := ca.CRLStatus{Issuer: f.issuer, Entries: f.entries, ThisUpdate: f.thisUpdate, NextUpdate: f.nextUpdate}
 		if f.number != nil {
@@ -31,6 +39,19 @@ func (a *Authority) Status(context.Context) (ca.Status, error) {
 		s.Files = append(s.Files, f.status())
 	}
 	return s, nil
+}
+
+// recent counts the entries that are not older than ca.Recently.
+func (c *crlChain) recent(now time.Time) (n int, err error) {
+	failed := eachEntry(c.entries, func(der []byte, _ serialKey, _ bool) {
+		var entry pkix.RevokedCertificate
+		if _, e := asn1.Unmarshal(der, &entry); e != nil {
+			err = e
+		} else if now.Sub(entry.RevocationTime) < ca.Recently {
+			n++
+		}
+	})
+	return n, errors.Join(failed, err)
 }
 
 func (f *crlFile) status() ca.CRLFile {

@@ -8,9 +8,8 @@ import (
 	"fmt"
 
 	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/node"
 )
-
-var _ ca.StatusReporter = (*Authority)(nil)
 
 // Status tells what the server's certificates and CRLs are, as old as
 // Trust's; where it keeps the files is its own affair. It errs with node.ErrUnavailable.
@@ -21,10 +20,15 @@ func (a *Authority) Status(ctx context.Context) (ca.Status, error) {
 	}
 	own, err := t.crl()
 	if err != nil {
-		return ca.Status{}, err
+		return ca.Status{}, fmt.Errorf("%w: %w", node.ErrUnavailable, err)
 	}
 	s := ca.Status{
 		Subject: t.chain[0].Subject.String(), NotAfter: t.chain[0].NotAfter, CRL: statusOf(own), Bytes: len(t.CRLsPEM),
+	}
+	for _, e := range own.RevokedCertificateEntries {
+		if a.opts.Now().Sub(e.RevocationTime) < ca.Recently {
+			s.CRL.Recent++
+		}
 	}
 	for block, rest := pem.Decode(t.CRLsPEM); block != nil; block, rest = pem.Decode(rest) {
 		if bytes.Equal(block.Bytes, own.Raw) {
