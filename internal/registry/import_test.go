@@ -147,7 +147,7 @@ func TestImportSkips(t *testing.T) {
 		reasons[string(name)] = reason
 		return f.sign(t, name)
 	}
-	foreign("puppet.test", "protected_certnames") // f.Protected
+	foreign("puppet.test", "puppet.server")
 
 	other := f.provision(t, "other.test", "")
 	foreign("other.test", "holds another certificate, "+string(other.Node.Serial))

@@ -32,8 +32,8 @@ type Options struct {
 	RevokeLimit time.Duration // of one call that revokes; 0: ten minutes
 	Concurrency int           // calls under way at once; 0: 8
 
-	// BatchTime is how long a batch of revocations may hold the server's CRL;
-	// 0: two seconds. Signing waits for it.
+	// BatchTime is how long the names of a batch of revocations may take, beside
+	// what the call takes by itself; 0: four seconds. Signing and GETs of the CRL may wait for it.
 	BatchTime time.Duration
 	// Quiet is how long no revocation is sent after the answer to one was
 	// lost, so that it comes to its end; 0: ten seconds.
@@ -55,7 +55,7 @@ func (o Options) filled() Options {
 	set(&o.TTL, ca.DefaultTTL)
 	set(&o.Timeout, time.Minute)
 	set(&o.RevokeLimit, 10*time.Minute)
-	set(&o.BatchTime, 2*time.Second)
+	set(&o.BatchTime, 4*time.Second)
 	set(&o.Quiet, 10*time.Second)
 	if o.Concurrency == 0 {
 		o.Concurrency = 8
@@ -83,7 +83,8 @@ type Authority struct {
 
 	revoking chan struct{} // holds one while nobody revokes; guards the rest
 	batch    int           // how many names the next batch has at most
-	lost     time.Time     // when the answer to a revocation was lost; zero: none
+	pace     pace
+	lost     time.Time // when the answer to a revocation was lost; zero: none
 	poison   map[node.Serial]bool
 }
 

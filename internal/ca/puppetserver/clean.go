@@ -87,15 +87,6 @@ func (r *revocation) fail(name node.Certname, err error) error {
 	return nil
 }
 
-// adapt fits the size of the next batch to how long this one took.
-func (a *Authority) adapt(names int, took time.Duration) {
-	fits := int(float64(names) * float64(a.opts.BatchTime) / float64(max(took, time.Millisecond)))
-	if names < a.batch && fits > a.batch {
-		return // it was too small to tell
-	}
-	a.batch = max(1, min(fits, 2*names, maxBatch))
-}
-
 // cleanSingly does what /clean does with the calls that every server has:
 // revoke, and delete once the CRL lists it. A request under the name, which
 // that would delete too, is not ours: then the certificate stays.

@@ -148,28 +148,41 @@ func TestARevocationOfAnEarlierProcessIsWaitedFor(t *testing.T) {
 	}
 }
 
-// The size of a batch follows what the server takes for it.
+// The size of a batch follows what the server takes for a name, not what it
+// takes for a call: else a long CRL would have every name cost a call.
 func TestBatchesFitTheTime(t *testing.T) {
-	a := &Authority{opts: Options{BatchTime: 2 * time.Second}, batch: firstBatch}
-	for _, step := range []struct {
-		names int
-		took  time.Duration
-		want  int
+	for what, server := range map[string]struct {
+		call, name  time.Duration
+		first       int
+		least, most int
 	}{
-		{16, 100 * time.Millisecond, 32}, // no more than twice as many
-		{32, time.Second, 64},
-		{64, 4 * time.Second, 32}, // too long: what fits
-		{1, 500 * time.Millisecond, 2},
-		{2, time.Minute, 1}, // never none
-		{1, time.Millisecond, 2},
+		"small CA":                  {20 * time.Millisecond, time.Millisecond, 16, 1000, 1000},
+		"7.9, long CRL":             {1200 * time.Millisecond, 13 * time.Millisecond, 16, 250, 310},
+		"8.7, long inventory":       {1400 * time.Millisecond, 145 * time.Millisecond, 16, 24, 28},
+		"busy machine":              {9 * time.Second, 100 * time.Millisecond, 1, 35, 41},
+		"very long inventory":       {time.Second, 1500 * time.Millisecond, 16, 2, 3},
+		"nothing fits":              {time.Second, time.Minute, 16, 1, 1},
+		"first batch far too large": {time.Second, 4 * time.Second, 16, 1, 1},
 	} {
-		if a.adapt(step.names, step.took); a.batch != step.want {
-			t.Errorf("%d names in %v: next %d, want %d", step.names, step.took, a.batch, step.want)
+		a := &Authority{opts: Options{BatchTime: 4 * time.Second}, batch: firstBatch}
+		names := server.first
+		for range 12 {
+			took := server.call + time.Duration(names)*server.name
+			if names == a.batch && names > firstBatch && took > server.call+a.opts.BatchTime+a.opts.BatchTime/4 {
+				t.Errorf("%s: a batch of %d takes %v", what, names, took)
+			}
+			a.adapt(names, took)
+			names = a.batch
+		}
+		if a.batch < server.least || a.batch > server.most {
+			t.Errorf("%s: batches of %d, want %d to %d", what, a.batch, server.least, server.most)
 		}
 	}
-	a.batch = 64
-	if a.adapt(2, 10*time.Millisecond); a.batch != 64 {
-		t.Errorf("two quick names made the next batch %d", a.batch)
+	a := &Authority{opts: Options{BatchTime: 4 * time.Second}, batch: 64}
+	for _, took := range []time.Duration{10 * time.Millisecond, 9 * time.Second} {
+		if a.adapt(1, took); a.batch != 64 {
+			t.Errorf("one name in %v made the next batch %d", took, a.batch)
+		}
 	}
 }
 
