@@ -311,7 +311,7 @@ func (a *app) nodeShowCmd() *cobra.Command {
 }
 
 func (a *app) nodeTerminateCmd() *cobra.Command {
-	var uid string
+	req := &espmv1.TerminateNodeRequest{}
 	var wait duration
 	c := &cobra.Command{
 		Use:   "terminate NAME",
@@ -319,11 +319,13 @@ func (a *app) nodeTerminateCmd() *cobra.Command {
 		Long: `Takes a node out of the classifier, at once, and has its certificate revoked. The
 order to revoke is durable when the command returns; with --wait it
 waits for the revocation itself, and fails if that has not come by then. To see
-how far it is, run the same again, with the same --uid.`,
-		Args: args("NAME"),
+how far it is, run the same again, with the same --uid; a --reason that was given
+before stands.`,
+		Example: "  espm node terminate web1.example.com --reason cessationOfOperation --wait 30s",
+		Args:    args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			req.Certname, req.Wait = args[0], durationpb.New(time.Duration(wait))
 			return a.call(func(conn *grpc.ClientConn) error {
-				req := &espmv1.TerminateNodeRequest{Certname: args[0], Uid: uid, Wait: durationpb.New(time.Duration(wait))}
 				resp, err := espmv1.NewNodeServiceClient(conn).TerminateNode(cmd.Context(), req)
 				if err != nil {
 					return err
@@ -345,7 +347,8 @@ how far it is, run the same again, with the same --uid.`,
 			})
 		},
 	}
-	c.Flags().StringVar(&uid, "uid", "", "registration to terminate: keeps a late call from touching a successor (the live one)")
+	c.Flags().StringVar(&req.Reason, "reason", "", reasonUsage)
+	c.Flags().StringVar(&req.Uid, "uid", "", "registration to terminate: keeps a late call from touching a successor (the live one)")
 	c.Flags().Var(&wait, "wait", "how long to wait for the revocation, such as 30s")
 	return c
 }

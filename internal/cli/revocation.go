@@ -17,6 +17,9 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
+// reasonUsage is of the flags that say why a certificate is revoked.
+const reasonUsage = "why, as RFC 5280 section 5.3.1 names it (keyCompromise, as Puppet has it)"
+
 func (a *app) certRevokeCmd() *cobra.Command {
 	req := &espmv1.RevokeCertificateRequest{}
 	var wait time.Duration
@@ -60,7 +63,7 @@ needs its name; so is that of a protected name.`,
 	}
 	f := c.Flags()
 	f.StringVar(&req.Serial, "serial", "", "serial number, hexadecimal, as espm, openssl or a browser writes it")
-	f.StringVar(&req.Reason, "reason", "", "as RFC 5280 section 5.3.1 names it (keyCompromise, as Puppet has it)")
+	f.StringVar(&req.Reason, "reason", "", reasonUsage)
 	f.StringVar(&req.Comment, "comment", "", "why, in words; kept with the revocation")
 	f.BoolVar(&req.Force, "force", false, "also a protected name's, or one that espm did not issue")
 	f.BoolVar(&req.ValidateOnly, "validate-only", false, "check everything, change nothing")

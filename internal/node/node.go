@@ -46,6 +46,7 @@ type Node struct {
 	UpdatedAt      time.Time         `json:"updated_at"`
 	TerminatedAt   time.Time         `json:"terminated_at,omitzero"`
 	TerminatedFor  string            `json:"terminated_for,omitempty"` // why espm did it by itself; empty: a caller asked
+	RevokedFor     Reason            `json:"revoked_for,omitempty"`    // of a terminated one: why its certificates are revoked
 	ClaimWithin    time.Duration     `json:"claim_within,omitempty"`   // nanoseconds; 0: no launch deadline
 	ClaimBy        time.Time         `json:"claim_by,omitzero"`        // the launch deadline
 	ClaimedAt      time.Time         `json:"claimed_at,omitzero"`      // when a node with one was first seen

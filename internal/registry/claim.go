@@ -149,7 +149,7 @@ func (r *Registry) endLaunch(ctx context.Context, due node.Node) error {
 		if r.protection(n.Certname) != "" {
 			return r.liftDeadline(ctx, n)
 		}
-		_, err = r.end(ctx, n, "not claimed by "+n.ClaimBy.UTC().Format(time.RFC3339))
+		_, err = r.end(ctx, n, "", "not claimed by "+n.ClaimBy.UTC().Format(time.RFC3339))
 		return err
 	})
 	r.Revocations.Kick()

@@ -97,7 +97,7 @@ func TestDeadlineAtOnceWithOthers(t *testing.T) {
 	})
 	wg.Go(func() {
 		for i := 0; i < len(nodes); i += 2 {
-			if _, err := f.Terminate(t.Context(), nodes[i].Certname, nodes[i].UID, 0, false); err != nil {
+			if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: nodes[i].Certname, UID: nodes[i].UID}, 0, false); err != nil {
 				t.Error(err)
 			}
 		}

@@ -137,7 +137,7 @@ func TestNotClaimedInTime(t *testing.T) {
 	if !f.revoked(t)[n.Serial] || f.revoked(t)[late.Serial] {
 		t.Errorf("the CRL has %v, want %s", f.revoked(t), n.Serial)
 	}
-	if done, err := f.Terminate(t.Context(), "web1.test", n.UID, 0, false); err != nil || !strings.HasPrefix(done.Node.TerminatedFor, "not claimed by ") {
+	if done, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "web1.test", UID: n.UID}, 0, false); err != nil || !strings.HasPrefix(done.Node.TerminatedFor, "not claimed by ") {
 		t.Errorf("a terminate by the caller: %+v, %v", done.Node, err)
 	}
 	again := f.launch(t, "web1.test", time.Minute) // the name is free, and its life another

@@ -97,7 +97,7 @@ func (r *Registry) Provision(ctx context.Context, n node.Node, s Spec, requestID
 		})
 	}
 	undo := func(ctx context.Context) error {
-		_, err := r.terminate(ctx, n.Certname, n.UID, false)
+		_, err := r.terminate(ctx, TerminateRequest{Certname: n.Certname, UID: n.UID}, false)
 		r.Revocations.Kick()
 		return err
 	}

@@ -199,7 +199,7 @@ func TestTerminatedWhileIssuing(t *testing.T) {
 		failed <- err
 	}()
 	<-signing
-	if _, err := f.Terminate(t.Context(), "web1.test", "", 0, false); err != nil {
+	if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "web1.test", Reason: node.AffiliationChanged}, 0, false); err != nil {
 		t.Fatal(err)
 	}
 	close(signed)
@@ -210,7 +210,8 @@ func TestTerminatedWhileIssuing(t *testing.T) {
 	if len(f.revoked(t)) != 1 {
 		t.Error("the certificate of the terminated node is alive")
 	}
-	if got, err := f.Terminate(t.Context(), "web1.test", "", 0, false); err != nil || len(got.Revocations) != 1 {
+	got, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "web1.test"}, 0, false)
+	if err != nil || len(got.Revocations) != 1 || got.Revocations[0].Reason != node.AffiliationChanged {
 		t.Errorf("the terminate asked again: %+v, %v", got, err)
 	}
 }
@@ -240,7 +241,7 @@ func TestRequestID(t *testing.T) {
 	if revoked := f.revoked(t); !revoked[first.Node.Serial] || revoked[later.Node.Serial] {
 		t.Errorf("revoked %v: want the first, %s, alone", revoked, first.Node.Serial)
 	}
-	if _, err := f.Terminate(t.Context(), "web1.test", "", 0, false); err != nil {
+	if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "web1.test"}, 0, false); err != nil {
 		t.Fatal(err)
 	}
 	_, err = f.Provision(t.Context(), node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false)

@@ -198,7 +198,7 @@ func (r *Registry) newNode(n node.Node, s node.State) node.Node {
 	n.Serial, n.Requests, n.TerminatedAt = "", nil, time.Time{}
 	n.CreatedAt = r.Now().UTC()
 	n.UpdatedAt = n.CreatedAt
-	n.ClaimBy, n.ClaimedAt, n.TerminatedFor = time.Time{}, time.Time{}, ""
+	n.ClaimBy, n.ClaimedAt, n.TerminatedFor, n.RevokedFor = time.Time{}, time.Time{}, "", ""
 	if n.ClaimWithin > 0 {
 		n.ClaimBy = n.CreatedAt.Add(n.ClaimWithin).Round(time.Second)
 	}

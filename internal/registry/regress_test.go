@@ -228,7 +228,7 @@ func TestGroupWriteWhileMembersLeave(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for i := range members {
-			if _, err := f.Terminate(context.Background(), node.Certname(fmt.Sprintf("n%d.test", i)), "", 0, false); err != nil {
+			if _, err := f.Terminate(context.Background(), registry.TerminateRequest{Certname: node.Certname(fmt.Sprintf("n%d.test", i))}, 0, false); err != nil {
 				t.Error(err)
 			}
 		}

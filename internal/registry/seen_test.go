@@ -122,7 +122,7 @@ func TestLastSeenOfAnotherLife(t *testing.T) {
 	f.look(t, "web1.test")
 	f.flush(t)
 	f.look(t, "web1.test")
-	if _, err := f.Terminate(t.Context(), "web1.test", old.UID, 0, false); err != nil {
+	if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "web1.test", UID: old.UID}, 0, false); err != nil {
 		t.Fatal(err)
 	}
 	if f.stored(t, "web1.test") {
@@ -157,7 +157,7 @@ func TestFlushWhileNodesChange(t *testing.T) {
 	}
 	change("changed.test")
 	end := func(name node.Certname) {
-		if _, err := f.Terminate(t.Context(), name, "", 0, false); err != nil {
+		if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: name}, 0, false); err != nil {
 			t.Error(err)
 		}
 	}
@@ -235,7 +235,7 @@ func TestSightingsAtOnce(t *testing.T) {
 	})
 	wg.Go(func() {
 		for _, n := range nodes[:30] {
-			if _, err := f.Terminate(t.Context(), n.Certname, n.UID, 0, false); err != nil {
+			if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: n.Certname, UID: n.UID}, 0, false); err != nil {
 				t.Error(err)
 			}
 		}

@@ -175,8 +175,8 @@ func (r *Registry) settle(ctx context.Context, intent node.IssueIntent) error {
 			adopted.State, adopted.Serial, adopted.UpdatedAt = node.Provisioned, found.Serial, r.Now().UTC()
 			c.PutNode(&n, adopted)
 			c.PutCertificate(record(intent, found.Certificate))
-		} else {
-			r.undo(c, intent, n, alive, found)
+		} else if err := r.undo(ctx, c, intent, n, alive, found); err != nil {
+			return err
 		}
 		if _, err := r.Store.Commit(ctx, c); err != nil {
 			return err
@@ -190,9 +190,13 @@ func (r *Registry) settle(ctx context.Context, intent node.IssueIntent) error {
 
 // undo takes back what an intent began: a certificate is revoked, a
 // registration that came with it goes, one that was there before stays.
-func (r *Registry) undo(c *store.Change, intent node.IssueIntent, n node.Node, alive bool, found ca.Found) {
+func (r *Registry) undo(ctx context.Context, c *store.Change, intent node.IssueIntent, n node.Node, alive bool, found ca.Found) error {
 	if found.Issued {
-		rev := r.Revocations.Order(c, node.Revocation{Serial: found.Serial, Certname: intent.Certname, UID: intent.UID})
+		gone, err := r.Store.Tombstone(ctx, intent.Certname, intent.UID) // terminated while it was issued
+		if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
+			return err
+		}
+		rev := r.Revocations.Order(c, node.Revocation{Serial: found.Serial, Certname: intent.Certname, UID: intent.UID, Reason: gone.RevokedFor})
 		if found.Certificate != nil {
 			cert := record(intent, found.Certificate)
 			cert.Revocation = rev.ID
@@ -219,4 +223,5 @@ func (r *Registry) undo(c *store.Change, intent node.IssueIntent, n node.Node, a
 			c.PutTombstone(r.tombstone(n))
 		}
 	}
+	return nil
 }

@@ -25,18 +25,26 @@ type Terminated struct {
 	IssueOpen bool
 }
 
+// TerminateRequest names one registration to end: by its uid, or the live one of a
+// certname. The reason goes with the revocation of its certificates.
+type TerminateRequest struct {
+	Certname node.Certname
+	UID      node.UID
+	Reason   node.Reason
+}
+
 // Terminate takes a registration out of the classifier and orders the
 // revocation of its certificate, in one commit, and waits up to wait for the
 // receipt, or until Run has ended. A uid that is already terminated, or none where the
-// certname has no live registration, gives the state of the last termination. Errors:
-// node.ErrNodeNotFound, ErrUIDMismatch, ErrProtected.
-func (r *Registry) Terminate(ctx context.Context, name node.Certname, uid node.UID, wait time.Duration, validateOnly bool) (Terminated, error) {
-	if err := r.unprotected(name); err != nil {
+// certname has no live registration, gives the state of the last termination, whose
+// reason stands. Errors: node.ErrNodeNotFound, ErrUIDMismatch, ErrProtected.
+func (r *Registry) Terminate(ctx context.Context, req TerminateRequest, wait time.Duration, validateOnly bool) (Terminated, error) {
+	if err := r.unprotected(req.Certname); err != nil {
 		return Terminated{}, err
 	}
 	var t Terminated
 	err := retry(func() (err error) {
-		t, err = r.terminate(ctx, name, uid, validateOnly)
+		t, err = r.terminate(ctx, req, validateOnly)
 		return err
 	})
 	if err != nil || validateOnly {
@@ -75,30 +83,30 @@ func (r *Registry) await(ctx context.Context, t *Terminated, wait time.Duration)
 	return err
 }
 
-func (r *Registry) terminate(ctx context.Context, name node.Certname, uid node.UID, validateOnly bool) (Terminated, error) {
-	n, err := r.Store.Node(ctx, name)
+func (r *Registry) terminate(ctx context.Context, req TerminateRequest, validateOnly bool) (Terminated, error) {
+	n, err := r.Store.Node(ctx, req.Certname)
 	if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
 		return Terminated{}, err
 	}
-	if err != nil || uid != "" && uid != n.UID {
-		return r.earlierLife(ctx, name, uid, n.UID)
+	if err != nil || req.UID != "" && req.UID != n.UID {
+		return r.earlierLife(ctx, req.Certname, req.UID, n.UID)
 	}
 	if validateOnly {
 		return Terminated{Node: r.tombstone(n)}, nil
 	}
-	return r.end(ctx, n, "")
+	return r.end(ctx, n, req.Reason, "")
 }
 
-// end commits the termination of a live registration, with the reason where
-// no caller asked for it.
-func (r *Registry) end(ctx context.Context, n node.Node, reason string) (Terminated, error) {
+// end commits the termination of a live registration, and says why where no
+// caller asked for it.
+func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why string) (Terminated, error) {
 	t := Terminated{Node: r.tombstone(n)}
-	t.Node.TerminatedFor = reason
+	t.Node.RevokedFor, t.Node.TerminatedFor = reason, why
 	c := store.NewChange()
 	c.RemoveNode(n)
 	c.PutTombstone(t.Node)
 	if n.Serial != "" {
-		if _, err := r.orderRevocation(ctx, c, node.Revocation{Serial: n.Serial}); err != nil {
+		if _, err := r.orderRevocation(ctx, c, node.Revocation{Serial: n.Serial, Reason: reason}); err != nil {
 			return t, err
 		}
 	}
@@ -107,8 +115,8 @@ func (r *Registry) end(ctx context.Context, n node.Node, reason string) (Termina
 		return t, fmt.Errorf("terminating %q: %w", n.Certname, err)
 	}
 	fields := logrus.Fields{"certname": n.Certname, "uid": n.UID, "serial": n.Serial}
-	if reason != "" {
-		fields["reason"] = reason
+	if why != "" {
+		fields["reason"] = why
 	}
 	r.Log.WithFields(fields).Info("node terminated")
 	t.Revocations, err = r.Store.RevocationsOf(ctx, n.Certname, n.UID)

@@ -14,7 +14,7 @@ import (
 
 func (f *fixture) terminate(t *testing.T, name node.Certname, uid node.UID, wait time.Duration) registry.Terminated {
 	t.Helper()
-	got, err := f.Terminate(t.Context(), name, uid, wait, false)
+	got, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: name, UID: uid}, wait, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,22 +54,70 @@ func TestTerminateIsFenced(t *testing.T) {
 	if n, err := f.Get(t.Context(), "web1.test", ""); err != nil || n.UID != second.Node.UID || f.revoked(t)[n.Serial] {
 		t.Errorf("a late terminate touched the successor: %+v, %v", n, err)
 	}
-	if _, err := f.Terminate(t.Context(), "web1.test", "never-was", 0, false); !errors.Is(err, node.ErrUIDMismatch) {
+	if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "web1.test", UID: "never-was"}, 0, false); !errors.Is(err, node.ErrUIDMismatch) {
 		t.Errorf("an unknown uid: got %v", err)
 	}
 	f.terminate(t, "web1.test", second.Node.UID, 0)
 	if again := f.terminate(t, "web1.test", "", 0); again.Node.UID != second.Node.UID {
 		t.Errorf("asked again without a uid: got %s, want the last, %s", again.Node.UID, second.Node.UID)
 	}
-	if _, err := f.Terminate(t.Context(), "web2.test", "", 0, false); !errors.Is(err, node.ErrNodeNotFound) {
+	if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "web2.test"}, 0, false); !errors.Is(err, node.ErrNodeNotFound) {
 		t.Errorf("an unknown node: got %v", err)
+	}
+}
+
+// The reason goes to the CA with the first terminate, and stands.
+func TestTerminateReason(t *testing.T) {
+	f := newFixture(t)
+	end := func(name node.Certname, uid node.UID, reason node.Reason) node.Revocation {
+		t.Helper()
+		got, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: name, UID: uid, Reason: reason}, 0, false)
+		if err != nil || len(got.Revocations) != 1 {
+			t.Fatalf("got %+v, %v", got, err)
+		}
+		return got.Revocations[0]
+	}
+	p := f.provision(t, "web1.test", "")
+	f.provision(t, "web2.test", "")
+	first := end("web1.test", "", node.CessationOfOperation)
+	if first.Reason != node.CessationOfOperation {
+		t.Errorf("ordered for %q", first.Reason)
+	}
+	for _, reason := range []node.Reason{"", node.Superseded} {
+		if again := end("web1.test", p.Node.UID, reason); again.ID != first.ID || again.Reason != first.Reason {
+			t.Errorf("asked again for %q: %+v", reason, again)
+		}
+	}
+	if again := end("web2.test", "", ""); again.Reason != "" {
+		t.Errorf("ordered for %q, want none", again.Reason)
+	}
+	told := map[node.Certname]node.Reason{}
+	f.authority.revoke = func(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
+		for _, target := range targets {
+			told[target.Certname] = target.Reason
+		}
+		return f.authority.Authority.Revoke(ctx, targets)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan struct{})
+	go func() { defer close(ended); f.queue.Run(ctx) }()
+	f.drain(t)
+	cancel()
+	<-ended
+	if told["web1.test"] != node.CessationOfOperation || told["web2.test"] != "" || len(told) != 2 {
+		t.Errorf("the CA was told %v", told)
+	}
+	f.terminate(t, "web1.test", p.Node.UID, 0)
+	if end("web1.test", "", node.Superseded).Reason != node.CessationOfOperation {
+		t.Error("a reason was changed after the receipt")
 	}
 }
 
 func TestProtectedNamesAreNotTerminated(t *testing.T) {
 	f := newFixture(t)
 	f.provision(t, "puppet.test", "")
-	if _, err := f.Terminate(t.Context(), "puppet.test", "", 0, false); !errors.Is(err, node.ErrProtected) {
+	if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "puppet.test"}, 0, false); !errors.Is(err, node.ErrProtected) {
 		t.Errorf("got %v", err)
 	}
 	if n, err := f.Get(t.Context(), "puppet.test", ""); err != nil || n.State != node.Provisioned {
@@ -141,7 +189,7 @@ func TestOldRegistrationsAreForgotten(t *testing.T) {
 	if err := f.Sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.Terminate(t.Context(), "done.test", done.Node.UID, 0, false); !errors.Is(err, node.ErrNodeNotFound) {
+	if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "done.test", UID: done.Node.UID}, 0, false); !errors.Is(err, node.ErrNodeNotFound) {
 		t.Errorf("done.test is remembered: %v", err)
 	}
 	if _, ok, err := f.store.Request(t.Context(), "r1"); ok || err != nil {

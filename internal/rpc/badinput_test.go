@@ -247,6 +247,10 @@ func badFields(t *testing.T, r *rig) []refusal {
 			_, err := r.nodes.TerminateNode(ctx, &espmv1.TerminateNodeRequest{Certname: "taken.test", Wait: durationpb.New(-time.Second)})
 			return err
 		}, codes.InvalidArgument, "INVALID", []string{"wait", "1h"}},
+		{"terminate's reason", func() error {
+			_, err := r.nodes.TerminateNode(ctx, &espmv1.TerminateNodeRequest{Certname: "taken.test", Reason: "certificateHold"})
+			return err
+		}, codes.InvalidArgument, "INVALID", []string{"reason", "must be one of unspecified, keyCompromise", "certificateHold"}},
 		{"serial", func() error {
 			_, err := r.certs.GetCertificate(ctx, &espmv1.GetCertificateRequest{Serial: "0x" + strings.Repeat("f", 41)})
 			return err

@@ -126,15 +126,16 @@ func TestProvisionAndTerminate(t *testing.T) {
 	if err != nil || shown.GetCertificate().GetState() != espmv1.CertificateState_CERTIFICATE_STATE_VALID || shown.GetCertificate().GetExtensions()["pp_role"] != "web" {
 		t.Errorf("certificate: %v, %v", shown, err)
 	}
-	gone, err := r.nodes.TerminateNode(ctx, &espmv1.TerminateNodeRequest{Certname: "web1.test", Uid: p.GetNode().GetUid(), Wait: durationpb.New(30 * time.Second)})
-	if err != nil || len(gone.GetRevocations()) != 1 || gone.GetRevocations()[0].GetState() != espmv1.RevocationState_REVOCATION_STATE_REVOKED {
+	gone, err := r.nodes.TerminateNode(ctx, &espmv1.TerminateNodeRequest{
+		Certname: "web1.test", Uid: p.GetNode().GetUid(), Reason: "superseded", Wait: durationpb.New(30 * time.Second)})
+	if err != nil || len(gone.GetRevocations()) != 1 || gone.GetRevocations()[0].GetState() != revokedState || gone.GetRevocations()[0].GetReason() != "superseded" {
 		t.Fatalf("terminated: %v, %v", gone, err)
 	}
 	shown, err = r.certs.GetCertificate(ctx, &espmv1.GetCertificateRequest{Serial: p.GetNode().GetSerial()})
 	if err != nil || shown.GetCertificate().GetState() != espmv1.CertificateState_CERTIFICATE_STATE_REVOKED || shown.GetCertificate().GetRevocation().GetCrlNumber() == "" {
 		t.Errorf("certificate: %v, %v", shown, err)
 	}
-	again, err := r.nodes.TerminateNode(ctx, &espmv1.TerminateNodeRequest{Certname: "web1.test", Uid: p.GetNode().GetUid()})
+	again, err := r.nodes.TerminateNode(ctx, &espmv1.TerminateNodeRequest{Certname: "web1.test", Uid: p.GetNode().GetUid(), Reason: "unspecified"})
 	if err != nil || !proto.Equal(again.GetRevocations()[0], gone.GetRevocations()[0]) {
 		t.Errorf("terminated again: %v, %v", again, err)
 	}

@@ -169,11 +169,13 @@ func fromClaimWithin(d *durationpb.Duration) (time.Duration, error) {
 
 func (s *nodes) TerminateNode(ctx context.Context, req *espmv1.TerminateNodeRequest) (*espmv1.TerminateNodeResponse, error) {
 	name, nameErr := node.ParseCertname(req.GetCertname())
+	reason, reasonErr := parseReason(req.GetReason())
 	wait, waitErr := parseWait(req.GetWait())
-	if err := node.Join(nameErr, checkUID(req.GetUid()), waitErr); err != nil {
+	if err := node.Join(nameErr, checkUID(req.GetUid()), waitErr, reasonErr); err != nil {
 		return nil, err
 	}
-	t, err := s.registry.Terminate(ctx, name, node.UID(req.GetUid()), wait, req.GetValidateOnly())
+	end := registry.TerminateRequest{Certname: name, UID: node.UID(req.GetUid()), Reason: reason}
+	t, err := s.registry.Terminate(ctx, end, wait, req.GetValidateOnly())
 	if err != nil {
 		return nil, err
 	}

@@ -22,25 +22,32 @@ type revocations struct {
 
 func (s *revocations) RevokeCertificate(ctx context.Context, req *espmv1.RevokeCertificateRequest) (*espmv1.RevokeCertificateResponse, error) {
 	r := registry.RevokeRequest{Comment: req.GetComment(), Force: req.GetForce()}
-	var nameErr, serialErr, reasonErr error
+	var nameErr, serialErr error
 	if req.GetCertname() != "" {
 		r.Certname, nameErr = node.ParseCertname(req.GetCertname())
 	}
 	if req.GetSerial() != "" {
 		r.Serial, serialErr = parseSerial(req.GetSerial())
 	}
-	if req.GetReason() != "" {
-		r.Reason, reasonErr = node.ParseReason(req.GetReason())
-	}
+	reason, reasonErr := parseReason(req.GetReason())
 	wait, waitErr := parseWait(req.GetWait())
 	if err := node.Join(nameErr, serialErr, reasonErr, waitErr); err != nil {
 		return nil, err
 	}
+	r.Reason = reason
 	rev, err := s.registry.Revoke(ctx, r, wait, req.GetValidateOnly())
 	if err != nil {
 		return nil, err
 	}
 	return &espmv1.RevokeCertificateResponse{Revocation: toRevocation(rev)}, nil
+}
+
+// parseReason keeps the reason that was not given apart from the one that it stands for.
+func parseReason(name string) (node.Reason, error) {
+	if name == "" {
+		return "", nil
+	}
+	return node.ParseReason(name)
 }
 
 // maxWait is the longest that a call waits for a receipt.

@@ -154,7 +154,7 @@ func child(dir string) error {
 	fmt.Println("provisioned made.test", again.Node.Serial)
 	for _, name := range []node.Certname{"made.test", "sent.test"} {
 		fmt.Println("asked-terminate", name)
-		t, err := w.registry.Terminate(ctx, name, "", 0, false)
+		t, err := w.registry.Terminate(ctx, registry.TerminateRequest{Certname: name}, 0, false)
 		if err != nil {
 			return err
 		}

@@ -903,7 +903,10 @@ type TerminateNodeRequest struct {
 	// How long to wait for the receipt of the revocation; 0: not at all, at most an hour.
 	Wait *durationpb.Duration `protobuf:"bytes,3,opt,name=wait,proto3" json:"wait,omitempty"`
 	// Checks everything, changes nothing.
-	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	ValidateOnly bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// Why its certificates are revoked, by name, as RevokeCertificateRequest.reason; empty:
+	// keyCompromise. What was ordered stands: a call that repeats another changes no reason.
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -964,6 +967,13 @@ func (x *TerminateNodeRequest) GetValidateOnly() bool {
 		return x.ValidateOnly
 	}
 	return false
+}
+
+func (x *TerminateNodeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
 }
 
 // TerminateNodeResponse is the response of TerminateNode.
@@ -1213,12 +1223,13 @@ const file_espm_v1_node_proto_rawDesc = "" +
 	"\fclaim_within\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\vclaimWithin\"c\n" +
 	"\x15ProvisionNodeResponse\x12!\n" +
 	"\x04node\x18\x01 \x01(\v2\r.espm.v1.NodeR\x04node\x12'\n" +
-	"\x06bundle\x18\x02 \x01(\v2\x0f.espm.v1.BundleR\x06bundle\"\x98\x01\n" +
+	"\x06bundle\x18\x02 \x01(\v2\x0f.espm.v1.BundleR\x06bundle\"\xb0\x01\n" +
 	"\x14TerminateNodeRequest\x12\x1a\n" +
 	"\bcertname\x18\x01 \x01(\tR\bcertname\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12-\n" +
 	"\x04wait\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04wait\x12#\n" +
-	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\"\x90\x01\n" +
+	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x90\x01\n" +
 	"\x15TerminateNodeResponse\x12!\n" +
 	"\x04node\x18\x01 \x01(\v2\r.espm.v1.NodeR\x04node\x125\n" +
 	"\vrevocations\x18\x02 \x03(\v2\x13.espm.v1.RevocationR\vrevocations\x12\x1d\n" +
