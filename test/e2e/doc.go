@@ -1,5 +1,5 @@
 // Package e2e shows the whole path on a real Puppet Server with real agents:
-// provision, first run, reclassify, crash, terminate, and live again.
+// provision, first run, reclassify, crash, terminate, alone and among 1,000, and live again.
 //
 // The servers and agents are Debian's: those of this machine, which on bookworm are
 // Puppet Server 7.9 and agent 7.23, and those of a root of Debian trixie, 8.7 and 8.10, which is made
@@ -16,7 +16,7 @@
 //	go test -timeout 40m ./test/e2e
 //
 // It needs root (the server runs as the user puppet, as it does in
-// production), Debian's packages puppetserver and puppet-agent and, for the
+// production), Debian's packages puppetserver, puppet-agent and openssl and, for the
 // root, debootstrap and a mirror of Debian.
 //
 //	ESPM_E2E=           run what can be run, installing the packages where

@@ -31,6 +31,7 @@ func testLifecycle(t *testing.T, h *host) {
 	t.Run("reclassified", s.reclassified)
 	t.Run("daemon killed", s.daemonKilled)
 	t.Run("terminated", s.terminated)
+	t.Run("terminated among others", s.terminatedAmongOthers)
 	t.Run("same name again", s.sameNameAgain)
 	t.Run("unknown/fail", s.unknownFail)
 	t.Run("unknown/empty", s.unknownEmpty)

@@ -73,7 +73,7 @@ func missingPiece() error {
 			return fmt.Errorf("puppetserver of Debian is not installed: %w", err)
 		}
 	}
-	for _, name := range []string{"java", "puppet", "ruby"} {
+	for _, name := range []string{"java", "openssl", "puppet", "ruby"} {
 		if _, err := exec.LookPath(name); err != nil {
 			return fmt.Errorf("%s is not installed: %w", name, err)
 		}
@@ -89,7 +89,7 @@ func installPuppet() error {
 	defer cancel()
 	for _, args := range [][]string{
 		{"update"},
-		{"install", "-y", "--no-install-recommends", "puppetserver", "puppet-agent"},
+		{"install", "-y", "--no-install-recommends", "puppetserver", "puppet-agent", "openssl"},
 	} {
 		cmd := exec.CommandContext(ctx, "apt-get", append([]string{"-q", "-o", "DPkg::Lock::Timeout=120"}, args...)...)
 		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
