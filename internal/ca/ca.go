@@ -36,7 +36,8 @@ type Authority interface {
 	Sign(ctx context.Context, r Request) (*x509.Certificate, error)
 
 	// Find tells what became of a Sign that was cut short. Its answer is final:
-	// what it does not report is not issued later.
+	// what it does not report is not issued later. Where it is too early to say,
+	// the error wraps node.ErrUnavailable.
 	Find(ctx context.Context, q Query) (Found, error)
 
 	// Revoke puts certificates on the CRL and publishes it; when it returns
@@ -118,6 +119,7 @@ type Query struct {
 	Certname node.Certname
 	Serial   node.Serial // "" where the authority chose it
 	KeyHash  string      // as KeyHash gives it
+	Since    time.Time   // when it was intended: Sign began after that
 }
 
 // Found is what Find knows. Issued without a Certificate: the serial was

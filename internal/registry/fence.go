@@ -21,7 +21,7 @@ func (r *Registry) fence(patience context.Context, n node.Node) error {
 	if !ca.RevokesByName(r.Authority) {
 		return nil
 	}
-	limit := time.Now().Add(issueTimeout)
+	limit := time.Now().Add(issueTimeout / 2) // the rest is for the issue itself
 	if deadline, ok := patience.Deadline(); ok && deadline.Before(limit) {
 		limit = deadline.Add(-min(time.Until(deadline)/10, time.Second))
 	}

@@ -152,7 +152,7 @@ func (r *Registry) settleOpen(ctx context.Context, uid node.UID) error {
 // settle brings an open intent to its end: it asks the authority what became
 // of it, and adopts the certificate or orders its revocation.
 func (r *Registry) settle(ctx context.Context, intent node.IssueIntent) error {
-	found, err := r.Authority.Find(ctx, ca.Query{Certname: intent.Certname, Serial: intent.Serial, KeyHash: intent.KeyHash})
+	found, err := r.Authority.Find(ctx, ca.Query{Certname: intent.Certname, Serial: intent.Serial, KeyHash: intent.KeyHash, Since: intent.CreatedAt})
 	if err != nil {
 		return fmt.Errorf("asking the authority about %q: %w", intent.Certname, err)
 	}
