@@ -126,7 +126,7 @@ func (s *ownCA) listRefused(t *testing.T, name string) {
 // admin signed it.
 func (s *ownCA) oldAgent(t *testing.T, certname string) agent {
 	t.Helper()
-	a := agent{lab: s.lab, certname: certname, dir: filepath.Join(s.Root, "instances", certname)}
+	a := agent{lab: s.lab, host: s.Host, certname: certname, dir: filepath.Join(s.Root, "instances", certname)}
 	check(t, os.MkdirAll(a.dir, 0o755))
 	conf := fmt.Sprintf("[main]\ncertname = %s\nserver = localhost\nserverport = %d\nssldir = $confdir/ssl\nwaitforcert = 0\n", certname, s.Port)
 	check(t, os.WriteFile(filepath.Join(a.dir, "puppet.conf"), []byte(conf), 0o644))

@@ -143,7 +143,8 @@ func (s *ownCA) revokeSparesASuccessor(t *testing.T) {
 	second := s.sign(t, a, r)
 
 	receipts, err := a.Revoke(t.Context(), targets)
-	if !errors.Is(err, node.ErrForeignCertificate) || errors.Is(err, node.ErrUnavailable) || receipts[0].Serial != "" || receipts[1].Serial == "" {
+	refused, told := errors.AsType[*ca.RefusedError](err)
+	if !told || !errors.Is(refused.Targets[0], node.ErrForeignCertificate) || refused.Targets[1] != nil || receipts[0].Serial != "" || receipts[1].Serial == "" {
 		t.Errorf("got %v, %+v", err, receipts)
 	}
 	if alive := s.alive(t, first.Certname); len(alive) != 2 || !s.holds("signed", first.Certname) {
