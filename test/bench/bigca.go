@@ -21,12 +21,20 @@ const keyCompromise = 1
 // makeCA makes the CA of a Puppet Server, with an inventory and a CRL as if
 // so many certificates had been issued and so many of them revoked.
 func makeCA(dir string, issued, revoked int) error {
-	if err := directory.Create(dir, directory.CreateOptions{Host: "puppet", Key: ca.RSA4096}); err != nil {
+	if err := directory.Create(dir, directory.CreateOptions{Host: "puppet", Key: ca.RSA4096}); err != nil || issued == 0 {
 		return err
 	}
-	if issued == 0 {
-		return nil
-	}
+	return past{first: 2, issued: issued, revoked: revoked}.write(dir) // 1 is the CA's own
+}
+
+// past is what a CA has issued and revoked.
+type past struct {
+	first           int64 // serial number; the others follow it
+	issued, revoked int
+}
+
+// write adds to the inventory of a CA that nobody works with, and replaces its CRL.
+func (p past) write(dir string) error {
 	now := time.Now().UTC().Truncate(time.Second)
 	const layout = "2006-01-02T15:04:05UTC"
 	start, end := now.Add(-ca.Backdate).Format(layout), now.Add(ca.DefaultTTL).Format(layout)
@@ -36,10 +44,10 @@ func makeCA(dir string, issued, revoked int) error {
 	}
 	out := bytes.NewBuffer(inventory)
 	var entries []x509.RevocationListEntry
-	for i := range issued {
-		serial := int64(2 + i) // 1 is the CA's own
+	for i := range p.issued {
+		serial := p.first + int64(i)
 		fmt.Fprintf(out, "0x%04X %s %s /CN=%s\n", serial, start, end, certname(i))
-		if i < revoked {
+		if i < p.revoked {
 			entries = append(entries, x509.RevocationListEntry{SerialNumber: big.NewInt(serial), RevocationTime: now, ReasonCode: keyCompromise})
 		}
 	}
@@ -48,7 +56,7 @@ func makeCA(dir string, issued, revoked int) error {
 		return err
 	}
 	for name, data := range map[string][]byte{
-		"inventory.txt": out.Bytes(), "ca_crl.pem": crl, "serial": fmt.Appendf(nil, "%04X", issued+2),
+		"inventory.txt": out.Bytes(), "ca_crl.pem": crl, "serial": fmt.Appendf(nil, "%04X", p.first+int64(p.issued)),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
 			return err

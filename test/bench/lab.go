@@ -73,13 +73,17 @@ type daemon struct {
 
 // initialize makes the folder of a daemon.
 func (l lab) initialize(ctx context.Context, name string) (*daemon, error) {
-	d := &daemon{dir: l.path(name)}
+	d := l.daemon(l.path(name))
 	out, err := exec.CommandContext(ctx, l.path("espm"), "init", "--dir", d.dir, "--certname", "puppet.example.com", "--ca-key", "ec-p256").CombinedOutput()
 	if err != nil {
 		return nil, fmt.Errorf("espm init: %w\n%s", err, out)
 	}
-	d.cmd = exec.Command(l.path("espm"), "serve", "--config", filepath.Join(d.dir, "espm.yaml"))
 	return d, nil
+}
+
+// daemon is one that is not running yet, with a folder that initialize made.
+func (l lab) daemon(dir string) *daemon {
+	return &daemon{dir: dir, cmd: exec.Command(l.path("espm"), "serve", "--config", filepath.Join(dir, "espm.yaml"))}
 }
 
 // beside starts a daemon whose authority is a Puppet Server.

@@ -33,6 +33,8 @@ var benchmarks = []struct {
 	{"register", benchRegister},
 	{"presign", benchPresign},
 	{"terminate", benchTerminate},
+	{"revoke", benchRevoke},
+	{"crl", benchCRL},
 }
 
 func names() (all []string) {

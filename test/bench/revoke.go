@@ -1,0 +1,304 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"google.golang.org/grpc"
+
+	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+)
+
+const (
+	revokeRounds = 4
+	revocations  = 1000 // in a round, by callers
+	revokeSample = 20   // single ones at Puppet Server, in all rounds
+	// revokeLimit is what espm may take for them with bigCRL entries, and
+	// revokeGain how many times faster than Puppet Server it is to be.
+	revokeLimit = time.Second
+	revokeGain  = 1000
+	// perCRL is how many of them are to share one CRL at least.
+	perCRL = 50
+	// longSerial makes serial numbers as long as those that espm draws.
+	longSerial = 1 << 62
+)
+
+// benchRevoke measures terminations, until the last receipt, at CAs that espm
+// owns, with CRLs of several sizes, and single revocations at Puppet Servers.
+func benchRevoke(ctx context.Context, l lab, _ options) error {
+	f, err := l.doomed(ctx)
+	if err != nil {
+		return err
+	}
+	if hosts, _ := findHosts(); len(hosts) == 0 {
+		return measureRevocations(ctx, l, f, nil)
+	}
+	return onServers(ctx, l, "revoke", bigInventory, bigCRL, func(s *puppetServer) error { return measureRevocations(ctx, l, f, s) })
+}
+
+// measureRevocations measures beside a Puppet Server; nil: there is none.
+func measureRevocations(ctx context.Context, l lab, f doomed, s *puppetServer) (err error) {
+	name := "revoke"
+	if s != nil {
+		name += "-beside-" + s.host.version
+	}
+	var owners []*owner
+	defer func() {
+		for _, o := range owners {
+			err = errors.Join(err, o.close())
+		}
+	}()
+	for _, entries := range []int{0, bigCRL, 4 * bigCRL} {
+		o, err := l.owner(ctx, f, fmt.Sprintf("%s-%d", name, entries), entries)
+		if err != nil {
+			return err
+		}
+		owners = append(owners, o)
+	}
+	var single []time.Duration
+	for round := range revokeRounds {
+		for _, o := range owners {
+			if err := o.terminate(ctx, round); err != nil {
+				return fmt.Errorf("CRL of %d entries: %w", o.entries, err)
+			}
+		}
+		if s != nil {
+			took, err := sampleRevocations(ctx, s, revokeSample/revokeRounds)
+			if err != nil {
+				return err
+			}
+			single = append(single, took)
+		}
+	}
+	reportRevocations(owners, s, single)
+	return nil
+}
+
+// sampleRevocations returns how long Puppet Server takes for one of n, asked for all at once.
+func sampleRevocations(ctx context.Context, s *puppetServer, n int) (time.Duration, error) {
+	api, err := s.bareAPI(n)
+	if err != nil {
+		return 0, err
+	}
+	defer api.client.CloseIdleConnections()
+	took, err := revokeSingly(ctx, api, n)
+	return took / time.Duration(n), err
+}
+
+func reportRevocations(owners []*owner, s *puppetServer, single []time.Duration) {
+	fmt.Printf("\n%d terminations by %d callers until the last receipt, the CA's key RSA-4096; %d rounds, in turns\n", revocations, callers, revokeRounds)
+	fmt.Printf("%-26s %12s %10s %10s %10s %14s\n", "", "CRL entries", "fastest s", "median s", "slowest s", "CRLs a round")
+	for _, o := range owners {
+		fmt.Printf("%-26s %12d %10.3f %10.3f %10.3f %14.1f\n", "espm, its own directory", o.entries,
+			slices.Min(o.times).Seconds(), median(seconds(o.times)), slices.Max(o.times).Seconds(), float64(o.crls)/revokeRounds)
+	}
+	if s != nil {
+		all := seconds(single)
+		for i := range all {
+			all[i] *= revocations
+		}
+		fmt.Printf("%-26s %12d %10.1f %10.1f %10.1f %14d  (worked out from %d single revocations; inventory of %d lines)\n", "Puppet Server "+s.host.version,
+			bigCRL, slices.Min(all), median(all), slices.Max(all), revocations, revokeSample, bigInventory)
+	}
+	for _, o := range owners {
+		shared := float64(revocations*revokeRounds) / float64(o.crls)
+		goal(fmt.Sprintf("terminations for one CRL, %d entries, more than %d", o.entries, perCRL), shared, shared > perCRL)
+		if o.entries != bigCRL {
+			continue
+		}
+		slowest := slices.Max(o.times)
+		goal(fmt.Sprintf("seconds with %d entries under %.0f, in every round", bigCRL, revokeLimit.Seconds()), slowest.Seconds(), slowest < revokeLimit)
+		if s == nil {
+			continue
+		}
+		gain := ratio(single[0]*revocations, o.times[0])
+		for round, took := range o.times {
+			gain = min(gain, ratio(single[round]*revocations, took))
+		}
+		goal(fmt.Sprintf("times faster than Puppet Server with %d entries at least %d, in every round", bigCRL, revokeGain), gain, gain >= revokeGain)
+	}
+}
+
+func seconds(times []time.Duration) []float64 {
+	out := make([]float64, len(times))
+	for i, t := range times {
+		out[i] = t.Seconds()
+	}
+	return out
+}
+
+// doomed is the folder of a daemon that owns its CA, and the nodes that it has
+// provisioned, for each round. It is copied: a signature takes its time.
+type doomed struct {
+	dir   string
+	lives [revokeRounds][]*espmv1.Node
+}
+
+// doomed provisions the nodes while the CRL is empty: it is a part of what a
+// provision returns.
+func (l lab) doomed(ctx context.Context) (f doomed, err error) {
+	d, err := l.withCA(ctx, "doomed")
+	if err != nil {
+		return f, err
+	}
+	o := owner{daemon: d}
+	defer func() { err = errors.Join(err, o.close()) }()
+	if err := o.open(ctx); err != nil {
+		return f, err
+	}
+	f.dir = d.dir
+	for round := range f.lives {
+		f.lives[round] = make([]*espmv1.Node, revocations)
+		err := share(revocations, callers, func(i int) error {
+			p, err := o.nodes(i).ProvisionNode(ctx, provisionRequest(newName()))
+			f.lives[round][i] = p.GetNode()
+			return err
+		})
+		if err != nil {
+			return f, err
+		}
+	}
+	return f, nil
+}
+
+// withCA makes the folder of a daemon that owns a CA with an RSA-4096 key.
+func (l lab) withCA(ctx context.Context, name string) (*daemon, error) {
+	d := l.daemon(l.path(name))
+	if err := errors.Join(os.Mkdir(d.dir, 0o755), makeCA(d.ca(), 0, 0)); err != nil {
+		return nil, err
+	}
+	return l.initialize(ctx, name)
+}
+
+func (d *daemon) ca() string { return filepath.Join(d.dir, "ca") }
+
+// owner is a daemon that owns its CA, with callers' connections.
+type owner struct {
+	*daemon
+	lives   [revokeRounds][]*espmv1.Node
+	entries int // of the CRL, before the first round
+
+	conns []*grpc.ClientConn
+	times []time.Duration // one a round
+	crls  int64           // signed in all rounds
+}
+
+// owner starts a daemon with such nodes and a CRL of so many entries.
+func (l lab) owner(ctx context.Context, f doomed, name string, entries int) (*owner, error) {
+	d := l.daemon(l.path(name))
+	if out, err := exec.CommandContext(ctx, "cp", "-a", f.dir, d.dir).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("cp: %w\n%s", err, out)
+	}
+	if entries > 0 {
+		if err := (past{first: longSerial, issued: 2 * entries, revoked: entries}).write(d.ca()); err != nil {
+			return nil, err
+		}
+	}
+	o := &owner{daemon: d, lives: f.lives, entries: entries}
+	if err := o.open(ctx); err != nil {
+		return nil, errors.Join(err, o.close())
+	}
+	return o, nil
+}
+
+func (o *owner) open(ctx context.Context) error {
+	if err := o.start(ctx); err != nil {
+		return err
+	}
+	for range connections {
+		conn, err := o.dial()
+		if err != nil {
+			return err
+		}
+		o.conns = append(o.conns, conn)
+	}
+	return nil
+}
+
+func (o *owner) close() (err error) {
+	for _, conn := range o.conns {
+		err = errors.Join(err, conn.Close())
+	}
+	o.conns = nil
+	return errors.Join(err, o.stop())
+}
+
+func (o *owner) nodes(call int) espmv1.NodeServiceClient {
+	return espmv1.NewNodeServiceClient(o.conns[call%connections])
+}
+
+// terminate has the callers ask for all of a round without waiting, while one
+// stream brings the receipts, as a control plane would.
+func (o *owner) terminate(ctx context.Context, round int) error {
+	before, err := o.crlNumber(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	client := espmv1.NewRevocationServiceClient(o.conns[0])
+	now, err := client.ListRevocations(ctx, &espmv1.ListRevocationsRequest{PageSize: 1})
+	if err != nil {
+		return err
+	}
+	stream, err := client.WatchRevocations(ctx, &espmv1.WatchRevocationsRequest{AfterRevision: now.GetRevision()})
+	if err != nil {
+		return err
+	}
+	lives := o.lives[round]
+	asked := make(chan error, 1)
+	begin := time.Now()
+	go func() {
+		err := share(revocations, callers, func(i int) error {
+			_, err := o.nodes(i).TerminateNode(ctx, &espmv1.TerminateNodeRequest{Certname: lives[i].GetCertname(), Uid: lives[i].GetUid()})
+			return err
+		})
+		if err != nil {
+			cancel()
+		}
+		asked <- err
+	}()
+	received := awaitReceipts(stream, lives)
+	took := time.Since(begin)
+	if received != nil {
+		cancel()
+	}
+	if err := errors.Join(<-asked, received); err != nil {
+		return err
+	}
+	after, err := o.crlNumber(ctx)
+	o.times, o.crls = append(o.times, took), o.crls+after-before
+	return err
+}
+
+func awaitReceipts(stream grpc.ServerStreamingClient[espmv1.WatchRevocationsResponse], lives []*espmv1.Node) error {
+	missing := make(map[string]bool, len(lives))
+	for _, n := range lives {
+		missing[n.GetUid()] = true
+	}
+	for len(missing) > 0 {
+		event, err := stream.Recv()
+		if err != nil {
+			return fmt.Errorf("%d receipts are missing: %w", len(missing), err)
+		}
+		if event.GetRevocation().GetPublishTime() != nil {
+			delete(missing, event.GetRevocation().GetUid())
+		}
+	}
+	return nil
+}
+
+func (o *owner) crlNumber(ctx context.Context) (int64, error) {
+	status, err := espmv1.NewAuthorityServiceClient(o.conns[0]).GetAuthorityStatus(ctx, &espmv1.GetAuthorityStatusRequest{})
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(status.GetCrl().GetNumber(), 10, 64)
+}
