@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -37,7 +38,8 @@ func benchRevoke(ctx context.Context, l lab, _ options) error {
 	if err != nil {
 		return err
 	}
-	if hosts, _ := findHosts(); len(hosts) == 0 {
+	if hosts, missing := findHosts(); len(hosts) == 0 {
+		fmt.Printf("revoke: no Puppet Server to compare with: %s\n", strings.Join(missing, "; "))
 		return measureRevocations(ctx, l, f, nil)
 	}
 	return onServers(ctx, l, "revoke", bigInventory, bigCRL, func(s *puppetServer) error { return measureRevocations(ctx, l, f, s) })
@@ -61,6 +63,11 @@ func measureRevocations(ctx context.Context, l lab, f doomed, s *puppetServer) (
 			return err
 		}
 		owners = append(owners, o)
+	}
+	if s != nil { // the JVM compiles what it runs often
+		if _, err := sampleRevocations(ctx, s, revokeSample/revokeRounds); err != nil {
+			return err
+		}
 	}
 	var single []time.Duration
 	for round := range revokeRounds {
