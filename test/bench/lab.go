@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 )
@@ -140,7 +141,10 @@ func (d *daemon) start(ctx context.Context) error {
 }
 
 func (d *daemon) dial() (*grpc.ClientConn, error) {
-	return grpc.NewClient(d.address(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	// gRPC waits a second after a socket that is not there yet: longer than a start takes.
+	soon := backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1, MaxDelay: 5 * time.Millisecond}
+	return grpc.NewClient(d.address(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: soon, MinConnectTimeout: time.Second}))
 }
 
 // stop ends the daemon, if it was started.

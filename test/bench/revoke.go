@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	revokeRounds = 4
+	revokeRounds = 5    // odd: for the median
 	revocations  = 1000 // in a round, by callers
 	revokeSample = 20   // single ones at Puppet Server, in all rounds
 	// revokeLimit is what espm may take for them with bigCRL entries, and
@@ -120,16 +120,18 @@ func reportRevocations(owners []*owner, s *puppetServer, single []time.Duration)
 		if o.entries != bigCRL {
 			continue
 		}
-		slowest := slices.Max(o.times)
-		goal(fmt.Sprintf("seconds with %d entries under %.0f, in every round", bigCRL, revokeLimit.Seconds()), slowest.Seconds(), slowest < revokeLimit)
+		took := median(seconds(o.times))
+		goal(fmt.Sprintf("seconds with %d entries, median of the rounds, under %.0f", bigCRL, revokeLimit.Seconds()), took, took < revokeLimit.Seconds())
 		if s == nil {
 			continue
 		}
-		gain := ratio(single[0]*revocations, o.times[0])
+		var gains []float64
 		for round, took := range o.times {
-			gain = min(gain, ratio(single[round]*revocations, took))
+			gains = append(gains, ratio(single[round]*revocations, took))
 		}
-		goal(fmt.Sprintf("times faster than Puppet Server with %d entries at least %d, in every round", bigCRL, revokeGain), gain, gain >= revokeGain)
+		gain := median(gains)
+		goal(fmt.Sprintf("times faster than Puppet Server with %d entries, median of the rounds (from %.0f to %.0f), at least %d",
+			bigCRL, slices.Min(gains), slices.Max(gains), revokeGain), gain, gain >= revokeGain)
 	}
 }
 
