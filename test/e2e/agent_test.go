@@ -114,8 +114,9 @@ func (r agentRun) presigned(t *testing.T) agentRun {
 		ca = r.agent.lab.Dir + "/ca"
 	}
 	for _, dir := range []string{r.agent.dir + "/ssl/certificate_requests", ca + "/requests"} {
-		requests, err := os.ReadDir(dir)
-		if err != nil && !os.IsNotExist(err) {
+		// A server that is killed leaves temporary files beside them.
+		requests, err := filepath.Glob(filepath.Join(dir, "*.pem"))
+		if err != nil {
 			t.Fatal(err)
 		}
 		if len(requests) > 0 {
