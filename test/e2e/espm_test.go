@@ -79,7 +79,7 @@ func (d *daemon) try(t *testing.T, args ...string) result {
 		"ESPM_ADDRESS=unix://"+filepath.Join(d.lab.Dir, "run/espm.sock"),
 		"ESPM_ENC_SOCKET="+filepath.Join(d.lab.Dir, "run/enc.sock"),
 		"ESPM_DB="+filepath.Join(d.lab.Dir, "espm.db"))
-	return run(t, 60*time.Second, cmd)
+	return run(t, 150*time.Second, cmd) // an issue may take two minutes
 }
 
 // espm is try of a command that must succeed; it returns the standard output.
@@ -106,7 +106,20 @@ func (d *daemon) provision(t *testing.T, certname string, args ...string) (a age
 
 func (d *daemon) provisionTo(t *testing.T, certname, dir string, args ...string) (uid string) {
 	t.Helper()
-	out := d.espm(t, append([]string{"node", "provision", certname, "--out", dir, "-o", "json"}, args...)...)
+	args = append([]string{"node", "provision", certname, "--out", dir, "-o", "json"}, args...)
+	// What an issue or a revocation of the name whose answer was lost may still do at Puppet
+	// Server's own CA is waited for, which can take longer than a call.
+	var r result
+	waitFor(t, 5*time.Minute, "provision "+certname, func() error {
+		if r = d.try(t, args...); r.code != 0 && strings.Contains(r.stderr, "try again in") {
+			return errors.New(r.stderr)
+		}
+		return nil
+	})
+	out := r.stdout
+	if r.code != 0 {
+		t.Fatalf("espm %s: exit %d\n%s%s", strings.Join(args, " "), r.code, out, r.stderr)
+	}
 	var answer struct {
 		Node struct{ Certname, UID string }
 	}

@@ -113,7 +113,7 @@ func (s *ownCA) serverKilled(t *testing.T) {
 	s.espm.serve(t, "fail", "")
 	s.server.start(t, s.test)
 	for _, a := range nodes {
-		s.espm.espm(t, "node", "terminate", a.certname, "--wait", "45s")
+		s.espm.espm(t, "node", "terminate", a.certname, "--wait", "100s")
 		if alive := s.alive(t, node.Certname(a.certname)); alive != nil {
 			t.Errorf("%s: in force are %v", a.certname, alive)
 		}
@@ -202,7 +202,7 @@ func (s *ownCA) settle(t *testing.T) (records *store.Store, shut func()) {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	o := s.direct()
-	o.Quiet = 0
+	o.Quiet, o.SignWait = 0, 0
 	authority, err := puppetserver.New(o)
 	check(t, err)
 	queue := revoke.New(records, authority, time.Now, log)
@@ -213,7 +213,7 @@ func (s *ownCA) settle(t *testing.T) (records *store.Store, shut func()) {
 	ctx, stop := context.WithCancel(t.Context())
 	go queue.Run(ctx)
 	go core.Run(ctx)
-	waitFor(t, 3*time.Minute, "espm settles what is open", func() error { return open(ctx, records) })
+	waitFor(t, 5*time.Minute, "espm settles what is open", func() error { return open(ctx, records) })
 	return records, func() {
 		stop()
 		core.Wait()

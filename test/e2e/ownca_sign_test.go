@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/ca/puppetserver"
@@ -148,7 +149,9 @@ func (s *ownCA) signAnswerLost(t *testing.T) {
 					r := newRequest(t)
 					s.proxy.once(call, f)
 					cert, err := a.Sign(t.Context(), r)
-					if lost := f == dropBefore && strings.HasPrefix(call, "PUT"); lost != (err != nil) {
+					// Only a certificate says that the server is not at it any more.
+					lost := strings.HasPrefix(call, "PUT") && (f == dropBefore || strings.Contains(call, "/certificate_request/"))
+					if lost != (err != nil) || lost != errors.Is(err, node.ErrUnavailable) {
 						t.Errorf("got %v", err)
 					}
 					s.settles(t, a, r, cert, err)
@@ -205,8 +208,11 @@ func (s *ownCA) settles(t *testing.T, a *puppetserver.Authority, r ca.Request, c
 	t.Helper()
 	s.proxy.on(nil)
 	if err != nil {
-		found, err := a.Find(t.Context(), query(t, r))
-		check(t, err)
+		var found ca.Found
+		waitFor(t, time.Minute, "the server can't be at it any more", func() (err error) {
+			found, err = a.Find(t.Context(), query(t, r))
+			return err
+		})
 		alive := s.alive(t, r.Certname)
 		if found.Issued != (len(alive) > 0) {
 			t.Errorf("found %+v, the CA has %v", found, alive)

@@ -86,7 +86,7 @@ func (s *ownCA) direct() puppetserver.Options {
 	certificate, key := s.clientFiles()
 	return puppetserver.Options{
 		URL: fmt.Sprintf("https://localhost:%d", s.Port), Certificate: certificate, Key: key,
-		CA: s.Server + "/conf/ssl/certs/ca.pem", Quiet: time.Millisecond,
+		CA: s.Server + "/conf/ssl/certs/ca.pem", Quiet: time.Millisecond, SignWait: time.Millisecond,
 	}
 }
 

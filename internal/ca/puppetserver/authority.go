@@ -35,6 +35,10 @@ type Options struct {
 	// BatchTime is how long the names of a batch of revocations may take, beside
 	// what the call takes by itself; 0: four seconds. Signing and GETs of the CRL may wait for it.
 	BatchTime time.Duration
+	// SignWait is how long the server may still act on a request or a signing whose
+	// answer was lost: the time that it waits for its locks, 5 s and 60 s by
+	// default, or that its policy script for autosign takes; 0: 65 seconds.
+	SignWait time.Duration
 	// Quiet is how long no revocation is sent after the answer to one was
 	// lost, so that it comes to its end; 0: ten seconds.
 	Quiet time.Duration
@@ -56,6 +60,7 @@ func (o Options) filled() Options {
 	set(&o.Timeout, time.Minute)
 	set(&o.RevokeLimit, 10*time.Minute)
 	set(&o.BatchTime, 4*time.Second)
+	set(&o.SignWait, 65*time.Second)
 	set(&o.Quiet, 10*time.Second)
 	if o.Concurrency == 0 {
 		o.Concurrency = 8
@@ -77,6 +82,9 @@ type Authority struct {
 	base        *url.URL
 	credentials *credentials
 	slots       chan struct{} // one for each call under way
+
+	made       time.Time // by Options.Now
+	unanswered unanswered
 
 	trusting sync.Mutex // held by the call that asks for chain and CRL
 	trust    atomic.Pointer[trust]
@@ -111,6 +119,8 @@ func New(o Options) (*Authority, error) {
 		revoking:    make(chan struct{}, 1),
 		batch:       firstBatch,
 		poison:      map[node.Serial]bool{},
+		made:        o.Now(),
+		unanswered:  unanswered{since: map[question]time.Time{}},
 	}
 	if o.Interrupted {
 		a.lost = time.Now()

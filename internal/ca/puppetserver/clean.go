@@ -51,9 +51,7 @@ func (r *revocation) cleanBatch(ctx context.Context, names []node.Certname) erro
 	begin := time.Now()
 	got, err := a.do(ctx, c)
 	if err != nil {
-		if got.code == 0 {
-			a.lost = time.Now()
-		}
+		r.lose(err)
 		return err
 	}
 	switch {
@@ -62,12 +60,14 @@ func (r *revocation) cleanBatch(ctx context.Context, names []node.Certname) erro
 		a.adapt(len(names), time.Since(begin))
 		return nil
 	case got.code == http.StatusNotFound || got.code == http.StatusMethodNotAllowed:
-		// For this once: a server that is just starting answers so, too.
+		// For this once: the next server at this address may have it.
 		a.opts.Log.Warn("the server has no /clean, which came with Puppet Server 6.14: revoking one by one")
 		r.singly = true
 		return r.cleanSingly(ctx, names)
 	case got.code != http.StatusInternalServerError:
-		return fmt.Errorf("%w: %w", node.ErrUnavailable, got.check(c))
+		err := got.check(c)
+		r.lose(err)
+		return fmt.Errorf("%w: %w", node.ErrUnavailable, err)
 	case len(names) > 1:
 		half := len(names) / 2
 		if err := r.cleanBatch(ctx, names[:half]); err != nil {
@@ -76,6 +76,13 @@ func (r *revocation) cleanBatch(ctx context.Context, names []node.Certname) erro
 		return r.cleanBatch(ctx, names[half:])
 	}
 	return r.fail(names[0], &statusError{c, got.code, firstLine(got.body)})
+}
+
+// lose notes that the server may still be at a revocation, if err says so.
+func (r *revocation) lose(err error) {
+	if lost(err) {
+		r.a.lost = time.Now()
+	}
 }
 
 // fail keeps what is wrong with a name, or finds that it is the server.
@@ -105,7 +112,7 @@ func (r *revocation) cleanSingly(ctx context.Context, names []node.Certname) err
 			}
 			continue
 		default:
-			r.a.lost = time.Now()
+			r.lose(err)
 			return err
 		}
 	}
@@ -134,8 +141,9 @@ func (r *revocation) remove(ctx context.Context, names []node.Certname) error {
 			r.a.opts.Log.WithField("certname", name).Warn("the revoked certificate stays, as a certificate request stands beside it")
 			continue
 		}
-		if err := r.a.withdraw(ctx, name); err != nil {
-			return err
+		if _, err := r.a.ask(ctx, call{method: http.MethodDelete, path: statusPath(name)}); err != nil && !errors.Is(err, errGone) {
+			r.lose(err)
+			return fmt.Errorf("removing the revoked certificate of %q: %w", name, err)
 		}
 	}
 	return nil

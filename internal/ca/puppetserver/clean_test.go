@@ -97,7 +97,7 @@ func (n *names) setStatus(w http.ResponseWriter, r *http.Request, name string, b
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// sign is the server's; ttl 0: of its own choice, an hour.
+// sign is the server's; ttl 0: of its own choice, an hour. The directory's CA signs for a minute at least.
 func (n *names) sign(r *http.Request, name string, ttl time.Duration) {
 	block, _ := pem.Decode(n.requests[name])
 	csr, err := ca.ParseCSR(pem.EncodeToMemory(block), node.Certname(name))
@@ -107,6 +107,7 @@ func (n *names) sign(r *http.Request, name string, ttl time.Duration) {
 	if ttl == 0 {
 		ttl = time.Hour
 	}
+	ttl = max(ttl, ca.MinTTL)
 	serial := n.stub.directory.NewSerial()
 	cert, err := n.stub.directory.Sign(r.Context(), ca.Request{Certname: node.Certname(name), Serial: serial, CSR: csr, TTL: ttl})
 	if err != nil {

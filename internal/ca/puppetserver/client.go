@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/espm-project/espm/internal/node"
@@ -31,6 +33,16 @@ type call struct {
 	guarded      bool // only to a server that is known to refuse a CSR under a taken name, else errUnguarded
 }
 
+// lostError is that of a call whose answer was lost: the server may act on it, now or later.
+type lostError struct{ error }
+
+func (e lostError) Unwrap() error { return e.error }
+
+func lost(err error) bool {
+	_, is := errors.AsType[lostError](err)
+	return is
+}
+
 // answer is what the server said, whatever it was.
 type answer struct {
 	code  int
@@ -50,7 +62,8 @@ func (e *statusError) Error() string {
 }
 
 // do sends one request, once. Errors wrap node.ErrUnavailable: there is no
-// answer, and the server may have acted or not; or it is not allowed to answer us.
+// answer, and where the request may have been sent a lostError says so; or the
+// server is not allowed to answer us.
 func (a *Authority) do(ctx context.Context, c call) (answer, error) {
 	select {
 	case a.slots <- struct{}{}:
@@ -74,7 +87,9 @@ func (a *Authority) do(ctx context.Context, c call) (answer, error) {
 	}
 	limited, cancel := context.WithTimeoutCause(ctx, c.limit, fmt.Errorf("no answer within %v", c.limit))
 	defer cancel()
-	req, err := http.NewRequestWithContext(limited, c.method, a.base.Scheme+"://"+a.base.Host+c.path, bytes.NewReader(c.body))
+	var sent atomic.Bool
+	traced := httptrace.WithClientTrace(limited, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { sent.Store(true) }})
+	req, err := http.NewRequestWithContext(traced, c.method, a.base.Scheme+"://"+a.base.Host+c.path, bytes.NewReader(c.body))
 	if err != nil {
 		return answer{}, err
 	}
@@ -90,12 +105,16 @@ func (a *Authority) do(ctx context.Context, c call) (answer, error) {
 		return answer{}, errUnguarded
 	}
 	if err != nil {
-		return answer{}, unreachable(limited, fmt.Errorf("%s %s://%s%s: %w", c.method, a.base.Scheme, a.base.Host, c.path, a.explain(err)))
+		err = unreachable(limited, fmt.Errorf("%s %s://%s%s: %w", c.method, a.base.Scheme, a.base.Host, c.path, a.explain(err)))
+		if sent.Load() {
+			err = lostError{err}
+		}
+		return answer{}, err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil || len(body) > maxAnswer {
-		return answer{}, unreachable(limited, fmt.Errorf("%s %s: the answer broke off after %d bytes: %w", c.method, c.path, len(body), err))
+		return answer{}, lostError{unreachable(limited, fmt.Errorf("%s %s: the answer broke off after %d bytes: %w", c.method, c.path, len(body), err))}
 	}
 	got := answer{code: resp.StatusCode, body: body}
 	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
@@ -125,7 +144,10 @@ func (got answer) check(c call) error {
 		return fmt.Errorf("%s %s: %w", c.method, c.path, errGone)
 	}
 	err := &statusError{c, got.code, firstLine(got.body)}
-	if got.code >= 500 {
+	switch {
+	case got.code == http.StatusBadGateway || got.code == http.StatusGatewayTimeout: // of a proxy that got no answer either
+		return lostError{fmt.Errorf("%w: %w", node.ErrUnavailable, err)}
+	case got.code >= 500:
 		return fmt.Errorf("%w: %w", node.ErrUnavailable, err)
 	}
 	return err

@@ -18,11 +18,11 @@ import (
 const lostTTL = 30 * time.Second
 
 // Find looks for a certificate of the query's key under its name. Its answer is
-// final: a CSR of ours that is left, which a Sign under way or an operator could still
-// have signed, is signed here and reported as issued, to be revoked. To
-// delete it would not do: 7.9 reads the CSR, signs, and writes the
-// certificate, and a certificate written after the delete would be
-// nobody's. Signing takes the server's lock, so it comes after a Sign under way.
+// final: where the server may still be at a call whose answer was lost, it is a
+// *node.BusyError. A CSR of ours that is left after that, which an operator could
+// still have signed, is signed here and reported as issued, to be revoked. To
+// delete it would not do: the server reads the CSR, signs, and writes the
+// certificate, and a certificate written after the delete would be nobody's.
 func (a *Authority) Find(ctx context.Context, q ca.Query) (ca.Found, error) {
 	found, err := a.find(ctx, q)
 	if err != nil {
@@ -40,18 +40,25 @@ func (a *Authority) find(ctx context.Context, q ca.Query) (ca.Found, error) {
 		return ca.Found{}, err
 	}
 	if held.cert != nil {
-		return issued(held.cert), nil
+		return issued(held.cert), nil // a Sign has one signed, and once
+	}
+	if err := a.tooEarly(q); err != nil {
+		return ca.Found{}, err
 	}
 	if !held.csr {
 		// The server removes a CSR after it wrote the certificate: it may
 		// have done so between our two questions.
 		held, err = a.look(ctx, q.Certname, q.KeyHash)
-		if err != nil || held.cert == nil {
+		switch {
+		case err != nil:
 			return ca.Found{}, err
+		case held.cert != nil:
+			return issued(held.cert), nil
+		case !held.csr:
+			return ca.Found{}, a.isCA(ctx)
 		}
-		return issued(held.cert), nil
 	}
-	_, sent := a.ask(ctx, setStatus(q.Certname, "signed", lostTTL))
+	sent := a.change(ctx, q.Certname, q.KeyHash, setStatus(q.Certname, "signed", lostTTL))
 	status, refused := errors.AsType[*statusError](sent)
 	refused = refused && status.code == http.StatusConflict
 	if sent != nil && !refused && !errors.Is(sent, errGone) {
@@ -66,11 +73,21 @@ func (a *Authority) find(ctx context.Context, q ca.Query) (ca.Found, error) {
 	case held.cert != nil:
 		return issued(held.cert), nil
 	case held.csr && refused:
-		return ca.Found{}, a.withdraw(ctx, q.Certname)
+		return ca.Found{}, a.withdraw(ctx, q.Certname, q.KeyHash)
 	case held.csr || sent == nil:
 		return ca.Found{}, fmt.Errorf("%w: the request of %q changes just now", node.ErrUnavailable, q.Certname)
 	}
-	return ca.Found{}, nil
+	return ca.Found{}, a.isCA(ctx)
+}
+
+// isCA makes sure that it is the CA that has nothing, not something in its
+// place that says 404 to everything.
+func (a *Authority) isCA(ctx context.Context) error {
+	chain, err := a.get(ctx, "certificate", "ca")
+	if err == nil && chain == nil {
+		err = fmt.Errorf("%w: %s is not found: is this the CA server?", node.ErrUnavailable, chainPath)
+	}
+	return err
 }
 
 func issued(cert *x509.Certificate) ca.Found {

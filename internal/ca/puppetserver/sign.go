@@ -89,8 +89,8 @@ func (a *Authority) precheck(ctx context.Context, r ca.Request) (*x509.Certifica
 //     taken back;
 //   - any other: the certificate that came back is not what was asked for.
 //
-// Nothing that changes the server is sent twice. Where the answer is lost,
-// Sign looks whether the server acted, and goes on if it did.
+// Nothing that changes the server is sent twice. Where the answer is lost, Sign
+// looks whether there is a certificate of its key, and goes on with that.
 func (a *Authority) Sign(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
 	cert, err := a.sign(ctx, r)
 	if err != nil {
@@ -237,7 +237,7 @@ func (a *Authority) submit(ctx context.Context, w ca.Wanted, csr []byte) (*x509.
 	c := call{method: http.MethodPut, path: apiPath + "certificate_request/" + url.PathEscape(string(w.Certname)), body: csr, kind: "text/plain"}
 	guarded := c
 	guarded.guarded = true
-	_, sent := a.ask(ctx, guarded)
+	sent := a.change(ctx, w.Certname, w.KeyHash, guarded)
 	if errors.Is(sent, errUnguarded) {
 		held, err := a.look(ctx, w.Certname, w.KeyHash)
 		if err != nil {
@@ -246,7 +246,7 @@ func (a *Authority) submit(ctx context.Context, w ca.Wanted, csr []byte) (*x509.
 		if held.taken() {
 			return a.goOn(ctx, held)
 		}
-		if _, sent = a.ask(ctx, c); sent == nil {
+		if sent = a.change(ctx, w.Certname, w.KeyHash, c); sent == nil {
 			a.learn(ctx, csr)
 		}
 	}
@@ -257,11 +257,17 @@ func (a *Authority) submit(ctx context.Context, w ca.Wanted, csr []byte) (*x509.
 	if err != nil {
 		return nil, fmt.Errorf("%w; then %w", sent, err)
 	}
+	if lost(sent) && held.strange == nil && held.cert == nil {
+		return nil, sent // a policy script may have the CSR signed any moment, beside us
+	}
 	if held.taken() {
 		return a.goOn(ctx, held)
 	}
 	if status, ok := errors.AsType[*statusError](sent); ok && status.code < 500 {
 		return nil, fmt.Errorf("%w: %s", node.ErrRefused, status.message)
+	}
+	if errors.Is(sent, errGone) {
+		sent = fmt.Errorf("%w: %w: is this the CA server?", node.ErrUnavailable, sent)
 	}
 	return nil, sent
 }
@@ -284,7 +290,7 @@ func (a *Authority) goOn(ctx context.Context, held holding) (*x509.Certificate, 
 
 // approve has the CSR signed and fetches the certificate.
 func (a *Authority) approve(ctx context.Context, w ca.Wanted, ttl time.Duration) (*x509.Certificate, error) {
-	_, sent := a.ask(ctx, setStatus(w.Certname, "signed", ttl))
+	sent := a.change(ctx, w.Certname, w.KeyHash, setStatus(w.Certname, "signed", ttl))
 	if sent == nil {
 		cert, err := a.certificate(ctx, w.Certname)
 		if err == nil && cert == nil {
@@ -303,7 +309,7 @@ func (a *Authority) approve(ctx context.Context, w ca.Wanted, ttl time.Duration)
 		return nil, held.strange
 	}
 	if status, ok := errors.AsType[*statusError](sent); ok && status.code == http.StatusConflict {
-		return nil, a.refused(ctx, w.Certname, held, status)
+		return nil, a.refused(ctx, w, held, status)
 	}
 	if errors.Is(sent, errGone) {
 		sent = fmt.Errorf("%w: another took the certificate request of %q away", node.ErrUnavailable, w.Certname)
@@ -312,18 +318,19 @@ func (a *Authority) approve(ctx context.Context, w ca.Wanted, ttl time.Duration)
 }
 
 // refused takes our CSR back, that it does not block the next try, and says why.
-func (a *Authority) refused(ctx context.Context, name node.Certname, held holding, status *statusError) error {
+func (a *Authority) refused(ctx context.Context, w ca.Wanted, held holding, status *statusError) error {
 	err := fmt.Errorf("%w: %s", node.ErrRefused, status.message)
 	if held.csr {
-		err = errors.Join(err, a.withdraw(ctx, name))
+		err = errors.Join(err, a.withdraw(ctx, w.Certname, w.KeyHash))
 	}
 	return err
 }
 
 // withdraw removes our own CSR. The call would remove a certificate too: the
 // caller has seen that there is none, and none can be made of what the policy refuses.
-func (a *Authority) withdraw(ctx context.Context, name node.Certname) error {
-	if _, err := a.ask(ctx, call{method: http.MethodDelete, path: statusPath(name)}); err != nil && !errors.Is(err, errGone) {
+func (a *Authority) withdraw(ctx context.Context, name node.Certname, keyHash string) error {
+	err := a.change(ctx, name, keyHash, call{method: http.MethodDelete, path: statusPath(name)})
+	if err != nil && !errors.Is(err, errGone) {
 		return fmt.Errorf("taking the certificate request of %q back: %w", name, err)
 	}
 	return nil

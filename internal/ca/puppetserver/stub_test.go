@@ -131,6 +131,11 @@ func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// front puts a handler before the stub, outside its lock.
+func (s *stub) front(f func(w http.ResponseWriter, r *http.Request, next http.HandlerFunc)) {
+	s.server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { f(w, r, s.ServeHTTP) })
+}
+
 func (s *stub) open(t *testing.T) *Authority {
 	t.Helper()
 	a, err := New(s.options)
