@@ -32,7 +32,8 @@ type Authority interface {
 	// returns. After an error it may have been issued or not: Find tells. Only
 	// an error that wraps node.ErrInvalid says for certain that it was not. What
 	// stands in the way at the authority is node.ErrForeignCertificate,
-	// ErrForeignRequest or ErrRefused.
+	// ErrForeignRequest or ErrRefused. A certificate that comes with the error was signed
+	// at this Sign's order for another key, which Find does not tell: it is to be revoked.
 	Sign(ctx context.Context, r Request) (*x509.Certificate, error)
 
 	// Find tells what became of a Sign that was cut short. Its answer is final:

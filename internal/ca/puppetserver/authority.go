@@ -40,7 +40,7 @@ type Options struct {
 	// default, or that its policy script for autosign takes; 0: 65 seconds.
 	SignWait time.Duration
 	// Quiet is how long no revocation is sent after the answer to one was
-	// lost, so that it comes to its end; 0: ten seconds.
+	// lost, so that it comes to its end; 0: as the server's version needs, see quietTime.
 	Quiet time.Duration
 	// Interrupted says that an earlier process may have a revocation under way at
 	// the server, whose answer nobody got.
@@ -61,7 +61,6 @@ func (o Options) filled() Options {
 	set(&o.RevokeLimit, 10*time.Minute)
 	set(&o.BatchTime, 4*time.Second)
 	set(&o.SignWait, 65*time.Second)
-	set(&o.Quiet, 10*time.Second)
 	if o.Concurrency == 0 {
 		o.Concurrency = 8
 	}
@@ -83,6 +82,8 @@ type Authority struct {
 	credentials *credentials
 	slots       chan struct{} // one for each call under way
 
+	running atomic.Pointer[string] // the server's version, when last asked
+
 	made       time.Time // by Options.Now
 	unanswered unanswered
 
@@ -92,7 +93,8 @@ type Authority struct {
 	revoking chan struct{} // holds one while nobody revokes; guards the rest
 	batch    int           // how many names the next batch has at most
 	pace     pace
-	lost     time.Time // when the answer to a revocation was lost; zero: none
+	lost     time.Time     // when the answer to a revocation was lost; zero: none
+	longest  time.Duration // that a /clean took
 	poison   map[node.Serial]bool
 }
 

@@ -58,6 +58,7 @@ func (r *revocation) cleanBatch(ctx context.Context, names []node.Certname) erro
 	case got.code == http.StatusOK:
 		r.worked = true
 		a.adapt(len(names), time.Since(begin))
+		a.longest = max(a.longest, time.Since(begin))
 		return nil
 	case got.code == http.StatusNotFound || got.code == http.StatusMethodNotAllowed:
 		// For this once: the next server at this address may have it.

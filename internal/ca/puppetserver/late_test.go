@@ -251,3 +251,28 @@ func TestA404IsNoAnswerWhereItIsNotTheCAs(t *testing.T) {
 		t.Errorf("Sign: %v", err)
 	}
 }
+
+// A certificate of another key that our own order to sign brought about comes
+// back with the error, so that it is revoked.
+func TestWhatWasSignedForAnotherIsHandedBack(t *testing.T) {
+	n := newNames(t)
+	foreign, err := makeCSR(request(t, "web1.test", time.Hour))
+	check(t, err)
+	n.stub.front(func(w http.ResponseWriter, q *http.Request, next http.HandlerFunc) {
+		if q.Method == http.MethodPut && q.URL.Path == statusPath("web1.test") {
+			n.with(func() { n.requests["web1.test"] = foreign })
+		}
+		next(w, q)
+	})
+	a := n.stub.open(t)
+	cert, err := a.Sign(t.Context(), request(t, "web1.test", time.Hour))
+	if err == nil || cert == nil || node.SerialOf(cert.SerialNumber) != n.serials["web1.test"] {
+		t.Errorf("got %v, %v, want the certificate with serial %s and an error", cert, err, n.serials["web1.test"])
+	}
+	// One of our key that has not what was asked for is Find's.
+	n.autosigns = true
+	r := request(t, "web2.test", 10*time.Hour)
+	if cert, err := a.Sign(t.Context(), r); err == nil || cert != nil {
+		t.Errorf("got %v, %v", cert, err)
+	}
+}

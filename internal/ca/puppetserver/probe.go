@@ -73,5 +73,6 @@ func (a *Authority) version(ctx context.Context) (string, error) {
 	if !ok {
 		return "", fmt.Errorf("%w: the server at %s runs no CA service: the URL must be that of the CA's", node.ErrUnavailable, a.base.Host)
 	}
+	a.running.Store(&service.Version)
 	return service.Version, nil
 }

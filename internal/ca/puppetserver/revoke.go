@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -59,7 +60,11 @@ func (a *Authority) revoke(ctx context.Context, targets []ca.Target) ([]node.Rec
 	if err != nil {
 		return nil, errors.Join(stopped, err)
 	}
-	if complete {
+	kept, err := r.withhold(ctx, targets, receipts, stopped != nil)
+	if err != nil {
+		return nil, errors.Join(stopped, err)
+	}
+	if complete && kept == 0 {
 		return receipts, nil // a lost answer does not matter any more
 	}
 	if stopped != nil {
@@ -79,6 +84,36 @@ func (a *Authority) revoke(ctx context.Context, targets []ca.Target) ([]node.Rec
 		refused.Targets[i] = fmt.Errorf("serial %s of %q: %w", t.Serial, t.Certname, why)
 	}
 	return receipts, refused
+}
+
+// withhold takes back the receipts of revoked certificates that the server
+// still has in signed/, as it stopped, or failed, between writing the CRL and deleting them:
+// they would block their names, and nobody would clean them again. It says how many.
+func (r *revocation) withhold(ctx context.Context, targets []ca.Target, receipts []node.Receipt, stopped bool) (kept int, err error) {
+	var names []node.Certname
+	for _, t := range targets {
+		if stopped || r.failed[t.Certname] != nil {
+			names = append(names, t.Certname)
+		}
+	}
+	if len(names) == 0 {
+		return 0, nil
+	}
+	standing, _, err := r.a.standing(ctx, names)
+	if err != nil {
+		return 0, err
+	}
+	stands := map[ca.Target]bool{}
+	for i, name := range names {
+		stands[ca.Target{Certname: name, Serial: standing[i]}] = true
+	}
+	for i, t := range targets {
+		if receipts[i].Serial != "" && stands[ca.Target{Certname: t.Certname, Serial: t.Serial}] {
+			receipts[i] = node.Receipt{}
+			kept++
+		}
+	}
+	return kept, nil
 }
 
 // receipts gives the receipts of the targets that the CRL lists now, in
@@ -136,15 +171,41 @@ func (a *Authority) quiet(ctx context.Context) error {
 	if a.lost.IsZero() {
 		return ctx.Err()
 	}
-	timer := time.NewTimer(a.opts.Quiet - time.Since(a.lost))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		a.lost = time.Time{}
-		return nil
-	case <-ctx.Done():
-		return unreachable(ctx, errors.New("waiting for a revocation whose answer was lost"))
+	for {
+		left := a.quietTime(ctx) - time.Since(a.lost)
+		if left <= 0 {
+			a.lost = time.Time{}
+			return ctx.Err()
+		}
+		timer := time.NewTimer(min(left, askAgain))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return unreachable(ctx, errors.New("waiting for a revocation whose answer was lost"))
+		}
 	}
+}
+
+const (
+	unlockedQuiet = 10 * time.Second // 7.x: /clean takes no lock
+	lockedQuiet   = 65 * time.Second // later: it waits up to 60 s for the CRL's lock, and then looks the serials up
+	askAgain      = 5 * time.Second  // for the version, while it is not known
+)
+
+// quietTime is how long a revocation whose answer was lost can still be at work.
+func (a *Authority) quietTime(ctx context.Context) time.Duration {
+	if a.opts.Quiet != 0 {
+		return a.opts.Quiet
+	}
+	if a.running.Load() == nil {
+		_, _ = a.version(ctx) // without an answer it is waited for as for the newest
+	}
+	quiet := lockedQuiet
+	if version := a.running.Load(); version != nil && strings.HasPrefix(*version, "7.") {
+		quiet = unlockedQuiet
+	}
+	return max(quiet, 2*a.longest)
 }
 
 // revocation is one call of Revoke.

@@ -94,7 +94,7 @@ func (a *Authority) precheck(ctx context.Context, r ca.Request) (*x509.Certifica
 func (a *Authority) Sign(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
 	cert, err := a.sign(ctx, r)
 	if err != nil {
-		return nil, fmt.Errorf("sign %s: %w", r.Certname, err)
+		return cert, fmt.Errorf("sign %s: %w", r.Certname, err)
 	}
 	return cert, nil
 }
@@ -125,7 +125,13 @@ func (a *Authority) sign(ctx context.Context, r ca.Request) (*x509.Certificate, 
 	if err != nil {
 		return nil, err
 	}
-	return cert, a.accept(wanted, ttl, cert)
+	if err := a.accept(wanted, ttl, cert); err != nil {
+		if hash, unknown := ca.KeyHash(cert.PublicKey); unknown == nil && hash == wanted.KeyHash {
+			return nil, err // Find tells
+		}
+		return cert, err // signed at our order, as the CSR was exchanged: nobody else revokes it
+	}
+	return cert, nil
 }
 
 // unrevoked makes sure that a certificate of our key, which is there already,
