@@ -198,8 +198,8 @@ func (o InitOptions) make(ctx context.Context, c config.Config, done *Initialize
 	if c.Authority.Directory != nil { // else Puppet Server has the CA
 		steps = append(steps, func() (Step, error) { return initCA(c, o) })
 	}
-	for _, make := range steps {
-		step, err := make()
+	for _, take := range steps {
+		step, err := take()
 		if err != nil {
 			return err
 		}

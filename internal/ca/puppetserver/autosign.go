@@ -17,14 +17,14 @@ import (
 // for one either, that will do.
 func (a *Authority) accept(w ca.Wanted, ttl time.Duration, cert *x509.Certificate) error {
 	err := w.Check(cert)
-	any := w
-	any.TTL = 0
-	if err != nil && any.Check(cert) == nil {
+	lasting := w
+	lasting.TTL = 0
+	if err != nil && lasting.Check(cert) == nil {
 		return fmt.Errorf("%w: %w: Puppet Server signed it by itself, as autosign in its puppet.conf says, for the ca_ttl there: "+
 			"don't have it autosign this name, or ask for no ttl", node.ErrRefused, err)
 	}
-	any.TTL = ttl // certificates.ttl, if that is set
-	if err == nil && a.opts.TTL != ca.DefaultTTL && any.Check(cert) != nil {
+	lasting.TTL = ttl // certificates.ttl, if that is set
+	if err == nil && a.opts.TTL != ca.DefaultTTL && lasting.Check(cert) != nil {
 		a.opts.Log.WithFields(logrus.Fields{"certname": w.Certname, "not_after": cert.NotAfter.UTC(), "wanted": ttl}).
 			Warn("Puppet Server signed by itself, for a time of its own: it autosigns this name")
 	}

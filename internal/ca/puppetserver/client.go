@@ -30,6 +30,7 @@ type call struct {
 	kind         string // content type of the body
 	since        string // If-Modified-Since
 	limit        time.Duration
+	submits      bool // a CSR: over the connections that the guard watches
 	guarded      bool // only to a server that is known to refuse a CSR under a taken name, else errUnguarded
 }
 
@@ -47,7 +48,8 @@ func lost(err error) bool {
 type answer struct {
 	code  int
 	body  []byte
-	start time.Time // by the server's clock, at most; zero: unknown
+	date  time.Time // by the server's clock; zero: unknown
+	start time.Time // the same for when it began, at most
 }
 
 // statusError is an answer that was not hoped for.
@@ -71,7 +73,7 @@ func (a *Authority) do(ctx context.Context, c call) (answer, error) {
 	case <-ctx.Done():
 		return answer{}, unreachable(ctx, fmt.Errorf("%s %s: not sent, as too many calls are under way", c.method, c.path))
 	}
-	transport, err := a.credentials.current()
+	transport, err := a.credentials.current(c.submits)
 	if err != nil {
 		return answer{}, err
 	}
@@ -118,7 +120,7 @@ func (a *Authority) do(ctx context.Context, c call) (answer, error) {
 	}
 	got := answer{code: resp.StatusCode, body: body}
 	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
-		got.start = date.Add(-time.Since(begin) - time.Second)
+		got.date, got.start = date, date.Add(-time.Since(begin)-time.Second)
 	}
 	if got.code == http.StatusForbidden {
 		return got, a.forbidden(c, firstLine(body))

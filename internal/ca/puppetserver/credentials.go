@@ -31,6 +31,7 @@ type credentials struct {
 	stamp     [3]stamp
 	leaf      *x509.Certificate
 	transport *http.Transport
+	submits   *http.Transport // for CSRs: see guard
 
 	server atomic.Pointer[string] // the CN by which the server was met last
 }
@@ -55,9 +56,9 @@ func (c *credentials) look() (s [3]stamp) {
 	return s
 }
 
-// current returns the transport to use. While changed files don't fit each
+// current returns the transport to use, for a CSR or for the rest. While changed files don't fit each
 // other, as in the middle of a renewal, the earlier ones stay in use.
-func (c *credentials) current() (*http.Transport, error) {
+func (c *credentials) current(submits bool) (*http.Transport, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if now := c.look(); now != c.stamp {
@@ -68,6 +69,9 @@ func (c *credentials) current() (*http.Transport, error) {
 	if end := c.leaf.NotAfter; c.opts.Now().After(end) {
 		return nil, fmt.Errorf("%w: the client certificate %s (%s) expired at %s: renew it", node.ErrUnavailable,
 			c.opts.Certificate, c.leaf.Subject.CommonName, end.UTC().Format(time.RFC3339))
+	}
+	if submits {
+		return c.submits, nil
 	}
 	return c.transport, nil
 }
@@ -86,17 +90,26 @@ func (c *credentials) load(s [3]stamp) error {
 		return fmt.Errorf("CA bundle: %s holds no certificate", c.opts.CA)
 	}
 	if c.transport != nil {
-		c.transport.CloseIdleConnections()
+		c.closeIdle()
 	}
 	c.stamp, c.leaf = s, pair.Leaf
-	c.transport = &http.Transport{
-		TLSClientConfig:     &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, MinVersion: tls.VersionTLS12, VerifyConnection: c.met},
-		DialContext:         c.guard.dialer((&net.Dialer{Timeout: 10 * time.Second}).DialContext),
-		TLSHandshakeTimeout: 20 * time.Second,
-		IdleConnTimeout:     idle,
-		MaxIdleConnsPerHost: c.opts.Concurrency,
+	dials := (&net.Dialer{Timeout: 10 * time.Second}).DialContext
+	made := func(d dial) *http.Transport {
+		return &http.Transport{
+			TLSClientConfig:     &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, MinVersion: tls.VersionTLS12, VerifyConnection: c.met},
+			DialContext:         d,
+			TLSHandshakeTimeout: 20 * time.Second,
+			IdleConnTimeout:     idle,
+			MaxIdleConnsPerHost: c.opts.Concurrency,
+		}
 	}
+	c.transport, c.submits = made(dials), made(c.guard.dialer(dials))
 	return nil
+}
+
+func (c *credentials) closeIdle() {
+	c.transport.CloseIdleConnections()
+	c.submits.CloseIdleConnections()
 }
 
 // met keeps the name of a server that proved to be trusted.
@@ -118,7 +131,7 @@ func (c *credentials) name() string { return c.certificate().Subject.CommonName 
 func (c *credentials) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.transport.CloseIdleConnections()
+	c.closeIdle()
 }
 
 // whoReads says who may not read a file, as that is seldom who asks.

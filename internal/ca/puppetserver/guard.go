@@ -16,10 +16,11 @@ var errUnguarded = errors.New("it is not known that the server refuses a CSR und
 // guard knows whether the server refuses a CSR under a name that is taken. It
 // does, unless ca.conf has allow-duplicate-certs; then it replaces what stands
 // there. ca.conf is read when the server starts, which ends every connection. So
-// what was learnt holds until a new connection is made.
+// what was learnt holds until a new connection is made. It watches the connections for
+// CSRs alone, so that one under way keeps nothing else from connecting.
 type guard struct {
 	mu     sync.RWMutex // held to read by guarded calls: no connection begins meanwhile
-	dials  atomic.Int64 // connections begun
+	dials  atomic.Int64 // connections begun, and those that came of it
 	learnt atomic.Int64 // dials when the server was last seen to refuse; 0: never
 }
 
@@ -28,17 +29,22 @@ type dial func(ctx context.Context, network, address string) (net.Conn, error)
 // guardedCall marks the context of a call that must not make a connection.
 type guardedCall struct{}
 
-// dialer counts connections before they are made, and makes none for a guarded call.
+// dialer counts connections before and after they are made, and makes none for a guarded call.
 func (g *guard) dialer(d dial) dial {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		if ctx.Value(guardedCall{}) != nil {
 			return nil, errUnguarded
 		}
-		g.mu.Lock()
-		g.dials.Add(1)
-		g.mu.Unlock()
+		g.dialed()
+		defer g.dialed() // what is learnt meanwhile may be of the server before
 		return d(ctx, network, address)
 	}
+}
+
+func (g *guard) dialed() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.dials.Add(1)
 }
 
 // enter begins a guarded call, if the server is known to refuse; call leave
@@ -64,7 +70,7 @@ func (g *guard) leave() { g.mu.RUnlock() }
 func (a *Authority) learn(ctx context.Context, csr []byte) {
 	g := &a.credentials.guard
 	dials := g.dials.Load()
-	c := call{method: http.MethodPut, path: apiPath + "certificate_request/" + nobody, body: csr, kind: "text/plain"}
+	c := call{method: http.MethodPut, path: apiPath + "certificate_request/" + nobody, body: csr, kind: "text/plain", submits: true}
 	got, err := a.do(ctx, c)
 	if err == nil && got.code == http.StatusBadRequest && strings.Contains(string(got.body), "already has a") {
 		g.learnt.Store(dials) // does not count if there were more meanwhile

@@ -2,11 +2,13 @@ package puppetserver
 
 import (
 	"bytes"
+	"context"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -185,5 +187,58 @@ func TestManySignAtOnce(t *testing.T) {
 	wg.Wait()
 	if n := len(s.signing.certificates); n != 20 {
 		t.Errorf("%d certificates, want 20", n)
+	}
+}
+
+// A CSR that waits for its answer keeps nothing else from a new connection.
+func TestASlowCSRHoldsUpNothingElse(t *testing.T) {
+	s := newSigningStub(t)
+	arrived, release := make(chan struct{}), make(chan struct{})
+	s.front(func(w http.ResponseWriter, q *http.Request, next http.HandlerFunc) {
+		if q.Method == http.MethodPut && strings.HasSuffix(q.URL.Path, "certificate_request/slow.test") {
+			close(arrived)
+			<-release
+		}
+		next(w, q)
+	})
+	a := s.open(t)
+	s.unlooked(t, a, "quick")
+	signed := make(chan error, 1)
+	slow := issueRequest(t, "slow.test")
+	go func() {
+		_, err := a.Sign(t.Context(), slow)
+		signed <- err
+	}()
+	<-arrived
+	a.credentials.transport.CloseIdleConnections()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if _, err := a.look(ctx, "other.test", ""); err != nil {
+		t.Errorf("while a CSR is under way: %v", err)
+	}
+	close(release)
+	check(t, <-signed)
+}
+
+// A connection that is begun before and comes after what is learnt may be to another server.
+func TestAConnectionUnderWayEndsWhatIsLearntMeanwhile(t *testing.T) {
+	var g guard
+	begun, gate := make(chan struct{}), make(chan struct{})
+	d := g.dialer(func(context.Context, string, string) (net.Conn, error) {
+		close(begun)
+		<-gate
+		return nil, nil
+	})
+	done := make(chan struct{})
+	go func() {
+		_, _ = d(t.Context(), "", "")
+		close(done)
+	}()
+	<-begun
+	g.learnt.Store(g.dials.Load())
+	close(gate)
+	<-done
+	if _, ok := g.enter(t.Context()); ok {
+		t.Error("a connection made after what was learnt counts as one from before")
 	}
 }

@@ -83,6 +83,22 @@ func TestNoCRLIsMissed(t *testing.T) {
 	}
 }
 
+// A server whose clock was set back takes its newer CRL for older than ours.
+func TestACRLIsSeenAfterTheClockWasSetBack(t *testing.T) {
+	s := newStub(t)
+	a := s.open(t)
+	_, err := a.Trust(t.Context())
+	check(t, err)
+	s.advance(-time.Hour)
+	_, err = s.directory.Revoke(t.Context(), []ca.Target{{Serial: "0ABC"}})
+	check(t, err)
+	s.set(func() { s.mtime = s.now })
+	s.advance(time.Minute)
+	if _, listed, err := a.listed(t.Context(), "0ABC"); err != nil || !listed["0ABC"] {
+		t.Errorf("listed %v, %v", listed, err)
+	}
+}
+
 func TestAnOldCRLDoesForABundleNotForAReceipt(t *testing.T) {
 	s := newStub(t)
 	a := s.open(t)

@@ -240,7 +240,10 @@ func csrKeyHash(pemBytes []byte) (string, error) {
 // sent it at once, and only a refusal makes submit look why. Any other is
 // looked at before, and told from its next answer.
 func (a *Authority) submit(ctx context.Context, w ca.Wanted, csr []byte) (*x509.Certificate, error) {
-	c := call{method: http.MethodPut, path: apiPath + "certificate_request/" + url.PathEscape(string(w.Certname)), body: csr, kind: "text/plain"}
+	c := call{
+		method: http.MethodPut, path: apiPath + "certificate_request/" + url.PathEscape(string(w.Certname)),
+		body: csr, kind: "text/plain", submits: true,
+	}
 	guarded := c
 	guarded.guarded = true
 	sent := a.change(ctx, w.Certname, w.KeyHash, guarded)

@@ -52,7 +52,7 @@ func (a *Authority) Trust(ctx context.Context) (ca.Trust, error) {
 func (a *Authority) trusted(ctx context.Context, age time.Duration) (*trust, error) {
 	fresh := func(t *trust) bool {
 		now := a.opts.Now()
-		return t != nil && now.Sub(t.asked) < age && now.Sub(t.chained) < chainAge
+		return t != nil && !now.Before(t.asked) && now.Sub(t.asked) < age && now.Sub(t.chained) < chainAge
 	}
 	if t := a.trust.Load(); fresh(t) {
 		return t, nil
@@ -119,6 +119,11 @@ func (a *Authority) fetchCRL(ctx context.Context, t *trust) error {
 	}
 	if err != nil {
 		return err
+	}
+	if got.code == http.StatusNotModified && !got.date.IsZero() && got.date.Before(t.since.Truncate(time.Second)) {
+		// The server's clock was set back: a CRL written since then counts as older than ours.
+		t.since = time.Time{}
+		return a.fetchCRL(ctx, t)
 	}
 	if got.code == http.StatusNotModified && c.since != "" {
 		t.asked = now
