@@ -2,8 +2,10 @@
 // signs and revokes through the server's HTTP API and never touches the CA's
 // files. OpenVox Server and whatever else speaks that API is the same to it.
 //
-// Where a rule below is Puppet Server's it was read in the source of 7.9.5
-// (certificate_authority.clj, certificate_authority_core.clj) and tried on that server.
+// Where a rule below is Puppet Server's it is that of 7.9.5, read in its source
+// (certificate_authority.clj, certificate_authority_core.clj) and tried on that server, unless a
+// version is named. In what they lock 7.9 and 8.7 differ, so no rule here needs a lock
+// of the server's: what may be under way is waited for.
 package puppetserver
 
 import (

@@ -44,8 +44,9 @@ func (a *Authority) checkForm(ctx context.Context, r ca.Request) error {
 }
 
 // Check looks at the request, the CA's end and what the server holds under the
-// name. A certificate there that has expired or is revoked blocks it as well:
-// node.ErrForeignCertificate, since those of espm go when they are revoked.
+// name. A certificate there that has expired or is revoked blocks it as well,
+// with node.ErrForeignCertificate: one of espm's own is gone by the time that espm has the
+// receipt, so it was revoked by another, or kept back by a request beside it.
 // Whether the server's policy allows the request only Sign finds out.
 func (a *Authority) Check(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
 	cert, err := a.precheck(ctx, r)
