@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/google/renameio/v2"
@@ -35,7 +37,8 @@ type Disk interface {
 	Truncate(path string, size int64) error
 
 	// Remove removes files of one folder, which it syncs once; one that is
-	// not there is no error. One that can't be removed does not stop the others.
+	// not there is no error. One that can't be removed does not stop the others:
+	// a *RemoveError tells which; any other error may concern them all.
 	Remove(paths ...string) error
 }
 
@@ -59,9 +62,12 @@ func replace(path string, data []byte, mode fs.FileMode) error {
 	// an instant; the owner changes before the mode widens.
 	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(dir), renameio.WithStaticPermissions(0o600))
 	if err != nil {
-		return err
+		return nameless(err)
 	}
-	err = errors.Join(keepOwner(f.File, path), f.Chmod(mode))
+	err = keepOwner(f.File, path)
+	if err == nil {
+		err = f.Chmod(mode)
+	}
 	if err == nil {
 		_, err = f.Write(data)
 	}
@@ -69,9 +75,21 @@ func replace(path string, data []byte, mode fs.FileMode) error {
 		err = f.CloseAtomicallyReplace()
 	}
 	if err != nil {
-		return errors.Join(err, f.Cleanup())
+		return errors.Join(nameless(err), nameless(f.Cleanup()))
 	}
 	return nil
+}
+
+// nameless leaves out the temporary file's random name: who logs an error once must
+// be able to tell that it is the same one again.
+func nameless(err error) error {
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return fmt.Errorf("%s: %w", e.Op, e.Err)
+	}
+	if e, ok := errors.AsType[*os.LinkError](err); ok {
+		return fmt.Errorf("%s: %w", e.Op, e.Err)
+	}
+	return err
 }
 
 // keepOwner gives f the owner of the file at path. Only root may; a daemon
@@ -132,6 +150,7 @@ func (osDisk) Truncate(path string, size int64) (err error) {
 
 func (osDisk) Remove(paths ...string) error {
 	var errs []error
+	failed := make(map[string]error)
 	removed := ""
 	for _, path := range paths {
 		err := os.Remove(path)
@@ -139,12 +158,33 @@ func (osDisk) Remove(paths ...string) error {
 			removed = path
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
+			failed[path] = err
 		}
 	}
 	if removed != "" {
-		errs = append(errs, SyncFolder(filepath.Dir(removed)))
+		if err := SyncFolder(filepath.Dir(removed)); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
 	}
-	return errors.Join(errs...)
+	if len(failed) > 0 {
+		return &RemoveError{Paths: failed}
+	}
+	return nil
+}
+
+// RemoveError is what Remove could not remove, and why; the other files are gone for good.
+type RemoveError struct {
+	Paths map[string]error
+}
+
+func (e *RemoveError) Error() string { return errors.Join(e.Unwrap()...).Error() }
+
+func (e *RemoveError) Unwrap() []error {
+	var errs []error
+	for _, path := range slices.Sorted(maps.Keys(e.Paths)) {
+		errs = append(errs, e.Paths[path])
+	}
+	return errs
 }
 
 // SyncFolder makes names created in, renamed into and removed from a folder

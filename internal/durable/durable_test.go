@@ -64,6 +64,23 @@ func TestWriteFileErrorNamesThePath(t *testing.T) {
 	}
 }
 
+// TestWriteFileErrorIsTheSameAgain: else whoever logs it once logs it for ever.
+func TestWriteFileErrorIsTheSameAgain(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "folder")
+	if err := os.MkdirAll(filepath.Join(folder, "full"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]error{
+		filepath.Join(filepath.Dir(folder), "absent", "f"): unix.ENOENT,
+		folder: unix.EEXIST, // it can't be renamed to a folder
+	} {
+		first, second := durable.OS.WriteFile(path, nil, 0o600), durable.OS.WriteFile(path, nil, 0o600)
+		if !errors.Is(first, want) || first.Error() != second.Error() || !strings.Contains(first.Error(), path) {
+			t.Errorf("errors %v and %v, want %v twice, naming %s", first, second, want, path)
+		}
+	}
+}
+
 func TestAppend(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
 	for _, line := range []string{"one\n", "two\n"} {
@@ -91,6 +108,23 @@ func TestRemove(t *testing.T) {
 		}
 	}
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("stat after Remove: %v", err)
+	}
+}
+
+func TestRemoveTellsWhichStay(t *testing.T) {
+	dir := t.TempDir()
+	stays, goes := filepath.Join(dir, "stays"), filepath.Join(dir, "goes")
+	write(t, goes, "x")
+	if err := os.MkdirAll(filepath.Join(stays, "full"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	err := durable.OS.Remove(stays, goes)
+	each, ok := errors.AsType[*durable.RemoveError](err)
+	if !ok || len(each.Paths) != 1 || !errors.Is(each.Paths[stays], unix.ENOTEMPTY) || !errors.Is(err, unix.ENOTEMPTY) {
+		t.Errorf("Remove: %v, want ENOTEMPTY for %s alone", err, stays)
+	}
+	if _, err := os.Stat(goes); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("stat after Remove: %v", err)
 	}
 }

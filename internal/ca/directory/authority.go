@@ -150,12 +150,19 @@ func (a *Authority) readSigned(name node.Certname) (*x509.Certificate, error) {
 	if _, err := node.ParseCertname(string(name)); err != nil {
 		return nil, err // it becomes a path
 	}
+	cert, err := a.standing(name)
+	return cert, unavailable(err)
+}
+
+// standing does that for a checked name. Its errors are this one file's: whether
+// they stand for more, the caller knows.
+func (a *Authority) standing(name node.Certname) (*x509.Certificate, error) {
 	data, err := os.ReadFile(a.signed(name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, err
 	}
 	certs, _, err := parseCertificates(data)
 	if err != nil {
@@ -183,13 +190,11 @@ func unavailable(err error) error {
 // certificate stands there and that it is removed must be one step.
 type nameLocks struct {
 	seed  maphash.Seed
-	once  sync.Once
 	locks [64]sync.Mutex
 }
 
 // lock returns the unlock. The locks of several names are taken in one order.
 func (l *nameLocks) lock(names ...node.Certname) func() {
-	l.once.Do(func() { l.seed = maphash.MakeSeed() })
 	var wanted [len(l.locks)]bool
 	for _, name := range names {
 		wanted[maphash.String(l.seed, string(name))%uint64(len(l.locks))] = true

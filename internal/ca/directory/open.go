@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"os"
 	"path/filepath"
@@ -110,6 +111,7 @@ func Open(path string, o Options) (*Authority, error) {
 		return nil, err
 	}
 	a := &Authority{dir: path, opts: o.withDefaults(), lock: held}
+	a.names.seed = maphash.MakeSeed()
 	a.own = &crlFile{path: a.file("ca_crl.pem")}
 	for _, copied := range o.Publish {
 		a.copies = append(a.copies, &crlFile{path: copied})

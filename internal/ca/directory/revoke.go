@@ -7,13 +7,16 @@ import (
 	"slices"
 
 	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/durable"
 	"github.com/espm-project/espm/internal/node"
 )
 
 // Revoke writes one CRL for all targets, publishes it, and removes the
 // revoked certificates from signed/. A target without a certname is revoked
 // by its serial alone. Where all are revoked already no CRL is signed; copies that
-// are missing or differ are written nevertheless.
+// are missing or differ are written nevertheless. A target whose file in signed/ can't be
+// read or removed is refused alone (*ca.RefusedError); where that goes for all of them,
+// the folder is taken to be at fault (node.ErrUnavailable).
 func (a *Authority) Revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
 	for _, t := range targets {
 		if err := checkTarget(t); err != nil {
@@ -30,13 +33,19 @@ func (a *Authority) Revoke(ctx context.Context, targets []ca.Target) ([]node.Rec
 		return nil, fmt.Errorf("revoke %s: %w", describe(targets), err)
 	}
 	published := a.opts.Now().UTC()
-	if err := a.discard(targets); err != nil {
+	refused, err := a.discard(targets)
+	if err != nil {
 		return nil, fmt.Errorf("revoke %s: %w", describe(targets), err)
 	}
 	files := append([]string{a.file("ca_crl.pem")}, a.opts.Publish...)
 	receipts := make([]node.Receipt, len(targets))
 	for i, t := range targets {
-		receipts[i] = node.Receipt{Serial: t.Serial, CRLNumber: current.number.String(), PublishedAt: published, PublishedTo: files}
+		if refused == nil || refused.Targets[i] == nil {
+			receipts[i] = node.Receipt{Serial: t.Serial, CRLNumber: current.number.String(), PublishedAt: published, PublishedTo: files}
+		}
+	}
+	if refused != nil {
+		return receipts, refused
 	}
 	return receipts, nil
 }
@@ -98,8 +107,8 @@ func (a *Authority) with(current *crlChain, targets []ca.Target) (*crlChain, []s
 }
 
 // discard removes revoked certificates from signed/, but not a successor's,
-// and learns when they end.
-func (a *Authority) discard(targets []ca.Target) error {
+// and learns when they end. What it refuses are those whose file can't be read or removed.
+func (a *Authority) discard(targets []ca.Target) (refused *ca.RefusedError, err error) {
 	var names []node.Certname
 	for _, t := range targets {
 		if t.Certname != "" { // else it is known by its serial alone
@@ -107,31 +116,54 @@ func (a *Authority) discard(targets []ca.Target) error {
 		}
 	}
 	defer a.names.lock(names...)()
+	failed := make([]error, len(targets))
+	doomed := make([]string, len(targets)) // their paths
 	var paths []string
-	var errs []error
-	for _, t := range targets {
-		if t.Certname == "" {
-			continue
-		}
-		cert, err := a.readSigned(t.Certname)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if cert == nil || node.SerialOf(cert.SerialNumber) != t.Serial {
-			continue
-		}
-		if key, ok := keyOf(cert.SerialNumber); ok {
-			a.listed.setEnd(key, endOf(cert.NotAfter))
-		}
-		if path := a.signed(t.Certname); !slices.Contains(paths, path) {
-			paths = append(paths, path)
+	for i, t := range targets {
+		if doomed[i], failed[i] = a.doomed(t); doomed[i] != "" && !slices.Contains(paths, doomed[i]) {
+			paths = append(paths, doomed[i])
 		}
 	}
 	if len(paths) > 0 {
-		errs = append(errs, unavailable(a.opts.Disk.Remove(paths...)))
+		err := a.opts.Disk.Remove(paths...)
+		each, told := errors.AsType[*durable.RemoveError](err)
+		if err != nil && !told {
+			return nil, unavailable(err)
+		}
+		for i := range targets {
+			if told && doomed[i] != "" {
+				failed[i] = each.Paths[doomed[i]]
+			}
+		}
 	}
-	return errors.Join(errs...)
+	whole := errors.Join(failed...)
+	if whole == nil {
+		return nil, nil
+	}
+	if !slices.Contains(failed, nil) {
+		return nil, unavailable(whole)
+	}
+	for i, t := range targets {
+		if failed[i] != nil {
+			failed[i] = fmt.Errorf("serial %s of %q is on the CRL, but its file must go too: %w", t.Serial, t.Certname, failed[i])
+		}
+	}
+	return &ca.RefusedError{Targets: failed}, nil
+}
+
+// doomed returns the file in signed/ that goes with a target, "" where there is none.
+func (a *Authority) doomed(t ca.Target) (string, error) {
+	if t.Certname == "" {
+		return "", nil
+	}
+	cert, err := a.standing(t.Certname)
+	if err != nil || cert == nil || node.SerialOf(cert.SerialNumber) != t.Serial {
+		return "", err
+	}
+	if key, ok := keyOf(cert.SerialNumber); ok {
+		a.listed.setEnd(key, endOf(cert.NotAfter))
+	}
+	return a.signed(t.Certname), nil
 }
 
 func describe(targets []ca.Target) string {
