@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -18,11 +19,15 @@ const (
 
 	// alarmAhead is how long before another issuer's CRL runs out the alarm begins.
 	alarmAhead = 30 * 24 * time.Hour
+
+	// clockSkew is how far in the future a CRL's thisUpdate may lie before it is taken
+	// for one that was signed while the clock was wrong.
+	clockSkew = 5 * time.Minute
 )
 
 // care is what is known from one round of Care to the next.
 type care struct {
-	pruned  time.Time
+	pruned  time.Duration // uptime; what a wrong clock would prune is lost, so the first time is a day after the start
 	learned time.Time
 	alarmed map[string]time.Time // by raw issuer
 	noted   *big.Int             // the number in numberFile
@@ -64,11 +69,12 @@ func (a *Authority) complain(err error) {
 
 // Care puts right what needs no revocation to become wrong. It
 //   - undoes what somebody else did to ca_crl.pem and its copies: see look;
-//   - signs a CRL when a third of its validity is left;
+//   - signs a CRL when a third of its validity is left, or when the last one was signed
+//     by a clock that was ahead;
 //   - takes certificates off the CRL that ended longer ago than Options.KeepExpired,
-//     once a day;
+//     once a day: see ended;
 //   - says in the log, once a day, when another issuer's CRL runs out;
-//   - writes copies that could not be written.
+//   - writes copies that could not be written, but not with what ca_crl.pem does not durably hold.
 //
 // An error says what could not be done; all else was.
 func (a *Authority) Care(ctx context.Context) error {
@@ -90,26 +96,27 @@ func (a *Authority) Care(ctx context.Context) error {
 		err = a.noteNumber(current.number)
 	}
 	a.alarm(current, now)
-	return errors.Join(learning, err, a.publish(current))
+	if !a.unsynced {
+		err = errors.Join(err, a.publish(current))
+	}
+	return errors.Join(learning, err)
 }
 
 // renew signs a CRL if its time has come, and puts ca_crl.pem on the disk if that is due.
 func (a *Authority) renew(current *crlChain, now time.Time) error {
-	due := current.nextUpdate.Sub(now) < a.opts.CRLValidity/3
-	var ended []serialKey
-	if due || now.Sub(a.care.pruned) >= pruneEvery {
-		ended = a.listed.endedBefore(now.Add(-a.opts.KeepExpired))
-	}
-	if !due && len(ended) == 0 {
-		if now.Sub(a.care.pruned) >= pruneEvery {
-			a.care.pruned = now
-		}
+	due := current.nextUpdate.Sub(now) < a.opts.CRLValidity/3 || current.thisUpdate.After(now.Add(clockSkew))
+	ended := a.ended(now)
+	pruning := len(ended) > 0
+	if !due && !pruning {
 		if a.unsynced {
 			return a.put(current, delta{})
 		}
 		return nil
 	}
-	entries, count, removed, err := a.prune(current, ended)
+	// An entry stays until it stood on a CRL that was issued after its certificate's end
+	// (RFC 5280 section 3.3): what verifies an old signature is to find it there.
+	ended = slices.DeleteFunc(ended, func(key serialKey) bool { return !a.listed.end(key).before(current.thisUpdate) })
+	entries, count, err := without(current, ended)
 	if err != nil {
 		return err
 	}
@@ -117,56 +124,74 @@ func (a *Authority) renew(current *crlChain, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	if err := a.put(next, delta{removed: removed}); err != nil {
+	if err := a.put(next, delta{removed: ended}); err != nil {
 		return err
 	}
-	a.care.pruned = now
+	if pruning {
+		a.care.pruned = a.uptime()
+	}
 	a.opts.Log.WithFields(logrus.Fields{
-		"crl_number": next.number, "next_update": next.nextUpdate, "entries": next.count, "expired": len(removed),
+		"crl_number": next.number, "next_update": next.nextUpdate, "entries": next.count, "expired": len(ended),
 	}).Info("CRL signed anew")
 	return nil
 }
 
-// prune leaves out the entries of certificates that have ended. Each stays until
-// it stood on a CRL that was issued after its end (RFC 5280 section 3.3): what
-// verifies an old signature is to find it there.
-func (a *Authority) prune(c *crlChain, ended []serialKey) (entries []byte, count int, removed []serialKey, err error) {
-	gone := make(map[serialKey]bool)
-	for _, key := range ended {
-		if a.listed.end(key).before(c.thisUpdate) {
-			gone[key] = true
-			removed = append(removed, key)
-		}
+// ended returns, once a day, the serials of the certificates that have ended long enough
+// ago to leave the CRL. A revoked certificate that leaves it too early is valid again, so
+// the clock alone does not say: it must be so as well by the clock at the start and the
+// time that has really passed since, and a day of that, in which a clock that was wrong
+// at the start is put right.
+func (a *Authority) ended(now time.Time) []serialKey {
+	uptime := a.uptime()
+	if uptime-a.care.pruned < pruneEvery {
+		return nil
 	}
+	if measured := a.started.Add(uptime); measured.Before(now) {
+		now = measured
+	}
+	ended := a.listed.endedBefore(now.Add(-a.opts.KeepExpired))
+	if len(ended) == 0 {
+		a.care.pruned = uptime
+	}
+	return ended
+}
+
+// uptime is since Open.
+func (a *Authority) uptime() time.Duration { return a.opts.Uptime() - a.startedAt }
+
+// without returns the entries of c but for those.
+func without(c *crlChain, gone []serialKey) (entries []byte, count int, err error) {
 	if len(gone) == 0 {
-		return c.entries, c.count, nil, nil
+		return c.entries, c.count, nil
+	}
+	drop := make(map[serialKey]bool, len(gone))
+	for _, key := range gone {
+		drop[key] = true
 	}
 	entries = make([]byte, 0, len(c.entries))
 	err = eachEntry(c.entries, func(der []byte, key serialKey, ok bool) {
-		if !ok || !gone[key] {
+		if !ok || !drop[key] {
 			entries = append(entries, der...)
 			count++
 		}
 	})
-	return entries, count, removed, err
+	return entries, count, err
 }
 
 // learn asks the inventory when listed certificates end, of which it isn't
 // known. It holds up nobody.
 func (a *Authority) learn(ctx context.Context, now time.Time) error {
-	if now.Sub(a.care.learned) < learnEvery {
+	if !again(a.care.learned, now, learnEvery) {
 		return nil
 	}
-	wanted := a.listed.unknown()
+	if wanted := a.listed.unknown(); len(wanted) > 0 {
+		found, err := a.inventory.ends(ctx, wanted)
+		if err != nil {
+			return unavailable(err)
+		}
+		a.listed.setEnds(wanted, found)
+	}
 	a.care.learned = now
-	if len(wanted) == 0 {
-		return nil
-	}
-	found, err := a.inventory.ends(ctx, wanted)
-	if err != nil {
-		return unavailable(err)
-	}
-	a.listed.setEnds(wanted, found)
 	return nil
 }
 
@@ -174,7 +199,7 @@ func (a *Authority) learn(ctx context.Context, now time.Time) error {
 func (a *Authority) alarm(c *crlChain, now time.Time) {
 	for _, f := range c.foreign {
 		left := f.nextUpdate.Sub(now)
-		if f.nextUpdate.IsZero() || left > alarmAhead || now.Sub(a.care.alarmed[f.rawIssuer]) < alarmEvery {
+		if f.nextUpdate.IsZero() || left > alarmAhead || !again(a.care.alarmed[f.rawIssuer], now, alarmEvery) {
 			continue
 		}
 		if a.care.alarmed == nil {
@@ -188,4 +213,9 @@ func (a *Authority) alarm(c *crlChain, now time.Time) {
 			log.Error("the CRL of another issuer has run out: agents refuse the chain until a new one is put into the file")
 		}
 	}
+}
+
+// again reports whether what was last done then is due; so it is after a clock that was ahead was put right.
+func again(last, now time.Time, every time.Duration) bool {
+	return now.Before(last) || now.Sub(last) >= every
 }

@@ -20,12 +20,17 @@ import (
 
 const day = 24 * time.Hour
 
-// calendar is a clock that a test moves on.
-type calendar struct{ time.Time }
+// calendar is a clock that a test moves on; step sets it, as somebody does to a clock that is wrong.
+type calendar struct {
+	time.Time
+	passed time.Duration
+}
 
 func (c *calendar) now() time.Time            { return c.Time }
-func (c *calendar) pass(d time.Duration)      { c.Time = c.Add(d) }
-func newCalendar() *calendar                  { return &calendar{now()} }
+func (c *calendar) uptime() time.Duration     { return c.passed }
+func (c *calendar) step(d time.Duration)      { c.Time = c.Add(d) }
+func (c *calendar) pass(d time.Duration)      { c.step(d); c.passed += d }
+func newCalendar() *calendar                  { return &calendar{Time: now()} }
 func ownCRL(t *testing.T, dir string) ownList { return ownList{t, dir} }
 
 // ownList reads the CA's own CRL of a folder.
@@ -95,7 +100,7 @@ func TestCRLIsSignedInTime(t *testing.T) {
 func TestExpiredLeaveTheCRL(t *testing.T) {
 	dir := create(t, directory.CreateOptions{Key: ca.RSA2048})
 	clock := newCalendar()
-	options := directory.Options{Now: clock.now, KeepExpired: 2 * day}
+	options := directory.Options{Now: clock.now, Uptime: clock.uptime, KeepExpired: 2 * day}
 	a := open(t, dir, options)
 	byName := target(sign(t, a, "name.example.com"))
 	bySerial := target(sign(t, a, "serial.example.com"))
@@ -137,11 +142,37 @@ func TestExpiredLeaveTheCRL(t *testing.T) {
 	ownCRL(t, dir).expect(7, unknown.Serial, byName.Serial)
 }
 
+// TestInventoryThatCannotBeRead is read again a minute later, not an hour.
+func TestInventoryThatCannotBeRead(t *testing.T) {
+	dir := create(t, directory.CreateOptions{Key: ca.ECP256})
+	clock := newCalendar()
+	o := directory.Options{Now: clock.now, Uptime: clock.uptime, KeepExpired: time.Hour}
+	a := open(t, dir, o)
+	cert := target(sign(t, a, "web.example.com"))
+	revoke(t, a, ca.Target{Serial: cert.Serial})
+	clock.pass(day - time.Minute)
+	revoke(t, a, ca.Target{Serial: "0A0B"}) // a CRL after its end
+	inventory, hidden := filepath.Join(dir, "inventory.txt"), filepath.Join(dir, "hidden")
+	rename := func(from, to string) {
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rename(inventory, hidden)
+	if err := a.Care(t.Context()); !errors.Is(err, node.ErrUnavailable) {
+		t.Fatalf("Care without an inventory: %v", err)
+	}
+	rename(hidden, inventory)
+	clock.pass(time.Minute) // the first pruning
+	care(t, a)
+	ownCRL(t, dir).expect(3, "0A0B")
+}
+
 // TestForeignCRLRunsOut: another issuer's CRL can't be renewed by espm, so it says so.
 func TestForeignCRLRunsOut(t *testing.T) {
 	dir := fixture(t, "setup")
 	root := readCRLs(t, filepath.Join(dir, "ca_crl.pem"))[1]
-	clock := &calendar{root.NextUpdate.Add(-31 * day)}
+	clock := &calendar{Time: root.NextUpdate.Add(-31 * day)}
 	log, hook := logtest.NewNullLogger()
 	a := open(t, dir, directory.Options{Now: clock.now, Log: log})
 	for _, step := range []struct {

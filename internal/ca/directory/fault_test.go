@@ -215,6 +215,30 @@ func TestUnappliedWriteMayNotLast(t *testing.T) {
 	}
 }
 
+// TestCarePublishesOnlyWhatLasts: nor does care give away a CRL that a power cut may take back.
+func TestCarePublishesOnlyWhatLasts(t *testing.T) {
+	dir := create(t, directory.CreateOptions{Key: ca.ECP256})
+	copied := filepath.Join(t.TempDir(), "crl.pem")
+	clock, disk := newCalendar(), &faulty{failAt: -1}
+	a := open(t, dir, directory.Options{Disk: disk, Publish: []string{copied}, Now: clock.now, CRLValidity: 90 * day})
+	revoke(t, a, ca.Target{Serial: "0A0B"})
+	care(t, a)
+	before := read(t, copied)
+	clock.pass(61 * day)
+	disk.arm(0, true, false)
+	if err := a.Care(t.Context()); !errors.Is(err, errFault) {
+		t.Fatalf("Care: %v", err)
+	}
+	if read(t, copied) != before {
+		t.Errorf("published what may not last: %q", disk.steps)
+	}
+	disk.arm(-1, false, false)
+	care(t, a)
+	if read(t, copied) != read(t, dir, "ca_crl.pem") || read(t, copied) == before {
+		t.Error("the new CRL is not published")
+	}
+}
+
 // TestFullDisk runs the authority on a file system with room for nothing.
 func TestFullDisk(t *testing.T) {
 	dir := t.TempDir()
@@ -267,7 +291,7 @@ func TestCareFaults(t *testing.T) {
 				copied := filepath.Join(t.TempDir(), "crl.pem")
 				clock := newCalendar()
 				disk := &faulty{failAt: -1}
-				a := open(t, dir, directory.Options{Disk: disk, Publish: []string{copied}, Now: clock.now})
+				a := open(t, dir, directory.Options{Disk: disk, Publish: []string{copied}, Now: clock.now, Uptime: clock.uptime})
 				expired := sign(t, a, "expired.example.com")
 				revoke(t, a, target(expired))
 				clock.pass(2 * day)
@@ -282,7 +306,8 @@ func TestCareFaults(t *testing.T) {
 					t.Fatalf("failed step %q, want %q", got, step)
 				}
 				if killed {
-					a = reopen(t, a, dir, directory.Options{Publish: []string{copied}, Now: clock.now})
+					a = reopen(t, a, dir, directory.Options{Publish: []string{copied}, Now: clock.now, Uptime: clock.uptime})
+					clock.pass(day) // from the start to the first pruning
 				} else {
 					disk.arm(-1, false, false)
 				}

@@ -37,8 +37,10 @@ type Options struct {
 	KeepExpired time.Duration
 	Disk        durable.Disk
 	Now         func() time.Time
-	Rand        io.Reader // of serial numbers
-	Log         logrus.FieldLogger
+	// Uptime is the time since some fixed moment, by a clock that nobody sets.
+	Uptime func() time.Duration
+	Rand   io.Reader // of serial numbers
+	Log    logrus.FieldLogger
 }
 
 const (
@@ -62,6 +64,10 @@ func (o Options) withDefaults() Options {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.Uptime == nil {
+		began := time.Now()
+		o.Uptime = func() time.Duration { return time.Since(began) }
+	}
 	if o.Rand == nil {
 		o.Rand = rand.Reader
 	}
@@ -83,6 +89,8 @@ type Authority struct {
 	inventory *inventory
 	names     nameLocks
 	signer    signer
+	started   time.Time     // by Options.Now
+	startedAt time.Duration // by Options.Uptime
 
 	// revoking orders all writes of the CRL and its copies.
 	revoking sync.Mutex
@@ -99,18 +107,19 @@ var _ ca.Authority = (*Authority)(nil)
 // Open takes over the CA directory at path, whoever made it: Create, Puppet
 // Server 6 to 8, or an older Puppet with one self-signed CA. It locks the
 // folder until Close, removes what a killed process left half written, and
-// publishes the CRL where a copy is missing or old. It refuses a folder that
-// it can't work on, and says why:
-// a key that can't be read, is encrypted or open to everybody; a chain out of
-// order; a CRL that is missing or signed by another key; one that is older than
-// a published copy, or than what this folder had before. A copy that can't be written is
-// logged, and written with the next Revoke.
+// publishes the CRL where a copy is missing or old; what such a copy lists and
+// ca_crl.pem does not is kept, in a new CRL. It refuses a folder that it can't work on,
+// and says why: a key that can't be read, is encrypted or open to everybody; a chain
+// out of order; a CRL that is missing or signed by another key; one that is older than
+// a published copy, or than what this folder had before. A copy that can't be written
+// is logged, and written by the next Care or Revoke.
 func Open(path string, o Options) (*Authority, error) {
 	held, err := lock(path)
 	if err != nil {
 		return nil, err
 	}
 	a := &Authority{dir: path, opts: o.withDefaults(), lock: held}
+	a.started, a.startedAt = a.opts.Now(), a.opts.Uptime()
 	a.names.seed = maphash.MakeSeed()
 	a.own = &crlFile{path: a.file("ca_crl.pem")}
 	for _, copied := range o.Publish {
