@@ -21,8 +21,11 @@ type crlChain struct {
 	count      int    // of entries
 	foreign    []foreignCRL
 	pem        []byte // the whole file
-	own        []byte // the part of it that is the CA's own
+	encoded    []byte // the part of it that is the CA's own
 }
+
+// maxNumberBits is what 20 octets of a DER INTEGER hold beside the sign.
+const maxNumberBits = 20*8 - 1
 
 // foreignCRL is another issuer's CRL, which espm can't renew.
 type foreignCRL struct {
@@ -33,46 +36,87 @@ type foreignCRL struct {
 	nextUpdate time.Time // zero: it has none
 	entries    int
 	pem        []byte
+	bad        error // why it is not one of the issuer that the CA's chain has
 }
 
-// parseCRLs reads a file like ca_crl.pem of the CA whose certificates are
-// chain. Beside it, it returns the serials listed.
-func parseCRLs(data []byte, chain []*x509.Certificate) (*crlChain, []serialKey, error) {
-	c := &crlChain{pem: data}
+// crlContents is what a file like ca_crl.pem holds.
+type crlContents struct {
+	*crlChain             // with the first CRL of the CA's own
+	listed    []serialKey // by that
+	more      []*crlChain // further ones of the CA's own, which somebody put there
+}
+
+// own returns all of the CA's own.
+func (c *crlContents) own() []*crlChain { return append([]*crlChain{c.crlChain}, c.more...) }
+
+// parseCRLs reads a file like ca_crl.pem of the CA whose certificates are chain.
+func parseCRLs(data []byte, chain []*x509.Certificate) (*crlContents, error) {
+	c := &crlContents{crlChain: &crlChain{pem: data}}
 	issuers := make(map[string]bool)
-	var listed []serialKey
 	rest := data
 	for block, next := pem.Decode(rest); block != nil; block, next = pem.Decode(rest) {
 		encoded := rest[bytes.Index(rest, []byte("-----BEGIN")) : len(rest)-len(next)]
+		if !bytes.HasSuffix(encoded, []byte("\n")) { // the file's last, which need not stay so
+			encoded = append(bytes.Clone(encoded), '\n')
+		}
 		rest = next
 		if block.Type != crlType {
-			return nil, nil, fmt.Errorf("holds a PEM block %q, want only %s", block.Type, crlType)
+			return nil, fmt.Errorf("holds a PEM block %q, want only %s", block.Type, crlType)
 		}
 		crl, err := x509.ParseRevocationList(block.Bytes)
 		if err != nil {
-			return nil, nil, fmt.Errorf("parse CRL: %w", err)
+			return nil, fmt.Errorf("parse CRL: %w", err)
 		}
 		issuers[string(crl.RawIssuer)] = true
-		if c.number == nil && bytes.Equal(crl.RawIssuer, chain[0].RawSubject) {
-			if listed, err = c.adopt(crl, chain[0]); err != nil {
-				return nil, nil, err
+		if bytes.Equal(crl.RawIssuer, chain[0].RawSubject) {
+			if err := c.add(crl, encoded, chain[0]); err != nil {
+				return nil, err
 			}
-			c.own = encoded
 			continue
 		}
 		c.foreign = append(c.foreign, foreignCRL{
 			issuer: crl.Issuer.String(), rawIssuer: string(crl.RawIssuer), number: crl.Number,
 			thisUpdate: crl.ThisUpdate, nextUpdate: crl.NextUpdate,
-			entries: len(crl.RevokedCertificateEntries), pem: encoded,
+			entries: len(crl.RevokedCertificateEntries), pem: encoded, bad: checkForeign(crl, chain),
 		})
 	}
 	for _, cert := range chain {
 		if !issuers[string(cert.RawSubject)] {
-			return nil, nil, fmt.Errorf("holds no CRL of %q; agents check every certificate of the chain"+
+			return nil, fmt.Errorf("holds no CRL of %q; agents check every certificate of the chain"+
 				" (certificate_revocation = chain) and would refuse it", cert.Subject)
 		}
 	}
-	return c, listed, nil
+	return c, nil
+}
+
+// checkForeign checks a CRL with the certificate that the chain has of its issuer. Of an
+// issuer beyond the chain nothing can be said, and no agent asks.
+func checkForeign(crl *x509.RevocationList, chain []*x509.Certificate) error {
+	for _, cert := range chain {
+		if bytes.Equal(crl.RawIssuer, cert.RawSubject) {
+			return crl.CheckSignatureFrom(cert)
+		}
+	}
+	return nil
+}
+
+// add takes a CRL of the CA's own.
+func (c *crlContents) add(crl *x509.RevocationList, encoded []byte, issuer *x509.Certificate) error {
+	into, first := c.crlChain, c.number == nil
+	if !first {
+		into = &crlChain{}
+	}
+	listed, err := into.adopt(crl, issuer)
+	if err != nil {
+		return err
+	}
+	into.encoded = encoded
+	if first {
+		c.listed = listed
+	} else {
+		c.more = append(c.more, into)
+	}
+	return nil
 }
 
 // adopt takes the CA's own CRL apart. Its entries stay byte for byte.
@@ -90,6 +134,10 @@ func (c *crlChain) adopt(crl *x509.RevocationList, issuer *x509.Certificate) ([]
 	c.number, c.thisUpdate, c.nextUpdate = crl.Number, crl.ThisUpdate, crl.NextUpdate
 	if c.number == nil {
 		c.number = new(big.Int) // RFC 5280 section 5.2.3 demands one, but not every tool writes it
+	}
+	if c.number.Sign() < 0 || following(c.number).BitLen() > maxNumberBits {
+		return nil, fmt.Errorf("the CRL of %q has number %d; what follows it would not be a number of at most 20 octets"+
+			" (RFC 5280 section 5.2.3)", issuer.Subject, c.number)
 	}
 	c.count = len(crl.RevokedCertificateEntries)
 	listed := make([]serialKey, 0, c.count)
@@ -130,16 +178,16 @@ func (s signer) next(number *big.Int, entries []byte, count int, foreign []forei
 	if err != nil {
 		return nil, err
 	}
-	c.own = encodePEM(der)
+	c.encoded = encodePEM(der)
 	return c.withForeign(foreign), nil
 }
 
 // withForeign returns c with other foreign CRLs.
 func (c *crlChain) withForeign(foreign []foreignCRL) *crlChain {
 	changed := *c
-	changed.foreign, changed.pem = foreign, c.own
+	changed.foreign, changed.pem = foreign, c.encoded
 	if len(foreign) > 0 {
-		changed.pem = bytes.Clone(c.own)
+		changed.pem = bytes.Clone(c.encoded)
 	}
 	for _, f := range foreign {
 		changed.pem = append(changed.pem, f.pem...)

@@ -126,20 +126,29 @@ func (a *Authority) loadCRL() error {
 	if err != nil {
 		return fmt.Errorf("read CRL: %w", err)
 	}
-	c, listed, err := parseCRLs(data, a.chain)
+	held, err := parseCRLs(data, a.chain)
 	if err != nil {
 		return fmt.Errorf("CRL %s: %w", a.own.path, err)
 	}
-	a.own.same = true
+	c := held.crlChain
+	if a.own.same = len(held.more) == 0; !a.own.same {
+		c = c.withForeign(c.foreign)
+	}
 	a.crl.Store(c)
-	a.listed.change(delta{added: listed})
+	a.listed.change(delta{added: held.listed})
+	a.warnOfBad(c.foreign, "no other is known, and it is published: agents refuse the chain until a good one is put into the file")
+	copies := make([]*crlContents, len(a.copies))
 	const advice = "was the CA directory restored from an old backup?"
-	for _, f := range a.copies {
+	for i, f := range a.copies {
 		data, err := f.differs(c.pem, true)
 		if err != nil || data == nil {
 			continue // one that can't be read is met again when it is written
 		}
-		if copied, _, err := parseCRLs(data, a.chain); err == nil && copied.number.Cmp(c.number) > 0 {
+		copied, err := parseCRLs(data, a.chain)
+		if err != nil {
+			continue
+		}
+		if copies[i] = copied; copied.number.Cmp(c.number) > 0 {
 			return fmt.Errorf("the CRL published at %s has number %d, later than %d of %s: %s Copy the later one over the other",
 				f.path, copied.number, c.number, a.own.path, advice)
 		}
@@ -149,7 +158,7 @@ func (a *Authority) loadCRL() error {
 			" Restore the later one; where it is lost, what it revoked must be revoked again, and removing %s lets espm start",
 			a.own.path, c.number, noted, a.file(numberFile), advice, a.file(numberFile))
 	}
-	return nil
+	return a.mergeFound(held, copies)
 }
 
 // numberFile has the number of the last CRL, as far as it was noted.

@@ -2,6 +2,7 @@ package directory
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,8 +18,8 @@ import (
 //   - what was revoked elsewhere with the CA's key is kept, in a CRL with a
 //     number above both;
 //   - an older or unreadable file is replaced;
-//   - the other issuers' CRLs are taken as they are: whoever holds their keys
-//     renews them there.
+//   - the other issuers' CRLs are taken as they are, if their issuers signed them: whoever
+//     holds their keys renews them there.
 //
 // Unless thorough, files that look untouched are not read.
 func (a *Authority) look(thorough bool) (*crlChain, error) {
@@ -48,12 +49,12 @@ func (a *Authority) look(thorough bool) (*crlChain, error) {
 			continue // publish writes it, and says why it can't
 		}
 		a.opts.Log.WithField("path", f.path).Warn("the published CRL was changed by somebody; it is written again")
-		theirs, listed, err := parseCRLs(data, a.chain)
+		theirs, err := parseCRLs(data, a.chain)
 		if err != nil {
 			continue
 		}
-		theirs.foreign = nil // those of ca_crl.pem count
-		if err := a.absorb(f, theirs, listed); err != nil {
+		// Its foreign CRLs don't matter: those of ca_crl.pem count.
+		if err := a.absorb(f, theirs.own()); err != nil {
 			f.seen = fileID{} // it is not settled: read it again
 			return nil, err
 		}
@@ -67,7 +68,7 @@ func (a *Authority) reconcile(data []byte) error {
 	if bytes.Equal(data, current.pem) {
 		return nil
 	}
-	theirs, listed, err := parseCRLs(data, a.chain)
+	theirs, err := parseCRLs(data, a.chain)
 	if err != nil {
 		if changed := a.replaced(); changed != nil {
 			return unavailable(changed)
@@ -76,6 +77,7 @@ func (a *Authority) reconcile(data []byte) error {
 		a.unsynced = true
 		return nil
 	}
+	a.warnOfBad(theirs.foreign, "the one known before is kept")
 	foreign := current.foreign
 	theirs.foreign = latest(theirs.foreign, current.foreign)
 	same := slices.EqualFunc(theirs.foreign, foreign, func(x, y foreignCRL) bool { return bytes.Equal(x.pem, y.pem) })
@@ -94,7 +96,7 @@ func (a *Authority) reconcile(data []byte) error {
 	a.opts.Log.WithFields(logrus.Fields{"path": a.own.path, "number": theirs.number, "want": current.number}).
 		Warn("the CRL was changed by somebody; it is written again")
 	a.unsynced = true
-	return a.absorb(a.own, theirs, listed)
+	return a.absorb(a.own, theirs.own())
 }
 
 // replaced tells whether the CA itself was exchanged under a running espm,
@@ -111,30 +113,30 @@ func (a *Authority) replaced() error {
 	return nil
 }
 
-// absorb keeps what a CRL of ours that somebody else made lists and a.crl does
-// not, or has a later number.
-func (a *Authority) absorb(f *crlFile, theirs *crlChain, listed []serialKey) error {
+// absorb keeps what CRLs of ours that somebody else made list and a.crl does
+// not, or have a later number.
+func (a *Authority) absorb(f *crlFile, theirs []*crlChain) error {
 	current := a.crl.Load()
-	entries := current.entries
+	entries, number := current.entries, current.number
 	var added []serialKey
 	seen := make(map[serialKey]bool)
-	err := eachEntry(theirs.entries, func(der []byte, key serialKey, ok bool) {
-		if ok && !seen[key] && !a.listed.has(key) {
-			seen[key] = true
-			added = append(added, key)
-			entries = append(entries, der...)
+	for _, c := range theirs {
+		err := eachEntry(c.entries, func(der []byte, key serialKey, ok bool) {
+			if ok && !seen[key] && !a.listed.has(key) {
+				seen[key] = true
+				added = append(added, key)
+				entries = append(entries, der...)
+			}
+		})
+		if err != nil {
+			return err
 		}
-	})
-	if err != nil {
-		return err
+		if c.number.Cmp(number) > 0 {
+			number = c.number
+		}
 	}
-	later := theirs.number.Cmp(current.number) > 0
-	if len(added) == 0 && !later {
+	if len(added) == 0 && number == current.number {
 		return nil
-	}
-	number := current.number
-	if later {
-		number = theirs.number
 	}
 	next, err := a.signer.next(following(number), entries, current.count+len(added), current.foreign, a.opts.Now(), a.opts.CRLValidity)
 	if err != nil {
@@ -145,15 +147,88 @@ func (a *Authority) absorb(f *crlFile, theirs *crlChain, listed []serialKey) err
 	return a.put(next, delta{added: added})
 }
 
-// latest returns the CRLs of theirs, and where ours has a later one of the same issuer, that.
-func latest(theirs, ours []foreignCRL) []foreignCRL {
-	out := slices.Clone(theirs)
-	for i := range out {
-		for _, f := range ours {
-			if f.rawIssuer == out[i].rawIssuer && f.thisUpdate.After(out[i].thisUpdate) {
-				out[i] = f
+// mergeFound settles at the start what several CRLs of the CA's own list: those of
+// ca_crl.pem, and those of the copies, nil where there is nothing to learn from one.
+func (a *Authority) mergeFound(held *crlContents, copies []*crlContents) error {
+	if err := a.absorb(a.own, held.more); err != nil {
+		return err
+	}
+	for i, copied := range copies {
+		if copied == nil {
+			continue
+		}
+		var theirs []*crlChain
+		for _, c := range copied.own() {
+			c, err := a.withoutPruned(c)
+			if err != nil {
+				return err
 			}
+			theirs = append(theirs, c)
+		}
+		if err := a.absorb(a.copies[i], theirs); err != nil {
+			return err
+		}
+	}
+	if a.own.same {
+		return nil
+	}
+	return a.put(a.crl.Load(), delta{})
+}
+
+// withoutPruned leaves out what a.crl does not list because it has ended: a copy that
+// could not be written has it still.
+func (a *Authority) withoutPruned(c *crlChain) (*crlChain, error) {
+	wanted := make(map[serialKey]bool)
+	err := eachEntry(c.entries, func(_ []byte, key serialKey, ok bool) {
+		if ok && !a.listed.has(key) {
+			wanted[key] = true
+		}
+	})
+	if err != nil || len(wanted) == 0 {
+		return c, err
+	}
+	ends, err := a.inventory.ends(context.Background(), wanted)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, unavailable(err)
+	}
+	signed := a.crl.Load().thisUpdate
+	if now := a.opts.Now(); now.Before(signed) {
+		signed = now
+	}
+	var gone []serialKey
+	for key, e := range ends {
+		if e.before(signed) {
+			gone = append(gone, key)
+		}
+	}
+	kept := *c
+	kept.entries, kept.count, err = without(c, gone)
+	return &kept, err
+}
+
+// latest returns the CRLs of theirs, and where ours has a later one of the same issuer, or
+// the only good one, that.
+func latest(theirs, ours []foreignCRL) []foreignCRL {
+	var out []foreignCRL
+	for _, f := range theirs {
+		for _, o := range ours {
+			if o.rawIssuer == f.rawIssuer && (f.bad != nil || o.bad == nil && o.thisUpdate.After(f.thisUpdate)) {
+				f = o
+			}
+		}
+		if !slices.ContainsFunc(out, func(o foreignCRL) bool { return bytes.Equal(o.pem, f.pem) }) {
+			out = append(out, f)
 		}
 	}
 	return out
+}
+
+// warnOfBad tells of other issuers' CRLs that these did not sign.
+func (a *Authority) warnOfBad(foreign []foreignCRL, what string) {
+	for _, f := range foreign {
+		if f.bad != nil {
+			a.opts.Log.WithError(f.bad).WithFields(logrus.Fields{"issuer": f.issuer, "path": a.own.path}).
+				Warn("the CRL of another issuer was not signed by it; " + what)
+		}
+	}
 }

@@ -149,10 +149,10 @@ func (a *Authority) load() error {
 		return fmt.Errorf("CA certificate %s: %w", a.file("ca_crt.pem"), err)
 	}
 	a.signer = signer{issuer: a.chain[0], key: key}
+	a.inventory = &inventory{path: a.file("inventory.txt"), disk: a.opts.Disk}
 	if err := a.loadCRL(); err != nil {
 		return err
 	}
-	a.inventory = &inventory{path: a.file("inventory.txt"), disk: a.opts.Disk}
 	cut, err := a.inventory.repair()
 	if err != nil {
 		return err
@@ -173,18 +173,19 @@ func (a *Authority) tidy() error {
 	if err := os.MkdirAll(a.file("signed"), 0o755); err != nil {
 		return unavailable(err)
 	}
-	ours := map[string]func(string) bool{
-		a.dir:            func(name string) bool { return name == "ca_crl.pem" },
-		a.file("signed"): func(name string) bool { return strings.HasSuffix(name, ".pem") },
-	}
-	for _, copied := range a.opts.Publish {
-		dir, base := filepath.Split(copied)
-		if dir = filepath.Clean(dir); ours[dir] == nil {
-			ours[dir] = func(name string) bool { return name == base }
+	signed := filepath.Clean(a.file("signed"))
+	ours := map[string]map[string]bool{signed: {}} // names, by their folder
+	for _, path := range append([]string{a.own.path, a.file(numberFile)}, a.opts.Publish...) {
+		dir, name := filepath.Dir(path), filepath.Base(path)
+		if ours[dir] == nil {
+			ours[dir] = make(map[string]bool)
 		}
+		ours[dir][name] = true
 	}
-	for dir, match := range ours {
-		n, err := durable.RemoveStale(dir, match)
+	for dir, names := range ours {
+		n, err := durable.RemoveStale(dir, func(name string) bool {
+			return names[name] || dir == signed && strings.HasSuffix(name, ".pem")
+		})
 		if err != nil {
 			a.opts.Log.WithError(err).WithField("path", dir).Warn("can't remove temporary files of an earlier run")
 		} else if n > 0 {
