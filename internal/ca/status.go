@@ -20,6 +20,7 @@ type CRLStatus struct {
 	Issuer     string
 	Number     string // decimal; "" where it has none
 	Entries    int
+	EntryBytes int // of all entries, as PEM, without what a CRL has besides. The CA's own CRL only
 	Recent     int // of the entries: revoked in the last seven days. The CA's own CRL only
 	ThisUpdate time.Time
 	NextUpdate time.Time // zero where it has none
@@ -31,6 +32,9 @@ type CRLFile struct {
 	Error string    // why it can't be written; "": it is as it should be, as far as is known
 	Since time.Time // when that came to be so; zero: it has not been written since the start
 }
+
+// PEMBytes returns about how many bytes DER takes in PEM: base64, 64 characters a line.
+func PEMBytes(der int) int { return der*4/3 + der/48 }
 
 // Recently is how far back revocations count as recent.
 const Recently = 7 * 24 * time.Hour

@@ -28,10 +28,8 @@ func (s *authority) GetAuthorityStatus(ctx context.Context, _ *espmv1.GetAuthori
 		Crl:                toCRLStatus(status.CRL),
 		DownloadBytes:      int64(status.Bytes),
 		PendingRevocations: int64(pending),
+		GrowthBytesPerDay:  growth(status.CRL),
 		AuthorityFailure:   toFailure(s.registry.Revocations.Down()),
-	}
-	if status.CRL.Entries > 0 {
-		out.GrowthBytesPerDay = int64(float64(status.Bytes) / float64(status.CRL.Entries) * float64(status.CRL.Recent) / ca.Recently.Hours() * 24)
 	}
 	if oldest != nil {
 		out.OldestPendingTime = toTime(oldest.CreatedAt)
@@ -43,6 +41,16 @@ func (s *authority) GetAuthorityStatus(ctx context.Context, _ *espmv1.GetAuthori
 		out.Files = append(out.Files, &espmv1.CrlFile{Path: f.Path, Error: f.Error, SinceTime: toTime(f.Since)})
 	}
 	return out, nil
+}
+
+// growth is by how many bytes a day the recent entries made the CRL grow. One entry
+// is as large as another; what a CRL has besides them does not grow.
+func growth(c ca.CRLStatus) int64 {
+	if c.Entries == 0 {
+		return 0
+	}
+	perDay := float64(c.Recent) / (ca.Recently.Hours() / 24)
+	return int64(float64(c.EntryBytes) / float64(c.Entries) * perDay)
 }
 
 func toCRLStatus(c ca.CRLStatus) *espmv1.CrlStatus {

@@ -301,7 +301,7 @@ func TestStatus(t *testing.T) {
 	}
 	crls := readCRLs(t, filepath.Join(dir, "ca_crl.pem"))
 	want := ca.CRLStatus{
-		Issuer: crls[0].Issuer.String(), Number: crls[0].Number.String(), Entries: 2, ThisUpdate: crls[0].ThisUpdate, NextUpdate: now().Add(90 * day),
+		Issuer: crls[0].Issuer.String(), Number: crls[0].Number.String(), Entries: 2, Recent: 2, EntryBytes: got.CRL.EntryBytes, ThisUpdate: crls[0].ThisUpdate, NextUpdate: now().Add(90 * day),
 	}
 	if got.CRL != want || got.Subject != want.Issuer || got.NotAfter.Before(now()) || got.Bytes != len(read(t, dir, "ca_crl.pem")) {
 		t.Errorf("status %+v, want CRL %+v", got, want)
@@ -309,5 +309,30 @@ func TestStatus(t *testing.T) {
 	root := ca.CRLStatus{Issuer: crls[1].Issuer.String(), Number: crls[1].Number.String(), ThisUpdate: crls[1].ThisUpdate, NextUpdate: crls[1].NextUpdate}
 	if len(got.Foreign) != 1 || got.Foreign[0] != root {
 		t.Errorf("foreign %+v, want %+v", got.Foreign, root)
+	}
+}
+
+// TestStatusTellsTheEntriesSize: by that much, and no more, does the download grow.
+func TestStatusTellsTheEntriesSize(t *testing.T) {
+	a := open(t, fixture(t, "setup"), directory.Options{})
+	size := func(targets ...ca.Target) ca.Status {
+		revoke(t, a, targets...)
+		got, err := a.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	targets := make([]ca.Target, 100)
+	for i := range targets {
+		targets[i].Serial = a.NewSerial()
+	}
+	few, many := size(targets[:2]...), size(targets...)
+	grown, told := many.Bytes-few.Bytes, many.CRL.EntryBytes-few.CRL.EntryBytes
+	if d := grown - told; d < -30 || d > 30 {
+		t.Errorf("98 entries more take %d bytes, Status tells %d", grown, told)
+	}
+	if few.CRL.EntryBytes > few.Bytes/4 {
+		t.Errorf("2 entries take %d of %d bytes", few.CRL.EntryBytes, few.Bytes)
 	}
 }

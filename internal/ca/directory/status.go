@@ -18,7 +18,7 @@ func (a *Authority) Status(context.Context) (ca.Status, error) {
 		Subject:  a.chain[0].Subject.String(),
 		NotAfter: a.chain[0].NotAfter,
 		CRL: ca.CRLStatus{
-			Issuer: a.chain[0].Subject.String(), Number: c.number.String(), Entries: c.count,
+			Issuer: a.chain[0].Subject.String(), Number: c.number.String(), Entries: c.count, EntryBytes: ca.PEMBytes(len(c.entries)),
 			ThisUpdate: c.thisUpdate, NextUpdate: c.nextUpdate,
 		},
 		Bytes: len(c.pem),

@@ -25,11 +25,14 @@ func (a *Authority) Status(ctx context.Context) (ca.Status, error) {
 	s := ca.Status{
 		Subject: t.chain[0].Subject.String(), NotAfter: t.chain[0].NotAfter, CRL: statusOf(own), Bytes: len(t.CRLsPEM),
 	}
+	size := 0
 	for _, e := range own.RevokedCertificateEntries {
+		size += len(e.Raw)
 		if a.opts.Now().Sub(e.RevocationTime) < ca.Recently {
 			s.CRL.Recent++
 		}
 	}
+	s.CRL.EntryBytes = ca.PEMBytes(size)
 	for block, rest := pem.Decode(t.CRLsPEM); block != nil; block, rest = pem.Decode(rest) {
 		if bytes.Equal(block.Bytes, own.Raw) {
 			continue
