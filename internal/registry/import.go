@@ -258,8 +258,12 @@ func (r *Registry) known(ctx context.Context, in *Imported, live *node.Node, cer
 		in.skip("espm knows another certificate with its serial number")
 	case live != nil && live.UID == have.UID && live.Serial == in.Serial:
 		in.Outcome, in.UID = Already, live.UID
+	case have.Receipt != nil:
+		in.skip("espm has revoked it")
+	case have.Revocation != "":
+		in.skip("its revocation is ordered")
 	default:
-		in.skip("registration %s held it, and its revocation is ordered", have.UID)
+		in.skip("registration %s had it, and its revocation was dropped; it can be revoked by its serial", have.UID)
 	}
 	return true, nil
 }

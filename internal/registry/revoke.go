@@ -214,11 +214,16 @@ func (r *Registry) orderRevocation(ctx context.Context, c *store.Change, order n
 	if err != nil {
 		return order, err
 	}
-	order.Certname, order.UID = cert.Certname, cert.UID
+	return r.orderFor(c, cert, order), nil
+}
+
+// orderFor is orderRevocation of a certificate that was read.
+func (r *Registry) orderFor(c *store.Change, cert node.Certificate, order node.Revocation) node.Revocation {
+	order.Serial, order.Certname, order.UID = cert.Serial, cert.Certname, cert.UID
 	order = r.Revocations.Order(c, order)
-	cert.Revocation = order.ID
+	cert.Revocation, cert.Receipt = order.ID, nil
 	c.PutCertificate(cert)
-	return order, nil
+	return order
 }
 
 // takeBack takes a live registration's certificate away: it is revoked.

@@ -105,12 +105,20 @@ func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why
 	c := store.NewChange()
 	c.RemoveNode(n)
 	c.PutTombstone(t.Node)
+	certs, err := r.certificates(ctx, n)
+	if err != nil {
+		return t, err
+	}
 	if n.Serial != "" {
 		if _, err := r.orderRevocation(ctx, c, node.Revocation{Serial: n.Serial, Reason: reason}); err != nil {
 			return t, err
 		}
 	}
-	var err error
+	for _, cert := range certs { // the others: their revocation was dropped
+		if cert.Serial != n.Serial && cert.Revocation == "" && !r.Now().After(cert.NotAfter) {
+			r.orderFor(c, cert, node.Revocation{Reason: reason})
+		}
+	}
 	if t.Node.Revision, err = r.Store.Commit(ctx, c); err != nil {
 		return t, fmt.Errorf("terminating %q: %w", n.Certname, err)
 	}
@@ -121,6 +129,26 @@ func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why
 	r.Log.WithFields(fields).Info("node terminated")
 	t.Revocations, err = r.Store.RevocationsOf(ctx, n.Certname, n.UID)
 	return t, err
+}
+
+// certificates returns all that a registration ever had and that are not forgotten.
+func (r *Registry) certificates(ctx context.Context, n node.Node) ([]node.Certificate, error) {
+	var of []node.Certificate
+	for after := string(n.UID) + "/"; ; {
+		page, err := r.Store.CertificatesOf(ctx, n.Certname, after, 100)
+		if err != nil {
+			return nil, fmt.Errorf("certificates of %q: %w", n.Certname, err)
+		}
+		for _, cert := range page.Items {
+			if cert.UID != n.UID { // they are in order of registration
+				return of, nil
+			}
+			of = append(of, cert)
+		}
+		if after = page.Next; after == "" {
+			return of, nil
+		}
+	}
 }
 
 // earlierLife answers a terminate that does not concern the live registration.
@@ -162,6 +190,8 @@ func (r *Registry) sweep(ctx context.Context) error {
 	return nil
 }
 
+// forget removes what is left of a registration, once it owes nothing: a
+// certificate whose revocation was dropped can be revoked by its serial until it expires.
 func (r *Registry) forget(ctx context.Context, n node.Node) error {
 	revs, err := r.Store.RevocationsOf(ctx, n.Certname, n.UID)
 	if err != nil || slices.ContainsFunc(revs, node.Revocation.Open) {
@@ -170,16 +200,10 @@ func (r *Registry) forget(ctx context.Context, n node.Node) error {
 	if _, open, err := r.Store.Intent(ctx, n.UID); err != nil || open {
 		return err
 	}
-	var certs []node.Certificate
-	for _, v := range revs {
-		cert, err := r.Store.Certificate(ctx, v.Serial)
-		if errors.Is(err, node.ErrCertificateNotFound) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		certs = append(certs, cert)
+	certs, err := r.certificates(ctx, n)
+	alive := func(cert node.Certificate) bool { return cert.Receipt == nil && !r.Now().After(cert.NotAfter) }
+	if err != nil || slices.ContainsFunc(certs, alive) {
+		return err
 	}
 	c := store.NewChange()
 	c.Forget(n, certs, revs)

@@ -147,7 +147,8 @@ func (q *Queue) Retry(ctx context.Context, id string) (node.Revocation, error) {
 
 // Drop closes an open order without carrying it out: the certificate is left
 // as it is. One that the authority is at work on may be revoked nevertheless,
-// and has its receipt then. Errors: node.ErrRevocationNotFound, ErrRevocationClosed.
+// and has its receipt then. The live registration that held it has it again, if
+// it got no other since. Errors: node.ErrRevocationNotFound, ErrRevocationClosed.
 func (q *Queue) Drop(ctx context.Context, id, comment string) (node.Revocation, error) {
 	r, err := q.change(ctx, id, func(c *store.Change, r *node.Revocation) error {
 		r.Drop = &node.Drop{Comment: comment, DroppedAt: q.now().UTC()}
@@ -155,9 +156,12 @@ func (q *Queue) Drop(ctx context.Context, id, comment string) (node.Revocation, 
 		if errors.Is(err, node.ErrCertificateNotFound) {
 			return nil
 		}
+		if err != nil {
+			return err
+		}
 		cert.Revocation = ""
 		c.PutCertificate(cert)
-		return err
+		return q.giveBack(ctx, c, cert)
 	})
 	if err != nil {
 		return r, err
@@ -165,6 +169,23 @@ func (q *Queue) Drop(ctx context.Context, id, comment string) (node.Revocation, 
 	q.log.WithFields(logrus.Fields{"id": r.ID, "certname": r.Certname, "serial": r.Serial, "comment": comment}).Warn("revocation dropped")
 	q.ended()
 	return r, nil
+}
+
+// giveBack gives a certificate that is not revoked after all to the live
+// registration that it was taken from, unless that has another, or is about to.
+func (q *Queue) giveBack(ctx context.Context, c *store.Change, cert node.Certificate) error {
+	old, err := q.store.Node(ctx, cert.Certname)
+	if errors.Is(err, node.ErrNodeNotFound) {
+		return nil
+	}
+	now := q.now()
+	if err != nil || old.UID != cert.UID || old.State != node.Registered || old.Serial != "" || now.After(cert.NotAfter) {
+		return err
+	}
+	n := old.Clone()
+	n.State, n.Serial, n.UpdatedAt = node.Provisioned, cert.Serial, now.UTC()
+	c.PutNode(&old, n)
+	return nil
 }
 
 // change changes an open order.

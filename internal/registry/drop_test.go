@@ -1,0 +1,91 @@
+package registry_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/registry"
+)
+
+// revokeAndDrop leaves a node's certificate valid, after its revocation was ordered.
+func (f *fixture) revokeAndDrop(t *testing.T, name node.Certname, meanwhile func()) {
+	t.Helper()
+	rev, err := f.Revoke(t.Context(), registry.RevokeRequest{Certname: name}, 0, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	meanwhile()
+	if _, err := f.DropRevocation(t.Context(), rev.ID, "it was found again"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A dropped revocation leaves everything as it was, and a terminate finds the certificate.
+func TestTerminateAfterADrop(t *testing.T) {
+	f := newFixture(t)
+	p := f.provision(t, "web1.test", "")
+	f.revokeAndDrop(t, "web1.test", func() {})
+	f.held(t, "web1.test", p.Node.Serial)
+	if got := f.doImport(t, registry.ImportSpec{})["web1.test"]; got.Outcome != registry.Already {
+		t.Errorf("imported: %+v", got)
+	}
+	f.run(t)
+	if got := f.terminate(t, "web1.test", "", 20*time.Second); len(got.Revocations) != 2 || !f.revoked(t)[p.Node.Serial] {
+		t.Errorf("terminated: %+v", got)
+	}
+}
+
+// A certificate that its node got no more, as it has another, is revoked with the node.
+func TestTerminateRevokesAllThatIsValid(t *testing.T) {
+	f := newFixture(t)
+	first := f.provision(t, "web1.test", "").Node
+	var second node.Node
+	f.revokeAndDrop(t, "web1.test", func() {
+		p, err := f.Issue(t.Context(), "web1.test", "", registry.Spec{}, "", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		second = p.Node
+	})
+	f.held(t, "web1.test", second.Serial)
+	f.run(t)
+	f.terminate(t, "web1.test", "", 20*time.Second)
+	if revoked := f.revoked(t); !revoked[first.Serial] || !revoked[second.Serial] {
+		t.Errorf("revoked %v, want %s and %s", revoked, first.Serial, second.Serial)
+	}
+}
+
+// A certificate that is valid by an admin's word is not another life's, is not
+// adopted again, and can be revoked until it expires.
+func TestDropAfterTerminate(t *testing.T) {
+	f := newFixture(t)
+	p := f.provision(t, "web1.test", "")
+	f.revokeAndDrop(t, "web1.test", func() {
+		f.terminate(t, "web1.test", "", 0)
+		f.enroll(t, "web1.test")
+	})
+	if n, err := f.Get(t.Context(), "web1.test", ""); err != nil || n.Serial != "" {
+		t.Errorf("the next registration: %+v, %v", n, err)
+	}
+	if got := f.doImport(t, registry.ImportSpec{})["web1.test"]; got.Outcome != registry.Skipped || !strings.Contains(got.Reason, "was dropped") {
+		t.Errorf("imported: %+v", got)
+	}
+	f.clock.advance(31 * 24 * time.Hour)
+	if err := f.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	cert, err := f.store.Certificate(t.Context(), p.Node.Serial)
+	if err != nil {
+		t.Fatalf("a valid certificate was forgotten: %v", err)
+	}
+	f.clock.advance(cert.NotAfter.Sub(f.clock.Now()) + time.Second)
+	if err := f.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.store.Certificate(t.Context(), p.Node.Serial); !errors.Is(err, node.ErrCertificateNotFound) {
+		t.Errorf("it has expired, and is remembered: %v", err)
+	}
+}
