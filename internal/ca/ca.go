@@ -36,7 +36,7 @@ type Authority interface {
 	// at this Sign's order for another key, which Find does not tell: it is to be revoked.
 	Sign(ctx context.Context, r Request) (*x509.Certificate, error)
 
-	// Find tells what became of a Sign that was cut short. Its answer is final:
+	// Find tells what became of a Sign that was cut short: a certificate of that name. Its answer is final:
 	// what it does not report is not issued later. Where it is too early to say,
 	// the error wraps node.ErrUnavailable.
 	Find(ctx context.Context, q Query) (Found, error)

@@ -22,7 +22,8 @@ func (s Serial) Int() (*big.Int, bool) {
 	return n, true
 }
 
-// Certificate is what espm keeps of a certificate that it issued, or adopted by an import.
+// Certificate is what espm keeps of a certificate that it issued, adopted by an
+// import, or was made to revoke although it is neither: that one has no UID.
 type Certificate struct {
 	Serial     Serial    `json:"serial"`
 	Certname   Certname  `json:"certname"`

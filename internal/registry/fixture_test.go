@@ -39,6 +39,7 @@ type fixture struct {
 	keys      *keys
 	clock     *clock
 	options   registry.Options
+	caDir     string
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -49,14 +50,14 @@ func newFixture(t *testing.T) *fixture {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { engine.Close() })
-	f := &fixture{keys: &keys{}, clock: &clock{now: time.Now()}, engine: &faultyEngine{Engine: engine}}
+	f := &fixture{keys: &keys{}, clock: &clock{now: time.Now()}, engine: &faultyEngine{Engine: engine}, caDir: filepath.Join(dir, "ca")}
 	if f.store, err = store.New(t.Context(), f.engine); err != nil {
 		t.Fatal(err)
 	}
-	if err := directory.Create(filepath.Join(dir, "ca"), directory.CreateOptions{Host: "puppet.test", Key: ca.ECP256}); err != nil {
+	if err := directory.Create(f.caDir, directory.CreateOptions{Host: "puppet.test", Key: ca.ECP256}); err != nil {
 		t.Fatal(err)
 	}
-	real, err := directory.Open(filepath.Join(dir, "ca"), directory.Options{})
+	real, err := directory.Open(f.caDir, directory.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

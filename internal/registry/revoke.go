@@ -2,6 +2,8 @@ package registry
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"slices"
@@ -22,13 +24,14 @@ type RevokeRequest struct {
 	Serial   node.Serial
 	Reason   node.Reason
 	Comment  string
-	// Force revokes what is protected, or was not issued by espm.
+	// Force revokes what is protected, what was not issued by espm, and anew what has a receipt.
 	Force bool
 }
 
 // Revoke orders the revocation of one certificate and waits up to wait for the
 // receipt. The registration that holds the certificate stays, without
-// one. A certificate whose revocation was ordered before gives that order. Errors:
+// one. A certificate whose revocation was ordered before gives that order; with Force, one
+// that has its receipt is ordered anew, as the CRL that listed it may be lost. Errors:
 // node.ErrNodeNotFound, ErrCertificateNotFound, ErrProtected,
 // ErrForeignCertificate (espm did not issue it, and Force is not set), ErrIssuing.
 func (r *Registry) Revoke(ctx context.Context, req RevokeRequest, wait time.Duration, validateOnly bool) (node.Revocation, error) {
@@ -90,11 +93,18 @@ func checkComment(comment string) error {
 // revoke adds the order to a change, or returns the one that there is.
 func (r *Registry) revoke(ctx context.Context, c *store.Change, req RevokeRequest) (rev node.Revocation, isNew bool, err error) {
 	order := node.Revocation{Serial: req.Serial, Certname: req.Certname, Reason: req.Reason, Comment: req.Comment}
+	var standing *x509.Certificate
 	if order.Serial == "" {
 		n, err := r.Store.Node(ctx, req.Certname)
 		switch {
 		case errors.Is(err, node.ErrNodeNotFound) && req.Force:
-			return r.revokeForeign(ctx, c, order, req.Force)
+			if p, err := r.pendingForeign(ctx, order); p.ID != "" || err != nil {
+				return p, false, err
+			}
+			if standing, err = r.foreign(ctx, order.Certname, ""); err != nil {
+				return rev, false, err
+			}
+			n.Serial = node.SerialOf(standing.SerialNumber) // which espm may know after all
 		case err != nil:
 			return rev, false, err
 		case n.State == node.Issuing:
@@ -106,7 +116,8 @@ func (r *Registry) revoke(ctx context.Context, c *store.Change, req RevokeReques
 	}
 	cert, err := r.Store.Certificate(ctx, order.Serial)
 	if errors.Is(err, node.ErrCertificateNotFound) && order.Certname != "" {
-		return r.revokeForeign(ctx, c, order, req.Force)
+		rev, err = r.revokeForeign(ctx, c, order, standing, req.Force)
+		return rev, rev.Revision == 0, err
 	}
 	if err != nil {
 		return rev, false, err
@@ -114,7 +125,7 @@ func (r *Registry) revoke(ctx context.Context, c *store.Change, req RevokeReques
 	if order.Certname != "" && order.Certname != cert.Certname {
 		return rev, false, node.Invalid("certname", "serial %s is of %q, not of %q", cert.Serial, cert.Certname, order.Certname)
 	}
-	if cert.Revocation != "" {
+	if cert.Revocation != "" && (cert.Receipt == nil || !req.Force) {
 		rev, err = r.Store.Revocation(ctx, cert.Revocation)
 		return rev, false, err
 	}
@@ -138,53 +149,94 @@ func (r *Registry) bare(c *store.Change, old node.Node) {
 	c.PutNode(&old, n)
 }
 
-// revokeForeign orders the revocation of a certificate that the authority
-// issued, but not through espm.
-func (r *Registry) revokeForeign(ctx context.Context, c *store.Change, order node.Revocation, force bool) (node.Revocation, bool, error) {
-	pending, err := r.Store.PendingOf(ctx, order.Certname)
-	if err != nil {
-		return order, false, err
+// revokeForeign orders the revocation of a certificate that the authority issued, but not
+// through espm, or returns the order that there is. With it comes a record, where the
+// certificate can be had, so that an import at the same moment does not adopt it.
+func (r *Registry) revokeForeign(ctx context.Context, c *store.Change, order node.Revocation, cert *x509.Certificate, force bool) (node.Revocation, error) {
+	if p, err := r.pendingForeign(ctx, order); p.ID != "" || err != nil {
+		return p, err
 	}
-	for _, p := range pending {
-		if p.UID == "" && (order.Serial == "" || order.Serial == p.Serial) {
-			return p, false, nil
+	if cert == nil {
+		var err error
+		if cert, err = r.foreign(ctx, order.Certname, order.Serial); err != nil {
+			return order, err
 		}
-	}
-	serial, err := r.foreign(ctx, order.Certname, order.Serial)
-	if err != nil {
-		return order, false, err
 	}
 	if !force {
-		return order, false, fmt.Errorf("%w: serial %s of %q; it is revoked only if that is forced", node.ErrForeignCertificate, serial, order.Certname)
+		return order, fmt.Errorf("%w: serial %s of %q; it is revoked only if that is forced", node.ErrForeignCertificate, order.Serial, order.Certname)
 	}
-	order.Serial = serial
-	return r.Revocations.Order(c, order), true, nil
+	order = r.Revocations.Order(c, order)
+	if cert != nil {
+		c.PutCertificate(node.Certificate{
+			Serial:     order.Serial,
+			Certname:   order.Certname,
+			NotBefore:  cert.NotBefore,
+			NotAfter:   cert.NotAfter,
+			PEM:        string(encodeCertificate(cert)),
+			Revocation: order.ID,
+		})
+	}
+	return order, nil
 }
 
-// foreign asks the authority for the serial of a certificate that the store does not know.
-func (r *Registry) foreign(ctx context.Context, name node.Certname, serial node.Serial) (node.Serial, error) {
+// pendingForeign returns the open order for a foreign certificate of that name, and of
+// that serial if there is one; the zero value where there is none.
+func (r *Registry) pendingForeign(ctx context.Context, order node.Revocation) (node.Revocation, error) {
+	pending, err := r.Store.PendingOf(ctx, order.Certname)
+	for _, p := range pending {
+		if p.UID == "" && (order.Serial == "" || order.Serial == p.Serial) {
+			return p, err
+		}
+	}
+	return node.Revocation{}, err
+}
+
+// foreign asks the authority for a name's certificate, "" for the serial of the one that
+// stands under it. It is nil where the authority issued the serial for the name and no longer has it.
+func (r *Registry) foreign(ctx context.Context, name node.Certname, serial node.Serial) (*x509.Certificate, error) {
 	current, err := r.Authority.Check(ctx, ca.Request{Certname: name})
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	if current != nil {
-		if found := node.SerialOf(current.SerialNumber); serial == "" || serial == found {
-			return found, nil
-		}
-	}
-	if serial != "" && !ca.RevokesByName(r.Authority) {
-		found, err := r.Authority.Find(ctx, ca.Query{Certname: name, Serial: serial})
-		if err != nil {
-			return "", err
-		}
-		if found.Issued {
-			return serial, nil
-		}
+	if current != nil && (serial == "" || serial == node.SerialOf(current.SerialNumber)) {
+		return current, r.checkForeign(ctx, name, current)
 	}
 	if serial == "" {
-		return "", fmt.Errorf("%w: the CA has no valid one of %q", node.ErrCertificateNotFound, name)
+		return nil, fmt.Errorf("%w: the CA has no valid one of %q", node.ErrCertificateNotFound, name)
 	}
-	return "", fmt.Errorf("%w: the CA has no serial %s of %q", node.ErrCertificateNotFound, serial, name)
+	var found ca.Found
+	if !ca.RevokesByName(r.Authority) {
+		found, err = r.Authority.Find(ctx, ca.Query{Certname: name, Serial: serial})
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case !found.Issued:
+		return nil, fmt.Errorf("%w: the CA has no serial %s of %q", node.ErrCertificateNotFound, serial, name)
+	case found.Certificate != nil:
+		return found.Certificate, r.checkForeign(ctx, name, found.Certificate)
+	}
+	return nil, nil
+}
+
+// checkForeign says why what stands under a name is not the name's: somebody may have put it there.
+func (r *Registry) checkForeign(ctx context.Context, name node.Certname, cert *x509.Certificate) error {
+	trust, err := r.Authority.Trust(ctx)
+	if err != nil {
+		return err
+	}
+	block, _ := pem.Decode(trust.CertificatesPEM)
+	if block == nil {
+		return errors.New("the CA shows no certificate of its own")
+	}
+	issuer, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return fmt.Errorf("the CA's certificate: %w", err)
+	}
+	if why := ca.CheckHeld(cert, name, issuer, r.Now()); why != nil {
+		return fmt.Errorf("%w: serial %s, which stands under %q: %w", node.ErrCertificateNotFound, node.SerialOf(cert.SerialNumber), name, why)
+	}
+	return nil
 }
 
 // unprotected returns node.ErrProtected for a name that is never terminated.

@@ -159,6 +159,10 @@ func (q *Queue) Drop(ctx context.Context, id, comment string) (node.Revocation, 
 		if err != nil {
 			return err
 		}
+		if cert.UID == "" { // it has a record for the order alone
+			c.RemoveCertificate(cert)
+			return nil
+		}
 		cert.Revocation = ""
 		c.PutCertificate(cert)
 		return q.giveBack(ctx, c, cert)

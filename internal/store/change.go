@@ -183,6 +183,13 @@ func (c *Change) PutCertificate(cert node.Certificate) {
 	c.put(certOfKey(cert), nil)
 }
 
+// RemoveCertificate forgets a certificate.
+func (c *Change) RemoveCertificate(cert node.Certificate) {
+	c.guard(certKey(cert.Serial), cert.Revision)
+	c.remove(certKey(cert.Serial))
+	c.remove(certOfKey(cert))
+}
+
 // PutIntent writes a new issue intent.
 func (c *Change) PutIntent(i node.IssueIntent) {
 	c.guard(issueKey(i.UID), 0)

@@ -122,7 +122,7 @@ func (a *Authority) Find(ctx context.Context, q ca.Query) (ca.Found, error) {
 	if q.Serial == "" {
 		return ca.Found{}, nil
 	}
-	issued, err := a.inventory.has(q.Serial)
+	issued, err := a.inventory.has(q.Serial, q.Certname)
 	if err != nil {
 		return ca.Found{}, fmt.Errorf("find certificate of %s: %w", q.Certname, unavailable(err))
 	}

@@ -27,15 +27,15 @@ type inventory struct {
 	suspect bool // an append failed: the file may end in a torn line
 
 	indexing sync.Mutex
-	index    map[serialKey]struct{} // all serials in the file; nil until somebody asks
+	index    map[serialKey]uint64 // all serials in the file, with subjectHash; nil until somebody asks
 }
 
 // group is lines that share one append, hence one fsync.
 type group struct {
-	lines bytes.Buffer
-	keys  []serialKey
-	done  chan struct{}
-	err   error
+	lines  bytes.Buffer
+	issued map[serialKey]uint64
+	done   chan struct{}
+	err    error
 }
 
 // entry is one line of the inventory.
@@ -105,12 +105,12 @@ func (v *inventory) append(e entry) error {
 	v.mu.Lock()
 	lead := v.next == nil
 	if lead {
-		v.next = &group{done: make(chan struct{})}
+		v.next = &group{issued: map[serialKey]uint64{}, done: make(chan struct{})}
 	}
 	g := v.next
 	g.lines.WriteString(e.String() + "\n")
 	if key, ok := keyOfSerial(e.Serial); ok {
-		g.keys = append(g.keys, key)
+		note(g.issued, key, subjectHash([]byte(e.Subject)))
 	}
 	v.mu.Unlock()
 	if lead {
@@ -119,7 +119,7 @@ func (v *inventory) append(e entry) error {
 		v.next = nil
 		v.mu.Unlock()
 		g.err = v.write(g.lines.Bytes())
-		v.indexed(g.keys, g.err)
+		v.indexed(g.issued, g.err)
 		v.writing.Unlock()
 		close(g.done)
 	}

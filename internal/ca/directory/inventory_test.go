@@ -122,7 +122,7 @@ func TestHas(t *testing.T) {
 	}
 	expect := func(s node.Serial, want bool) {
 		t.Helper()
-		if got, err := v.has(s); got != want || err != nil {
+		if got, err := v.has(s, "x"); got != want || err != nil {
 			t.Errorf("%s: %v, %v; want %v", s, got, err, want)
 		}
 	}
@@ -131,12 +131,25 @@ func TestHas(t *testing.T) {
 	expect("0002", false)
 	add("0002")
 	expect("0002", true)
+	for range 2 { // from the file, and as it was added
+		if got, err := v.has("0002", "y"); got || err != nil {
+			t.Errorf("another's name: %v, %v", got, err)
+		}
+		v.forget()
+	}
+	if err := v.append(entry{Serial: "0001", Subject: "/CN=y"}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := v.has("0001", "y"); !got || err != nil {
+		t.Errorf("a serial that was issued twice: %v, %v", got, err)
+	}
+	expect("0001", true)
 	if err := os.Remove(v.path); err != nil {
 		t.Fatal(err)
 	}
 	expect("0001", true) // it is not read again
 	v.forget()
-	if _, err := v.has("0001"); err == nil {
+	if _, err := v.has("0001", "x"); err == nil {
 		t.Error("forgotten, but the file is not read again")
 	}
 }

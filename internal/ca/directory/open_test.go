@@ -220,9 +220,17 @@ func TestTornInventory(t *testing.T) {
 				t.Errorf("warned %v, want %v: %v", warned, test.warn, hook.AllEntries())
 			}
 			cert := sign(t, a, "web.example.com")
-			found, err := a.Find(t.Context(), ca.Query{Certname: "other.example.com", Serial: node.SerialOf(cert.SerialNumber)})
+			if err := os.Remove(filepath.Join(dir, "signed", "web.example.com.pem")); err != nil {
+				t.Fatal(err)
+			}
+			q := ca.Query{Certname: "web.example.com", Serial: node.SerialOf(cert.SerialNumber)}
+			found, err := a.Find(t.Context(), q)
 			if err != nil || !found.Issued || found.Certificate != nil {
 				t.Errorf("Find by the inventory: %+v, %v", found, err)
+			}
+			q.Certname = "other.example.com"
+			if found, err := a.Find(t.Context(), q); err != nil || found.Issued {
+				t.Errorf("Find under another's name: %+v, %v", found, err)
 			}
 		})
 	}

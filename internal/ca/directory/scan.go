@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"os"
 	"time"
@@ -13,10 +14,21 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// has reports whether a serial was ever issued. The first call reads the whole
+// seed is of subjectHash; what it gives is of this process alone.
+var seed = maphash.MakeSeed()
+
+// manySubjects stands for those of a serial that was issued more than once.
+const manySubjects = 0
+
+// subjectHash keeps the index small, as a name would not.
+func subjectHash(subject []byte) uint64 {
+	return max(maphash.Bytes(seed, bytes.TrimRight(subject, "\r\n")), manySubjects+1)
+}
+
+// has reports whether a serial was ever issued for a name. The first call reads the whole
 // file: it is for what was cut short, of which there may be many at once, not
 // for every day. forget gives the memory back.
-func (v *inventory) has(serial node.Serial) (bool, error) {
+func (v *inventory) has(serial node.Serial, name node.Certname) (bool, error) {
 	key, ok := keyOfSerial(serial)
 	if !ok {
 		return false, nil
@@ -24,9 +36,13 @@ func (v *inventory) has(serial node.Serial) (bool, error) {
 	v.indexing.Lock()
 	defer v.indexing.Unlock()
 	if v.index == nil {
-		index := make(map[serialKey]struct{})
-		err := v.scan(func(key serialKey, _ []byte) error {
-			index[key] = struct{}{}
+		index := make(map[serialKey]uint64)
+		err := v.scan(func(key serialKey, rest []byte) error {
+			subject := rest // what follows two times
+			for range 2 {
+				_, subject, _ = bytes.Cut(subject, []byte(" "))
+			}
+			note(index, key, subjectHash(subject))
 			return nil
 		})
 		if err != nil {
@@ -34,12 +50,19 @@ func (v *inventory) has(serial node.Serial) (bool, error) {
 		}
 		v.index = index
 	}
-	_, ok = v.index[key]
-	return ok, nil
+	subject, ok := v.index[key]
+	return ok && (subject == manySubjects || subject == subjectHash([]byte("/CN="+name))), nil
+}
+
+func note(index map[serialKey]uint64, key serialKey, subject uint64) {
+	if other, twice := index[key]; twice && other != subject {
+		subject = manySubjects
+	}
+	index[key] = subject
 }
 
 // indexed notes what was appended. After an error the file must be read again.
-func (v *inventory) indexed(keys []serialKey, err error) {
+func (v *inventory) indexed(issued map[serialKey]uint64, err error) {
 	v.indexing.Lock()
 	defer v.indexing.Unlock()
 	if err != nil {
@@ -48,8 +71,8 @@ func (v *inventory) indexed(keys []serialKey, err error) {
 	if v.index == nil {
 		return
 	}
-	for _, key := range keys {
-		v.index[key] = struct{}{}
+	for key, subject := range issued {
+		note(v.index, key, subject)
 	}
 }
 
