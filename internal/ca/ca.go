@@ -89,6 +89,16 @@ func ProtectedNames(authority any) []node.Certname {
 	return a.ProtectedNames()
 }
 
+// Listed returns the number of the CRL on which an authority has a serial already, "" where
+// it has none, or can't tell without asking. An authority that can has the method Listed.
+func Listed(authority any, serial node.Serial) (crlNumber string) {
+	a, ok := authority.(interface{ Listed(node.Serial) string })
+	if !ok {
+		return ""
+	}
+	return a.Listed(serial)
+}
+
 // Request asks for one leaf certificate. Exactly one of Key and CSR is set.
 // It has been validated: names, TTL and extensions keep the rules of CheckRequest.
 type Request struct {

@@ -1,11 +1,16 @@
 package registry_test
 
 import (
+	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/ca/directory"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/registry"
 )
@@ -87,5 +92,44 @@ func TestDropAfterTerminate(t *testing.T) {
 	}
 	if _, err := f.store.Certificate(t.Context(), p.Node.Serial); !errors.Is(err, node.ErrCertificateNotFound) {
 		t.Errorf("it has expired, and is remembered: %v", err)
+	}
+}
+
+// An order that the CRL has, though not all its copies, is not given up any more.
+func TestDropOfWhatIsListed(t *testing.T) {
+	f := newFixture(t)
+	f.authority.Authority.(*directory.Authority).Close()
+	published := filepath.Join(t.TempDir(), "missing", "crl.pem")
+	a, err := directory.Open(f.caDir, directory.Options{Publish: []string{published}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close() })
+	tried := make(chan struct{}, 100)
+	f.authority.Authority = a
+	f.authority.revoke = func(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
+		receipts, err := a.Revoke(ctx, targets)
+		tried <- struct{}{}
+		return receipts, err
+	}
+	p := f.provision(t, "web1.test", "")
+	rev, err := f.Revoke(t.Context(), registry.RevokeRequest{Certname: "web1.test"}, 0, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.run(t)
+	<-tried
+	if _, err := f.DropRevocation(t.Context(), rev.ID, "it was found again"); !errors.Is(err, node.ErrRevocationClosed) || !strings.Contains(err.Error(), "on CRL 1 already") {
+		t.Errorf("got %v", err)
+	}
+	if cert, err := f.store.Certificate(t.Context(), p.Node.Serial); err != nil || cert.Revocation != rev.ID {
+		t.Errorf("its record: %+v, %v", cert, err)
+	}
+	if err := os.Mkdir(filepath.Dir(published), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f.drain(t)
+	if now, err := f.store.Revocation(t.Context(), rev.ID); err != nil || now.Receipt == nil {
+		t.Errorf("got %+v, %v", now, err)
 	}
 }

@@ -111,7 +111,7 @@ func (r *Registry) vet(ctx context.Context, o order) error {
 	return fmt.Errorf("%w: serial %s of %q, valid until %s", node.ErrForeignCertificate, serial, o.request.Certname, current.NotAfter.Format(time.RFC3339))
 }
 
-// beginNew commits a new registration with its intent, claimed.
+// beginNew commits a new registration with its intent, taken.
 func (r *Registry) beginNew(ctx, patience context.Context, n node.Node, o *order, request *node.Request) (node.IssueIntent, error) {
 	// Before a key is made for it, which may take seconds.
 	if err := r.addNode(ctx, &n, nil, nil, true); err != nil {
@@ -128,10 +128,10 @@ func (r *Registry) beginNew(ctx, patience context.Context, n node.Node, o *order
 		return intent, err
 	}
 	intent.NewNode, intent.NewRequest = true, request != nil
-	return intent, r.claimed(n, func() error { return r.addNode(ctx, &n, request, &intent, false) })
+	return intent, r.taken(n, func() error { return r.addNode(ctx, &n, request, &intent, false) })
 }
 
-// beginReissue commits an intent for a live node, claimed, with the request
+// beginReissue commits an intent for a live node, taken, with the request
 // where that is new. A certificate that the node has is revoked: its private
 // key was lost with the answer. An authority that revokes by name has to be
 // done with that before it signs.
@@ -170,7 +170,7 @@ func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o 
 		}
 	}
 	c.PutNode(&old, n)
-	err = r.claimed(n, func() error {
+	err = r.taken(n, func() error {
 		_, err := r.Store.Commit(ctx, c)
 		return err
 	})
@@ -178,10 +178,10 @@ func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o 
 	return intent, err
 }
 
-// claimed commits an intent in such a way that nothing settles it before the
+// taken commits an intent in such a way that nothing settles it before the
 // caller calls release; not needed after an error.
-func (r *Registry) claimed(n node.Node, commit func() error) error {
-	if !r.claim(n.UID) {
+func (r *Registry) taken(n node.Node, commit func() error) error {
+	if !r.take(n.UID) {
 		return fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)
 	}
 	err := commit()

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -126,45 +127,47 @@ func (s *Sightings) flush(ctx context.Context) error {
 	s.mu.Lock()
 	s.flushing, s.fresh = s.fresh, map[node.Certname]store.Seen{}
 	s.mu.Unlock()
-	var err error
+	var first error
+	left := map[node.Certname]store.Seen{}
 	names := slices.Sorted(maps.Keys(s.flushing)) // in order: neighbours share a page of the store
 	for batch := range slices.Chunk(names, flushBatch) {
-		if err = s.put(ctx, batch); err != nil {
-			break
+		all := make([]store.Seen, len(batch))
+		for i, name := range batch {
+			all[i] = s.flushing[name]
+			all[i].At = all[i].At.UTC()
+		}
+		if err := s.put(ctx, all); err != nil {
+			first = cmp.Or(first, err)
+			for _, name := range batch {
+				left[name] = s.flushing[name]
+			}
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err != nil {
-		older := s.flushing
-		maps.Copy(older, s.fresh)
-		s.fresh = older
-	}
-	s.flushing = nil
-	return err
+	maps.Copy(left, s.fresh)
+	s.fresh, s.flushing = left, nil
+	return first
 }
 
-// put stores one batch, without the nodes that are gone.
-func (s *Sightings) put(ctx context.Context, names []node.Certname) error {
-	batch := make([]store.Seen, len(names))
-	for i, name := range names {
-		batch[i] = s.flushing[name]
-		batch[i].At = batch[i].At.UTC()
-	}
-	return retry(func() error {
-		if len(batch) == 0 {
-			return nil
-		}
-		err := s.store.PutSeen(ctx, batch)
+// put stores a batch, without the nodes that are gone. One in which a node changed
+// since is halved, so that those that keep changing do not hold up the others.
+func (s *Sightings) put(ctx context.Context, batch []store.Seen) error {
+	err := s.store.PutSeen(ctx, batch)
+	for range maxAttempts {
 		if !errors.Is(err, node.ErrStale) {
 			return err
 		}
 		var rerr error
-		if batch, rerr = s.reread(ctx, batch); rerr != nil {
+		if batch, rerr = s.reread(ctx, batch); rerr != nil || len(batch) == 0 {
 			return rerr
 		}
-		return err
-	})
+		if half := len(batch) / 2; half > 0 {
+			return errors.Join(s.put(ctx, batch[:half]), s.put(ctx, batch[half:]))
+		}
+		err = s.store.PutSeen(ctx, batch)
+	}
+	return err
 }
 
 // reread brings a batch up to date with the nodes' records.

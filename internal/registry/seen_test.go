@@ -184,6 +184,47 @@ func TestFlushWhileNodesChange(t *testing.T) {
 	}
 }
 
+// A node that never stops changing holds up itself alone, not its batch, nor those behind it.
+func TestFlushOfANodeThatKeepsChanging(t *testing.T) {
+	f := newFixture(t)
+	const many = 1500 // two batches
+	c := store.NewChange()
+	for i := range many {
+		c.PutNode(nil, node.Node{Certname: node.Certname(fmt.Sprintf("n%05d.test", i)), UID: "u"})
+	}
+	rev, err := f.store.Commit(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range many {
+		f.Sightings.Saw(t.Context(), node.Node{Certname: node.Certname(fmt.Sprintf("n%05d.test", i)), UID: "u", Revision: rev})
+	}
+	const busy = "n00007.test"
+	changes := 0
+	f.engine.onCommit(func(ctx context.Context, b store.Batch) (int64, error) {
+		if b.Unwatched && slices.ContainsFunc(b.Puts, func(p store.Put) bool { return p.Key == "seen/"+busy }) {
+			changes++
+			if _, err := f.Update(t.Context(), busy, registry.Expect{}, func(n *node.Node) { n.Labels = map[string]string{"n": fmt.Sprint(changes)} }, false); err != nil {
+				t.Error(err)
+			}
+		}
+		return f.engine.Engine.Commit(ctx, b)
+	})
+	if err := f.Sightings.Flush(t.Context()); !errors.Is(err, node.ErrStale) {
+		t.Errorf("got %v", err)
+	}
+	for i := range many {
+		if name := node.Certname(fmt.Sprintf("n%05d.test", i)); f.stored(t, name) != (name != busy) {
+			t.Errorf("%s: stored: %v", name, name == busy)
+		}
+	}
+	f.engine.onCommit(nil)
+	f.flush(t)
+	if !f.stored(t, busy) {
+		t.Error("it is not stored when it holds still")
+	}
+}
+
 // What can't be stored stays, and is known meanwhile; what was seen since wins.
 func TestFlushFails(t *testing.T) {
 	f := newFixture(t)

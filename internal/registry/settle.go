@@ -58,7 +58,7 @@ func (r *Registry) Run(ctx context.Context) {
 // settleAll settles what it can and says whether some is left.
 func (r *Registry) settleAll(ctx context.Context) (left bool) {
 	for intent, err := range r.Store.Intents(ctx) {
-		if err == nil && !r.claim(intent.UID) {
+		if err == nil && !r.take(intent.UID) {
 			left = true // a call is at work on it, and may fail to settle it
 			continue
 		}
@@ -77,8 +77,8 @@ func (r *Registry) settleAll(ctx context.Context) (left bool) {
 	return left
 }
 
-// claim takes an intent for one call, false where another has it.
-func (r *Registry) claim(uid node.UID) bool {
+// take takes an intent for one call, false where another has it.
+func (r *Registry) take(uid node.UID) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.issuing[uid] {
@@ -96,7 +96,7 @@ func (r *Registry) release(uid node.UID) {
 
 // settleNode settles the open intent of a node.
 func (r *Registry) settleNode(ctx context.Context, n node.Node) error {
-	if !r.claim(n.UID) {
+	if !r.take(n.UID) {
 		return fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)
 	}
 	defer r.release(n.UID)
@@ -140,7 +140,7 @@ func (r *Registry) refuse(ctx context.Context, intent node.IssueIntent, cert *x5
 	return nil
 }
 
-// settleOpen settles the intent of a registration, if it is open. The caller has claimed it.
+// settleOpen settles the intent of a registration, if it is open. The caller has taken it.
 func (r *Registry) settleOpen(ctx context.Context, uid node.UID) error {
 	intent, open, err := r.Store.Intent(ctx, uid)
 	if err != nil || !open {

@@ -47,7 +47,7 @@ type Queue struct {
 	store     Store
 	authority Authority
 	log       logrus.FieldLogger
-	now       func() time.Time
+	now       func() time.Time // of what is recorded; pauses go by time.Now, also where a test freezes this one
 
 	wake    chan struct{} // holds one: there is something new to do
 	stopped chan struct{} // closed when Run has ended
@@ -148,9 +148,13 @@ func (q *Queue) Retry(ctx context.Context, id string) (node.Revocation, error) {
 // Drop closes an open order without carrying it out: the certificate is left
 // as it is. One that the authority is at work on may be revoked nevertheless,
 // and has its receipt then. The live registration that held it has it again, if
-// it got no other since. Errors: node.ErrRevocationNotFound, ErrRevocationClosed.
+// it got no other since. Errors: node.ErrRevocationNotFound, ErrRevocationClosed, also
+// where the authority can tell that it is on the CRL already.
 func (q *Queue) Drop(ctx context.Context, id, comment string) (node.Revocation, error) {
 	r, err := q.change(ctx, id, func(c *store.Change, r *node.Revocation) error {
+		if number := ca.Listed(q.authority, r.Serial); number != "" {
+			return fmt.Errorf("%w: %s, of %q, is on CRL %s already, which is not published everywhere yet", node.ErrRevocationClosed, id, r.Certname, number)
+		}
 		r.Drop = &node.Drop{Comment: comment, DroppedAt: q.now().UTC()}
 		cert, err := q.store.Certificate(ctx, r.Serial)
 		if errors.Is(err, node.ErrCertificateNotFound) {

@@ -151,3 +151,11 @@ func (l *listing) unknown() map[serialKey]bool {
 type delta struct {
 	added, removed []serialKey
 }
+
+// Listed returns the number of the CA's CRL if that lists a serial, else "". Its copies may not do so yet.
+func (a *Authority) Listed(serial node.Serial) string {
+	if !a.revoked(serial) {
+		return ""
+	}
+	return a.crl.Load().number.String()
+}
