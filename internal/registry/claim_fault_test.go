@@ -137,3 +137,13 @@ func (f *launching) relabel(t *testing.T, nodes []node.Node) {
 		}
 	}
 }
+
+// A look-up of an earlier life that comes late does not claim its successor.
+func TestClaimOfAnEarlierLife(t *testing.T) {
+	f := newLaunching(t)
+	first := f.launch(t, "web1.test", time.Minute)
+	f.terminate(t, "web1.test", first.UID, 0)
+	second := f.launch(t, "web1.test", time.Minute)
+	f.Sightings.Saw(t.Context(), first)
+	f.lives(t, second, true, false)
+}

@@ -127,6 +127,14 @@ func bubble(t *testing.T, a authority, test func(t *testing.T, s *store.Store, q
 	})
 }
 
+// run runs a queue until the test ends.
+func run(t *testing.T, q *revoke.Queue) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { q.Run(ctx) })
+	t.Cleanup(func() { cancel(); wg.Wait() })
+}
+
 func open(t *testing.T, s *store.Store, after string) []node.Revocation {
 	t.Helper()
 	left, err := s.Pending(t.Context(), after, 1000)

@@ -232,9 +232,12 @@ func (q *Queue) keep(ctx context.Context, batch []node.Revocation, receipts map[
 		if errors.Is(err, node.ErrCertificateNotFound) {
 			return nil // issued, but lost in a crash before it was stored, or not by espm
 		}
+		if err != nil {
+			return err
+		}
 		cert.Revocation, cert.Receipt = r.ID, r.Receipt
 		c.PutCertificate(cert)
-		return err
+		return q.takeAway(ctx, c, cert)
 	})
 	if err != nil {
 		return fmt.Errorf("keeping the receipts of %d revocations: %w", len(receipts), err)
@@ -245,6 +248,22 @@ func (q *Queue) keep(ctx context.Context, batch []node.Revocation, receipts map[
 			q.log.WithFields(logrus.Fields{"certname": r.Certname, "uid": r.UID, "serial": r.Serial, "crl_number": receipt.CRLNumber}).Info("certificate revoked")
 		}
 	}
+	return nil
+}
+
+// takeAway takes a certificate that is revoked from the node that a drop, which came too
+// late, gave it back to.
+func (q *Queue) takeAway(ctx context.Context, c *store.Change, cert node.Certificate) error {
+	old, err := q.store.Node(ctx, cert.Certname)
+	if errors.Is(err, node.ErrNodeNotFound) {
+		return nil
+	}
+	if err != nil || old.Serial != cert.Serial {
+		return err
+	}
+	n := old.Clone()
+	n.State, n.Serial, n.UpdatedAt = node.Registered, "", q.now().UTC()
+	c.PutNode(&old, n)
 	return nil
 }
 
