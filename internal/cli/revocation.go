@@ -32,7 +32,8 @@ it gone as well, terminate it. A revocation can't be taken back.
 
 The order is durable when the command returns; with --wait it waits for the
 receipt. A certificate that espm did not issue is revoked with --force alone, and
-needs its name; so is that of a protected name.`,
+needs its name; so is that of a protected name, and anew what has a receipt but is missing from
+a CRL that came from a backup.`,
 		Example: `  espm cert revoke web1.example.com --reason superseded --wait 30s
   espm cert revoke --serial 1A2B --comment 'disk stolen, ticket 4711'`,
 		Args: func(cmd *cobra.Command, given []string) error {
@@ -65,7 +66,7 @@ needs its name; so is that of a protected name.`,
 	f.StringVar(&req.Serial, "serial", "", "serial number, hexadecimal, as espm, openssl or a browser writes it")
 	f.StringVar(&req.Reason, "reason", "", reasonUsage)
 	f.StringVar(&req.Comment, "comment", "", "why, in words; kept with the revocation")
-	f.BoolVar(&req.Force, "force", false, "also a protected name's, or one that espm did not issue")
+	f.BoolVar(&req.Force, "force", false, "also a protected name's, one that espm did not issue, or one that has its receipt")
 	f.BoolVar(&req.ValidateOnly, "validate-only", false, "check everything, change nothing")
 	f.DurationVar(&wait, "wait", 0, "how long to wait for the receipt, such as 30s")
 	return c
