@@ -339,7 +339,8 @@ type RevokeCertificateRequest struct {
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Why, in words: at most 1,024 bytes, no control characters. Kept with the revocation.
 	Comment string `protobuf:"bytes,4,opt,name=comment,proto3" json:"comment,omitempty"`
-	// Revokes also a protected certname's, or one that espm did not issue.
+	// Revokes also a protected certname's, or one that espm did not issue. One that has
+	// its receipt is ordered anew: the CRL that listed it may be lost.
 	Force bool `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
 	// How long to wait for the receipt: from 0 to an hour.
 	Wait *durationpb.Duration `protobuf:"bytes,6,opt,name=wait,proto3" json:"wait,omitempty"`
