@@ -158,7 +158,7 @@ func (q *Queue) carryOutDue(ctx context.Context, due []node.Revocation) ([]refus
 		case len(due) > 1:
 			why = q.carryOut(ctx, []node.Revocation{r})
 		}
-		if errors.Is(why, node.ErrUnavailable) || ctx.Err() != nil {
+		if !told && errors.Is(why, node.ErrUnavailable) || ctx.Err() != nil {
 			return refused, why
 		}
 		if why != nil {
