@@ -279,3 +279,32 @@ func TestUpdateIsFenced(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A certificate that comes with an error was signed at our order for another's
+// key: it is revoked, although the authority does not find it for ours.
+func TestACertificateThatComesWithAnErrorIsRevoked(t *testing.T) {
+	f := newFixture(t)
+	var serial node.Serial
+	f.authority.sign = func(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
+		key, err := ca.GenerateKey(ca.ECP256)
+		if err != nil {
+			return nil, err
+		}
+		r.Key = key
+		cert, err := f.authority.Authority.Sign(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		serial = node.SerialOf(cert.SerialNumber)
+		return cert, errors.New("the certificate has another key")
+	}
+	f.authority.find = func(context.Context, ca.Query) (ca.Found, error) { return ca.Found{}, nil }
+	f.run(t)
+	if _, err := f.Provision(t.Context(), node.Node{Certname: "web1.test"}, registry.Spec{}, "", false); err == nil {
+		t.Error("provisioned")
+	}
+	f.drain(t)
+	if !f.revoked(t)[serial] {
+		t.Errorf("%s is in force", serial)
+	}
+}

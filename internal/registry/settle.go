@@ -70,7 +70,7 @@ func (r *Registry) settleAll(ctx context.Context) (left bool) {
 			return false
 		}
 		if err != nil {
-			r.Log.WithError(err).WithField("certname", intent.Certname).Error("an unfinished issue can't be settled yet")
+			r.unsettled(intent, err)
 			left = true
 		}
 	}
@@ -112,9 +112,18 @@ func (r *Registry) abandon(ctx context.Context, intent node.IssueIntent, cert *x
 		err = r.settleOpen(ctx, intent.UID)
 	}
 	if err != nil {
-		r.Log.WithError(err).WithField("certname", intent.Certname).Error("an unfinished issue can't be settled yet")
+		r.unsettled(intent, err)
 		r.stir()
 	}
+}
+
+// unsettled logs why an intent stays open: an error, unless all that it needs is time.
+func (r *Registry) unsettled(intent node.IssueIntent, err error) {
+	level := logrus.ErrorLevel
+	if _, busy := errors.AsType[*node.BusyError](err); busy {
+		level = logrus.InfoLevel
+	}
+	r.Log.WithError(err).WithField("certname", intent.Certname).Log(level, "an unfinished issue can't be settled yet")
 }
 
 // stir tells Run that an intent was left open.
