@@ -106,7 +106,7 @@ func (s *ownCA) serverKilled(t *testing.T) {
 	for _, a := range nodes {
 		s.espm.espm(t, "node", "terminate", a.certname)
 	}
-	if r := s.espm.try(t, "node", "provision", "toolate.example.com", "--out", t.TempDir()); r.code == 0 || !strings.Contains(r.stderr, "navailable") {
+	if r := s.espm.try(t, "node", "provision", "toolate.example.com", "--request-id", "toolate", "--out", t.TempDir()); r.code == 0 || !strings.Contains(r.stderr, "navailable") {
 		t.Errorf("provisioned without a CA: exit %d %s", r.code, r.stderr)
 	}
 	s.espm.kill()
@@ -118,7 +118,7 @@ func (s *ownCA) serverKilled(t *testing.T) {
 			t.Errorf("%s: in force are %v", a.certname, alive)
 		}
 	}
-	again, _ := s.espm.provision(t, "toolate.example.com")
+	again, _ := s.espm.provision(t, "toolate.example.com", "--request-id", "toolate")
 	check(t, s.server.ask(again.certificate(t)))
 	l.end(t) // before the run, which would see the callers' requests at the CA
 	again.run(t).exits(t, changed).presigned(t)
