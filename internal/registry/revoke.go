@@ -138,8 +138,7 @@ func (r *Registry) revoke(ctx context.Context, c *store.Change, req RevokeReques
 	case err != nil && !errors.Is(err, node.ErrNodeNotFound):
 		return rev, false, err
 	}
-	rev, err = r.orderRevocation(ctx, c, order)
-	return rev, true, err
+	return r.orderFor(c, cert, order), true, nil
 }
 
 // bare leaves a live registration without its certificate.

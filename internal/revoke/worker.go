@@ -30,9 +30,9 @@ const (
 func (q *Queue) Run(ctx context.Context) {
 	defer close(q.stopped)
 	for wait := time.Duration(0); ctx.Err() == nil; {
-		if q.sleep(ctx, wait) {
+		if pause(ctx, wait, q.wake) {
 			q.hurry()
-			q.sleepOn(ctx, min(q.took/2, maxGather))
+			pause(ctx, min(q.took/2, maxGather), nil)
 		}
 		if wait = left(q.Down(), time.Now()); wait <= 0 && ctx.Err() == nil {
 			wait = q.round(ctx)
@@ -40,26 +40,17 @@ func (q *Queue) Run(ctx context.Context) {
 	}
 }
 
-// sleep waits until Kick ends it.
-func (q *Queue) sleep(ctx context.Context, wait time.Duration) (woken bool) {
+// pause waits, until it is woken or ctx is done.
+func pause(ctx context.Context, wait time.Duration, wake <-chan struct{}) (woken bool) {
 	t := time.NewTimer(wait)
 	defer t.Stop()
 	select {
 	case <-t.C:
-	case <-q.wake:
+	case <-wake:
 		return true
 	case <-ctx.Done():
 	}
 	return false
-}
-
-func (q *Queue) sleepOn(ctx context.Context, wait time.Duration) {
-	t := time.NewTimer(wait)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }
 
 // hurry has an authority that could not act asked again soon: a second

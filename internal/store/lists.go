@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"math"
 	"slices"
 	"time"
 
@@ -237,12 +238,12 @@ func (v View) Pending(ctx context.Context, after string, limit int) ([]node.Revo
 	if after != "" {
 		after = pendingPrefix + after
 	}
-	return v.revocations(ctx, pendingPrefix, after, limit)
+	return v.revocations(ctx, v.scan(ctx, pendingPrefix, after), limit)
 }
 
 // RevocationsOf returns the revocations of a registration, oldest first.
 func (v View) RevocationsOf(ctx context.Context, name node.Certname, uid node.UID) ([]node.Revocation, error) {
-	return v.revocations(ctx, revocationOfPrefix(name, uid), "", 1000)
+	return v.revocations(ctx, v.scan(ctx, revocationOfPrefix(name, uid), ""), math.MaxInt)
 }
 
 // PendingOf returns the open revocations of a certname, all its registrations.
@@ -254,8 +255,13 @@ func (v View) PendingOf(ctx context.Context, name node.Certname) ([]node.Revocat
 // AllRevocationsOf returns the revocations of a certname, all its
 // registrations, those with a receipt until they are forgotten.
 func (v View) AllRevocationsOf(ctx context.Context, name node.Certname) ([]node.Revocation, error) {
+	return v.revocations(ctx, v.scan(ctx, revocationsOfPrefix(name), ""), math.MaxInt)
+}
+
+// revocations follows keys of an index to at most limit revocations.
+func (v View) revocations(ctx context.Context, index iter.Seq2[Record, error], limit int) ([]node.Revocation, error) {
 	var out []node.Revocation
-	for rec, err := range v.scan(ctx, revocationsOfPrefix(name), "") {
+	for rec, err := range index {
 		if err != nil {
 			return nil, err
 		}
@@ -266,26 +272,9 @@ func (v View) AllRevocationsOf(ctx context.Context, name node.Certname) ([]node.
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, r)
-	}
-	return out, nil
-}
-
-func (v View) revocations(ctx context.Context, index, after string, limit int) ([]node.Revocation, error) {
-	keys, _, err := v.reader.List(ctx, index, after, limit)
-	if err != nil {
-		return nil, err
-	}
-	var out []node.Revocation
-	for _, k := range keys {
-		r, err := v.Revocation(ctx, lastPart(k.Key))
-		if errors.Is(err, node.ErrRevocationNotFound) {
-			continue // forgotten since the index was read
+		if out = append(out, r); len(out) == limit {
+			break
 		}
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, r)
 	}
 	return out, nil
 }
