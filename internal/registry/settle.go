@@ -94,10 +94,11 @@ func (r *Registry) release(uid node.UID) {
 	delete(r.issuing, uid)
 }
 
-// settleNode settles the open intent of a node.
+// settleNode settles the open intent of a node, whose caller came back. A
+// *node.BusyError where Run is at it just now.
 func (r *Registry) settleNode(ctx context.Context, n node.Node) error {
 	if !r.take(n.UID) {
-		return fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)
+		return &node.BusyError{Reason: fmt.Sprintf("what became of the certificate of %q is being asked for", n.Certname), RetryAfter: retryAfter}
 	}
 	defer r.release(n.UID)
 	return r.settleOpen(ctx, n.UID)
