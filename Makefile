@@ -9,6 +9,8 @@
 E2E  ?=
 RUN  ?= .
 TOOL := go tool -modfile=tools/go.mod
+# Repeats at the end what failed, with its output, and why tests were skipped.
+GOTEST := $(TOOL) gotestsum
 
 export CGO_ENABLED ?= 0
 
@@ -23,12 +25,11 @@ demo: build
 # The race detector needs cgo. Packages run one after the other, as some start
 # daemons and a JVM.
 test:
-	CGO_ENABLED=1 go test -race -p 1 -timeout 30m -run '$(RUN)' $$(go list ./... | grep -v /test/e2e)
+	CGO_ENABLED=1 $(GOTEST) --format standard-quiet -- -race -p 1 -timeout 30m -run '$(RUN)' $$(go list ./... | grep -v /test/e2e)
 	$(MAKE) --no-print-directory e2e
 
-# -v shows why a test was skipped.
 e2e:
-	ESPM_E2E=$(E2E) go test -v -timeout 40m -run '$(RUN)' ./test/e2e
+	ESPM_E2E=$(E2E) $(GOTEST) --format standard-verbose -- -timeout 40m -run '$(RUN)' ./test/e2e
 
 lint:
 	@test -z "$$(gofmt -l cmd internal test proto)" || { gofmt -l cmd internal test proto; echo 'gofmt: these files need it'; exit 1; }
