@@ -48,14 +48,15 @@ var plan = map[string]rule{
 	"internal/revoke":          {may: []string{"internal/node", "internal/store", "internal/ca"}, why: "the queue works with any engine and any authority"},
 	"internal/bootstrap":       {may: []string{"internal/node", "internal/durable"}, why: "a bundle is files, wherever its parts come from"},
 	"internal/registry":        {may: []string{"internal/node", "internal/store", "internal/ca", "internal/enc", "internal/bootstrap"}, why: "use cases declare the small interfaces they need, and know no engine, no authority and no transport"},
-	"internal/config":          {may: []string{"internal/node", "internal/enc", "internal/ca"}, why: "it checks settings by the domain's rules and starts nothing"},
+	"internal/auth":            {may: []string{"internal/node"}, why: "who a caller is and what it may do depends on no transport and no store"},
+	"internal/config":          {may: []string{"internal/node", "internal/auth", "internal/enc", "internal/ca"}, why: "it checks settings by the domain's rules and starts nothing"},
 	"internal/rpc": {
-		may: []string{"internal/node", "internal/enc", "internal/store", "internal/ca", "internal/bootstrap", "internal/registry", "proto/espm/v1"},
+		may: []string{"internal/node", "internal/auth", "internal/enc", "internal/store", "internal/ca", "internal/bootstrap", "internal/registry", "proto/espm/v1"},
 		why: "a handler speaks to the use cases: it never sees an engine, an authority or the daemon",
 	},
 	"internal/daemon": {anything: true, why: "it alone puts espm together"},
 	"internal/cli": {
-		may: []string{"internal/node", "internal/bootstrap", "internal/config", "internal/daemon", "internal/enc/encclient", "proto/espm/v1"},
+		may: []string{"internal/node", "internal/auth", "internal/bootstrap", "internal/config", "internal/daemon", "internal/enc/encclient", "proto/espm/v1"},
 		why: "the admin's verbs speak to a daemon over the API, so that they can from anywhere; only serve and init name it",
 	},
 	"internal/arch": {why: "it is a test"},

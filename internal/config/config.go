@@ -39,6 +39,10 @@ type Config struct {
 	Puppet    Puppet    `yaml:"puppet"`
 	Protected []string  `yaml:"protected_certnames"`
 	Log       Log       `yaml:"log"`
+
+	AdminGroup string      `yaml:"admin_group"`
+	Network    *Network    `yaml:"network"`
+	Principals []Principal `yaml:"principals"`
 }
 
 // Store says where records are kept.
@@ -169,6 +173,9 @@ func (c *Config) fill(dir string) {
 			}
 		}
 	}
+	if c.Network != nil {
+		c.Network.fill(dir)
+	}
 	if path, ok := strings.CutPrefix(c.Listen, "unix://"); ok && path != "" {
 		absolute(dir, &path)
 		c.Listen = "unix://" + path
@@ -184,6 +191,9 @@ func absolute(dir string, path *string) {
 // check names the setting and the rule it breaks.
 func (c *Config) check() error {
 	if err := c.checkListen(); err != nil {
+		return err
+	}
+	if err := c.checkAccess(); err != nil {
 		return err
 	}
 	if err := c.Authority.check(); err != nil {
@@ -286,7 +296,7 @@ func (c CRL) check() error {
 func (c *Config) checkListen() error {
 	path, ok := strings.CutPrefix(c.Listen, "unix://")
 	if !ok {
-		return fmt.Errorf("listen: %q: must be unix:///PATH; a network address needs TLS, which this version has not: refusing to serve private keys in the clear", c.Listen)
+		return fmt.Errorf("listen: %q: must be unix:///PATH; a network address belongs in network.listen, which has TLS: refusing to serve private keys in the clear", c.Listen)
 	}
 	return checkSocket("listen", path)
 }

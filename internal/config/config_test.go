@@ -97,7 +97,7 @@ func TestRelativePaths(t *testing.T) {
 func TestRules(t *testing.T) {
 	long := "/" + strings.Repeat("x", 107)
 	for _, test := range []struct{ section, want string }{
-		{"listen: 0.0.0.0:8443", `listen: "0.0.0.0:8443": must be unix:///PATH; a network address needs TLS`},
+		{"listen: 0.0.0.0:8443", `listen: "0.0.0.0:8443": must be unix:///PATH; a network address belongs in network.listen`},
 		{"listen: tcp://127.0.0.1:8443", `listen: "tcp://127.0.0.1:8443": must be unix:///PATH`},
 		{"listen: localhost", `listen: "localhost": must be unix:///PATH`},
 		{"listen: unix:/run/espm.sock", `listen: "unix:/run/espm.sock": must be unix:///PATH`},

@@ -99,7 +99,7 @@ func (d *daemon) openStore(ctx context.Context) error {
 	}
 	d.closers = append(d.closers, engine.Close)
 	if err := giveGroup(d.config.Store.Path, d.config.ENC.Group, 0o640); err != nil {
-		return err
+		return fmt.Errorf("enc.group: %w", err)
 	}
 	if d.store, err = store.New(ctx, engine); err != nil {
 		return fmt.Errorf("store %s: %w", d.config.Store.Path, err)
@@ -202,17 +202,27 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 }
 
 func (d *daemon) serveAPI(ctx context.Context) error {
-	path := strings.TrimPrefix(d.config.Listen, "unix://")
-	l, err := listen(path, "")
+	access, err := d.access(ctx)
+	if err != nil {
+		return err
+	}
+	local, err := listen(strings.TrimPrefix(d.config.Listen, "unix://"), d.adminGroup())
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	server := rpc.NewServer(ctx, d.registry, time.Now, d.log)
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
-	d.log.WithFields(logrus.Fields{"listen": d.config.Listen, "enc": d.config.ENC.Socket, "store": d.config.Store.Path}).Info("espm serves")
+	server := rpc.NewServer(ctx, d.registry, access, d.limits(), time.Now, d.log)
+	served, network, err := d.serveOn(server, local, d.limits())
+	if err != nil {
+		return err
+	}
+	fields := logrus.Fields{"listen": d.config.Listen, "enc": d.config.ENC.Socket, "store": d.config.Store.Path}
+	if network != nil {
+		fields["network"] = network.String()
+	}
+	d.log.WithFields(fields).Info("espm serves")
 	select {
 	case err := <-served:
+		server.Stop()
 		return fmt.Errorf("listen: %w", err)
 	case <-ctx.Done():
 	}
@@ -224,6 +234,5 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	case <-time.After(drain):
 		server.Stop()
 	}
-	<-served
 	return nil
 }

@@ -64,14 +64,14 @@ func giveGroup(path, group string, mode os.FileMode) error {
 	if group != "" {
 		g, err := user.LookupGroup(group)
 		if err != nil {
-			return fmt.Errorf("enc.group: %w", err)
+			return fmt.Errorf("group %s: %w", group, err)
 		}
 		gid, err := strconv.Atoi(g.Gid)
 		if err != nil {
-			return fmt.Errorf("enc.group: group %s has the id %q", group, g.Gid)
+			return fmt.Errorf("group %s has the id %q", group, g.Gid)
 		}
 		if err := os.Chown(path, -1, gid); err != nil {
-			return fmt.Errorf("enc.group: %w", err)
+			return fmt.Errorf("group %s: %w", group, err)
 		}
 	}
 	return os.Chmod(path, mode)

@@ -56,7 +56,7 @@ func TestListenRefuses(t *testing.T) {
 	for _, c := range []struct{ path, group, says string }{
 		{file, "", "stands in the way: it is no socket"},
 		{dir, "", "stands in the way: it is no socket"},
-		{filepath.Join(dir, "s"), "no-such-group", "enc.group: group: unknown group no-such-group"},
+		{filepath.Join(dir, "s"), "no-such-group", "group no-such-group: group: unknown group no-such-group"},
 	} {
 		l, err := listen(c.path, c.group)
 		if err == nil {

@@ -15,6 +15,9 @@ const (
 	Reader      Role = "reader"      // looks at everything, changes nothing
 )
 
+// Roles are all of them.
+var Roles = []Role{Admin, Provisioner, Reader}
+
 // Caller is who has work done, and on what grounds.
 type Caller struct {
 	// Name is the principal's, unique for ever: "certname:web1.example.com",

@@ -55,6 +55,18 @@ var (
 	ErrRefused = errors.New("the CA refuses the certificate")
 	// ErrCompacted: the history kept does not reach back to the revision asked for.
 	ErrCompacted = errors.New("revision is older than the history kept")
+	// ErrUnauthenticated: the caller showed nothing that says who it is. Why not is for the log alone.
+	ErrUnauthenticated = errors.New("not authenticated")
+	// ErrNotPermitted: the caller is known, and may not do that.
+	ErrNotPermitted = errors.New("not permitted")
+	// ErrRateLimited: the principal's requests come too fast. The error is a *LimitError.
+	ErrRateLimited = errors.New("too many requests")
+	// ErrOpenProvisions: the principal has too many provisions under way. The error is a *LimitError.
+	ErrOpenProvisions = errors.New("too many provisions under way")
+	// ErrTokenNotFound: no token has that name.
+	ErrTokenNotFound = errors.New("token not found")
+	// ErrTokenExists: the token's name is taken, or was.
+	ErrTokenExists = errors.New("token exists")
 	// ErrUnavailable: the authority or the store can't answer now; trying again later is safe.
 	ErrUnavailable = errors.New("unavailable")
 )
@@ -123,6 +135,21 @@ func (e *BusyError) Error() string {
 
 // Is reports whether target is ErrUnavailable.
 func (e *BusyError) Is(target error) bool { return target == ErrUnavailable }
+
+// LimitError says that a principal is at one of its limits, Kind, which
+// errors.Is matches: ErrRateLimited or ErrOpenProvisions.
+type LimitError struct {
+	Kind       error
+	Limit      string        // the limit in words
+	RetryAfter time.Duration // when to try again
+}
+
+func (e *LimitError) Error() string {
+	return fmt.Sprintf("%v: %s; try again in %v", e.Kind, e.Limit, e.RetryAfter)
+}
+
+// Is reports whether target is the kind of limit.
+func (e *LimitError) Is(target error) bool { return target == e.Kind }
 
 // maxNamed bounds how many nodes or broken rules an error lists, so that it fits a
 // gRPC status (8 KiB of header by default).

@@ -46,6 +46,12 @@ var table = []struct {
 	{node.ErrForeignRequest, codes.FailedPrecondition, "REQUEST_FOREIGN"},
 	{node.ErrRefused, codes.FailedPrecondition, "CA_REFUSED"},
 	{node.ErrCompacted, codes.OutOfRange, "REVISION_COMPACTED"},
+	{node.ErrUnauthenticated, codes.Unauthenticated, "UNAUTHENTICATED"},
+	{node.ErrNotPermitted, codes.PermissionDenied, "PERMISSION_DENIED"},
+	{node.ErrRateLimited, codes.ResourceExhausted, "RATE_LIMITED"},
+	{node.ErrOpenProvisions, codes.ResourceExhausted, "TOO_MANY_OPEN_PROVISIONS"},
+	{node.ErrTokenNotFound, codes.NotFound, "TOKEN_NOT_FOUND"},
+	{node.ErrTokenExists, codes.AlreadyExists, "TOKEN_EXISTS"},
 	{node.ErrUnavailable, codes.Unavailable, "UNAVAILABLE"},
 	{context.DeadlineExceeded, codes.DeadlineExceeded, "DEADLINE_EXCEEDED"},
 	{context.Canceled, codes.Canceled, "CANCELED"},
@@ -104,6 +110,9 @@ func withDetails(s *status.Status, reason string, err error) error {
 	}
 	if busy, ok := errors.AsType[*node.BusyError](err); ok {
 		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(busy.RetryAfter)})
+	}
+	if limit, ok := errors.AsType[*node.LimitError](err); ok {
+		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(limit.RetryAfter)})
 	}
 	full, derr := s.WithDetails(details...)
 	if derr != nil {

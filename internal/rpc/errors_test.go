@@ -156,6 +156,20 @@ var provoke = map[string]func(*testing.T, *rig) error{
 	"REQUEST_FOREIGN":   signError(node.ErrForeignRequest),
 	"CA_REFUSED":        signError(node.ErrRefused),
 	"UNAVAILABLE":       signError(node.ErrUnavailable),
+
+	"UNAUTHENTICATED":          callWithWrongToken,
+	"PERMISSION_DENIED":        registerAsReader,
+	"RATE_LIMITED":             callTooFast,
+	"TOO_MANY_OPEN_PROVISIONS": provisionTooMany,
+	"TOKEN_NOT_FOUND": func(t *testing.T, r *rig) error {
+		_, err := espmv1.NewTokenServiceClient(r.conn).RevokeToken(t.Context(), &espmv1.RevokeTokenRequest{Name: "none"})
+		return err
+	},
+	"TOKEN_EXISTS": func(t *testing.T, r *rig) error {
+		r.token(t, "ci", espmv1.Role_ROLE_READER, nil)
+		_, err := espmv1.NewTokenServiceClient(r.conn).CreateToken(t.Context(), &espmv1.CreateTokenRequest{Name: "ci", Role: espmv1.Role_ROLE_READER})
+		return err
+	},
 	"DEADLINE_EXCEEDED": signError(context.DeadlineExceeded),
 	"CANCELED":          signError(context.Canceled),
 }
@@ -298,15 +312,22 @@ func TestPanicInFlight(t *testing.T) {
 }
 
 // quietStream is a stream of nothing.
-type quietStream struct{ grpc.ServerStream }
+type quietStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
 
-func (quietStream) Context() context.Context { return context.Background() }
+func (s quietStream) Context() context.Context { return s.ctx }
 
 func TestPanicInStream(t *testing.T) {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	called := false
-	err := edge{log, t.Context()}.stream(nil, quietStream{}, &grpc.StreamServerInfo{}, func(any, grpc.ServerStream) error {
+	method := "espm.v1.NodeService/WatchNodes"
+	ctx := node.WithCaller(t.Context(), node.Caller{Name: "local:root", Role: node.Admin, Method: method})
+	ctx = context.WithValue(ctx, admissionKey{}, admission{method: method})
+	e := &edge{log: log, serving: t.Context()}
+	err := e.stream(nil, quietStream{ctx: ctx}, &grpc.StreamServerInfo{FullMethod: "/" + method}, func(any, grpc.ServerStream) error {
 		called = true
 		panic("hunter2")
 	})

@@ -28,6 +28,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/ca/directory"
@@ -47,6 +48,7 @@ type rig struct {
 	authority *faulty
 	registry  *registry.Registry
 	grpc      *grpc.Server
+	address   string             // of the network listener, where newNetwork made one
 	stop      context.CancelFunc // as the daemon does before it stops the server
 	log       *bytes.Buffer      // to be read once the server has stopped
 
@@ -102,6 +104,14 @@ func newRig(t *testing.T) *rig { return newRigWith(t, bolt.Options{}) }
 
 func newRigWith(t *testing.T, o bolt.Options) *rig {
 	t.Helper()
+	r := prepareRig(t, o)
+	r.serve(t, DefaultLimits, nil)
+	return r
+}
+
+// prepareRig makes all but the server.
+func prepareRig(t *testing.T, o bolt.Options) *rig {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "rpc") // t.TempDir may be too long for a socket's path
 	if err != nil {
 		t.Fatal(err)
@@ -125,11 +135,11 @@ func newRigWith(t *testing.T, o bolt.Options) *rig {
 	}
 	t.Cleanup(func() { _ = authority.Close() })
 	r.authority = &faulty{Authority: authority}
-	r.serve(t)
 	return r
 }
 
-func (r *rig) serve(t *testing.T) {
+// serve serves on a local socket, and with a network configuration on the network, too.
+func (r *rig) serve(t *testing.T, limits Limits, network func(*Access)) {
 	t.Helper()
 	log := logrus.New()
 	log.SetOutput(r.log)
@@ -148,12 +158,24 @@ func (r *rig) serve(t *testing.T) {
 	done := make(chan struct{}, 2)
 	go func() { queue.Run(ctx); done <- struct{}{} }()
 	go func() { reg.Run(ctx); done <- struct{}{} }()
-	r.grpc = NewServer(ctx, reg, time.Now, log)
+	access := r.access(t, log)
+	if network != nil {
+		network(&access)
+	}
+	r.grpc = NewServer(ctx, reg, access, limits, time.Now, log)
 	l, err := net.Listen("unix", filepath.Join(r.dir, "s"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	go r.grpc.Serve(l)
+	go r.grpc.Serve(Listen(l, limits, log))
+	if network != nil {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.address = l.Addr().String()
+		go r.grpc.Serve(Listen(l, limits, log))
+	}
 	if r.conn, err = grpc.NewClient("unix://"+filepath.Join(r.dir, "s"), grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
 		t.Fatal(err)
 	}
@@ -163,6 +185,16 @@ func (r *rig) serve(t *testing.T) {
 	r.revocations = espmv1.NewRevocationServiceClient(r.conn)
 	r.groups = espmv1.NewGroupServiceClient(r.conn)
 	r.classifier = espmv1.NewClassifierServiceClient(r.conn)
+}
+
+// access lets this process in, as the admin that it is.
+func (r *rig) access(t *testing.T, log logrus.FieldLogger) Access {
+	t.Helper()
+	local, err := auth.NewLocal("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Access{Local: local, Tokens: auth.NewTokens(r.store, time.Now, log), Limits: auth.NewLimits(time.Now)}
 }
 
 // fail makes the authority's Sign return an error from now on; nil mends it.

@@ -18,6 +18,8 @@ import (
 //	request/ID                     node.Request
 //	revocation/ID                  node.Revocation
 //	enc                            ENCSettings
+//	token/NAME                     node.Token, revoked ones too
+//	token-use/NAME                 tokenUse; no watch tells of it
 //	seen/CERTNAME                  Seen, of the live registration; no watch tells of it
 //
 // Indexes, written in the commit of the record they point to; their value is empty:
@@ -29,6 +31,7 @@ import (
 //	ix/revocation-of/CERTNAME/UID/ID
 //	ix/pending/ID                  open revocations
 //	ix/tombstone-time/TIME/CERTNAME/UID
+//	ix/token/HASH/NAME             tokens that are not revoked
 //	ix/claim/TIME/CERTNAME         live registrations with a launch deadline that were not seen yet
 //
 // Marks, put to be guarded by others; only their revision counts:
@@ -48,11 +51,15 @@ const (
 	revokePrefix  = "revocation/"
 	pendingPrefix = "ix/pending/"
 	claimPrefix   = "ix/claim/"
+	tokenPrefix   = "token/"
 	groupsMark    = "mark/groups"
 )
 
 func nodeKey(name node.Certname) string   { return nodePrefix + string(name) }
 func seenKey(name node.Certname) string   { return "seen/" + string(name) }
+func tokenKey(name string) string         { return tokenPrefix + name }
+func tokenUseKey(name string) string      { return "token-use/" + name }
+func tokenHashPrefix(hash string) string  { return "ix/token/" + hash + "/" }
 func groupKey(name string) string         { return groupPrefix + name }
 func certKey(s node.Serial) string        { return certPrefix + string(s) }
 func issueKey(uid node.UID) string        { return issuePrefix + string(uid) }

@@ -287,5 +287,7 @@ func setRevision(t any, rev int64) {
 		t.Revision = rev
 	case *node.Revocation:
 		t.Revision = rev
+	case *node.Token:
+		t.Revision = rev
 	}
 }

@@ -1,0 +1,102 @@
+package auth
+
+import (
+	"cmp"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// Limits of a principal that is no admin, unless its grant says otherwise.
+const (
+	DefaultRequests       = 100 // a second; as many may come at once
+	DefaultOpenProvisions = 32
+	maxPrincipals         = 10_000 // that are counted apart, in memory
+)
+
+// Limits counts what each principal does. Admins are not limited.
+type Limits struct {
+	now func() time.Time
+	mu  sync.Mutex
+	all map[string]*counted
+}
+
+// counted is what one principal did of late.
+type counted struct {
+	requests *rate.Limiter
+	open     int
+}
+
+// NewLimits counts from nothing.
+func NewLimits(now func() time.Time) *Limits {
+	return &Limits{now: now, all: map[string]*counted{}}
+}
+
+// Request counts a request; a *node.LimitError where it comes too fast.
+func (l *Limits) Request(c node.Caller) error {
+	if c.Role == node.Admin {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	one, now := l.of(c), l.now()
+	wait := one.requests.ReserveN(now, 1)
+	if delay := wait.DelayFrom(now); delay > 0 {
+		wait.CancelAt(now)
+		return &node.LimitError{Kind: node.ErrRateLimited, Limit: fmt.Sprintf("%v a second", float64(one.requests.Limit())), RetryAfter: delay}
+	}
+	return nil
+}
+
+// Provision counts a provision that is under way until done is called; a
+// *node.LimitError where there are too many.
+func (l *Limits) Provision(c node.Caller) (done func(), err error) {
+	if c.Role == node.Admin {
+		return func() {}, nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	one := l.of(c)
+	if most := cmp.Or(c.Grant.OpenProvisions, DefaultOpenProvisions); one.open >= most {
+		return nil, &node.LimitError{Kind: node.ErrOpenProvisions, Limit: fmt.Sprintf("%d at once", most), RetryAfter: time.Second}
+	}
+	one.open++
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		one.open--
+	}, nil
+}
+
+// of returns a principal's counters. Where too many are counted, those that
+// would start anew unchanged are forgotten; if none can be, the rest share one.
+func (l *Limits) of(c node.Caller) *counted {
+	perSecond := rate.Limit(cmp.Or(c.Grant.RequestsPerSecond, DefaultRequests))
+	burst := max(1, int(perSecond))
+	name, now := c.Name, l.now()
+	one, found := l.all[name]
+	if !found && len(l.all) >= maxPrincipals {
+		for other, o := range l.all {
+			if o.open == 0 && o.requests.TokensAt(now) >= float64(o.requests.Burst()) {
+				delete(l.all, other)
+			}
+		}
+		if len(l.all) >= maxPrincipals {
+			name = ""
+			one, found = l.all[name]
+		}
+	}
+	if !found {
+		one = &counted{requests: rate.NewLimiter(perSecond, burst)}
+		l.all[name] = one
+	}
+	if one.requests.Limit() != perSecond {
+		one.requests.SetLimitAt(now, perSecond)
+		one.requests.SetBurstAt(now, burst)
+	}
+	return one
+}

@@ -1,0 +1,226 @@
+package auth
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+const (
+	// secretPrefix lets scanners of source and logs find a token.
+	secretPrefix = "espm_"
+	secretBytes  = 32
+	redacted     = "[token: redacted]"
+)
+
+// Secret is a token's text. It never shows itself, but by Reveal.
+type Secret struct{ text string }
+
+func newSecret() Secret {
+	var b [secretBytes]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return Secret{secretPrefix + base64.RawURLEncoding.EncodeToString(b[:])}
+}
+
+// ParseSecret refuses what no token looks like, so that nothing else is hashed and looked up.
+func ParseSecret(text string) (Secret, error) {
+	body, ok := strings.CutPrefix(text, secretPrefix)
+	b, err := base64.RawURLEncoding.Strict().DecodeString(body)
+	if !ok || err != nil || len(b) != secretBytes {
+		return Secret{}, errors.New("it is no token of espm's")
+	}
+	return Secret{text}, nil
+}
+
+// Reveal returns the text.
+func (s Secret) Reveal() string { return s.text }
+
+// hash is what is stored. The text has 256 random bits, so that there is no
+// dictionary to try: a slow hash would protect nothing, and let strangers
+// spend the daemon's time.
+func (s Secret) hash() string {
+	sum := sha256.Sum256([]byte(s.text))
+	return hex.EncodeToString(sum[:])
+}
+
+// String returns a placeholder.
+func (Secret) String() string { return redacted }
+
+// GoString returns a placeholder.
+func (Secret) GoString() string { return redacted }
+
+// Format writes a placeholder, whatever the verb.
+func (Secret) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, redacted) }
+
+// MarshalText returns a placeholder.
+func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// TokenStore keeps tokens. Its errors are node.ErrTokenNotFound,
+// node.ErrTokenExists and node.ErrStale.
+type TokenStore interface {
+	Token(ctx context.Context, name string) (node.Token, error)
+	TokenByHash(ctx context.Context, hash string) (node.Token, error)
+	PutToken(ctx context.Context, old *node.Token, t node.Token) (node.Token, error)
+	PutTokenUse(ctx context.Context, used map[string]time.Time) error
+}
+
+// Bounds of a token's life.
+const (
+	MinTokenTTL = time.Minute
+	MaxTokenTTL = 10 * 365 * 24 * time.Hour
+	DefaultTTL  = 90 * 24 * time.Hour
+)
+
+// Tokens makes, ends and recognizes bearer tokens.
+type Tokens struct {
+	store TokenStore
+	now   func() time.Time
+	log   logrus.FieldLogger
+
+	mu   sync.Mutex
+	used map[string]time.Time // that the store does not have yet
+}
+
+// NewTokens returns the tokens of a store.
+func NewTokens(s TokenStore, now func() time.Time, log logrus.FieldLogger) *Tokens {
+	return &Tokens{store: s, now: now, log: log, used: map[string]time.Time{}}
+}
+
+// NewToken is what a token is asked for with.
+type NewToken struct {
+	Name  string
+	Role  node.Role
+	Grant node.Grant
+	TTL   time.Duration // 0: DefaultTTL
+}
+
+func (n NewToken) check() error {
+	_, roleErr := node.ParseRole("role", string(n.Role))
+	return node.Join(node.CheckTokenName("name", n.Name), roleErr, checkTTL(n.TTL), n.Grant.Check("grant.", n.Role))
+}
+
+func checkTTL(ttl time.Duration) error {
+	if ttl != 0 && (ttl < MinTokenTTL || ttl > MaxTokenTTL) {
+		return node.Invalid("ttl", "from %v to %v, is %v", MinTokenTTL, MaxTokenTTL, ttl)
+	}
+	return nil
+}
+
+// Create makes a token. Its secret is returned this once and kept nowhere.
+// node.ErrInvalid; node.ErrTokenExists where the name is taken, or was.
+func (t *Tokens) Create(ctx context.Context, n NewToken) (node.Token, Secret, error) {
+	if err := n.check(); err != nil {
+		return node.Token{}, Secret{}, err
+	}
+	secret, now := newSecret(), t.now().UTC()
+	made, err := t.store.PutToken(ctx, nil, node.Token{
+		Name: n.Name, Role: n.Role, Grant: n.Grant, Hash: secret.hash(),
+		CreatedAt: now, CreatedBy: node.CallerOf(ctx).Name, ExpiresAt: now.Add(ttlOr(n.TTL)),
+	})
+	if err != nil {
+		return node.Token{}, Secret{}, err
+	}
+	return made, secret, nil
+}
+
+func ttlOr(ttl time.Duration) time.Duration {
+	if ttl == 0 {
+		return DefaultTTL
+	}
+	return ttl
+}
+
+// Rotate gives a token a new secret and a new life. The old secret lets
+// nobody in from then on. A revoked one lives again: it is the same principal.
+func (t *Tokens) Rotate(ctx context.Context, name string, ttl time.Duration) (node.Token, Secret, error) {
+	if err := node.Join(node.CheckTokenName("name", name), checkTTL(ttl)); err != nil {
+		return node.Token{}, Secret{}, err
+	}
+	old, err := t.store.Token(ctx, name)
+	if err != nil {
+		return old, Secret{}, err
+	}
+	secret, next, now := newSecret(), old, t.now().UTC()
+	next.Hash, next.RotatedAt, next.ExpiresAt, next.RevokedAt = secret.hash(), now, now.Add(ttlOr(ttl)), time.Time{}
+	if next, err = t.store.PutToken(ctx, &old, next); err != nil {
+		return next, Secret{}, err
+	}
+	return next, secret, nil
+}
+
+// Revoke ends a token: durable, and for every call from then on, when it
+// returns. One that is revoked already is returned as it is.
+func (t *Tokens) Revoke(ctx context.Context, name string) (node.Token, error) {
+	if err := node.CheckTokenName("name", name); err != nil {
+		return node.Token{}, err
+	}
+	old, err := t.store.Token(ctx, name)
+	if err != nil || !old.RevokedAt.IsZero() {
+		return old, err
+	}
+	next := old
+	next.RevokedAt = t.now().UTC()
+	return t.store.PutToken(ctx, &old, next)
+}
+
+// Authenticate returns the token that a text is of, if it is live. The error
+// says what is wrong with it, for the log alone.
+func (t *Tokens) Authenticate(ctx context.Context, text string) (node.Token, error) {
+	secret, err := ParseSecret(text)
+	if err != nil {
+		return node.Token{}, err
+	}
+	found, err := t.store.TokenByHash(ctx, secret.hash())
+	if err != nil {
+		return found, err
+	}
+	now := t.now()
+	if !found.Live(now) {
+		return found, fmt.Errorf("token %s expired at %s", found.Name, found.ExpiresAt.Format(time.RFC3339))
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.used[found.Name] = now.UTC().Truncate(time.Second)
+	return found, nil
+}
+
+// flushEvery is how far behind the last uses in the store may be.
+const flushEvery = time.Minute
+
+// Run stores when tokens were last used, until ctx is done.
+func (t *Tokens) Run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			t.flush(context.WithoutCancel(ctx))
+			return
+		case <-time.After(flushEvery):
+			t.flush(ctx)
+		}
+	}
+}
+
+func (t *Tokens) flush(ctx context.Context) {
+	t.mu.Lock()
+	used := t.used
+	t.used = map[string]time.Time{}
+	t.mu.Unlock()
+	if len(used) == 0 {
+		return
+	}
+	if err := t.store.PutTokenUse(ctx, used); err != nil {
+		t.log.WithError(err).Warn("when tokens were last used can't be stored")
+	}
+}

@@ -1,0 +1,106 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os/user"
+	"path/filepath"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/espm-project/espm/internal/auth"
+	"github.com/espm-project/espm/internal/config"
+	"github.com/espm-project/espm/internal/rpc"
+)
+
+// defaultAdmins is the group whose members are admins where the configuration names none.
+const defaultAdmins = "espm"
+
+// access puts together whom the API lets in.
+func (d *daemon) access(ctx context.Context) (rpc.Access, error) {
+	var a rpc.Access
+	var err error
+	if a.Local, err = auth.NewLocal(d.adminGroup()); err != nil {
+		return a, fmt.Errorf("admin_group: %w", err)
+	}
+	if a.Principals, err = d.config.Access(); err != nil {
+		return a, err
+	}
+	if d.config.Network != nil {
+		files, err := networkFiles(ctx, d.config)
+		if err != nil {
+			return a, err
+		}
+		if a.Trust, err = auth.NewTrust(files, time.Now, d.log); err != nil {
+			return a, fmt.Errorf("network: %w", err)
+		}
+	}
+	a.Tokens = auth.NewTokens(d.store, time.Now, d.log)
+	a.Limits = auth.NewLimits(time.Now)
+	d.wg.Go(func() { a.Tokens.Run(ctx) })
+	return a, nil
+}
+
+func (d *daemon) adminGroup() string {
+	if d.config.AdminGroup != "" {
+		return d.config.AdminGroup
+	}
+	if _, err := user.LookupGroup(defaultAdmins); err != nil {
+		return ""
+	}
+	return usableGroup(defaultAdmins)
+}
+
+// networkFiles fills in the files that are not set.
+func networkFiles(ctx context.Context, c config.Config) (auth.Files, error) {
+	set := *c.Network
+	if dir := c.Authority.Directory; dir != nil && set.CA == "" {
+		set.CA, set.CRL = filepath.Join(dir.Path, "ca_crt.pem"), filepath.Join(dir.Path, "ca_crl.pem")
+	}
+	if set.Certificate == "" || set.CA == "" {
+		settings, err := puppetSettings(ctx, append(identity, "hostcrl")...)
+		if err != nil {
+			return auth.Files{}, fmt.Errorf("network: certificate, key, ca and crl are not all set, and Puppet on this host was asked in vain: %w", err)
+		}
+		if set.Certificate == "" {
+			set.Certificate, set.Key = settings["hostcert"], settings["hostprivkey"]
+		}
+		if set.CA == "" {
+			set.CA, set.CRL = settings["localcacert"], settings["hostcrl"]
+		}
+	}
+	return auth.Files{Certificate: set.Certificate, Key: set.Key, CA: set.CA, CRL: set.CRL}, nil
+}
+
+// localConnections are apart from those of the network, so that no stranger keeps an admin out.
+const localConnections = 1024
+
+// serveOn serves on all listeners of the configuration. Each that ends is told.
+func (d *daemon) serveOn(server *grpc.Server, local net.Listener, limits rpc.Limits) (ended chan error, network net.Addr, err error) {
+	listeners := []net.Listener{rpc.Listen(local, rpc.Limits{Connections: localConnections}, d.log)}
+	if d.config.Network != nil {
+		l, err := net.Listen("tcp", d.config.Network.Listen)
+		if err != nil {
+			return nil, nil, fmt.Errorf("network.listen: %w", errors.Join(err, local.Close()))
+		}
+		network = l.Addr()
+		listeners = append(listeners, rpc.Listen(l, limits, d.log))
+	}
+	ended = make(chan error, len(listeners))
+	for _, l := range listeners {
+		d.wg.Go(func() { ended <- server.Serve(l) })
+	}
+	return ended, network, nil
+}
+
+// limits are the defaults and what the configuration says.
+func (d *daemon) limits() rpc.Limits {
+	l := rpc.DefaultLimits
+	if n := d.config.Network; n != nil {
+		l.Connections, l.PerAddress = n.MaxConnections, n.MaxConnectionsPerAddress
+	}
+	return l
+}

@@ -1,0 +1,150 @@
+package rpc
+
+import (
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/time/rate"
+
+	"github.com/espm-project/espm/internal/auth"
+)
+
+// Limits bound what connections may take. The zero value of a field stands for none.
+type Limits struct {
+	Connections int           // on one listener
+	PerAddress  int           // of one peer: an IPv4 address, or an IPv6 network of 64 bits
+	Handshake   time.Duration // from connecting until TLS and HTTP/2 are set up
+	Stranger    time.Duration // from then on until a call is let in, or a listed certificate was shown
+	Idle        time.Duration // without a call
+	Stall       time.Duration // that one message of a stream may wait for its reader
+	Streams     uint32        // calls at once on a connection
+	HeaderList  uint32        // bytes of a call's metadata
+	Ping        time.Duration // that lies between a client's keep-alive pings
+}
+
+// DefaultLimits are the daemon's; docs/limits.md has them.
+var DefaultLimits = Limits{
+	Connections: 4096,
+	PerAddress:  512,
+	Handshake:   5 * time.Second,
+	Stranger:    10 * time.Second,
+	Idle:        30 * time.Minute,
+	Stall:       2 * time.Minute,
+	Streams:     100,
+	HeaderList:  16 << 10,
+	Ping:        10 * time.Second,
+}
+
+// Listen wraps a listener of the API: what is above the limits is closed at
+// once, so that those who are connected go on.
+func Listen(l net.Listener, limits Limits, log logrus.FieldLogger) net.Listener {
+	return &listener{Listener: l, limits: limits, log: newSparing(log), peers: map[string]int{}}
+}
+
+type listener struct {
+	net.Listener
+	limits Limits
+	log    *sparing
+
+	mu    sync.Mutex
+	all   int
+	peers map[string]int
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	for {
+		raw, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		peer := peerNetwork(raw.RemoteAddr())
+		if limit := l.enter(peer); limit != "" {
+			l.log.Warn("a connection was refused", logrus.Fields{"peer": raw.RemoteAddr().String(), "limit": limit})
+			raw.Close()
+			continue
+		}
+		return &conn{Conn: raw, leave: sync.OnceFunc(func() { l.leave(peer) })}, nil
+	}
+}
+
+// enter counts a connection in; else it names the limit that is reached.
+func (l *listener) enter(peer string) (limit string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.limits.Connections > 0 && l.all >= l.limits.Connections:
+		return "connections"
+	case peer != "" && l.limits.PerAddress > 0 && l.peers[peer] >= l.limits.PerAddress:
+		return "connections of one address"
+	}
+	l.all++
+	l.peers[peer]++
+	return ""
+}
+
+func (l *listener) leave(peer string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all--
+	if l.peers[peer]--; l.peers[peer] == 0 {
+		delete(l.peers, peer)
+	}
+}
+
+// peerNetwork is what one peer has for sure; "" on a local socket.
+func peerNetwork(a net.Addr) string {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return ""
+	}
+	ip := tcp.AddrPort().Addr().Unmap()
+	bits := ip.BitLen()
+	if ip.Is6() {
+		bits = 64
+	}
+	network, err := ip.WithZone("").Prefix(bits)
+	if err != nil {
+		return ip.String()
+	}
+	return network.String()
+}
+
+// conn is an accepted connection.
+type conn struct {
+	net.Conn
+	leave   func()
+	closed  atomic.Bool
+	trusted atomic.Bool // somebody who may do something is at the other end
+	proof   *auth.Proof // of a client certificate; nil: none was shown
+}
+
+func (c *conn) Close() error {
+	c.closed.Store(true)
+	c.leave()
+	return c.Conn.Close()
+}
+
+// sparing keeps strangers from filling the log: what comes too fast is counted.
+type sparing struct {
+	log   logrus.FieldLogger
+	limit *rate.Limiter
+	more  atomic.Int64
+}
+
+func newSparing(log logrus.FieldLogger) *sparing {
+	return &sparing{log: log, limit: rate.NewLimiter(5, 50)}
+}
+
+func (s *sparing) Warn(what string, fields logrus.Fields) {
+	if !s.limit.Allow() {
+		s.more.Add(1)
+		return
+	}
+	if more := s.more.Swap(0); more > 0 {
+		fields["left_out_before"] = more
+	}
+	s.log.WithFields(fields).Warn(what)
+}

@@ -1,0 +1,102 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// tokenUse says when a token was last used. It is written apart from the
+// token, in batches, so that a call costs no commit.
+type tokenUse struct {
+	At time.Time `json:"at"`
+}
+
+// Token returns a token's record, of a revoked one too; node.ErrTokenNotFound if there is none.
+func (v View) Token(ctx context.Context, name string) (node.Token, error) {
+	t, err := get[node.Token](ctx, v, tokenKey(name))
+	if errors.Is(err, ErrNoKey) {
+		return t, fmt.Errorf("%w: %q", node.ErrTokenNotFound, name)
+	}
+	if err != nil {
+		return t, err
+	}
+	return v.withUse(ctx, t)
+}
+
+// TokenByHash returns the token that is not revoked and has the hash; node.ErrTokenNotFound if there is none.
+func (v View) TokenByHash(ctx context.Context, hash string) (node.Token, error) {
+	recs, _, err := v.reader.List(ctx, tokenHashPrefix(hash), "", 1)
+	if err != nil {
+		return node.Token{}, err
+	}
+	if len(recs) == 0 {
+		return node.Token{}, fmt.Errorf("%w: none has that hash", node.ErrTokenNotFound)
+	}
+	t, err := get[node.Token](ctx, v, tokenKey(lastPart(recs[0].Key)))
+	if err == nil && (t.Hash != hash || !t.RevokedAt.IsZero()) { // changed since the index was read
+		return node.Token{}, fmt.Errorf("%w: none has that hash", node.ErrTokenNotFound)
+	}
+	return t, err
+}
+
+// Tokens returns up to limit tokens in order of name, revoked ones too.
+func (v View) Tokens(ctx context.Context, after string, limit int) (Page[node.Token], error) {
+	page, err := list[node.Token](ctx, v, tokenPrefix, after, limit)
+	for i := range page.Items {
+		if err != nil {
+			break
+		}
+		page.Items[i], err = v.withUse(ctx, page.Items[i])
+	}
+	return page, err
+}
+
+func (v View) withUse(ctx context.Context, t node.Token) (node.Token, error) {
+	use, _, err := optional[tokenUse](ctx, v, tokenUseKey(t.Name))
+	t.UsedAt = use.At
+	return t, err
+}
+
+// PutToken writes a token in place of old (nil: a new one).
+func (s *Store) PutToken(ctx context.Context, old *node.Token, t node.Token) (node.Token, error) {
+	c := NewChange()
+	revision := int64(0)
+	if old != nil {
+		revision = old.Revision
+		for key := range tokenIndex(*old) {
+			c.remove(key)
+		}
+	}
+	c.guard(tokenKey(t.Name), revision)
+	c.put(tokenKey(t.Name), encode(t))
+	for key := range tokenIndex(t) {
+		c.put(key, nil)
+	}
+	var err error
+	t.Revision, err = s.Commit(ctx, c)
+	if errors.Is(err, node.ErrStale) && old == nil {
+		return t, fmt.Errorf("%w: %q; a name is never given to another token", node.ErrTokenExists, t.Name)
+	}
+	return t, err
+}
+
+func tokenIndex(t node.Token) map[string]bool {
+	if !t.RevokedAt.IsZero() {
+		return nil
+	}
+	return map[string]bool{tokenHashPrefix(t.Hash) + t.Name: true}
+}
+
+// PutTokenUse keeps when tokens were last used, by name, as one commit that no watch tells of.
+func (s *Store) PutTokenUse(ctx context.Context, used map[string]time.Time) error {
+	b := Batch{Unwatched: true}
+	for name, at := range used {
+		b.Puts = append(b.Puts, Put{tokenUseKey(name), encode(tokenUse{at})})
+	}
+	_, err := s.engine.Commit(context.WithoutCancel(ctx), b)
+	return err
+}
