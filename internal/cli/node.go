@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -210,19 +209,23 @@ var nodePaths = map[string]string{
 	"parameter":   "classification.parameters",
 	"group":       "groups",
 	"label":       "labels",
+	"owner":       "owner",
 }
 
 func (a *app) nodeUpdateCmd() *cobra.Command {
 	var f nodeFlags
 	var clear []string
+	var owner string
 	var revision int64
 	c := &cobra.Command{
 		Use:   "update NAME",
-		Short: "Change a node's classification, groups or labels",
+		Short: "Change a node's classification, groups, labels or owner",
 		Long: `Changes what flags are given for; each replaces all that was set of its kind:
---class all classes, --parameter all parameters, and so on.`,
-		Example: `  espm node update web1.example.com --class 'nginx={"workers":8}' --clear group`,
-		Args:    args("NAME"),
+--class all classes, --parameter all parameters, and so on. Only an admin may
+give a node to another owner; its certificates and revocations go with it.`,
+		Example: `  espm node update web1.example.com --class 'nginx={"workers":8}' --clear group
+  espm node update web1.example.com --owner token:ci`,
+		Args: args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			n, err := f.node(args[0])
 			if err != nil {
@@ -232,7 +235,7 @@ func (a *app) nodeUpdateCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			n.Revision = revision
+			n.Revision, n.Owner = revision, owner
 			return a.call(func(conn *grpc.ClientConn) error {
 				resp, err := espmv1.NewNodeServiceClient(conn).UpdateNode(cmd.Context(),
 					&espmv1.UpdateNodeRequest{Node: n, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths}})
@@ -244,14 +247,15 @@ func (a *app) nodeUpdateCmd() *cobra.Command {
 		},
 	}
 	f.add(c)
-	c.Flags().StringArrayVar(&clear, "clear", nil, "empty environment, class, parameter, group or label; repeatable")
+	c.Flags().StringVar(&owner, "owner", "", "principal that the node is to belong to, such as token:ci")
+	c.Flags().StringArrayVar(&clear, "clear", nil, "empty environment, class, parameter, group, label or owner; repeatable")
 	c.Flags().Int64Var(&revision, "revision", 0, "refuse if the node's revision is another")
 	return c
 }
 
 func (a *app) nodeListCmd() *cobra.Command {
 	var labels []string
-	var group string
+	var group, owner string
 	var notSeen duration
 	c := &cobra.Command{
 		Use:     "list",
@@ -263,7 +267,7 @@ func (a *app) nodeListCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			req := &espmv1.ListNodesRequest{PageSize: 1000, Labels: want, Group: group}
+			req := &espmv1.ListNodesRequest{PageSize: 1000, Labels: want, Group: group, Owner: owner}
 			if cmd.Flags().Changed("not-seen-for") {
 				req.NotSeenFor = durationpb.New(time.Duration(notSeen))
 			}
@@ -279,15 +283,16 @@ func (a *app) nodeListCmd() *cobra.Command {
 	}
 	c.Flags().StringArrayVar(&labels, "label", nil, "only nodes with this label, NAME=VALUE; repeatable")
 	c.Flags().StringVar(&group, "group", "", "only nodes directly in this group")
+	c.Flags().StringVar(&owner, "owner", "", "only nodes of this principal, such as token:ci")
 	c.Flags().Var(&notSeen, "not-seen-for", "only nodes whose catalog was not asked for in this time, such as 30d or 12h; never seen: since it was registered")
 	return c
 }
 
-var nodeColumns = []string{"CERTNAME", "STATE", "ENVIRONMENT", "GROUPS", "CREATED", "LAST SEEN", "UID"}
+var nodeColumns = []string{"CERTNAME", "STATE", "ENVIRONMENT", "GROUPS", "CREATED", "LAST SEEN", "OWNER", "UID"}
 
 func nodeRow(n *espmv1.Node) []string {
 	return []string{n.GetCertname(), word(n.GetState(), "NODE_STATE_"), dash(n.GetClassification().GetEnvironment()),
-		dash(strings.Join(n.GetGroups(), ",")), when(n.GetCreateTime()), when(n.GetLastSeenTime()), n.GetUid()}
+		dash(strings.Join(n.GetGroups(), ",")), when(n.GetCreateTime()), when(n.GetLastSeenTime()), dash(n.GetOwner()), n.GetUid()}
 }
 
 func (a *app) nodeShowCmd() *cobra.Command {
@@ -366,32 +371,4 @@ func revocationLine(r *espmv1.Revocation) string {
 		line += fmt.Sprintf(", on CRL %s, published %s", r.GetCrlNumber(), when(r.GetPublishTime()))
 	}
 	return line
-}
-
-func nodeTable(w io.Writer, n *espmv1.Node) {
-	fmt.Fprintf(w, "certname\t%s\nuid\t%s\nstate\t%s\n", n.GetCertname(), dash(n.GetUid()), word(n.GetState(), "NODE_STATE_"))
-	classificationTable(w, n.GetClassification())
-	fmt.Fprintf(w, "groups\t%s\nlabels\t%s\nserial\t%s\ncreated\t%s\n", dash(strings.Join(n.GetGroups(), ", ")), labelLine(n.GetLabels()),
-		dash(n.GetSerial()), when(n.GetCreateTime()))
-	if n.GetLastSeenTime() != nil {
-		fmt.Fprintf(w, "last seen\t%s\n", when(n.GetLastSeenTime()))
-	}
-	if n.GetClaimDeadlineTime() != nil {
-		fmt.Fprintf(w, "claim by\t%s\nclaimed\t%s\n", when(n.GetClaimDeadlineTime()), when(n.GetClaimTime()))
-	}
-	if n.GetTerminateTime() != nil {
-		fmt.Fprintf(w, "terminated\t%s\n", when(n.GetTerminateTime()))
-	}
-	if n.GetTerminateReason() != "" {
-		fmt.Fprintf(w, "reason\t%s\n", n.GetTerminateReason())
-	}
-	fmt.Fprintf(w, "revision\t%d\n", n.GetRevision())
-}
-
-func labelLine(labels map[string]string) string {
-	var parts []string
-	for _, k := range slices.Sorted(maps.Keys(labels)) {
-		parts = append(parts, k+"="+labels[k])
-	}
-	return dash(strings.Join(parts, ", "))
 }

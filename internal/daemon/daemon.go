@@ -187,6 +187,7 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 		Puppet:      bootstrap.Server{Name: d.config.Puppet.Server, Port: d.config.Puppet.Port},
 		Algorithm:   alg,
 		Protected:   d.config.Protected,
+		TTL:         d.config.Issue.TTL,
 		Now:         time.Now,
 		Log:         d.log,
 		Sightings:   d.sightings,

@@ -28,10 +28,11 @@ type Certificate struct {
 	Serial     Serial    `json:"serial"`
 	Certname   Certname  `json:"certname"`
 	UID        UID       `json:"uid"`
+	Owner      string    `json:"owner,omitempty"` // that of the registration
 	NotBefore  time.Time `json:"not_before"`
 	NotAfter   time.Time `json:"not_after"`
 	PEM        string    `json:"pem"`
-	RequestID  string    `json:"request_id,omitempty"` // of the call that it was issued for
+	RequestID  string    `json:"request_id,omitempty"` // Request.Key of the call that it was issued for
 	Revocation string    `json:"revocation,omitempty"` // id of its Revocation, once one was asked for
 	Receipt    *Receipt  `json:"receipt,omitempty"`    // once the revocation took effect
 	ImportedAt time.Time `json:"imported_at,omitzero"` // when it was adopted; zero: espm issued it
@@ -45,10 +46,10 @@ type Certificate struct {
 type IssueIntent struct {
 	UID       UID      `json:"uid"`
 	Certname  Certname `json:"certname"`
-	Serial    Serial   `json:"serial,omitempty"` // where the authority lets the caller choose it
-	KeyHash   string   `json:"key_hash"`         // SHA-256 of the SubjectPublicKeyInfo, hex
-	CallerKey bool     `json:"caller_key"`       // the caller holds the private key and sent a CSR
-	RequestID string   `json:"request_id,omitempty"`
+	Serial    Serial   `json:"serial,omitempty"`     // where the authority lets the caller choose it
+	KeyHash   string   `json:"key_hash"`             // SHA-256 of the SubjectPublicKeyInfo, hex
+	CallerKey bool     `json:"caller_key"`           // the caller holds the private key and sent a CSR
+	RequestID string   `json:"request_id,omitempty"` // Request.Key
 	// The registration, or the request id, came with the intent and goes with it if it fails.
 	NewNode    bool `json:"new_node"`
 	NewRequest bool `json:"new_request"`
@@ -66,12 +67,22 @@ type IssueIntent struct {
 // Request remembers what a request id did, so that a retry is safe.
 type Request struct {
 	ID        string    `json:"id"`
-	Hash      string    `json:"hash"` // SHA-256 of the content, hex
+	Principal string    `json:"principal,omitempty"` // whose it is; empty: made before ids were a principal's own
+	Hash      string    `json:"hash"`                // SHA-256 of the content, hex
 	Certname  Certname  `json:"certname"`
 	UID       UID       `json:"uid"`
 	CreatedAt time.Time `json:"created_at"`
 
 	Revision int64 `json:"-"`
+}
+
+// Key names a request id among those of all principals. An id has no spaces,
+// so whatever a principal is called, no two pairs make the same key.
+func (r Request) Key() string {
+	if r.Principal == "" {
+		return r.ID
+	}
+	return r.Principal + " " + r.ID
 }
 
 // Revocation is a durable order to revoke one certificate. It is open until
@@ -80,7 +91,8 @@ type Revocation struct {
 	ID        string    `json:"id"` // UUIDv7: ordered by time
 	Serial    Serial    `json:"serial"`
 	Certname  Certname  `json:"certname"`
-	UID       UID       `json:"uid,omitempty"` // none where espm did not issue the certificate
+	UID       UID       `json:"uid,omitempty"`   // none where espm did not issue the certificate
+	Owner     string    `json:"owner,omitempty"` // that of the registration
 	Reason    Reason    `json:"reason,omitempty"`
 	Comment   string    `json:"comment,omitempty"` // why, in the words of who asked
 	CreatedAt time.Time `json:"created_at"`

@@ -57,7 +57,7 @@ var (
 	ErrCompacted = errors.New("revision is older than the history kept")
 	// ErrUnauthenticated: the caller showed nothing that says who it is. Why not is for the log alone.
 	ErrUnauthenticated = errors.New("not authenticated")
-	// ErrNotPermitted: the caller is known, and may not do that.
+	// ErrNotPermitted: the caller is known, and its role forbids that; a *NotPermittedError where its grant does.
 	ErrNotPermitted = errors.New("not permitted")
 	// ErrRateLimited: the principal's requests come too fast. The error is a *LimitError.
 	ErrRateLimited = errors.New("too many requests")
@@ -122,6 +122,27 @@ func Join(errs ...error) error {
 	}
 	return &InvalidError{Violations: all}
 }
+
+// NotPermittedError says what a caller may not ask for: the field, in the API's
+// spelling, or "" for the call as such; errors.Is(err, ErrNotPermitted) holds.
+type NotPermittedError struct {
+	Violation
+}
+
+// NotPermitted returns a *NotPermittedError.
+func NotPermitted(field, format string, args ...any) error {
+	return &NotPermittedError{Violation{Field: field, Rule: fmt.Sprintf(format, args...)}}
+}
+
+func (e *NotPermittedError) Error() string {
+	if e.Field == "" {
+		return fmt.Sprintf("%v: %s", ErrNotPermitted, e.Rule)
+	}
+	return fmt.Sprintf("%v: %s: %s", ErrNotPermitted, e.Field, e.Rule)
+}
+
+// Is reports whether target is ErrNotPermitted.
+func (e *NotPermittedError) Is(target error) bool { return target == ErrNotPermitted }
 
 // BusyError is an ErrUnavailable that goes away by itself; errors.Is(err, ErrUnavailable) holds.
 type BusyError struct {

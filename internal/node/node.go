@@ -38,6 +38,7 @@ type Node struct {
 	Certname       Certname          `json:"certname"`
 	UID            UID               `json:"uid"`
 	State          State             `json:"state"`
+	Owner          string            `json:"owner,omitempty"` // the Caller.Name of who registered it, or was given it; empty: nobody's
 	Classification Classification    `json:"classification"`
 	Groups         []string          `json:"groups,omitempty"` // direct groups, sorted
 	Labels         map[string]string `json:"labels,omitempty"`
@@ -50,7 +51,7 @@ type Node struct {
 	ClaimWithin    time.Duration     `json:"claim_within,omitempty"`   // nanoseconds; 0: no launch deadline
 	ClaimBy        time.Time         `json:"claim_by,omitzero"`        // the launch deadline
 	ClaimedAt      time.Time         `json:"claimed_at,omitzero"`      // when a node with one was first seen
-	Requests       []string          `json:"requests,omitempty"`       // request ids that belong to it
+	Requests       []string          `json:"requests,omitempty"`       // Request.Key of those that belong to it
 
 	// LastSeenAt is when its catalog was last asked for, where that was looked
 	// up; zero: never. It is kept apart, so that the record does not change with it.

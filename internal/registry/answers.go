@@ -20,8 +20,8 @@ type answers struct {
 	now func() time.Time
 
 	mu    sync.Mutex
-	byID  map[string]answer
-	order []string // request ids, oldest first
+	byKey map[string]answer // by Request.Key: one caller's are not another's
+	order []string          // Request.Key, oldest first
 }
 
 type answer struct {
@@ -30,27 +30,27 @@ type answer struct {
 	expires time.Time
 }
 
-func (a *answers) put(id string, serial node.Serial, key bootstrap.Secret) {
+func (a *answers) put(request string, serial node.Serial, key bootstrap.Secret) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.byID == nil {
-		a.byID = map[string]answer{}
+	if a.byKey == nil {
+		a.byKey = map[string]answer{}
 	}
-	if _, again := a.byID[id]; again {
-		a.order = slices.DeleteFunc(a.order, func(other string) bool { return other == id })
+	if _, again := a.byKey[request]; again {
+		a.order = slices.DeleteFunc(a.order, func(other string) bool { return other == request })
 	}
-	a.order = append(a.order, id)
-	a.byID[id] = answer{serial, key, a.now().Add(answerLife)}
+	a.order = append(a.order, request)
+	a.byKey[request] = answer{serial, key, a.now().Add(answerLife)}
 	for len(a.order) > maxAnswers {
 		a.drop()
 	}
 }
 
-// get returns the key answered to a request id, if it is that of the serial.
-func (a *answers) get(id string, serial node.Serial) (bootstrap.Secret, bool) {
+// get returns the key answered to a request, if it is that of the serial.
+func (a *answers) get(request string, serial node.Serial) (bootstrap.Secret, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	found, ok := a.byID[id]
+	found, ok := a.byKey[request]
 	if !ok || found.serial != serial || a.now().After(found.expires) {
 		return nil, false
 	}
@@ -61,12 +61,12 @@ func (a *answers) get(id string, serial node.Serial) (bootstrap.Secret, bool) {
 func (a *answers) prune() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for len(a.order) > 0 && a.now().After(a.byID[a.order[0]].expires) {
+	for len(a.order) > 0 && a.now().After(a.byKey[a.order[0]].expires) {
 		a.drop()
 	}
 }
 
 func (a *answers) drop() {
-	delete(a.byID, a.order[0])
+	delete(a.byKey, a.order[0])
 	a.order = a.order[1:]
 }

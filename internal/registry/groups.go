@@ -38,10 +38,11 @@ func inherit(ctx context.Context, groups enc.Groups, names []string) (*enc.Inher
 	return h, h.CheckSize()
 }
 
-// CreateGroup creates a group. Errors: node.ErrInvalid, ErrGroupExists, and
+// CreateGroup creates a group. Groups are written by admins alone: what one sets
+// reaches the nodes of all. Errors: node.ErrNotPermitted, ErrInvalid, ErrGroupExists, and
 // ErrGroupNotFound for a parent.
 func (r *Registry) CreateGroup(ctx context.Context, g node.Group, validateOnly bool) (node.Group, error) {
-	if err := g.Validate(); err != nil {
+	if err := node.Join(accessOf(ctx).admin("", "write groups"), g.Validate()); err != nil {
 		return g, err
 	}
 	slices.Sort(g.Parents)
@@ -64,6 +65,9 @@ func (r *Registry) CreateGroup(ctx context.Context, g node.Group, validateOnly b
 // Errors: node.ErrInvalid (a cycle too), ErrGroupNotFound, ErrStale, ErrConflict naming the nodes.
 func (r *Registry) UpdateGroup(ctx context.Context, name string, revision int64, edit func(*node.Group), validateOnly bool) (node.Group, error) {
 	var g node.Group
+	if err := accessOf(ctx).admin("", "write groups"); err != nil {
+		return g, err
+	}
 	err := retry(func() error {
 		old, err := r.Store.Group(ctx, name)
 		if err != nil {
@@ -87,6 +91,9 @@ func (r *Registry) UpdateGroup(ctx context.Context, name string, revision int64,
 // DeleteGroup deletes a group that nothing inherits; revision as in Update.
 // Errors: node.ErrGroupNotFound, ErrStale, ErrGroupInUse.
 func (r *Registry) DeleteGroup(ctx context.Context, name string, revision int64, validateOnly bool) error {
+	if err := accessOf(ctx).admin("", "write groups"); err != nil {
+		return err
+	}
 	r.classifying.Lock()
 	defer r.classifying.Unlock()
 	return asStale(retry(func() error {

@@ -80,9 +80,13 @@ func (i *Imported) skip(format string, args ...any) {
 // Each certificate is one commit, so an import that is cut short is
 // called again; what was adopted is Already then. report gets what is done, a
 // batch at a time, each durable, and how many names there are in all; an error of
-// its ends the import. Errors are node.ErrInvalid, ErrGroupNotFound, ErrConflict, with
+// its ends the import. Only an admin may: who adopts a certificate can have it
+// revoked, and it is none of those that espm issued to him. Errors are node.ErrNotPermitted, ErrInvalid, ErrGroupNotFound, ErrConflict, with
 // nothing done, and node.ErrUnavailable.
 func (r *Registry) Import(ctx context.Context, s ImportSpec, report func(done []Imported, total int) error) error {
+	if err := accessOf(ctx).admin("", "import certificates"); err != nil {
+		return err
+	}
 	names, err := r.importNames(ctx, s)
 	if err != nil {
 		return err
@@ -220,7 +224,7 @@ func (r *Registry) adopt(ctx context.Context, in *Imported, cert *x509.Certifica
 		n = live.Clone()
 		n.State, n.UpdatedAt = node.Provisioned, r.Now().UTC()
 	} else {
-		n = r.newNode(node.Node{Certname: name, Groups: s.Groups, Labels: maps.Clone(s.Labels)}, node.Provisioned)
+		n = r.newNode(ctx, node.Node{Certname: name, Groups: s.Groups, Labels: maps.Clone(s.Labels)}, node.Provisioned)
 	}
 	n.Serial = in.Serial
 	c := store.NewChange()
@@ -228,6 +232,7 @@ func (r *Registry) adopt(ctx context.Context, in *Imported, cert *x509.Certifica
 		Serial:     in.Serial,
 		Certname:   name,
 		UID:        n.UID,
+		Owner:      n.Owner,
 		NotBefore:  cert.NotBefore,
 		NotAfter:   cert.NotAfter,
 		PEM:        string(encodeCertificate(cert)),

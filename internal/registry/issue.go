@@ -62,13 +62,13 @@ func (r *Registry) recall(ctx context.Context, n node.Node, o *order, request *n
 	if err != nil {
 		return Provisioned{}, false, err
 	}
-	if cert.RequestID != request.ID {
+	if cert.RequestID != request.Key() {
 		return Provisioned{}, false, fmt.Errorf("%w: %q holds %s, which another call issued", node.ErrCertificateExists, n.Certname, n.Serial)
 	}
 	var key bootstrap.Secret
 	if o.request.CSR == nil {
 		var known bool
-		if key, known = r.answers.get(request.ID, n.Serial); !known {
+		if key, known = r.answers.get(request.Key(), n.Serial); !known {
 			return Provisioned{}, false, nil
 		}
 	}
@@ -160,7 +160,7 @@ func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o 
 	c := store.NewChange()
 	if request != nil && isNew {
 		intent.NewRequest = true
-		n.Requests = append(n.Requests, request.ID)
+		n.Requests = append(n.Requests, request.Key())
 		c.PutRequest(*request)
 	}
 	c.PutIntent(intent)
@@ -217,7 +217,7 @@ func (r *Registry) prepare(ctx context.Context, o *order, n node.Node, request *
 		TTL:         wanted.TTL,
 	}
 	if request != nil {
-		intent.RequestID = request.ID
+		intent.RequestID = request.Key()
 	}
 	return intent, nil
 }
@@ -255,7 +255,7 @@ func (r *Registry) issue(ctx context.Context, intent node.IssueIntent, o order, 
 		return Provisioned{}, err
 	}
 	if request != nil && key != nil {
-		r.answers.put(request.ID, n.Serial, key)
+		r.answers.put(request.Key(), n.Serial, key)
 	}
 	return Provisioned{n, b}, nil
 }
@@ -294,7 +294,7 @@ func (r *Registry) keep(ctx context.Context, intent node.IssueIntent, cert *x509
 		n.Serial = node.SerialOf(cert.SerialNumber)
 		c := store.NewChange()
 		c.PutNode(&old, n)
-		c.PutCertificate(record(intent, cert))
+		c.PutCertificate(record(intent, n.Owner, cert))
 		c.RemoveIntent(open)
 		n.Revision, err = r.Store.Commit(ctx, c)
 		return err
@@ -302,11 +302,12 @@ func (r *Registry) keep(ctx context.Context, intent node.IssueIntent, cert *x509
 	return n, err
 }
 
-func record(intent node.IssueIntent, cert *x509.Certificate) node.Certificate {
+func record(intent node.IssueIntent, owner string, cert *x509.Certificate) node.Certificate {
 	return node.Certificate{
 		Serial:    node.SerialOf(cert.SerialNumber),
 		Certname:  intent.Certname,
 		UID:       intent.UID,
+		Owner:     owner,
 		NotBefore: cert.NotBefore,
 		NotAfter:  cert.NotAfter,
 		PEM:       string(encodeCertificate(cert)),

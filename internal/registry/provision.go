@@ -76,11 +76,14 @@ func (r *Registry) Provision(ctx context.Context, n node.Node, s Spec, requestID
 	if err := node.Join(n.Validate(), checkRequestID(requestID), specErr); err != nil {
 		return Provisioned{}, err
 	}
+	if err := r.mayOrder(ctx, &o); err != nil {
+		return Provisioned{}, err
+	}
 	if n.ClaimWithin > 0 && r.protection(n.Certname) != "" {
 		return Provisioned{}, fmt.Errorf("%w: %q is never terminated, so it can't have a launch deadline", node.ErrProtected, n.Certname)
 	}
-	n = r.newNode(n, node.Issuing)
-	request, err := r.newRequest(n, requestID, "provision", n.Spec(), s)
+	n = r.newNode(ctx, n, node.Issuing)
+	request, err := newRequest(ctx, n, requestID, "provision", n.Spec(), s)
 	if err != nil {
 		return Provisioned{}, err
 	}
@@ -97,7 +100,11 @@ func (r *Registry) Provision(ctx context.Context, n node.Node, s Spec, requestID
 		})
 	}
 	undo := func(ctx context.Context) error {
-		_, err := r.terminate(ctx, TerminateRequest{Certname: n.Certname, UID: n.UID}, false)
+		now, live, err := r.live(ctx, n.Certname)
+		if err != nil || !live || now.UID != n.UID {
+			return err
+		}
+		_, err = r.end(ctx, now, "", "")
 		r.Revocations.Kick()
 		return err
 	}
@@ -112,21 +119,24 @@ func pick(earlier *node.Node, n node.Node) node.Node {
 }
 
 // Issue issues a certificate for a node that is registered and has none, as
-// uid where that is given. Errors: node.ErrInvalid, ErrNodeNotFound, ErrUIDMismatch,
+// uid where that is given. Errors: node.ErrInvalid, ErrNotPermitted, ErrNodeNotFound, ErrUIDMismatch,
 // ErrCertificateExists, ErrIssuing, ErrRequestReused, ErrRequestSpent, ErrUnavailable.
 func (r *Registry) Issue(ctx context.Context, name node.Certname, uid node.UID, s Spec, requestID string, validateOnly bool) (Provisioned, error) {
 	o, specErr := r.check(name, s)
 	if err := node.Join(checkRequestID(requestID), specErr); err != nil {
 		return Provisioned{}, err
 	}
-	n, err := r.Store.Node(ctx, name)
+	n, err := r.node(ctx, name)
 	if err != nil {
+		return Provisioned{}, err
+	}
+	if err := r.mayOrder(ctx, &o); err != nil {
 		return Provisioned{}, err
 	}
 	if uid != "" && n.UID != uid {
 		return Provisioned{}, fmt.Errorf("%w: %q is registration %s now", node.ErrUIDMismatch, name, n.UID)
 	}
-	request, err := r.newRequest(n, requestID, "issue", uid, s)
+	request, err := newRequest(ctx, n, requestID, "issue", uid, s)
 	if err != nil {
 		return Provisioned{}, err
 	}
@@ -139,7 +149,7 @@ func (r *Registry) Issue(ctx context.Context, name node.Certname, uid node.UID, 
 	patience := ctx
 	work := func(ctx context.Context) (Provisioned, error) {
 		return r.carryOut(ctx, patience, &o, request, func() (node.IssueIntent, error) {
-			now, err := r.Store.Node(ctx, name)
+			now, err := r.node(ctx, name)
 			if err != nil {
 				return node.IssueIntent{}, err
 			}
@@ -172,7 +182,7 @@ type flight struct {
 	hash string
 }
 
-// fly makes calls at once with one request id one call, and lets it go on
+// fly makes calls at once of one caller with one request id one call, and lets it go on
 // when the callers have gone: they may come back for the answer. Without a
 // request id nobody can, so what was done is undone.
 func (r *Registry) fly(ctx context.Context, request *node.Request, do func(context.Context) (Provisioned, error), undo func(context.Context) error) (Provisioned, error) {
@@ -197,7 +207,7 @@ func (r *Registry) fly(ctx context.Context, request *node.Request, do func(conte
 		return p, err
 	}
 	r.calls.Add(1)
-	done := r.flights.DoChan(request.ID, func() (any, error) {
+	done := r.flights.DoChan(request.Key(), func() (any, error) {
 		p, err := detached()
 		return flight{p, request.Hash}, err
 	})

@@ -86,6 +86,8 @@ type Options struct {
 	Puppet      bootstrap.Server
 	Algorithm   ca.KeyAlgorithm // of a key, where the caller names none
 	Protected   []string        // certnames that are never terminated, besides Puppet.Name and the authority's own
+	Principals  []string        // certnames that callers are known by: only an admin has certificates of them issued
+	TTL         time.Duration   // of a certificate whose request names none; default ca.DefaultTTL
 	Now         func() time.Time
 	Log         logrus.FieldLogger
 
@@ -121,6 +123,7 @@ func New(o Options) *Registry {
 	if o.Sightings == nil {
 		o.Sightings = NewSightings(o.Store, o.Now, o.Log)
 	}
+	o.TTL = cmp.Or(o.TTL, ca.DefaultTTL)
 	o.RunInterval = cmp.Or(o.RunInterval, defaultRunInterval)
 	if o.Uptime == nil {
 		began := o.Now()
@@ -165,15 +168,18 @@ func checkRequestID(id string) error {
 	return nil
 }
 
-// Register registers and classifies a node that has no certificate. Errors:
-// node.ErrInvalid, ErrNodeExists, ErrGroupNotFound, ErrConflict,
+// Register registers and classifies a node that has no certificate; it is the
+// caller's. Errors: node.ErrInvalid, ErrNotPermitted, ErrNodeExists, ErrGroupNotFound, ErrConflict,
 // ErrRequestReused, ErrRequestSpent.
 func (r *Registry) Register(ctx context.Context, n node.Node, requestID string, validateOnly bool) (node.Node, error) {
 	if err := node.Join(n.Validate(), checkRequestID(requestID)); err != nil {
 		return n, err
 	}
-	n = r.newNode(n, node.Registered)
-	request, err := r.newRequest(n, requestID, "register", n.Spec())
+	if err := r.mayName(ctx, n.Certname); err != nil {
+		return n, err
+	}
+	n = r.newNode(ctx, n, node.Registered)
+	request, err := newRequest(ctx, n, requestID, "register", n.Spec())
 	if err != nil {
 		return n, err
 	}
@@ -191,10 +197,10 @@ func (r *Registry) Register(ctx context.Context, n node.Node, requestID string, 
 	return n, err
 }
 
-func (r *Registry) newNode(n node.Node, s node.State) node.Node {
+func (r *Registry) newNode(ctx context.Context, n node.Node, s node.State) node.Node {
 	n = n.Clone()
 	slices.Sort(n.Groups)
-	n.UID, n.State = newUID(), s
+	n.UID, n.State, n.Owner = newUID(), s, node.CallerOf(ctx).Name
 	n.Serial, n.Requests, n.TerminatedAt = "", nil, time.Time{}
 	n.CreatedAt = r.Now().UTC()
 	n.UpdatedAt = n.CreatedAt
@@ -217,7 +223,7 @@ func (r *Registry) addNode(ctx context.Context, n *node.Node, request *node.Requ
 	}
 	c := store.NewChange()
 	if request != nil {
-		n.Requests = []string{request.ID}
+		n.Requests = []string{request.Key()}
 		c.PutRequest(*request)
 	}
 	if intent != nil {
@@ -226,9 +232,13 @@ func (r *Registry) addNode(ctx context.Context, n *node.Node, request *node.Requ
 	return r.commitNode(ctx, c, nil, n, validateOnly)
 }
 
-// commitNode checks a node against its groups and commits it with the
-// change. n gets its revision.
+// commitNode checks a node against its groups, and against what the caller is
+// confined to, and commits it with the change. n gets its revision.
 func (r *Registry) commitNode(ctx context.Context, c *store.Change, old *node.Node, n *node.Node, validateOnly bool) error {
+	a := accessOf(ctx)
+	if err := a.mayJoin(old, *n); err != nil {
+		return err
+	}
 	if len(n.Groups) > 0 || old != nil && len(old.Groups) > 0 {
 		r.classifying.RLock()
 		defer r.classifying.RUnlock()
@@ -239,6 +249,9 @@ func (r *Registry) commitNode(ctx context.Context, c *store.Change, old *node.No
 		c.GuardGroups(mark)
 	}
 	if err := checkNode(ctx, r.Store, *n); err != nil {
+		return err
+	}
+	if err := a.mayLive(ctx, r.Store, old, *n); err != nil {
 		return err
 	}
 	if validateOnly {
@@ -256,7 +269,7 @@ func (r *Registry) commitNode(ctx context.Context, c *store.Change, old *node.No
 // Get returns the live registration of a certname or, with a uid, that one,
 // terminated or not. Error: node.ErrNodeNotFound.
 func (r *Registry) Get(ctx context.Context, name node.Certname, uid node.UID) (node.Node, error) {
-	n, err := r.Store.Node(ctx, name)
+	n, err := r.node(ctx, name)
 	if err == nil && (uid == "" || n.UID == uid) {
 		n.LastSeenAt, err = r.Sightings.last(ctx, n)
 	}
@@ -266,7 +279,7 @@ func (r *Registry) Get(ctx context.Context, name node.Certname, uid node.UID) (n
 	if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
 		return n, err
 	}
-	return r.Store.Tombstone(ctx, name, uid)
+	return r.pastLife(ctx, name, uid)
 }
 
 // NodeQuery selects nodes.
@@ -279,6 +292,15 @@ type NodeQuery struct {
 // List returns a page of live nodes, as store.View.Nodes does: it looks at up
 // to limit nodes that the labels and the group select, however few of them were not seen.
 func (r *Registry) List(ctx context.Context, q NodeQuery, after string, limit int) (store.Page[node.Node], error) {
+	owner, err := accessOf(ctx).scope()
+	if err != nil {
+		return store.Page[node.Node]{}, err
+	}
+	if owner != "" && q.Owner != "" && q.Owner != owner {
+		rev, err := r.Store.Revision(ctx)
+		return store.Page[node.Node]{Revision: rev}, err
+	}
+	q.Owner = cmp.Or(owner, q.Owner)
 	page, err := r.Store.Nodes(ctx, q.NodeFilter, after, limit)
 	if err != nil {
 		return page, err
@@ -318,12 +340,14 @@ func (e Expect) check(uid node.UID, revision int64) error {
 	return nil
 }
 
-// Update changes a live node by applying edit to it. Errors are those of
-// Register, but for ErrNodeExists, and node.ErrNodeNotFound, ErrUIDMismatch and ErrStale.
+// Update changes a live node by applying edit to it. An owner that edit sets
+// has from then on what the registration has; only an admin may. Errors are those of Register, but for ErrNodeExists, and node.ErrNodeNotFound,
+// ErrUIDMismatch, ErrStale and, of an owner, ErrIssuing.
 func (r *Registry) Update(ctx context.Context, name node.Certname, expect Expect, edit func(*node.Node), validateOnly bool) (node.Node, error) {
 	var n node.Node
+	a := accessOf(ctx)
 	err := retry(func() error {
-		old, err := r.Store.Node(ctx, name)
+		old, err := r.node(ctx, name)
 		if err != nil {
 			return err
 		}
@@ -334,10 +358,16 @@ func (r *Registry) Update(ctx context.Context, name node.Certname, expect Expect
 		edit(&n)
 		slices.Sort(n.Groups)
 		n.UpdatedAt = r.Now().UTC()
-		if err := n.Validate(); err != nil {
+		if err := node.Join(n.Validate(), a.mayGive(old.Owner, n.Owner), a.write()); err != nil {
 			return err
 		}
-		return r.commitNode(ctx, store.NewChange(), &old, &n, validateOnly)
+		c := store.NewChange()
+		if n.Owner != old.Owner {
+			if err := r.give(ctx, c, old, n.Owner); err != nil {
+				return err
+			}
+		}
+		return r.commitNode(ctx, c, &old, &n, validateOnly)
 	})
 	return n, asStale(err)
 }

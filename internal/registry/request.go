@@ -11,9 +11,9 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// newRequest returns the record of a request id, nil where the caller gave
-// none. The content is what must be the same when it is used again.
-func (r *Registry) newRequest(n node.Node, id, method string, content ...any) (*node.Request, error) {
+// newRequest returns the record of the caller's request id, nil where it gave
+// none: another's ids are not there for it. The content is what must be the same when it is used again.
+func newRequest(ctx context.Context, n node.Node, id, method string, content ...any) (*node.Request, error) {
 	if id == "" {
 		return nil, nil
 	}
@@ -22,24 +22,30 @@ func (r *Registry) newRequest(n node.Node, id, method string, content ...any) (*
 		return nil, fmt.Errorf("request %q: %w", id, err)
 	}
 	sum := sha256.Sum256(b)
-	return &node.Request{ID: id, Hash: hex.EncodeToString(sum[:]), Certname: n.Certname, UID: n.UID, CreatedAt: n.CreatedAt}, nil
+	return &node.Request{ID: id, Principal: node.CallerOf(ctx).Name, Hash: hex.EncodeToString(sum[:]), Certname: n.Certname, UID: n.UID, CreatedAt: n.CreatedAt}, nil
 }
 
 // earlier returns the registration that an earlier call with the request id
 // made, nil if the id is new. node.ErrRequestReused where that had other
-// content, node.ErrRequestSpent where the registration is terminated.
+// content, node.ErrRequestSpent where the registration is terminated, or was
+// given to another.
 func (r *Registry) earlier(ctx context.Context, request *node.Request) (*node.Node, error) {
 	if request == nil {
 		return nil, nil
 	}
-	was, ok, err := r.Store.Request(ctx, request.ID)
+	was, ok, err := r.Store.Request(ctx, request.Key())
+	if err == nil && !ok && accessOf(ctx).Role == node.Admin { // all callers were admins before ids had a principal
+		if was, ok, err = r.Store.Request(ctx, request.ID); ok {
+			request.Principal = ""
+		}
+	}
 	if err != nil || !ok {
 		return nil, err
 	}
 	if was.Hash != request.Hash {
 		return nil, fmt.Errorf("%w: request_id %q was for %q, at %s", node.ErrRequestReused, was.ID, was.Certname, was.CreatedAt.Format("2006-01-02 15:04:05 MST"))
 	}
-	n, err := r.Store.Node(ctx, was.Certname)
+	n, err := r.node(ctx, was.Certname)
 	if errors.Is(err, node.ErrNodeNotFound) || err == nil && n.UID != was.UID {
 		return nil, fmt.Errorf("%w: request_id %q made registration %s of %q", node.ErrRequestSpent, was.ID, was.UID, was.Certname)
 	}

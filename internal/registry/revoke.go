@@ -32,7 +32,7 @@ type RevokeRequest struct {
 // receipt. The registration that holds the certificate stays, without
 // one. A certificate whose revocation was ordered before gives that order; with Force, one
 // that has its receipt is ordered anew, as the CRL that listed it may be lost. Errors:
-// node.ErrNodeNotFound, ErrCertificateNotFound, ErrProtected,
+// node.ErrNotPermitted, ErrNodeNotFound, ErrCertificateNotFound, ErrProtected,
 // ErrForeignCertificate (espm did not issue it, and Force is not set), ErrIssuing.
 func (r *Registry) Revoke(ctx context.Context, req RevokeRequest, wait time.Duration, validateOnly bool) (node.Revocation, error) {
 	var rev node.Revocation
@@ -40,6 +40,13 @@ func (r *Registry) Revoke(ctx context.Context, req RevokeRequest, wait time.Dura
 		return rev, node.Invalid("certname", "must not be empty where there is no serial")
 	}
 	if err := checkComment(req.Comment); err != nil {
+		return rev, err
+	}
+	a := accessOf(ctx)
+	if err := a.write(); err != nil {
+		return rev, err
+	}
+	if err := a.admin("force", "force a revocation"); req.Force && err != nil {
 		return rev, err
 	}
 	err := retry(func() error {
@@ -68,9 +75,20 @@ func (r *Registry) Revoke(ctx context.Context, req RevokeRequest, wait time.Dura
 	return revs[0], err
 }
 
+// RetryRevocation has an open revocation tried again at once. Errors: node.ErrNotPermitted, ErrRevocationNotFound, ErrRevocationClosed.
+func (r *Registry) RetryRevocation(ctx context.Context, id string) (node.Revocation, error) {
+	if err := accessOf(ctx).admin("", "have a revocation tried again"); err != nil {
+		return node.Revocation{}, err
+	}
+	return r.Revocations.Retry(ctx, id)
+}
+
 // DropRevocation closes an open revocation without carrying it out: its certificate
-// stays valid. The comment says why, and is required. Errors: node.ErrRevocationNotFound, ErrRevocationClosed.
+// stays valid. The comment says why, and is required. Errors: node.ErrNotPermitted, ErrRevocationNotFound, ErrRevocationClosed.
 func (r *Registry) DropRevocation(ctx context.Context, id, comment string) (node.Revocation, error) {
+	if err := accessOf(ctx).admin("", "drop a revocation"); err != nil {
+		return node.Revocation{}, err
+	}
 	if comment == "" {
 		return node.Revocation{}, node.Invalid("comment", "must not be empty: say why the certificate may stay valid")
 	}
@@ -95,7 +113,7 @@ func (r *Registry) revoke(ctx context.Context, c *store.Change, req RevokeReques
 	order := node.Revocation{Serial: req.Serial, Certname: req.Certname, Reason: req.Reason, Comment: req.Comment}
 	var standing *x509.Certificate
 	if order.Serial == "" {
-		n, err := r.Store.Node(ctx, req.Certname)
+		n, err := r.node(ctx, req.Certname)
 		switch {
 		case errors.Is(err, node.ErrNodeNotFound) && req.Force:
 			if p, err := r.pendingForeign(ctx, order); p.ID != "" || err != nil {
@@ -114,8 +132,8 @@ func (r *Registry) revoke(ctx context.Context, c *store.Change, req RevokeReques
 		}
 		order.Serial = n.Serial
 	}
-	cert, err := r.Store.Certificate(ctx, order.Serial)
-	if errors.Is(err, node.ErrCertificateNotFound) && order.Certname != "" {
+	cert, err := r.certificate(ctx, order.Serial)
+	if errors.Is(err, node.ErrCertificateNotFound) && order.Certname != "" && !accessOf(ctx).confined() {
 		rev, err = r.revokeForeign(ctx, c, order, standing, req.Force)
 		return rev, rev.Revision == 0, err
 	}
@@ -271,6 +289,7 @@ func (r *Registry) orderRevocation(ctx context.Context, c *store.Change, order n
 // orderFor is orderRevocation of a certificate that was read.
 func (r *Registry) orderFor(c *store.Change, cert node.Certificate, order node.Revocation) node.Revocation {
 	order.Serial, order.Certname, order.UID = cert.Serial, cert.Certname, cert.UID
+	order.Owner = cert.Owner
 	order = r.Revocations.Order(c, order)
 	cert.Revocation, cert.Receipt = order.ID, nil
 	c.PutCertificate(cert)

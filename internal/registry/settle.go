@@ -142,12 +142,30 @@ func (r *Registry) refuse(ctx context.Context, intent node.IssueIntent, cert *x5
 	}
 	serial := node.SerialOf(cert.SerialNumber)
 	c := store.NewChange()
-	r.Revocations.Order(c, node.Revocation{Serial: serial, Certname: intent.Certname, UID: intent.UID})
+	owner, err := r.ownerOf(ctx, intent)
+	if err != nil {
+		return err
+	}
+	r.Revocations.Order(c, node.Revocation{Serial: serial, Certname: intent.Certname, UID: intent.UID, Owner: owner})
 	if _, err := r.Store.Commit(ctx, c); err != nil {
 		return fmt.Errorf("serial %s, which the authority issued to nobody, has to be revoked by hand: %w", serial, err)
 	}
 	r.Revocations.Kick()
 	return nil
+}
+
+// ownerOf returns the owner of a registration with an open intent: live, or
+// terminated since. It does not change before the intent is closed.
+func (r *Registry) ownerOf(ctx context.Context, intent node.IssueIntent) (string, error) {
+	n, live, err := r.live(ctx, intent.Certname)
+	if err != nil || live && n.UID == intent.UID {
+		return n.Owner, err
+	}
+	gone, err := r.Store.Tombstone(ctx, intent.Certname, intent.UID)
+	if errors.Is(err, node.ErrNodeNotFound) {
+		return "", nil
+	}
+	return gone.Owner, err
 }
 
 // settleOpen settles the intent of a registration, if it is open. The caller has taken it.
@@ -184,7 +202,7 @@ func (r *Registry) settle(ctx context.Context, intent node.IssueIntent) error {
 			adopted := n.Clone()
 			adopted.State, adopted.Serial, adopted.UpdatedAt = node.Provisioned, found.Serial, r.Now().UTC()
 			c.PutNode(&n, adopted)
-			c.PutCertificate(record(intent, found.Certificate))
+			c.PutCertificate(record(intent, n.Owner, found.Certificate))
 		} else if err := r.undo(ctx, c, intent, n, alive, found); err != nil {
 			return err
 		}
@@ -206,9 +224,13 @@ func (r *Registry) undo(ctx context.Context, c *store.Change, intent node.IssueI
 		if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
 			return err
 		}
-		rev := r.Revocations.Order(c, node.Revocation{Serial: found.Serial, Certname: intent.Certname, UID: intent.UID, Reason: gone.RevokedFor})
+		owner := gone.Owner
+		if alive {
+			owner = n.Owner
+		}
+		rev := r.Revocations.Order(c, node.Revocation{Serial: found.Serial, Certname: intent.Certname, UID: intent.UID, Owner: owner, Reason: gone.RevokedFor})
 		if found.Certificate != nil {
-			cert := record(intent, found.Certificate)
+			cert := record(intent, owner, found.Certificate)
 			cert.Revocation = rev.ID
 			c.PutCertificate(cert)
 		}
@@ -220,13 +242,13 @@ func (r *Registry) undo(ctx context.Context, c *store.Change, intent node.IssueI
 		back.State, back.UpdatedAt = node.Registered, r.Now().UTC()
 		if intent.NewRequest {
 			c.RemoveRequest(intent.RequestID)
-			back.Requests = slices.DeleteFunc(back.Requests, func(id string) bool { return id == intent.RequestID })
+			back.Requests = slices.DeleteFunc(back.Requests, func(key string) bool { return key == intent.RequestID })
 		}
 		c.PutNode(&n, back)
 	default:
 		c.RemoveNode(n)
-		for _, id := range n.Requests {
-			c.RemoveRequest(id)
+		for _, key := range n.Requests {
+			c.RemoveRequest(key)
 		}
 		if found.Issued { // so that its revocation is found, and forgotten in time
 			n.Requests = nil // they are free again, and may be another's by then

@@ -37,8 +37,12 @@ type TerminateRequest struct {
 // revocation of its certificate, in one commit, and waits up to wait for the
 // receipt, or until Run has ended. A uid that is already terminated, or none where the
 // certname has no live registration, gives the state of the last termination, whose
-// reason stands. Errors: node.ErrNodeNotFound, ErrUIDMismatch, ErrProtected.
+// reason stands. A successor that is another's is not touched, and not told of.
+// Errors: node.ErrNotPermitted, ErrNodeNotFound, ErrUIDMismatch, ErrProtected.
 func (r *Registry) Terminate(ctx context.Context, req TerminateRequest, wait time.Duration, validateOnly bool) (Terminated, error) {
+	if err := accessOf(ctx).write(); err != nil {
+		return Terminated{}, err
+	}
 	if err := r.unprotected(req.Certname); err != nil {
 		return Terminated{}, err
 	}
@@ -84,7 +88,7 @@ func (r *Registry) await(ctx context.Context, t *Terminated, wait time.Duration)
 }
 
 func (r *Registry) terminate(ctx context.Context, req TerminateRequest, validateOnly bool) (Terminated, error) {
-	n, err := r.Store.Node(ctx, req.Certname)
+	n, err := r.node(ctx, req.Certname)
 	if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
 		return Terminated{}, err
 	}
@@ -156,9 +160,10 @@ func (r *Registry) earlierLife(ctx context.Context, name node.Certname, uid, liv
 	var t Terminated
 	var err error
 	if uid == "" {
-		t.Node, err = r.Store.LastTombstone(ctx, name)
+		a := accessOf(ctx)
+		t.Node, err = r.Store.LastTombstone(ctx, name, func(n node.Node) bool { return a.sees(n.Owner) })
 	} else {
-		t.Node, err = r.Store.Tombstone(ctx, name, uid)
+		t.Node, err = r.pastLife(ctx, name, uid)
 	}
 	if errors.Is(err, node.ErrNodeNotFound) && live != "" {
 		return t, fmt.Errorf("%w: %q is registration %s, and %s is none of its earlier ones", node.ErrUIDMismatch, name, live, uid)

@@ -18,7 +18,7 @@ func (s *authority) GetAuthorityStatus(ctx context.Context, _ *espmv1.GetAuthori
 	if err != nil {
 		return nil, err
 	}
-	pending, oldest, err := s.registry.Store.CountPending(ctx)
+	pending, oldest, err := s.registry.CountPending(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -29,7 +29,7 @@ func (s *authority) GetAuthorityStatus(ctx context.Context, _ *espmv1.GetAuthori
 		DownloadBytes:      int64(status.Bytes),
 		PendingRevocations: int64(pending),
 		GrowthBytesPerDay:  growth(status.CRL),
-		AuthorityFailure:   toFailure(s.registry.Revocations.Down()),
+		AuthorityFailure:   toFailure(s.registry.Down(ctx)),
 	}
 	if oldest != nil {
 		out.OldestPendingTime = toTime(oldest.CreatedAt)

@@ -9,7 +9,6 @@ import (
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/registry"
-	"github.com/espm-project/espm/internal/store"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
@@ -61,20 +60,15 @@ func (s *certificates) GetCertificate(ctx context.Context, req *espmv1.GetCertif
 	if err != nil {
 		return nil, err
 	}
-	c, err := s.registry.Store.Certificate(ctx, serial)
+	c, rev, err := s.registry.Certificate(ctx, serial)
 	if err != nil {
 		return nil, err
 	}
 	out, err := toCertificate(c, s.now())
-	if err != nil || c.Revocation == "" {
-		return &espmv1.GetCertificateResponse{Certificate: out}, err
+	if rev != nil && err == nil {
+		out.Revocation = toRevocation(*rev)
 	}
-	r, err := s.registry.Store.Revocation(ctx, c.Revocation)
-	if err != nil {
-		return nil, err
-	}
-	out.Revocation = toRevocation(r)
-	return &espmv1.GetCertificateResponse{Certificate: out}, nil
+	return &espmv1.GetCertificateResponse{Certificate: out}, err
 }
 
 // parseSerial takes any spelling of a hexadecimal number: openssl writes an
@@ -100,12 +94,7 @@ func (s *certificates) ListCertificates(ctx context.Context, req *espmv1.ListCer
 	if err != nil {
 		return nil, err
 	}
-	var page store.Page[node.Certificate]
-	if of == "" {
-		page, err = s.registry.Store.Certificates(ctx, after, limit)
-	} else {
-		page, err = s.registry.Store.CertificatesOf(ctx, of, after, limit)
-	}
+	page, place, err := s.registry.Certificates(ctx, of, after, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -117,14 +106,8 @@ func (s *certificates) ListCertificates(ctx context.Context, req *espmv1.ListCer
 		}
 		return p, err
 	}
-	key := func(c node.Certificate) string {
-		if of == "" {
-			return string(c.Serial)
-		}
-		return string(c.UID) + "/" + string(c.Serial)
-	}
 	var next string
-	out.Certificates, next, err = convert(page, bare, key)
+	out.Certificates, next, err = convert(page, bare, place)
 	out.NextPageToken = pageToken(name, next)
 	return out, err
 }

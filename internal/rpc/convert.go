@@ -174,6 +174,7 @@ func toNode(n node.Node) (*espmv1.Node, error) {
 	return &espmv1.Node{
 		Certname:       string(n.Certname),
 		Uid:            string(n.UID),
+		Owner:          n.Owner,
 		State:          nodeStates[n.State],
 		Classification: c,
 		Groups:         n.Groups,
@@ -250,6 +251,7 @@ func toCertificate(c node.Certificate, now time.Time) (*espmv1.Certificate, erro
 		Serial:         string(c.Serial),
 		Certname:       string(c.Certname),
 		Uid:            string(c.UID),
+		Owner:          c.Owner,
 		State:          certificateState(c, now),
 		NotBeforeTime:  toTime(c.NotBefore),
 		NotAfterTime:   toTime(c.NotAfter),

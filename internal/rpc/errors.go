@@ -45,6 +45,7 @@ var table = []struct {
 	{node.ErrIssuing, codes.Aborted, "ISSUE_IN_PROGRESS"},
 	{node.ErrForeignRequest, codes.FailedPrecondition, "REQUEST_FOREIGN"},
 	{node.ErrRefused, codes.FailedPrecondition, "CA_REFUSED"},
+	{node.ErrNotPermitted, codes.PermissionDenied, "PERMISSION_DENIED"},
 	{node.ErrCompacted, codes.OutOfRange, "REVISION_COMPACTED"},
 	{node.ErrUnauthenticated, codes.Unauthenticated, "UNAUTHENTICATED"},
 	{node.ErrNotPermitted, codes.PermissionDenied, "PERMISSION_DENIED"},
@@ -107,6 +108,9 @@ func withDetails(s *status.Status, reason string, err error) error {
 	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Domain: Domain, Reason: reason}}
 	if invalid, ok := errors.AsType[*node.InvalidError](err); ok {
 		details = append(details, badRequest(invalid.Violations))
+	}
+	if denied, ok := errors.AsType[*node.NotPermittedError](err); ok && denied.Field != "" {
+		details = append(details, badRequest([]node.Violation{denied.Violation}))
 	}
 	if busy, ok := errors.AsType[*node.BusyError](err); ok {
 		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(busy.RetryAfter)})

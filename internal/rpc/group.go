@@ -31,7 +31,7 @@ func (s *groups) GetGroup(ctx context.Context, req *espmv1.GetGroupRequest) (*es
 	if err := node.CheckGroupName("name", req.GetName()); err != nil {
 		return nil, err
 	}
-	g, err := s.registry.Store.Group(ctx, req.GetName())
+	g, err := s.registry.Group(ctx, req.GetName())
 	if err != nil {
 		return nil, err
 	}
@@ -44,7 +44,7 @@ func (s *groups) ListGroups(ctx context.Context, req *espmv1.ListGroupsRequest) 
 	if err != nil {
 		return nil, err
 	}
-	page, err := s.registry.Store.Groups(ctx, after, limit)
+	page, err := s.registry.Groups(ctx, after, limit)
 	if err != nil {
 		return nil, err
 	}

@@ -50,7 +50,7 @@ func (s *nodes) GetNode(ctx context.Context, req *espmv1.GetNodeRequest) (*espmv
 
 func (s *nodes) ListNodes(ctx context.Context, req *espmv1.ListNodesRequest) (*espmv1.ListNodesResponse, error) {
 	filter := registry.NodeQuery{
-		NodeFilter: store.NodeFilter{Labels: req.GetLabels(), Group: req.GetGroup()},
+		NodeFilter: store.NodeFilter{Labels: req.GetLabels(), Group: req.GetGroup(), Owner: req.GetOwner()},
 		NotSeenFor: req.GetNotSeenFor().AsDuration(),
 	}
 	var groupErr, seenErr error
@@ -81,7 +81,7 @@ func (s *nodes) ListNodes(ctx context.Context, req *espmv1.ListNodesRequest) (*e
 func (s *nodes) UpdateNode(ctx context.Context, req *espmv1.UpdateNodeRequest) (*espmv1.UpdateNodeResponse, error) {
 	name, nameErr := node.ParseCertname(req.GetNode().GetCertname())
 	change, err := fromNode(req.GetNode())
-	paths := append([]string{"groups", "labels"}, classificationPaths...)
+	paths := append([]string{"groups", "labels", "owner"}, classificationPaths...)
 	if err := node.Join(nameErr, err, checkUID(req.GetNode().GetUid()), checkMask(req.GetUpdateMask(), paths)); err != nil {
 		return nil, err
 	}
@@ -93,6 +93,8 @@ func (s *nodes) UpdateNode(ctx context.Context, req *espmv1.UpdateNodeRequest) (
 				n.Groups = slices.Clone(change.Groups)
 			case "labels":
 				n.Labels = change.Labels
+			case "owner":
+				n.Owner = req.GetNode().GetOwner()
 			default:
 				editClassification(&n.Classification, change.Classification, path)
 			}
@@ -189,11 +191,11 @@ func (s *nodes) TerminateNode(ctx context.Context, req *espmv1.TerminateNodeRequ
 
 func (s *nodes) WatchNodes(req *espmv1.WatchNodesRequest, stream grpc.ServerStreamingServer[espmv1.WatchNodesResponse]) error {
 	ctx := stream.Context()
-	after, err := watchFrom(ctx, s.registry.Store, req.GetAfterRevision())
+	after, err := watchFrom(ctx, s.registry, req.GetAfterRevision())
 	if err != nil {
 		return err
 	}
-	for ev, err := range s.registry.Store.WatchNodes(ctx, after) {
+	for ev, err := range s.registry.WatchNodes(ctx, after) {
 		if err != nil {
 			return err
 		}
@@ -211,12 +213,12 @@ func (s *nodes) WatchNodes(req *espmv1.WatchNodesRequest, stream grpc.ServerStre
 }
 
 // watchFrom returns the revision after which to watch: the one asked for, or that of now.
-func watchFrom(ctx context.Context, s *store.Store, asked int64) (int64, error) {
+func watchFrom(ctx context.Context, r *registry.Registry, asked int64) (int64, error) {
 	switch {
 	case asked < 0:
 		return 0, node.Invalid("after_revision", "must not be negative, is %d", asked)
 	case asked == 0:
-		return s.Revision(ctx)
+		return r.Revision(ctx)
 	default:
 		return asked, nil
 	}

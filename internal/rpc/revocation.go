@@ -72,7 +72,7 @@ func (s *revocations) GetRevocation(ctx context.Context, req *espmv1.GetRevocati
 	if err := checkID(req.GetId()); err != nil {
 		return nil, err
 	}
-	r, err := s.registry.Store.Revocation(ctx, req.GetId())
+	r, err := s.registry.Revocation(ctx, req.GetId())
 	if err != nil {
 		return nil, err
 	}
@@ -91,20 +91,14 @@ func (s *revocations) ListRevocations(ctx context.Context, req *espmv1.ListRevoc
 	if err != nil {
 		return nil, err
 	}
-	page, err := s.registry.Store.Revocations(ctx, f, after, limit)
+	page, place, err := s.registry.ListRevocations(ctx, f, after, limit)
 	if err != nil {
 		return nil, err
 	}
-	out := &espmv1.ListRevocationsResponse{Revision: page.Revision, AuthorityFailure: toFailure(s.registry.Revocations.Down())}
+	out := &espmv1.ListRevocationsResponse{Revision: page.Revision, AuthorityFailure: toFailure(s.registry.Down(ctx))}
 	to := func(r node.Revocation) (*espmv1.Revocation, error) { return toRevocation(r), nil }
-	key := func(r node.Revocation) string {
-		if f.Certname == "" {
-			return r.ID
-		}
-		return string(r.UID) + "/" + r.ID
-	}
 	var next string
-	out.Revocations, next, err = convert(page, to, key)
+	out.Revocations, next, err = convert(page, to, place)
 	out.NextPageToken = pageToken(name, next)
 	return out, err
 }
@@ -113,7 +107,7 @@ func (s *revocations) RetryRevocation(ctx context.Context, req *espmv1.RetryRevo
 	if err := checkID(req.GetId()); err != nil {
 		return nil, err
 	}
-	r, err := s.registry.Revocations.Retry(ctx, req.GetId())
+	r, err := s.registry.RetryRevocation(ctx, req.GetId())
 	if err != nil {
 		return nil, err
 	}
@@ -138,11 +132,11 @@ func (s *revocations) WatchRevocations(req *espmv1.WatchRevocationsRequest, stre
 			return err
 		}
 	}
-	after, err := watchFrom(ctx, s.registry.Store, req.GetAfterRevision())
+	after, err := watchFrom(ctx, s.registry, req.GetAfterRevision())
 	if err != nil {
 		return err
 	}
-	for ev, err := range s.registry.Store.WatchRevocations(ctx, after) {
+	for ev, err := range s.registry.WatchRevocations(ctx, after) {
 		if err != nil {
 			return err
 		}
@@ -162,6 +156,7 @@ func toRevocation(r node.Revocation) *espmv1.Revocation {
 		Serial:     string(r.Serial),
 		Certname:   string(r.Certname),
 		Uid:        string(r.UID),
+		Owner:      r.Owner,
 		State:      espmv1.RevocationState_REVOCATION_STATE_PENDING,
 		CreateTime: toTime(r.CreatedAt),
 		Reason:     string(r.Reason),

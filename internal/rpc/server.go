@@ -79,7 +79,7 @@ func (s *classifier) ClassifyNode(ctx context.Context, req *espmv1.ClassifyNodeR
 	if err != nil {
 		return nil, err
 	}
-	c, err := enc.Classify(ctx, s.registry.Store, name)
+	c, err := s.registry.Classify(ctx, name)
 	if err != nil {
 		return nil, err
 	}

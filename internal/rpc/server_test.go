@@ -287,7 +287,7 @@ func expect(t *testing.T, err error, code codes.Code, reason string) []*errdetai
 	if info.GetReason() != reason || info.GetDomain() != Domain {
 		t.Errorf("%v: got %v, want reason %s of domain %s", err, info, reason, Domain)
 	}
-	if (reason == "INVALID") != (len(bad.GetFieldViolations()) > 0) {
+	if reason != "PERMISSION_DENIED" && (reason == "INVALID") != (len(bad.GetFieldViolations()) > 0) {
 		t.Errorf("%v: got the field violations %v", err, bad.GetFieldViolations())
 	}
 	return bad.GetFieldViolations()

@@ -61,6 +61,9 @@ func (c *Change) guard(key string, revision int64) { c.guards[key] = revision }
 func (c *Change) PutNode(old *node.Node, n node.Node) {
 	c.replaceNode(old, &n)
 	c.put(nodeKey(n.Certname), encode(n))
+	if n.Owner != "" {
+		c.put(nodeOwnerKey(n), nil)
+	}
 }
 
 // RemoveNode takes a live registration out.
@@ -104,6 +107,9 @@ func nodeIndexes(ix map[string]string, n node.Node) {
 	}
 	if n.Unclaimed() {
 		ix[claimKey(n)] = ""
+	}
+	if n.Owner != "" {
+		ix[nodeOwnerKey(n)] = ""
 	}
 }
 
@@ -181,6 +187,16 @@ func (c *Change) PutCertificate(cert node.Certificate) {
 	c.guard(certKey(cert.Serial), cert.Revision)
 	c.put(certKey(cert.Serial), encode(cert))
 	c.put(certOfKey(cert), nil)
+	if cert.Owner != "" {
+		c.put(certOwnerKey(cert), nil)
+	}
+}
+
+// GiveCertificate writes a certificate with another owner.
+func (c *Change) GiveCertificate(cert node.Certificate, owner string) {
+	c.remove(certOwnerKey(cert))
+	cert.Owner = owner
+	c.PutCertificate(cert)
 }
 
 // RemoveCertificate forgets a certificate.
@@ -188,6 +204,7 @@ func (c *Change) RemoveCertificate(cert node.Certificate) {
 	c.guard(certKey(cert.Serial), cert.Revision)
 	c.remove(certKey(cert.Serial))
 	c.remove(certOfKey(cert))
+	c.remove(certOwnerKey(cert))
 }
 
 // PutIntent writes a new issue intent.
@@ -204,12 +221,12 @@ func (c *Change) RemoveIntent(i node.IssueIntent) {
 
 // PutRequest remembers a new request id.
 func (c *Change) PutRequest(r node.Request) {
-	c.guard(requestKey(r.ID), 0)
-	c.put(requestKey(r.ID), encode(r))
+	c.guard(requestKey(r.Key()), 0)
+	c.put(requestKey(r.Key()), encode(r))
 }
 
-// RemoveRequest forgets a request id.
-func (c *Change) RemoveRequest(id string) { c.remove(requestKey(id)) }
+// RemoveRequest forgets a request id, by its Request.Key.
+func (c *Change) RemoveRequest(key string) { c.remove(requestKey(key)) }
 
 // PutRevocation writes a revocation, guarded by its Revision (0: a new one).
 func (c *Change) PutRevocation(r node.Revocation) {
@@ -221,21 +238,33 @@ func (c *Change) PutRevocation(r node.Revocation) {
 	} else {
 		c.remove(pendingKey(r.ID))
 	}
+	if r.Owner != "" {
+		c.put(revocationOwnerKey(r), nil)
+	}
+}
+
+// GiveRevocation writes a revocation with another owner.
+func (c *Change) GiveRevocation(r node.Revocation, owner string) {
+	c.remove(revocationOwnerKey(r))
+	r.Owner = owner
+	c.PutRevocation(r)
 }
 
 // Forget removes a tombstone and all that belongs to that registration.
 func (c *Change) Forget(n node.Node, certs []node.Certificate, revs []node.Revocation) {
 	c.remove(tombstoneKey(n.Certname, n.UID))
 	c.remove(tombstoneTimeKey(n))
-	for _, id := range n.Requests {
-		c.RemoveRequest(id)
+	for _, key := range n.Requests {
+		c.RemoveRequest(key)
 	}
 	for _, cert := range certs {
 		c.remove(certKey(cert.Serial))
 		c.remove(certOfKey(cert))
+		c.remove(certOwnerKey(cert))
 	}
 	for _, r := range revs {
 		c.remove(revocationKey(r.ID))
 		c.remove(revocationOfPrefix(r.Certname, r.UID) + r.ID)
+		c.remove(revocationOwnerKey(r))
 	}
 }

@@ -15,7 +15,7 @@ import (
 //	group/NAME                     node.Group
 //	cert/SERIAL                    node.Certificate
 //	issue/UID                      node.IssueIntent, open ones only
-//	request/ID                     node.Request
+//	request/PRINCIPAL ID           node.Request; without PRINCIPAL where it was made before they had one
 //	revocation/ID                  node.Revocation
 //	enc                            ENCSettings
 //	token/NAME                     node.Token, revoked ones too
@@ -27,6 +27,9 @@ import (
 //	ix/node-label/KEY=VALUE/CERTNAME
 //	ix/node-group/GROUP/CERTNAME
 //	ix/group-child/PARENT/GROUP
+//	ix/node-owner/OWNER/CERTNAME   put with each write of the node, so that it can be watched
+//	ix/cert-owner/OWNER/CERTNAME/UID/SERIAL
+//	ix/revocation-owner/OWNER/ID
 //	ix/cert-of/CERTNAME/UID/SERIAL
 //	ix/revocation-of/CERTNAME/UID/ID
 //	ix/pending/ID                  open revocations
@@ -39,8 +42,8 @@ import (
 //	mark/groups                    any group was written
 //	mark/group-use/GROUP           a node or a group joined GROUP, or a node of it sets something else
 //
-// None of the parts can hold a "/" but a label's key and a request id, which
-// stand where that is not ambiguous (a label's key holds no "=").
+// None of the parts can hold a "/" but a label's key and a request, which
+// stand where that is not ambiguous (a label's key holds no "="). In OWNER it is escaped.
 const (
 	schemaKey     = "schema"
 	encKey        = "enc"
@@ -63,7 +66,7 @@ func tokenHashPrefix(hash string) string  { return "ix/token/" + hash + "/" }
 func groupKey(name string) string         { return groupPrefix + name }
 func certKey(s node.Serial) string        { return certPrefix + string(s) }
 func issueKey(uid node.UID) string        { return issuePrefix + string(uid) }
-func requestKey(id string) string         { return "request/" + id }
+func requestKey(key string) string        { return "request/" + key }
 func revocationKey(id string) string      { return revokePrefix + id }
 func pendingKey(id string) string         { return pendingPrefix + id }
 func groupUseMark(group string) string    { return "mark/group-use/" + group }
@@ -71,6 +74,24 @@ func labelPrefix(k, v string) string      { return "ix/node-label/" + k + "=" + 
 func memberPrefix(group string) string    { return "ix/node-group/" + group + "/" }
 func childPrefix(parent string) string    { return "ix/group-child/" + parent + "/" }
 func certOfPrefix(n node.Certname) string { return "ix/cert-of/" + string(n) + "/" }
+
+// ownerPart keeps one owner's keys from standing among those of another, whatever it is called.
+var ownerPart = strings.NewReplacer("%", "%25", "/", "%2F").Replace
+
+func nodeOwnerPrefix(owner string) string { return "ix/node-owner/" + ownerPart(owner) + "/" }
+func certOwnerPrefix(owner string) string { return "ix/cert-owner/" + ownerPart(owner) + "/" }
+
+func revocationOwnerPrefix(owner string) string {
+	return "ix/revocation-owner/" + ownerPart(owner) + "/"
+}
+
+func nodeOwnerKey(n node.Node) string { return nodeOwnerPrefix(n.Owner) + string(n.Certname) }
+
+func certOwnerKey(c node.Certificate) string {
+	return certOwnerPrefix(c.Owner) + string(c.Certname) + "/" + string(c.UID) + "/" + string(c.Serial)
+}
+
+func revocationOwnerKey(r node.Revocation) string { return revocationOwnerPrefix(r.Owner) + r.ID }
 
 func tombstonePrefix(name node.Certname) string { return "tombstone/" + string(name) + "/" }
 

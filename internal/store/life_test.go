@@ -75,16 +75,20 @@ func TestForgetLeavesNothing(t *testing.T) {
 	equal(t, "keys and revisions", after, before)
 }
 
+func all(node.Node) bool { return true }
+
 func TestTombstones(t *testing.T) {
 	f := newFixture(t)
 	ctx := t.Context()
-	if _, err := f.LastTombstone(ctx, "web01"); !errors.Is(err, node.ErrNodeNotFound) {
+	if _, err := f.LastTombstone(ctx, "web01", all); !errors.Is(err, node.ErrNodeNotFound) {
 		t.Errorf("LastTombstone of none: %v", err)
 	}
 	f.life("web01", "u1", "0001", t0.Add(2*time.Hour))
 	f.life("web01", "u2", "0002", t0.Add(time.Hour)) // the clock went back
 	f.life("web0", "u9", "0009", t0.Add(3*time.Hour))
-	equal(t, "last of web01", must(f.LastTombstone(ctx, "web01"))(t).UID, node.UID("u2"))
+	equal(t, "last of web01", must(f.LastTombstone(ctx, "web01", all))(t).UID, node.UID("u2"))
+	first := must(f.LastTombstone(ctx, "web01", func(n node.Node) bool { return n.UID != "u2" }))(t)
+	equal(t, "last of web01 that counts", first.UID, node.UID("u1"))
 	equal(t, "first of web01", must(f.Tombstone(ctx, "web01", "u1"))(t).State, node.Terminated)
 	if _, err := f.Tombstone(ctx, "web01", "u9"); !errors.Is(err, node.ErrNodeNotFound) {
 		t.Errorf("Tombstone of another name: %v", err)

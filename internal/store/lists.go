@@ -19,10 +19,12 @@ type Page[T any] struct {
 	Revision int64
 }
 
-// NodeFilter selects nodes: those that have all labels and are directly in the group, where given.
+// NodeFilter selects nodes: those that have all labels, are directly in the
+// group and are the owner's, where given.
 type NodeFilter struct {
 	Labels map[string]string
 	Group  string
+	Owner  string
 }
 
 func (f NodeFilter) match(n node.Node) bool {
@@ -30,6 +32,9 @@ func (f NodeFilter) match(n node.Node) bool {
 		if have, ok := n.Labels[k]; !ok || have != v {
 			return false
 		}
+	}
+	if f.Owner != "" && n.Owner != f.Owner {
+		return false
 	}
 	if f.Group == "" {
 		return true
@@ -44,6 +49,9 @@ func (f NodeFilter) match(n node.Node) bool {
 
 // index returns the prefix of the index to walk; "" walks the nodes themselves.
 func (f NodeFilter) index() string {
+	if f.Owner != "" { // before others: a page, and its token, then never tell of another owner's nodes
+		return nodeOwnerPrefix(f.Owner)
+	}
 	if f.Group != "" {
 		return memberPrefix(f.Group)
 	}
@@ -92,6 +100,18 @@ func (v View) CertificatesOf(ctx context.Context, name node.Certname, after stri
 	return follow(ctx, v, certOfPrefix(name), after, limit,
 		func(key string) string { return certKey(node.Serial(lastPart(key))) },
 		func(node.Certificate) bool { return true })
+}
+
+// CertificatesOwned returns up to limit certificates of one owner, in order of
+// certname and registration; with a name, of that alone. after is a page's Next.
+func (v View) CertificatesOwned(ctx context.Context, owner string, name node.Certname, after string, limit int) (Page[node.Certificate], error) {
+	index := certOwnerPrefix(owner)
+	if name != "" {
+		index += string(name) + "/"
+	}
+	return follow(ctx, v, index, after, limit,
+		func(key string) string { return certKey(node.Serial(lastPart(key))) },
+		func(c node.Certificate) bool { return c.Owner == owner })
 }
 
 // list pages through the records with a prefix.
@@ -198,17 +218,23 @@ type RevocationFilter struct {
 	Certname node.Certname // all registrations of it; empty: any
 	Open     bool          // only open ones
 	Failed   bool          // only open ones that the authority refused
+	Owner    string        // only this owner's; empty: any
 }
 
 func (f RevocationFilter) match(r node.Revocation) bool {
+	if f.Owner != "" && r.Owner != f.Owner {
+		return false
+	}
 	return (f.Certname == "" || r.Certname == f.Certname) && (!f.Open || r.Open()) && (!f.Failed || r.Open() && r.Failure != nil)
 }
 
 // Revocations returns up to limit revocations after a page's Next, oldest
-// first; those of one certname in order of registration. With a filter the page may be short although more follow.
+// first; those of one certname, of any owner, in order of registration. With a filter the page may be short although more follow.
 func (v View) Revocations(ctx context.Context, f RevocationFilter, after string, limit int) (Page[node.Revocation], error) {
 	index := pendingPrefix
 	switch {
+	case f.Owner != "":
+		index = revocationOwnerPrefix(f.Owner)
 	case f.Certname != "":
 		index = revocationsOfPrefix(f.Certname)
 	case !f.Open && !f.Failed:

@@ -187,7 +187,7 @@ func TestEngineErrorsPass(t *testing.T) {
 		"Node":            second(f.Node(t.Context(), "a")),
 		"Nodes":           second(f.Nodes(t.Context(), store.NodeFilter{}, "", 1)),
 		"Nodes by label":  second(f.Nodes(t.Context(), store.NodeFilter{Labels: map[string]string{"k": "v"}}, "", 1)),
-		"LastTombstone":   second(f.LastTombstone(t.Context(), "a")),
+		"LastTombstone":   second(f.LastTombstone(t.Context(), "a", all)),
 		"Group":           second(f.Group(t.Context(), "a")),
 		"GroupsMark":      second(f.GroupsMark(t.Context())),
 		"Pending":         second(f.Pending(t.Context(), "", 1)),

@@ -48,41 +48,67 @@ func New(ctx context.Context, e Engine) (*Store, error) {
 func (v View) Node(ctx context.Context, name node.Certname) (node.Node, error) {
 	n, err := get[node.Node](ctx, v, nodeKey(name))
 	if errors.Is(err, ErrNoKey) {
-		return n, fmt.Errorf("%w: %q is not registered", node.ErrNodeNotFound, name)
+		return n, NoNode(name)
 	}
 	return n, err
 }
+
+// What is not there is told in the same words as what a caller may not see.
+
+// NoNode says that a certname has no live registration.
+func NoNode(name node.Certname) error {
+	return fmt.Errorf("%w: %q is not registered", node.ErrNodeNotFound, name)
+}
+
+// NoTombstone says that a certname has no such terminated registration.
+func NoTombstone(name node.Certname, uid node.UID) error {
+	return fmt.Errorf("%w: %q has no terminated registration %s", node.ErrNodeNotFound, name, uid)
+}
+
+// NoGroup says that there is no such group.
+func NoGroup(name string) error { return fmt.Errorf("%w: %q", node.ErrGroupNotFound, name) }
+
+// NoCertificate says that espm knows no certificate with the serial.
+func NoCertificate(serial node.Serial) error {
+	return fmt.Errorf("%w: serial %s", node.ErrCertificateNotFound, serial)
+}
+
+// NoRevocation says that there is no such revocation.
+func NoRevocation(id string) error { return fmt.Errorf("%w: %s", node.ErrRevocationNotFound, id) }
 
 // Tombstone returns a terminated registration; node.ErrNodeNotFound if there is none.
 func (v View) Tombstone(ctx context.Context, name node.Certname, uid node.UID) (node.Node, error) {
 	n, err := get[node.Node](ctx, v, tombstoneKey(name, uid))
 	if errors.Is(err, ErrNoKey) {
-		return n, fmt.Errorf("%w: %q has no terminated registration %s", node.ErrNodeNotFound, name, uid)
+		return n, NoTombstone(name, uid)
 	}
 	return n, err
 }
 
-// LastTombstone returns the latest terminated registration of a certname;
-// node.ErrNodeNotFound if there is none.
-func (v View) LastTombstone(ctx context.Context, name node.Certname) (node.Node, error) {
-	var last *Record
-	for rec, err := range v.scan(ctx, tombstonePrefix(name), "") {
-		if err != nil {
-			return node.Node{}, err
+// LastTombstone returns the latest terminated registration of a certname that
+// counts; node.ErrNodeNotFound if there is none.
+func (v View) LastTombstone(ctx context.Context, name node.Certname, counts func(node.Node) bool) (node.Node, error) {
+	last, err := node.Node{}, fmt.Errorf("%w: %q was never registered, or long ago", node.ErrNodeNotFound, name)
+	for rec, scanErr := range v.scan(ctx, tombstonePrefix(name), "") {
+		if scanErr != nil {
+			return node.Node{}, scanErr
 		}
-		last = &rec
+		n, decodeErr := decode[node.Node](rec)
+		if decodeErr != nil {
+			return node.Node{}, decodeErr
+		}
+		if counts(n) {
+			last, err = n, nil
+		}
 	}
-	if last == nil {
-		return node.Node{}, fmt.Errorf("%w: %q was never registered, or long ago", node.ErrNodeNotFound, name)
-	}
-	return decode[node.Node](*last)
+	return last, err
 }
 
 // Group returns a group; node.ErrGroupNotFound if there is none.
 func (v View) Group(ctx context.Context, name string) (node.Group, error) {
 	g, err := get[node.Group](ctx, v, groupKey(name))
 	if errors.Is(err, ErrNoKey) {
-		return g, fmt.Errorf("%w: %q", node.ErrGroupNotFound, name)
+		return g, NoGroup(name)
 	}
 	return g, err
 }
@@ -91,7 +117,7 @@ func (v View) Group(ctx context.Context, name string) (node.Group, error) {
 func (v View) Certificate(ctx context.Context, serial node.Serial) (node.Certificate, error) {
 	c, err := get[node.Certificate](ctx, v, certKey(serial))
 	if errors.Is(err, ErrNoKey) {
-		return c, fmt.Errorf("%w: serial %s", node.ErrCertificateNotFound, serial)
+		return c, NoCertificate(serial)
 	}
 	return c, err
 }
@@ -101,16 +127,16 @@ func (v View) Intent(ctx context.Context, uid node.UID) (node.IssueIntent, bool,
 	return optional[node.IssueIntent](ctx, v, issueKey(uid))
 }
 
-// Request returns what a request id did; false if it is new.
-func (v View) Request(ctx context.Context, id string) (node.Request, bool, error) {
-	return optional[node.Request](ctx, v, requestKey(id))
+// Request returns what a request id did, by its Request.Key; false if it is new.
+func (v View) Request(ctx context.Context, key string) (node.Request, bool, error) {
+	return optional[node.Request](ctx, v, requestKey(key))
 }
 
 // Revocation returns a revocation by id; node.ErrRevocationNotFound if there is none.
 func (v View) Revocation(ctx context.Context, id string) (node.Revocation, error) {
 	r, err := get[node.Revocation](ctx, v, revocationKey(id))
 	if errors.Is(err, ErrNoKey) {
-		return r, fmt.Errorf("%w: %s", node.ErrRevocationNotFound, id)
+		return r, NoRevocation(id)
 	}
 	return r, err
 }
@@ -154,6 +180,34 @@ func (s *Store) WatchNodes(ctx context.Context, after int64) iter.Seq2[NodeEvent
 				if err != nil {
 					yield(NodeEvent{}, err)
 					return
+				}
+				out.Node = &n
+			}
+			if !yield(out, nil) {
+				return
+			}
+		}
+	}
+}
+
+// WatchNodesOf is WatchNodes of one owner's nodes. To who had a node, one that
+// was given to another is gone.
+func (s *Store) WatchNodesOf(ctx context.Context, owner string, after int64) iter.Seq2[NodeEvent, error] {
+	return func(yield func(NodeEvent, error) bool) {
+		for ev, err := range s.engine.Watch(ctx, nodeOwnerPrefix(owner), after) {
+			if err != nil {
+				yield(NodeEvent{}, err)
+				return
+			}
+			out := NodeEvent{Certname: node.Certname(lastPart(ev.Key)), Revision: ev.Revision}
+			if !ev.Deleted {
+				n, err := s.Node(ctx, out.Certname)
+				if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
+					yield(NodeEvent{}, err)
+					return
+				}
+				if err != nil || n.Revision != ev.Revision {
+					continue // it changed since the event was read, which another tells
 				}
 				out.Node = &n
 			}

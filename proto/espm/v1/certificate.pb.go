@@ -345,7 +345,9 @@ type Certificate struct {
 	// Its revocation, once one was ordered.
 	Revocation *Revocation `protobuf:"bytes,11,opt,name=revocation,proto3" json:"revocation,omitempty"`
 	// When it was adopted by ImportCertificates; unset: espm issued it.
-	ImportTime    *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=import_time,json=importTime,proto3" json:"import_time,omitempty"`
+	ImportTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=import_time,json=importTime,proto3" json:"import_time,omitempty"`
+	// The owner of the registration; see Node.owner.
+	Owner         string `protobuf:"bytes,13,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -462,6 +464,13 @@ func (x *Certificate) GetImportTime() *timestamppb.Timestamp {
 		return x.ImportTime
 	}
 	return nil
+}
+
+func (x *Certificate) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
 }
 
 // PresignCertificateRequest is the request of PresignCertificate.
@@ -1264,7 +1273,7 @@ const file_espm_v1_certificate_proto_rawDesc = "" +
 	"\x06ca_pem\x18\x03 \x01(\fR\x05caPem\x12\x17\n" +
 	"\acrl_pem\x18\x04 \x01(\fR\x06crlPem\x12\x1f\n" +
 	"\vpuppet_conf\x18\x05 \x01(\tR\n" +
-	"puppetConf\"\xf0\x04\n" +
+	"puppetConf\"\x86\x05\n" +
 	"\vCertificate\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x1a\n" +
 	"\bcertname\x18\x02 \x01(\tR\bcertname\x12\x10\n" +
@@ -1283,7 +1292,8 @@ const file_espm_v1_certificate_proto_rawDesc = "" +
 	"revocation\x18\v \x01(\v2\x13.espm.v1.RevocationR\n" +
 	"revocation\x12;\n" +
 	"\vimport_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"importTime\x1a=\n" +
+	"importTime\x12\x14\n" +
+	"\x05owner\x18\r \x01(\tR\x05owner\x1a=\n" +
 	"\x0fExtensionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc9\x01\n" +

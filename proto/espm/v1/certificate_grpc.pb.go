@@ -46,7 +46,8 @@ type CertificateServiceClient interface {
 	SignCertificateRequest(ctx context.Context, in *SignCertificateRequestRequest, opts ...grpc.CallOption) (*SignCertificateRequestResponse, error)
 	// GetCertificate returns a certificate by serial number. NOT_FOUND, CERTIFICATE_NOT_FOUND.
 	GetCertificate(ctx context.Context, in *GetCertificateRequest, opts ...grpc.CallOption) (*GetCertificateResponse, error)
-	// ListCertificates returns certificates that espm issued or adopted, of one certname or in order of serial, a page at a time.
+	// ListCertificates returns certificates that espm issued or adopted, of one certname or in order of serial
+	// (to a provisioner: of certname), a page at a time.
 	ListCertificates(ctx context.Context, in *ListCertificatesRequest, opts ...grpc.CallOption) (*ListCertificatesResponse, error)
 	// ImportCertificates adopts certificates that the CA signed before, so that
 	// a running site can move to espm: each becomes the certificate of a new
@@ -160,7 +161,8 @@ type CertificateServiceServer interface {
 	SignCertificateRequest(context.Context, *SignCertificateRequestRequest) (*SignCertificateRequestResponse, error)
 	// GetCertificate returns a certificate by serial number. NOT_FOUND, CERTIFICATE_NOT_FOUND.
 	GetCertificate(context.Context, *GetCertificateRequest) (*GetCertificateResponse, error)
-	// ListCertificates returns certificates that espm issued or adopted, of one certname or in order of serial, a page at a time.
+	// ListCertificates returns certificates that espm issued or adopted, of one certname or in order of serial
+	// (to a provisioner: of certname), a page at a time.
 	ListCertificates(context.Context, *ListCertificatesRequest) (*ListCertificatesResponse, error)
 	// ImportCertificates adopts certificates that the CA signed before, so that
 	// a running site can move to espm: each becomes the certificate of a new

@@ -126,8 +126,12 @@ type Node struct {
 	// Why espm terminated the node by itself, such as "not claimed by
 	// 2026-01-02T03:04:05Z"; empty: a caller did, or it is alive. Output only.
 	TerminateReason string `protobuf:"bytes,15,opt,name=terminate_reason,json=terminateReason,proto3" json:"terminate_reason,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The principal that registered it or was given it, such as token:ci; its certificates and
+	// revocations are the same principal's. A provisioner sees its own alone. Empty: nobody's,
+	// for admins and readers only. Output only, but for UpdateNode.
+	Owner         string `protobuf:"bytes,16,opt,name=owner,proto3" json:"owner,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -261,6 +265,13 @@ func (x *Node) GetClaimTime() *timestamppb.Timestamp {
 func (x *Node) GetTerminateReason() string {
 	if x != nil {
 		return x.TerminateReason
+	}
+	return ""
+}
+
+func (x *Node) GetOwner() string {
+	if x != nil {
+		return x.Owner
 	}
 	return ""
 }
@@ -494,7 +505,10 @@ type ListNodesRequest struct {
 	// server's clock when it answers; one that was never seen counts from its
 	// create_time. Above 0. It is no index: a page looks at page_size of the
 	// nodes that the labels and the group select, so many pages may be short or empty though more follow.
-	NotSeenFor    *durationpb.Duration `protobuf:"bytes,5,opt,name=not_seen_for,json=notSeenFor,proto3" json:"not_seen_for,omitempty"`
+	NotSeenFor *durationpb.Duration `protobuf:"bytes,5,opt,name=not_seen_for,json=notSeenFor,proto3" json:"not_seen_for,omitempty"`
+	// Only nodes of this owner. With it, labels and group are looked at in each of
+	// the owner's nodes: pages may be short or empty though more follow.
+	Owner         string `protobuf:"bytes,6,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -562,6 +576,13 @@ func (x *ListNodesRequest) GetNotSeenFor() *durationpb.Duration {
 		return x.NotSeenFor
 	}
 	return nil
+}
+
+func (x *ListNodesRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
 }
 
 // ListNodesResponse is the response of ListNodes.
@@ -634,8 +655,9 @@ type UpdateNodeRequest struct {
 	// The new values. uid and revision, where set, must be the record's.
 	Node *Node `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// What to change: any of classification, classification.environment,
-	// classification.classes, classification.parameters, groups, labels.
-	// A field named but empty in node is cleared. Required.
+	// classification.classes, classification.parameters, groups, labels, owner.
+	// A field named but empty in node is cleared. Required. owner is for admins: a
+	// principal's name such as token:ci, at most 256 bytes. It need not be known yet.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	// Checks everything, changes nothing.
 	ValidateOnly  bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
@@ -1095,7 +1117,7 @@ type WatchNodesResponse struct {
 	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	// The node's certname.
 	Certname string `protobuf:"bytes,2,opt,name=certname,proto3" json:"certname,omitempty"`
-	// The live registration; absent: there is none any more.
+	// The live registration; absent: there is none any more, or, to a provisioner, it is another's now.
 	Node          *Node `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1156,7 +1178,7 @@ var File_espm_v1_node_proto protoreflect.FileDescriptor
 
 const file_espm_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x12espm/v1/node.proto\x12\aespm.v1\x1a\x19espm/v1/certificate.proto\x1a\x1cespm/v1/classification.proto\x1a\x18espm/v1/revocation.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x06\n" +
+	"\x12espm/v1/node.proto\x12\aespm.v1\x1a\x19espm/v1/certificate.proto\x1a\x1cespm/v1/classification.proto\x1a\x18espm/v1/revocation.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa0\x06\n" +
 	"\x04Node\x12\x1a\n" +
 	"\bcertname\x18\x01 \x01(\tR\bcertname\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12(\n" +
@@ -1176,7 +1198,8 @@ const file_espm_v1_node_proto_rawDesc = "" +
 	"\x13claim_deadline_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x11claimDeadlineTime\x129\n" +
 	"\n" +
 	"claim_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tclaimTime\x12)\n" +
-	"\x10terminate_reason\x18\x0f \x01(\tR\x0fterminateReason\x1a9\n" +
+	"\x10terminate_reason\x18\x0f \x01(\tR\x0fterminateReason\x12\x14\n" +
+	"\x05owner\x18\x10 \x01(\tR\x05owner\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"|\n" +
@@ -1191,7 +1214,7 @@ const file_espm_v1_node_proto_rawDesc = "" +
 	"\bcertname\x18\x01 \x01(\tR\bcertname\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\"4\n" +
 	"\x0fGetNodeResponse\x12!\n" +
-	"\x04node\x18\x01 \x01(\v2\r.espm.v1.NodeR\x04node\"\x9b\x02\n" +
+	"\x04node\x18\x01 \x01(\v2\r.espm.v1.NodeR\x04node\"\xb1\x02\n" +
 	"\x10ListNodesRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
@@ -1199,7 +1222,8 @@ const file_espm_v1_node_proto_rawDesc = "" +
 	"\x06labels\x18\x03 \x03(\v2%.espm.v1.ListNodesRequest.LabelsEntryR\x06labels\x12\x14\n" +
 	"\x05group\x18\x04 \x01(\tR\x05group\x12;\n" +
 	"\fnot_seen_for\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"notSeenFor\x1a9\n" +
+	"notSeenFor\x12\x14\n" +
+	"\x05owner\x18\x06 \x01(\tR\x05owner\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"|\n" +

@@ -53,7 +53,8 @@ type NodeServiceClient interface {
 	// NOT_FOUND, NODE_NOT_FOUND or GROUP_NOT_FOUND. FAILED_PRECONDITION,
 	// CLASSIFICATION_CONFLICT; UID_MISMATCH where node.uid is set and is not the
 	// live registration's. ABORTED, REVISION_STALE where node.revision is set and
-	// is not the record's: get the node and decide anew.
+	// is not the record's: get the node and decide anew. ABORTED, ISSUE_IN_PROGRESS: a new
+	// owner has to wait for the certificate that is being issued.
 	UpdateNode(ctx context.Context, in *UpdateNodeRequest, opts ...grpc.CallOption) (*UpdateNodeResponse, error)
 	// ProvisionNode registers and classifies a node, issues its certificate
 	// and returns all that the instance needs to boot trusted. It does all of
@@ -203,7 +204,8 @@ type NodeServiceServer interface {
 	// NOT_FOUND, NODE_NOT_FOUND or GROUP_NOT_FOUND. FAILED_PRECONDITION,
 	// CLASSIFICATION_CONFLICT; UID_MISMATCH where node.uid is set and is not the
 	// live registration's. ABORTED, REVISION_STALE where node.revision is set and
-	// is not the record's: get the node and decide anew.
+	// is not the record's: get the node and decide anew. ABORTED, ISSUE_IN_PROGRESS: a new
+	// owner has to wait for the certificate that is being issued.
 	UpdateNode(context.Context, *UpdateNodeRequest) (*UpdateNodeResponse, error)
 	// ProvisionNode registers and classifies a node, issues its certificate
 	// and returns all that the instance needs to boot trusted. It does all of

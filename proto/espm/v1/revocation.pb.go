@@ -112,7 +112,9 @@ type Revocation struct {
 	// When it was dropped.
 	DropTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=drop_time,json=dropTime,proto3" json:"drop_time,omitempty"`
 	// The store's revision that last changed this record.
-	Revision      int64 `protobuf:"varint,15,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision int64 `protobuf:"varint,15,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The owner of the registration; see Node.owner.
+	Owner         string `protobuf:"bytes,16,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -250,6 +252,13 @@ func (x *Revocation) GetRevision() int64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *Revocation) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
 }
 
 // RevocationFailure is why the authority refused one revocation, or can't act at all.
@@ -1030,7 +1039,7 @@ var File_espm_v1_revocation_proto protoreflect.FileDescriptor
 
 const file_espm_v1_revocation_proto_rawDesc = "" +
 	"\n" +
-	"\x18espm/v1/revocation.proto\x12\aespm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb0\x04\n" +
+	"\x18espm/v1/revocation.proto\x12\aespm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc6\x04\n" +
 	"\n" +
 	"Revocation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -1050,7 +1059,8 @@ const file_espm_v1_revocation_proto_rawDesc = "" +
 	"\afailure\x18\f \x01(\v2\x1a.espm.v1.RevocationFailureR\afailure\x12!\n" +
 	"\fdrop_comment\x18\r \x01(\tR\vdropComment\x127\n" +
 	"\tdrop_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\bdropTime\x12\x1a\n" +
-	"\brevision\x18\x0f \x01(\x03R\brevision\"\xb9\x01\n" +
+	"\brevision\x18\x0f \x01(\x03R\brevision\x12\x14\n" +
+	"\x05owner\x18\x10 \x01(\tR\x05owner\"\xb9\x01\n" +
 	"\x11RevocationFailure\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\tR\x05error\x12\x1a\n" +
 	"\battempts\x18\x02 \x01(\x05R\battempts\x127\n" +

@@ -1,0 +1,270 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/enc"
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+)
+
+// Who may see and do what: all decisions on ownership and confinement are here.
+//
+// A registration belongs to the principal that made it. Admins and readers see
+// all; anybody else sees what is his own, and of the rest learns no more than of
+// what does not exist, in the same words. Certificates and revocations
+// carry the owner of their registration, so that lists and watches of one owner are read
+// from an index. What espm does by itself (node.Self) is never confined.
+//
+// docs/ownership.md says what a provisioner can learn nevertheless.
+
+// access is what one caller may see and do.
+type access struct{ node.Caller }
+
+func accessOf(ctx context.Context) access { return access{node.CallerOf(ctx)} }
+
+// confined tells a caller that sees its own alone. A role that is new here is confined.
+func (a access) confined() bool { return a.Role != node.Admin && a.Role != node.Reader }
+
+// sees tells whether a record is there for the caller. One without an owner is there for
+// those who see all.
+func (a access) sees(owner string) bool {
+	return !a.confined() || owner != "" && owner == a.Name
+}
+
+// scope returns the owner whose records alone the caller sees, "" where it sees all.
+func (a access) scope() (string, error) {
+	switch {
+	case !a.confined():
+		return "", nil
+	case a.Name == "":
+		return "", node.NotPermitted("", "the caller has no name")
+	default:
+		return a.Name, nil
+	}
+}
+
+// write refuses who may only look.
+func (a access) write() error {
+	if a.Role == node.Reader {
+		return node.NotPermitted("", "a reader changes nothing")
+	}
+	return nil
+}
+
+// admin refuses all but admins.
+func (a access) admin(field, what string) error {
+	if a.Role == node.Admin {
+		return nil
+	}
+	return node.NotPermitted(field, "only an admin may %s", what)
+}
+
+// mayName checks the name of a node that the caller registers or has a certificate of.
+func (r *Registry) mayName(ctx context.Context, name node.Certname) error {
+	a := accessOf(ctx)
+	if err := a.write(); err != nil || !a.confined() {
+		return err
+	}
+	if why := r.offLimits(name); why != "" {
+		return node.NotPermitted("certname", "%q: %s", name, why)
+	}
+	if !a.named(string(name)) {
+		return node.NotPermitted("certname", "%q is none of the names granted to %s", name, a.Name)
+	}
+	return nil
+}
+
+// offLimits says why nobody but an admin gets a certificate of a name, "" where others do.
+func (r *Registry) offLimits(name node.Certname) string {
+	switch {
+	case r.protection(name) != "":
+		return r.protection(name)
+	case slices.Contains(r.Principals, string(name)):
+		return "a principal of espm is known by that name"
+	case name == "puppet":
+		return "agents look for their server under that name"
+	}
+	return ""
+}
+
+func (a access) named(name string) bool {
+	return a.Grant.Names == nil || slices.ContainsFunc(a.Grant.Names, func(pattern string) bool { return matches(pattern, name) })
+}
+
+// mayOrder checks what certificate the caller asks for, with what its CSR asks
+// for. Where it asks for no TTL, it gets the longest that it may have, if the default is longer.
+func (r *Registry) mayOrder(ctx context.Context, o *order) error {
+	if err := r.mayName(ctx, o.request.Certname); err != nil {
+		return err
+	}
+	a := accessOf(ctx)
+	if !a.confined() {
+		return nil
+	}
+	for _, name := range o.request.DNSAltNames {
+		if err := r.mayAltName(ctx, a, name); err != nil {
+			return err
+		}
+	}
+	for _, e := range o.request.Extensions {
+		if !a.extended(e) {
+			return node.NotPermitted("extensions["+ca.ExtensionName(e.ID)+"]", "is none of the extensions granted to %s", a.Name)
+		}
+	}
+	limit := a.Grant.MaxTTL
+	switch {
+	case limit == 0:
+	case o.request.TTL > limit:
+		return node.NotPermitted("ttl", "at most %v is granted to %s, is %v", limit, a.Name, o.request.TTL)
+	case o.request.TTL == 0 && r.TTL > limit:
+		o.request.TTL = limit
+	}
+	return nil
+}
+
+// mayAltName checks a name that a certificate is to be good for as well: it must
+// not be one under which somebody else, or the Puppet Server, is reached.
+func (r *Registry) mayAltName(ctx context.Context, a access, name string) error {
+	if why := r.offLimits(node.Certname(name)); why != "" {
+		return node.NotPermitted("dns_alt_names", "%q: %s", name, why)
+	}
+	if !a.named(name) {
+		return node.NotPermitted("dns_alt_names", "%q is none of the names granted to %s", name, a.Name)
+	}
+	n, live, err := r.live(ctx, node.Certname(name))
+	if err == nil && live && !a.sees(n.Owner) {
+		return node.NotPermitted("dns_alt_names", "%q is the name of a node", name)
+	}
+	return err
+}
+
+// extended tells whether a certificate may have an extension. One that Puppet's
+// own authorization goes by must be listed.
+func (a access) extended(e ca.Extension) bool {
+	if a.Grant.Extensions == nil {
+		return !e.GrantsAuthorization()
+	}
+	return slices.Contains(a.Grant.Extensions, ca.ExtensionName(e.ID)) || slices.Contains(a.Grant.Extensions, e.ID.String())
+}
+
+// mayJoin checks the groups that a write puts a node into, or takes it out of: those that an
+// admin put it into stay.
+func (a access) mayJoin(old *node.Node, n node.Node) error {
+	if !a.confined() || a.Grant.Groups == nil {
+		return nil
+	}
+	var before []string
+	if old != nil {
+		before = old.Groups
+	}
+	for _, change := range [][2][]string{{n.Groups, before}, {before, n.Groups}} {
+		for _, g := range change[0] {
+			if !slices.Contains(change[1], g) && !slices.Contains(a.Grant.Groups, g) {
+				return node.NotPermitted("groups", "%q is none of the groups granted to %s", g, a.Name)
+			}
+		}
+	}
+	return nil
+}
+
+// mayLive checks the environment that a write brings a node into, also one that comes
+// from its groups: else a group would be a way around.
+func (a access) mayLive(ctx context.Context, groups enc.Groups, old *node.Node, n node.Node) error {
+	if !a.confined() || a.Grant.Environments == nil {
+		return nil
+	}
+	if old != nil && old.Classification.Environment == n.Classification.Environment && slices.Equal(old.Groups, n.Groups) {
+		return nil
+	}
+	merged, err := enc.Merge(ctx, groups, n)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(a.Grant.Environments, merged.Environment) {
+		return node.NotPermitted("environment", "%q is none of the environments granted to %s", merged.Environment, a.Name)
+	}
+	return nil
+}
+
+// reads tells whether a caller may look at a group. What a granted group
+// inherits shows in the classification of nodes alone.
+func (a access) reads(group string) bool {
+	return !a.confined() || a.Grant.Groups == nil || slices.Contains(a.Grant.Groups, group)
+}
+
+// mayGive checks a new owner.
+func (a access) mayGive(from, to string) error {
+	if from == to {
+		return nil
+	}
+	if err := a.admin("owner", "give a node to another owner"); err != nil {
+		return err
+	}
+	kind, name, ok := strings.Cut(to, ":")
+	if to != "" && (!ok || kind == "" || name == "" || len(to) > maxOwner || printable(to) != to) {
+		return node.Invalid("owner", "must be a principal's name such as token:ci, of at most %d printable bytes; empty: no owner", maxOwner)
+	}
+	return nil
+}
+
+const maxOwner = 256
+
+// matches tells whether a name fits a pattern as a whole: "*" stands for any
+// characters but a dot, none included, "**" for any. Certnames are lower case, so patterns are read as such.
+func matches(pattern, name string) bool {
+	pattern = strings.ToLower(pattern)
+	at := make([]bool, len(name)+1) // at[i]: the pattern so far fits name[:i]
+	at[0] = true
+	for pattern != "" {
+		next := make([]bool, len(name)+1)
+		switch {
+		case pattern[0] == '*':
+			_, any := strings.CutPrefix(pattern, "**")
+			reached := false
+			for i := range next {
+				if i > 0 && name[i-1] == '.' && !any {
+					reached = false
+				}
+				reached = reached || at[i]
+				next[i] = reached
+			}
+			if any {
+				pattern = pattern[1:]
+			}
+		default:
+			for i := range len(name) {
+				next[i+1] = at[i] && name[i] == pattern[0]
+			}
+		}
+		at, pattern = next, pattern[1:]
+	}
+	return at[len(name)]
+}
+
+// give adds to a change that what a registration has goes to its new owner. n was read
+// before, and is not being issued a certificate: none can come up meanwhile that the change does not know.
+func (r *Registry) give(ctx context.Context, c *store.Change, n node.Node, owner string) error {
+	if n.State == node.Issuing {
+		return fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)
+	}
+	certs, err := r.certificates(ctx, n)
+	if err != nil {
+		return err
+	}
+	revs, err := r.Store.RevocationsOf(ctx, n.Certname, n.UID)
+	if err != nil {
+		return err
+	}
+	for _, cert := range certs {
+		c.GiveCertificate(cert, owner)
+	}
+	for _, rev := range revs {
+		c.GiveRevocation(rev, owner)
+	}
+	return nil
+}
