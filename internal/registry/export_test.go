@@ -13,3 +13,6 @@ func (r *Registry) EndLaunches(ctx context.Context) (time.Duration, error) { ret
 
 // Flush is flush, for tests that do not wait.
 func (s *Sightings) Flush(ctx context.Context) error { return s.flush(ctx) }
+
+// Matches is matches.
+var Matches = matches

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/pem"
 	"io"
 	"path/filepath"
@@ -204,13 +205,28 @@ func (f *fixture) revoked(t *testing.T) map[node.Serial]bool {
 	return out
 }
 
-func newCSR(t *testing.T, name string) []byte {
+func newCSR(t *testing.T, name string) []byte { return newCSRWith(t, name, nil) }
+
+// newCSRWith asks for extensions itself.
+func newCSRWith(t *testing.T, name string, extensions map[string]string) []byte {
 	t.Helper()
+	exts, err := ca.ParseExtensions(extensions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := &x509.CertificateRequest{Subject: pkix.Name{CommonName: name}}
+	for _, e := range exts {
+		value, err := asn1.MarshalWithParams(e.Value, "utf8")
+		if err != nil {
+			t.Fatal(err)
+		}
+		asked.ExtraExtensions = append(asked.ExtraExtensions, pkix.Extension{Id: e.ID, Value: value})
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: name}}, key)
+	der, err := x509.CreateCertificateRequest(rand.Reader, asked, key)
 	if err != nil {
 		t.Fatal(err)
 	}

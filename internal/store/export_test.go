@@ -1,5 +1,7 @@
 package store
 
+import "github.com/espm-project/espm/internal/node"
+
 // For tests, which use a real engine, and an engine imports this package.
 
 // Migration is one step.
@@ -31,5 +33,9 @@ var KeySamples = map[string]string{
 	pendingKey("r1"):                  "ix/pending/r1",
 	tombstoneTimePrefix:               "ix/tombstone-time/",
 	groupsMark:                        "mark/groups",
-	groupUseMark("base"):              "mark/group-use/base",
+	nodeOwnerPrefix("token:a/b%"):     "ix/node-owner/token:a%2Fb%25/",
+	certOwnerPrefix("token:ci"):       "ix/cert-owner/token:ci/",
+	revocationOwnerPrefix("token:ci"): "ix/revocation-owner/token:ci/",
+	requestKey(node.Request{ID: "a/b", Principal: "token:ci"}.Key()): "request/token:ci a/b",
+	groupUseMark("base"): "mark/group-use/base",
 }

@@ -17,12 +17,14 @@ func (f *fixture) life(name node.Certname, uid node.UID, serial node.Serial, end
 	ctx := f.t.Context()
 	n := node.Node{
 		Certname: name, UID: uid, State: node.Issuing, Groups: []string{"base"},
-		Labels: map[string]string{"team": "x"}, Requests: []string{"request/" + string(uid)},
+		Labels: map[string]string{"team": "x"}, Owner: "token:ci",
 	}
+	request := node.Request{ID: "request/" + string(uid), Principal: "token:ci", Certname: name, UID: uid}
+	n.Requests = []string{request.Key()}
 	f.do(func(c *store.Change) {
 		c.PutNode(nil, n)
 		c.PutIntent(node.IssueIntent{UID: uid, Certname: name, Serial: serial})
-		c.PutRequest(node.Request{ID: n.Requests[0], Certname: name, UID: uid})
+		c.PutRequest(request)
 	})
 	intent, open, err := f.Intent(ctx, uid)
 	check(f.t, err)
@@ -34,11 +36,11 @@ func (f *fixture) life(name node.Certname, uid node.UID, serial node.Serial, end
 	f.do(func(c *store.Change) {
 		c.PutNode(&old, n)
 		c.RemoveIntent(intent)
-		c.PutCertificate(node.Certificate{Serial: serial, Certname: name, UID: uid, PEM: "pem"})
+		c.PutCertificate(node.Certificate{Serial: serial, Certname: name, UID: uid, Owner: n.Owner, PEM: "pem"})
 	})
 	live, cert := f.node(name), must(f.Certificate(ctx, serial))(f.t)
 	n.State, n.TerminatedAt = node.Terminated, ended
-	rev := node.Revocation{ID: "rev-" + string(uid), Serial: serial, Certname: name, UID: uid}
+	rev := node.Revocation{ID: "rev-" + string(uid), Serial: serial, Certname: name, UID: uid, Owner: n.Owner}
 	f.do(func(c *store.Change) {
 		c.RemoveNode(live)
 		c.PutTombstone(n)
