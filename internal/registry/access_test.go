@@ -81,7 +81,9 @@ func TestRequestIDOfAnotherInFlight(t *testing.T) {
 		mine, mineErr = f.Provision(by(t, "token:a"), node.Node{Certname: "web1.test"}, registry.Spec{}, "job-1", false)
 	})
 	<-signing
-	p, err := f.Provision(by(t, "token:b"), node.Node{Certname: "web1.test"}, registry.Spec{}, "job-1", false)
+	atOnce, cancel := context.WithTimeout(by(t, "token:b"), 10*time.Second) // it must not wait for the other
+	defer cancel()
+	p, err := f.Provision(atOnce, node.Node{Certname: "web1.test"}, registry.Spec{}, "job-1", false)
 	close(goOn)
 	wg.Wait()
 	wantErr(t, "another, at once", err, node.ErrNodeExists)

@@ -282,7 +282,8 @@ type RegisterNodeRequest struct {
 	// The node; its output-only fields are ignored.
 	Node *Node `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// Makes a retry safe: the same id with the same content returns the same
-	// registration; with other content INVALID_ARGUMENT, REQUEST_ID_REUSED.
+	// registration; with other content INVALID_ARGUMENT, REQUEST_ID_REUSED. Another
+	// principal's ids are other ids.
 	// At most 128 printable ASCII bytes; kept as long as the node lives and 30
 	// days more.
 	RequestId string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -774,7 +775,7 @@ type ProvisionNodeRequest struct {
 	// or after a restart, the first certificate is revoked and a new one
 	// issued. Two calls at once are one. The same id with other content:
 	// INVALID_ARGUMENT, REQUEST_ID_REUSED. After the node was terminated:
-	// FAILED_PRECONDITION, REQUEST_ID_SPENT. Strongly advised.
+	// FAILED_PRECONDITION, REQUEST_ID_SPENT. Another principal's ids are other ids. Strongly advised.
 	// At most 128 printable ASCII bytes; kept as long as the node lives and 30
 	// days more.
 	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`

@@ -38,6 +38,10 @@ const (
 // Errors carry google.rpc.ErrorInfo (domain "espm", a reason) and, for
 // INVALID_ARGUMENT, google.rpc.BadRequest with the field and the rule.
 // A write is durable (it survives power loss) when the call returns OK.
+//
+// To a provisioner, what another principal owns is as if it were not there: the NOT_FOUND of each
+// call. PERMISSION_DENIED, PERMISSION_DENIED: the caller's role, or what it is confined to, forbids
+// it, with a google.rpc.BadRequest where it is for a field.
 type NodeServiceClient interface {
 	// RegisterNode registers and classifies a node, without a certificate.
 	//
@@ -189,6 +193,10 @@ type NodeService_WatchNodesClient = grpc.ServerStreamingClient[WatchNodesRespons
 // Errors carry google.rpc.ErrorInfo (domain "espm", a reason) and, for
 // INVALID_ARGUMENT, google.rpc.BadRequest with the field and the rule.
 // A write is durable (it survives power loss) when the call returns OK.
+//
+// To a provisioner, what another principal owns is as if it were not there: the NOT_FOUND of each
+// call. PERMISSION_DENIED, PERMISSION_DENIED: the caller's role, or what it is confined to, forbids
+// it, with a google.rpc.BadRequest where it is for a field.
 type NodeServiceServer interface {
 	// RegisterNode registers and classifies a node, without a certificate.
 	//
