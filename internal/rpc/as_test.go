@@ -2,53 +2,38 @@ package rpc
 
 import (
 	"context"
-	"io"
-	"net"
-	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/espm-project/espm/internal/node"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// as returns the rig as one caller sees it: what the API's edge finds out of a
-// caller is given here.
+// as returns the rig as one caller sees it: by a token of that name, or the
+// rig's own, on the local socket.
 func (r *rig) as(t *testing.T, c node.Caller) *rig {
 	t.Helper()
-	log := logrus.New()
-	log.SetOutput(io.Discard)
-	e := edge{log, context.Background()}
-	s := grpc.NewServer(
-		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
-			return e.unary(node.WithCaller(ctx, c), req, info, handle)
+	name, byToken := strings.CutPrefix(c.Name, "token:")
+	if !byToken {
+		return r
+	}
+	md, _ := metadata.FromOutgoingContext(r.token(t, name, espmv1.Role(espmv1.Role_value["ROLE_"+strings.ToUpper(string(c.Role))]), nil))
+	bear := func(ctx context.Context) context.Context { return metadata.NewOutgoingContext(ctx, md) }
+	conn, err := grpc.NewClient(r.conn.Target(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, resp any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			return invoke(bear(ctx), method, req, resp, cc, opts...)
 		}),
-		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-			return e.stream(srv, stoppable{stream, node.WithCaller(stream.Context(), c)}, info, handle)
-		}),
-	)
-	espmv1.RegisterNodeServiceServer(s, &nodes{registry: r.registry})
-	espmv1.RegisterCertificateServiceServer(s, &certificates{registry: r.registry, now: time.Now})
-	espmv1.RegisterRevocationServiceServer(s, &revocations{registry: r.registry})
-	espmv1.RegisterAuthorityServiceServer(s, &authority{registry: r.registry})
-	espmv1.RegisterGroupServiceServer(s, &groups{registry: r.registry})
-	espmv1.RegisterClassifierServiceServer(s, &classifier{registry: r.registry})
-	path := filepath.Join(r.dir, strings.ReplaceAll(c.Name, "/", "_"))
-	l, err := net.Listen("unix", path)
+		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, stream grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			return stream(bear(ctx), desc, cc, method, opts...)
+		}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	go s.Serve(l)
-	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close(); s.Stop() })
+	t.Cleanup(func() { conn.Close() })
 	out := *r
 	out.conn = conn
 	out.nodes = espmv1.NewNodeServiceClient(conn)

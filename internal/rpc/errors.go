@@ -45,7 +45,6 @@ var table = []struct {
 	{node.ErrIssuing, codes.Aborted, "ISSUE_IN_PROGRESS"},
 	{node.ErrForeignRequest, codes.FailedPrecondition, "REQUEST_FOREIGN"},
 	{node.ErrRefused, codes.FailedPrecondition, "CA_REFUSED"},
-	{node.ErrNotPermitted, codes.PermissionDenied, "PERMISSION_DENIED"},
 	{node.ErrCompacted, codes.OutOfRange, "REVISION_COMPACTED"},
 	{node.ErrUnauthenticated, codes.Unauthenticated, "UNAUTHENTICATED"},
 	{node.ErrNotPermitted, codes.PermissionDenied, "PERMISSION_DENIED"},

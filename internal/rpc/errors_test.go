@@ -72,12 +72,6 @@ var provoke = map[string]func(*testing.T, *rig) error{
 		_, err := r.nodes.RegisterNode(t.Context(), &espmv1.RegisterNodeRequest{Node: &espmv1.Node{Certname: "a.test", Groups: []string{"one", "two"}}})
 		return err
 	},
-	"PERMISSION_DENIED": func(t *testing.T, r *rig) error {
-		c := provisioner("token:ci")
-		c.Grant.Names = []string{"*.ci.test"}
-		_, err := r.as(t, c).nodes.RegisterNode(t.Context(), &espmv1.RegisterNodeRequest{Node: &espmv1.Node{Certname: "web1.test"}})
-		return err
-	},
 	"REVISION_STALE": func(t *testing.T, r *rig) error {
 		n := r.register(t, &espmv1.Node{Certname: "a.test"})
 		mask := &fieldmaskpb.FieldMask{Paths: []string{"labels"}}
@@ -159,9 +153,9 @@ var provoke = map[string]func(*testing.T, *rig) error{
 		_, err = stream.Recv()
 		return err
 	},
-	"REQUEST_FOREIGN":   signError(node.ErrForeignRequest),
-	"CA_REFUSED":        signError(node.ErrRefused),
-	"UNAVAILABLE":       signError(node.ErrUnavailable),
+	"REQUEST_FOREIGN": signError(node.ErrForeignRequest),
+	"CA_REFUSED":      signError(node.ErrRefused),
+	"UNAVAILABLE":     signError(node.ErrUnavailable),
 
 	"UNAUTHENTICATED":          callWithWrongToken,
 	"PERMISSION_DENIED":        registerAsReader,
