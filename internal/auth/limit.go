@@ -23,6 +23,8 @@ type Limits struct {
 	now func() time.Time
 	mu  sync.Mutex
 	all map[string]*counted
+
+	swept time.Time
 }
 
 // counted is what one principal did of late.
@@ -79,16 +81,9 @@ func (l *Limits) of(c node.Caller) *counted {
 	burst := max(1, int(perSecond))
 	name, now := c.Name, l.now()
 	one, found := l.all[name]
-	if !found && len(l.all) >= maxPrincipals {
-		for other, o := range l.all {
-			if o.open == 0 && o.requests.TokensAt(now) >= float64(o.requests.Burst()) {
-				delete(l.all, other)
-			}
-		}
-		if len(l.all) >= maxPrincipals {
-			name = ""
-			one, found = l.all[name]
-		}
+	if !found && len(l.all) >= maxPrincipals && !l.sweep(now) {
+		name = ""
+		one, found = l.all[name]
 	}
 	if !found {
 		one = &counted{requests: rate.NewLimiter(perSecond, burst)}
@@ -99,4 +94,18 @@ func (l *Limits) of(c node.Caller) *counted {
 		one.requests.SetBurstAt(now, burst)
 	}
 	return one
+}
+
+// sweep makes room, at most once a second; it tells whether there is some.
+func (l *Limits) sweep(now time.Time) bool {
+	if now.Sub(l.swept) < time.Second {
+		return false
+	}
+	l.swept = now
+	for name, one := range l.all {
+		if one.open == 0 && one.requests.TokensAt(now) >= float64(one.requests.Burst()) {
+			delete(l.all, name)
+		}
+	}
+	return len(l.all) < maxPrincipals
 }

@@ -1,0 +1,186 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/espm-project/espm/internal/auth"
+	"github.com/espm-project/espm/internal/node"
+	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+)
+
+func discard() logrus.FieldLogger {
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	return log
+}
+
+func (r *rig) terminateAndWait(t *testing.T, name string) espmv1.RevocationState {
+	t.Helper()
+	resp, err := r.nodes.TerminateNode(t.Context(), &espmv1.TerminateNodeRequest{Certname: name, Wait: durationpb.New(time.Minute)})
+	if err != nil || len(resp.GetRevocations()) != 1 {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	return resp.GetRevocations()[0].GetState()
+}
+
+// ends has requests that end the streams which would go on; all others are sent an empty one.
+var ends = map[string]proto.Message{
+	"espm.v1.NodeService/WatchNodes":                &espmv1.WatchNodesRequest{AfterRevision: -1},
+	"espm.v1.RevocationService/WatchRevocations":    &espmv1.WatchRevocationsRequest{AfterRevision: -1},
+	"espm.v1.CertificateService/ImportCertificates": &espmv1.ImportCertificatesRequest{Certnames: []string{"UPPER"}},
+}
+
+// call calls a method whatever its types are, and returns the first answer's error.
+func call(ctx context.Context, conn *grpc.ClientConn, method string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, "/"+method)
+	if err != nil {
+		return err
+	}
+	req, ok := ends[method]
+	if !ok {
+		req = &emptypb.Empty{}
+	}
+	if err := stream.SendMsg(req); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if err := stream.CloseSend(); err != nil {
+		return err
+	}
+	if err := stream.RecvMsg(&emptypb.Empty{}); !errors.Is(err, io.EOF) {
+		return err
+	}
+	return nil
+}
+
+// Every method of the server is in the table, and the table has no other.
+func TestTheTableIsWhole(t *testing.T) {
+	r := newRig(t)
+	if have, want := slices.Sorted(maps.Keys(methods(r.grpc))), auth.Methods(); !slices.Equal(have, want) {
+		t.Errorf("the server has\n%q\nthe table\n%q", have, want)
+	}
+}
+
+// Every method with every kind of caller: let in or refused as the table
+// says, with nothing changed and nothing told.
+func TestEveryMethodWithEveryCaller(t *testing.T) {
+	n := newNetworkRig(t, DefaultLimits)
+	callers := n.callers(t)
+	before := n.held(t)
+	texts := map[codes.Code]map[string]bool{codes.Unauthenticated: {}, codes.PermissionDenied: {}}
+	for _, c := range callers { // once each, before there is more than the log takes
+		_ = call(c.ctx, c.conn, "espm.v1.NodeService/ListNodes")
+	}
+	for _, name := range slices.Sorted(maps.Keys(callers)) {
+		c := callers[name]
+		for _, method := range auth.Methods() {
+			err := call(c.ctx, c.conn, method)
+			allowed := c.role != "" && auth.Permits(method, c.role)
+			switch got := code(err); {
+			case allowed && (got == codes.Unauthenticated || got == codes.PermissionDenied || got == codes.Unavailable || got == codes.Unimplemented):
+				t.Errorf("%s: %s: %v, want it let in", name, method, err)
+			case !allowed && c.role != "" && got != codes.PermissionDenied:
+				t.Errorf("%s: %s: %v, want PERMISSION_DENIED", name, method, err)
+			case c.role == "" && got != c.code:
+				t.Errorf("%s: %s: %v, want %v", name, method, err, c.code)
+			}
+			if c.role == "" && c.code != codes.Unavailable {
+				texts[c.code][status.Convert(err).Proto().String()] = true
+			}
+			if c.role == "" {
+				for _, secret := range []string{"revoked", "expired", "authority", "token", "hash", "CRL"} {
+					if strings.Contains(strings.ToLower(err.Error()), strings.ToLower(secret)) {
+						t.Errorf("%s: %s: it is told %v", name, method, err)
+					}
+				}
+			}
+		}
+	}
+	for code, all := range texts {
+		if len(all) != 1 {
+			t.Errorf("%v has not one text but %q", code, slices.Collect(maps.Keys(all)))
+		}
+	}
+	if n.held(t) != before {
+		t.Error("something changed")
+	}
+	n.conn.Close()
+	n.grpc.Stop()
+	for name, c := range callers {
+		if !strings.Contains(n.log.String(), c.log) {
+			t.Errorf("%s: the log has no %q", name, c.log)
+		}
+	}
+	if strings.Contains(n.log.String(), "hunter2") || strings.Contains(n.log.String(), "espm_") {
+		t.Error("a token is in the log")
+	}
+}
+
+// What the server does not have is no matter of permission, but to strangers.
+func TestUnknownMethod(t *testing.T) {
+	n := newNetworkRig(t, DefaultLimits)
+	if err := call(t.Context(), n.conn, "espm.v1.NodeService/Newer"); code(err) != codes.Unimplemented {
+		t.Errorf("an admin: %v", err)
+	}
+	if err := call(t.Context(), n.dial(t), "espm.v1.NodeService/Newer"); code(err) != codes.Unauthenticated {
+		t.Errorf("a stranger: %v", err)
+	}
+}
+
+// A call that came to a handler in another way than by the tap is refused.
+func TestNothingPassesBesideTheTap(t *testing.T) {
+	e := &edge{log: discard(), strangers: newSparing(discard()), serving: t.Context()}
+	handler := func(context.Context, any) (any, error) { t.Error("it was called"); return nil, nil }
+	method := "espm.v1.NodeService/ListNodes"
+	in := func(c node.Caller, a admission) context.Context {
+		return context.WithValue(node.WithCaller(t.Context(), c), admissionKey{}, a)
+	}
+	for name, ctx := range map[string]context.Context{
+		"nobody":         t.Context(),
+		"a caller alone": node.WithCaller(t.Context(), node.Caller{Role: node.Admin, Method: method}),
+		"another method": in(node.Caller{Role: node.Admin, Method: method}, admission{method: "x"}),
+		"another role":   in(node.Caller{Role: "x", Method: method}, admission{method: method}),
+	} {
+		if _, err := e.unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: "/" + method}, handler); code(err) != codes.PermissionDenied {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A certificate that is revoked cuts the connection that showed it.
+func TestRevokedCertificateIsCut(t *testing.T) {
+	n := newNetworkRig(t, DefaultLimits)
+	pair := n.bundle(t, n.provision(t, "reader.test", ""))
+	nodes := espmv1.NewNodeServiceClient(n.dial(t, pair))
+	if _, err := nodes.ListNodes(t.Context(), &espmv1.ListNodesRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	w, err := nodes.WatchNodes(t.Context(), &espmv1.WatchNodesRequest{AfterRevision: 1 << 40})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.terminateAndWait(t, "reader.test")
+	// The call sees it at once, the connection of the watch is found a second later.
+	if _, err := nodes.ListNodes(t.Context(), &espmv1.ListNodesRequest{}); code(err) != codes.Unauthenticated && code(err) != codes.Unavailable {
+		t.Errorf("the next call: %v", err)
+	}
+	if _, err := w.Recv(); code(err) != codes.Unavailable {
+		t.Errorf("the watch: %v", err)
+	}
+}
