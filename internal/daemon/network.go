@@ -38,7 +38,7 @@ func (d *daemon) access(ctx context.Context) (rpc.Access, error) {
 			return a, fmt.Errorf("network: %w", err)
 		}
 	}
-	a.Tokens = auth.NewTokens(d.store, time.Now, d.log)
+	a.Tokens, a.Records = auth.NewTokens(d.store, time.Now, d.log), d.store
 	a.Limits = auth.NewLimits(time.Now)
 	d.wg.Go(func() { a.Tokens.Run(ctx) })
 	return a, nil

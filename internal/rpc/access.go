@@ -21,6 +21,7 @@ type Access struct {
 	Trust      *auth.Trust // nil: no network listener
 	Principals auth.Principals
 	Tokens     *auth.Tokens
+	Records    TokenRecords
 	Limits     *auth.Limits
 }
 

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
+	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/node"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
@@ -249,7 +250,8 @@ func TestOwnership(t *testing.T) {
 	}
 	for name, info := range r.grpc.GetServiceInfo() {
 		for _, m := range info.Methods {
-			if method, ours := strings.CutPrefix(name+"/"+m.Name, "espm.v1."); ours && !slices.Contains(known, method) {
+			method, ours := strings.CutPrefix(name+"/"+m.Name, "espm.v1.")
+			if ours && auth.Permits("espm.v1."+method, node.Provisioner) && !slices.Contains(known, method) {
 				t.Errorf("%s is not in the table: say who gets what", method)
 			}
 		}

@@ -51,7 +51,7 @@ func NewServer(ctx context.Context, r *registry.Registry, a Access, limits Limit
 	espmv1.RegisterAuthorityServiceServer(s, &authority{registry: r})
 	espmv1.RegisterGroupServiceServer(s, &groups{registry: r})
 	espmv1.RegisterClassifierServiceServer(s, &classifier{registry: r})
-	espmv1.RegisterTokenServiceServer(s, &tokens{tokens: a.Tokens, store: r.Store})
+	espmv1.RegisterTokenServiceServer(s, &tokens{tokens: a.Tokens, records: a.Records})
 	hs := health.NewServer()
 	for name := range s.GetServiceInfo() {
 		hs.SetServingStatus(name, healthv1.HealthCheckResponse_SERVING)

@@ -12,10 +12,16 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
+// TokenRecords are the tokens that were made; see store.View.
+type TokenRecords interface {
+	Token(ctx context.Context, name string) (node.Token, error)
+	Tokens(ctx context.Context, after string, limit int) (store.Page[node.Token], error)
+}
+
 type tokens struct {
 	espmv1.UnimplementedTokenServiceServer
-	tokens *auth.Tokens
-	store  *store.Store
+	tokens  *auth.Tokens
+	records TokenRecords
 }
 
 func (s *tokens) CreateToken(ctx context.Context, req *espmv1.CreateTokenRequest) (*espmv1.CreateTokenResponse, error) {
@@ -44,7 +50,7 @@ func (s *tokens) GetToken(ctx context.Context, req *espmv1.GetTokenRequest) (*es
 	if err := node.CheckTokenName("name", req.GetName()); err != nil {
 		return nil, err
 	}
-	t, err := s.store.Token(ctx, req.GetName())
+	t, err := s.records.Token(ctx, req.GetName())
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +62,7 @@ func (s *tokens) ListTokens(ctx context.Context, req *espmv1.ListTokensRequest) 
 	if err != nil {
 		return nil, err
 	}
-	page, err := s.store.Tokens(ctx, after, limit)
+	page, err := s.records.Tokens(ctx, after, limit)
 	if err != nil {
 		return nil, err
 	}
