@@ -16,7 +16,6 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
 	"github.com/espm-project/espm/internal/config"
@@ -25,6 +24,7 @@ import (
 // app is what the verbs share.
 type app struct {
 	address string
+	tls     tlsFlags
 	output  string
 	stdout  io.Writer
 	stderr  io.Writer
@@ -75,7 +75,8 @@ func (a *app) root() *cobra.Command {
 	}
 	root.Args = noVerb(root)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.PersistentFlags().StringVar(&a.address, "address", cmp.Or(os.Getenv("ESPM_ADDRESS"), config.DefaultListen), "where the daemon is (ESPM_ADDRESS)")
+	root.PersistentFlags().StringVar(&a.address, "address", cmp.Or(os.Getenv("ESPM_ADDRESS"), config.DefaultListen), "where the daemon is: unix:///PATH or HOST:PORT, with TLS (ESPM_ADDRESS)")
+	a.tls.register(root.PersistentFlags())
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "table, json or yaml")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		switch a.output {
@@ -85,7 +86,7 @@ func (a *app) root() *cobra.Command {
 			return usageError{fmt.Errorf("--output: table, json or yaml, is %q", a.output)}
 		}
 	}
-	root.AddCommand(a.initCmd(), a.serveCmd(), a.nodeCmd(), a.groupCmd(), a.certCmd(), a.caCmd(), a.encCmd())
+	root.AddCommand(a.initCmd(), a.serveCmd(), a.nodeCmd(), a.groupCmd(), a.certCmd(), a.caCmd(), a.encCmd(), a.tokenCmd())
 	return root
 }
 
@@ -134,18 +135,9 @@ func args(names ...string) cobra.PositionalArgs {
 	}
 }
 
-// dial connects to the daemon. Nothing is sent before the first call.
-func (a *app) dial() (*grpc.ClientConn, error) {
-	if !strings.HasPrefix(a.address, "unix://") {
-		return nil, usageError{fmt.Errorf("--address %q: must be unix:///PATH", a.address)}
-	}
-	return grpc.NewClient(a.address, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
-}
-
 // call runs f with a connection to the daemon.
 func (a *app) call(f func(*grpc.ClientConn) error) error {
-	conn, err := a.dial()
+	conn, err := a.dial(context.Background())
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -47,6 +49,11 @@ func TestScript(t *testing.T) {
 			e.Setenv("ESPM_ADDRESS", "unix://"+e.WorkDir+"/d/run/espm.sock")
 			e.Setenv("ESPM_ENC_SOCKET", e.WorkDir+"/d/run/enc.sock")
 			e.Setenv("ESPM_DB", e.WorkDir+"/d/espm.db")
+			port, err := freePort()
+			if err != nil {
+				return err
+			}
+			e.Setenv("NETWORK", port)
 			e.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector holds up every exit by a second
 			return nil
 		},
@@ -57,6 +64,16 @@ func TestScript(t *testing.T) {
 			"mode":    mode,
 		},
 	})
+}
+
+// freePort is an address that nobody listens on now, for a daemon's network listener.
+func freePort() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	return "localhost:" + port, errors.Join(err, l.Close())
 }
 
 // serving waits until the daemon of $ESPM_ADDRESS answers.

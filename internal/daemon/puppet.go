@@ -94,3 +94,9 @@ func foundBy(set config.PuppetServer, err error) error {
 	}
 	return err
 }
+
+// PuppetFiles returns the certificate, the key and the CA of Puppet on this host, to call with.
+func PuppetFiles(ctx context.Context) (config.PuppetServer, error) {
+	settings, err := puppetSettings(ctx, identity...)
+	return withIdentity(config.PuppetServer{}, settings), err
+}

@@ -43,7 +43,7 @@ func CheckTokenName(field, name string) error {
 		ok = ok && (c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || strings.ContainsRune("._-", c))
 	}
 	if !ok {
-		return Invalid(field, "%q: 1 to %d of a-z, 0-9, '.', '_' and '-', the first a letter or a digit", clip(name), maxTokenName)
+		return Invalid(field, "%s: 1 to %d of a-z, 0-9, '.', '_' and '-', the first a letter or a digit", clip(name), maxTokenName)
 	}
 	return nil
 }
@@ -53,7 +53,7 @@ func ParseRole(field, name string) (Role, error) {
 	if r := Role(name); slices.Contains(Roles, r) {
 		return r, nil
 	}
-	return "", Invalid(field, "%q: must be one of %s, %s, %s", clip(name), Roles[0], Roles[1], Roles[2])
+	return "", Invalid(field, "%s: must be one of %s, %s, %s", clip(name), Roles[0], Roles[1], Roles[2])
 }
 
 // Bounds of a Grant.
@@ -83,7 +83,7 @@ func (g Grant) Check(at string, role Role) error {
 		}
 		for i, v := range list.values {
 			if v == "" && !list.empty || len(v) > maxGrantedText || strings.ContainsFunc(v, notPlain) {
-				c.add(fmt.Sprintf("%s[%d]", field, i), "%q: 1 to %d printable ASCII characters without white space", clip(v), maxGrantedText)
+				c.add(fmt.Sprintf("%s[%d]", field, i), "%s: 1 to %d printable ASCII characters without white space", clip(v), maxGrantedText)
 			}
 		}
 	}

@@ -1,0 +1,112 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/espm-project/espm/internal/auth"
+	"github.com/espm-project/espm/internal/daemon"
+)
+
+// tlsFlags say who the caller is, and whom it trusts.
+type tlsFlags struct {
+	ca, cert, key string
+	tokenFile     string
+}
+
+func (t *tlsFlags) register(f *pflag.FlagSet) {
+	f.StringVar(&t.ca, "ca", os.Getenv("ESPM_CA"), "file: CA of the daemon's certificate (ESPM_CA; Puppet's of this host)")
+	f.StringVar(&t.cert, "cert", os.Getenv("ESPM_CERT"), "file: client certificate (ESPM_CERT; Puppet's of this host, unless there is a token)")
+	f.StringVar(&t.key, "key", os.Getenv("ESPM_KEY"), "file: key of the client certificate (ESPM_KEY)")
+	f.StringVar(&t.tokenFile, "token-file", os.Getenv("ESPM_TOKEN_FILE"), "file: bearer token, in place of a client certificate (ESPM_TOKEN_FILE)")
+}
+
+// dial connects to the daemon. Nothing is sent before the first call.
+func (a *app) dial(ctx context.Context) (*grpc.ClientConn, error) {
+	options := []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64 << 20))}
+	if a.tls.tokenFile != "" {
+		token, err := readToken(a.tls.tokenFile)
+		if err != nil {
+			return nil, fmt.Errorf("--token-file (ESPM_TOKEN_FILE): %w", err)
+		}
+		options = append(options, grpc.WithPerRPCCredentials(bearer{token}))
+	}
+	if strings.HasPrefix(a.address, "unix://") {
+		return grpc.NewClient(a.address, append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	}
+	if _, _, err := net.SplitHostPort(a.address); err != nil {
+		return nil, usageError{fmt.Errorf("--address %q: must be unix:///PATH or HOST:PORT", a.address)}
+	}
+	config, err := a.tls.config(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return grpc.NewClient("dns:///"+a.address, append(options, grpc.WithTransportCredentials(credentials.NewTLS(config)))...)
+}
+
+// config fills in what is not given with Puppet's files on this host.
+func (t tlsFlags) config(ctx context.Context) (*tls.Config, error) {
+	if (t.cert == "") != (t.key == "") {
+		return nil, usageError{errors.New("--cert and --key belong together")}
+	}
+	if t.ca == "" || t.cert == "" && t.tokenFile == "" {
+		puppet, err := daemon.PuppetFiles(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("--ca, --cert and --key are not all given, and Puppet on this host was asked in vain: %w", err)
+		}
+		t.ca = cmp.Or(t.ca, puppet.CA)
+		if t.cert == "" && t.tokenFile == "" {
+			t.cert, t.key = puppet.Certificate, puppet.Key
+		}
+	}
+	text, err := os.ReadFile(t.ca)
+	if err != nil {
+		return nil, fmt.Errorf("--ca: %w", err)
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: x509.NewCertPool()}
+	if !config.RootCAs.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("--ca: %s holds no certificate", t.ca)
+	}
+	if t.cert != "" {
+		pair, err := tls.LoadX509KeyPair(t.cert, t.key)
+		if err != nil {
+			return nil, fmt.Errorf("--cert, --key: %w", err)
+		}
+		config.Certificates = []tls.Certificate{pair}
+	}
+	return config, nil
+}
+
+// bearer sends a token with every call. That the way is safe is seen to by
+// dial, which knows but TLS and the local socket.
+type bearer struct{ token auth.Secret }
+
+func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{"authorization": "Bearer " + b.token.Reveal()}, nil
+}
+
+func (bearer) RequireTransportSecurity() bool { return false }
+
+func readToken(path string) (auth.Secret, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return auth.Secret{}, err
+	}
+	token, err := auth.ParseSecret(strings.TrimSpace(string(text)))
+	if err != nil {
+		return token, fmt.Errorf("%s: %w", path, err)
+	}
+	return token, nil
+}

@@ -1,0 +1,206 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+)
+
+func (a *app) tokenCmd() *cobra.Command {
+	return noun("token", "Make, list and end bearer tokens", a.tokenCreateCmd(), a.tokenListCmd(), a.tokenShowCmd(), a.tokenRotateCmd(), a.tokenRevokeCmd())
+}
+
+// defaultExpires is the API's.
+const defaultExpires = duration(90 * 24 * time.Hour)
+
+func (a *app) tokenCreateCmd() *cobra.Command {
+	var role string
+	var grant grantFlags
+	expires := defaultExpires
+	c := &cobra.Command{
+		Use:   "create NAME --role ROLE",
+		Short: "Make a token; its text is shown this once",
+		Long: `Makes a bearer token for the principal token:NAME and prints its text, this once:
+the daemon keeps a hash of it. The name is never given to another token, as it owns
+what was registered with it; rotate gives the same principal a new text.
+
+A provisioner may be confined. A list that is not given does not confine; given
+as '' it allows nothing.`,
+		Example: `  espm token create ci --role provisioner --name-pattern '*.ci.example.com' --expires 30d >ci.token
+  ESPM_TOKEN_FILE=ci.token espm node list --address espm.example.com:8443`,
+		Args: args("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, ok := espmv1.Role_value["ROLE_"+strings.ToUpper(role)]
+			if !ok || r == 0 {
+				return usageError{fmt.Errorf("--role: admin, provisioner or reader, is %q", role)}
+			}
+			req := &espmv1.CreateTokenRequest{
+				Name: args[0], Role: espmv1.Role(r), Grant: grant.message(cmd.Flags()), Ttl: durationpb.New(time.Duration(expires)),
+			}
+			return a.call(func(conn *grpc.ClientConn) error {
+				resp, err := espmv1.NewTokenServiceClient(conn).CreateToken(cmd.Context(), req)
+				if err != nil {
+					return err
+				}
+				return a.show(resp, func(w io.Writer) { fmt.Fprintln(w, resp.GetSecret()) })
+			})
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&role, "role", "", "admin, provisioner or reader")
+	f.Var(&expires, "expires", "its life, such as 30d; 1 minute to 10 years")
+	grant.register(f)
+	return c
+}
+
+// grantFlags confine a provisioner.
+type grantFlags struct {
+	names, environments, groups, extensions []string
+	maxTTL                                  duration
+	requests                                float64
+	open                                    int32
+}
+
+func (g *grantFlags) register(f *pflag.FlagSet) {
+	f.StringSliceVar(&g.names, "name-pattern", nil, "certnames that it may register; * stands for any characters but a dot, ** for any")
+	f.StringSliceVar(&g.environments, "environment", nil, "environments that its nodes may name")
+	f.StringSliceVar(&g.groups, "group", nil, "groups that its nodes may be in")
+	f.StringSliceVar(&g.extensions, "extension", nil, "certificate extensions that it may ask for, by short name or OID")
+	f.Var(&g.maxTTL, "max-ttl", "the longest validity of a certificate")
+	f.Float64Var(&g.requests, "requests-per-second", 0, "requests a second (100)")
+	f.Int32Var(&g.open, "open-provisions", 0, "provisions under way at once (32)")
+}
+
+func (g *grantFlags) message(f *pflag.FlagSet) *espmv1.Grant {
+	list := func(name string, values []string) *espmv1.StringList {
+		if !f.Changed(name) {
+			return nil
+		}
+		return &espmv1.StringList{Values: values}
+	}
+	m := &espmv1.Grant{
+		Names: list("name-pattern", g.names), Environments: list("environment", g.environments),
+		Groups: list("group", g.groups), Extensions: list("extension", g.extensions),
+		RequestsPerSecond: g.requests, OpenProvisions: g.open,
+	}
+	if g.maxTTL != 0 {
+		m.MaxTtl = durationpb.New(time.Duration(g.maxTTL))
+	}
+	return m
+}
+
+var tokenColumns = []string{"NAME", "ROLE", "STATE", "EXPIRES", "LAST USED", "MADE BY"}
+
+func tokenRow(t *espmv1.Token) []string {
+	return []string{t.GetName(), word(t.GetRole(), "ROLE_"), tokenState(t), when(t.GetExpireTime()), when(t.GetLastUseTime()), t.GetCreatePrincipal()}
+}
+
+func tokenState(t *espmv1.Token) string {
+	switch {
+	case t.GetRevokeTime() != nil:
+		return "revoked"
+	case t.GetExpireTime().AsTime().Before(time.Now()):
+		return "expired"
+	default:
+		return "live"
+	}
+}
+
+func (a *app) tokenListCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List tokens, revoked ones too",
+		Args:  args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.call(func(conn *grpc.ClientConn) error {
+				client := espmv1.NewTokenServiceClient(conn)
+				return list(a, tokenColumns, tokenRow, func(token string) ([]*espmv1.Token, string, error) {
+					resp, err := client.ListTokens(cmd.Context(), &espmv1.ListTokensRequest{PageSize: 1000, PageToken: token})
+					return resp.GetTokens(), resp.GetNextPageToken(), err
+				})
+			})
+		},
+	}
+}
+
+func (a *app) tokenShowCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show NAME",
+		Short: "Show a token's record and what it is confined to",
+		Args:  args("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(func(conn *grpc.ClientConn) error {
+				resp, err := espmv1.NewTokenServiceClient(conn).GetToken(cmd.Context(), &espmv1.GetTokenRequest{Name: args[0]})
+				if err != nil {
+					return err
+				}
+				return a.show(resp, func(w io.Writer) { tokenTable(w, resp.GetToken()) })
+			})
+		},
+	}
+}
+
+func tokenTable(w io.Writer, t *espmv1.Token) {
+	for i, value := range tokenRow(t) {
+		fmt.Fprintf(w, "%s\t%s\n", strings.ToLower(tokenColumns[i]), value)
+	}
+	g := t.GetGrant()
+	for _, l := range []struct {
+		name   string
+		values *espmv1.StringList
+	}{{"names", g.GetNames()}, {"environments", g.GetEnvironments()}, {"groups", g.GetGroups()}, {"extensions", g.GetExtensions()}} {
+		if l.values != nil {
+			fmt.Fprintf(w, "%s\t%s\n", l.name, dash(strings.Join(l.values.GetValues(), " ")))
+		}
+	}
+	if d := g.GetMaxTtl(); d != nil {
+		fmt.Fprintf(w, "max ttl\t%v\n", d.AsDuration())
+	}
+}
+
+func (a *app) tokenRotateCmd() *cobra.Command {
+	expires := defaultExpires
+	c := &cobra.Command{
+		Use:   "rotate NAME",
+		Short: "Give a token a new text and a new life; the old text ends at once",
+		Long: `Prints a new text for the principal token:NAME, this once. The old one lets nobody in from
+then on. A revoked token lives again, with the role and the nodes that it had.`,
+		Args: args("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(func(conn *grpc.ClientConn) error {
+				resp, err := espmv1.NewTokenServiceClient(conn).RotateToken(cmd.Context(), &espmv1.RotateTokenRequest{Name: args[0], Ttl: durationpb.New(time.Duration(expires))})
+				if err != nil {
+					return err
+				}
+				return a.show(resp, func(w io.Writer) { fmt.Fprintln(w, resp.GetSecret()) })
+			})
+		},
+	}
+	c.Flags().Var(&expires, "expires", "its new life, such as 30d; 1 minute to 10 years")
+	return c
+}
+
+func (a *app) tokenRevokeCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "revoke NAME",
+		Short: "End a token at once",
+		Args:  args("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.call(func(conn *grpc.ClientConn) error {
+				resp, err := espmv1.NewTokenServiceClient(conn).RevokeToken(cmd.Context(), &espmv1.RevokeTokenRequest{Name: args[0]})
+				if err != nil {
+					return err
+				}
+				return a.show(resp, func(w io.Writer) { tokenTable(w, resp.GetToken()) })
+			})
+		},
+	}
+}
