@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
 )
@@ -45,6 +46,7 @@ func claim(ctx context.Context, s *store.Store, seen node.Node, at time.Time) er
 		n.ClaimedAt = at.UTC()
 		n.UpdatedAt = n.ClaimedAt
 		c := store.NewChange()
+		c.Audit(audit.OfNode(ctx, at, node.ActionClaim, n))
 		c.PutNode(&old, n)
 		if _, err = s.Commit(ctx, c); err != nil {
 			return fmt.Errorf("claiming %q: %w", n.Certname, err)
@@ -161,6 +163,7 @@ func (r *Registry) liftDeadline(ctx context.Context, old node.Node) error {
 	n := old.Clone()
 	n.ClaimBy, n.UpdatedAt = time.Time{}, r.Now().UTC()
 	c := store.NewChange()
+	c.Audit(r.line(ctx, node.ActionLift, n))
 	c.PutNode(&old, n)
 	_, err := r.Store.Commit(ctx, c)
 	if err == nil {

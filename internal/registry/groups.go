@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
@@ -116,11 +117,18 @@ func (r *Registry) DeleteGroup(ctx context.Context, name string, revision int64,
 			return err
 		}
 		c := store.NewChange()
+		c.Audit(r.groupLine(ctx, node.ActionGroupDelete, name))
 		c.GuardUse(name, use)
 		c.RemoveGroup(mark, old)
 		_, err = r.Store.Commit(ctx, c)
 		return err
 	}))
+}
+
+func (r *Registry) groupLine(ctx context.Context, action node.Action, name string) node.AuditLine {
+	l := audit.Line(ctx, r.Now(), action)
+	l.Object = "group/" + name
+	return l
 }
 
 func (r *Registry) checkUnused(ctx context.Context, name string) error {
@@ -173,6 +181,11 @@ func (r *Registry) commitGroup(ctx context.Context, old *node.Group, g *node.Gro
 	if validateOnly {
 		return nil
 	}
+	action := node.ActionGroupUpdate
+	if old == nil {
+		action = node.ActionGroupCreate
+	}
+	c.Audit(r.groupLine(ctx, action, g.Name))
 	c.PutGroup(mark, old, *g)
 	rev, err := r.Store.Commit(ctx, c)
 	if err != nil {

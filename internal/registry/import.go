@@ -228,6 +228,7 @@ func (r *Registry) adopt(ctx context.Context, in *Imported, cert *x509.Certifica
 	}
 	n.Serial = in.Serial
 	c := store.NewChange()
+	c.Audit(r.line(ctx, node.ActionImport, n))
 	c.PutCertificate(node.Certificate{
 		Serial:     in.Serial,
 		Certname:   name,

@@ -211,6 +211,7 @@ func TestImportOfWhatWasRevokedMeanwhile(t *testing.T) {
 	}
 	// As settle does with a serial whose certificate the authority no longer has.
 	c := store.NewChange()
+	c.Unaudited()
 	f.queue.Order(c, node.Revocation{Serial: serial, Certname: "lost.test"})
 	if _, err := f.store.Commit(t.Context(), c); err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
@@ -158,6 +159,9 @@ func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o 
 	n := old.Clone()
 	n.State, n.Serial, n.UpdatedAt = node.Issuing, "", r.Now().UTC()
 	c := store.NewChange()
+	line := r.line(ctx, node.ActionBegin, n)
+	line.Serial, line.RequestID = intent.Serial, intent.RequestID
+	c.Audit(line)
 	if request != nil && isNew {
 		intent.NewRequest = true
 		n.Requests = append(n.Requests, request.Key())
@@ -165,9 +169,11 @@ func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o 
 	}
 	c.PutIntent(intent)
 	if old.Serial != "" {
-		if _, err := r.orderRevocation(ctx, c, node.Revocation{Serial: old.Serial}); err != nil {
+		rev, err := r.orderRevocation(ctx, c, node.Revocation{Serial: old.Serial})
+		if err != nil {
 			return intent, err
 		}
+		c.Audit(audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev))
 	}
 	c.PutNode(&old, n)
 	err = r.taken(n, func() error {
@@ -293,6 +299,9 @@ func (r *Registry) keep(ctx context.Context, intent node.IssueIntent, cert *x509
 		n.State, n.UpdatedAt = node.Provisioned, r.Now().UTC()
 		n.Serial = node.SerialOf(cert.SerialNumber)
 		c := store.NewChange()
+		line := r.line(ctx, node.ActionIssue, n)
+		line.RequestID = intent.RequestID
+		c.Audit(line)
 		c.PutNode(&old, n)
 		c.PutCertificate(record(intent, n.Owner, cert))
 		c.RemoveIntent(open)

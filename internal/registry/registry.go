@@ -54,6 +54,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/singleflight"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
@@ -153,6 +154,11 @@ func retry(change func() error) error {
 	return fmt.Errorf("%w: others keep changing the same records, try again (%v)", node.ErrUnavailable, err)
 }
 
+// line returns the audit line of an act on a registration.
+func (r *Registry) line(ctx context.Context, action node.Action, n node.Node) node.AuditLine {
+	return audit.OfNode(ctx, r.Now(), action, n)
+}
+
 func newUID() node.UID { return node.UID(uuid.Must(uuid.NewV7()).String()) }
 
 // checkRequestID keeps request ids printable and short.
@@ -222,13 +228,17 @@ func (r *Registry) addNode(ctx context.Context, n *node.Node, request *node.Requ
 		return err
 	}
 	c := store.NewChange()
+	line := r.line(ctx, node.ActionRegister, *n)
 	if request != nil {
 		n.Requests = []string{request.Key()}
+		line.RequestID = request.ID
 		c.PutRequest(*request)
 	}
 	if intent != nil {
+		line.Action, line.Serial = node.ActionProvision, intent.Serial
 		c.PutIntent(*intent)
 	}
+	c.Audit(line)
 	return r.commitNode(ctx, c, nil, n, validateOnly)
 }
 
@@ -367,6 +377,7 @@ func (r *Registry) Update(ctx context.Context, name node.Certname, expect Expect
 				return err
 			}
 		}
+		c.Audit(r.line(ctx, node.ActionUpdate, n))
 		return r.commitNode(ctx, c, &old, &n, validateOnly)
 	})
 	return n, asStale(err)

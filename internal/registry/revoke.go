@@ -12,6 +12,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
@@ -56,6 +57,11 @@ func (r *Registry) Revoke(ctx context.Context, req RevokeRequest, wait time.Dura
 		if rev, isNew, err = r.revoke(ctx, c, req); err != nil || validateOnly || !isNew {
 			return err
 		}
+		line := audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev)
+		if req.Force {
+			line.Comment = strings.TrimSpace("forced " + line.Comment)
+		}
+		c.Audit(line)
 		rev.Revision, err = r.Store.Commit(ctx, c)
 		return err
 	})
@@ -306,9 +312,11 @@ func (r *Registry) takeBack(ctx context.Context, name node.Certname, uid node.UI
 		return err
 	}
 	c := store.NewChange()
-	if _, err := r.orderRevocation(ctx, c, node.Revocation{Serial: old.Serial}); err != nil {
+	rev, err := r.orderRevocation(ctx, c, node.Revocation{Serial: old.Serial})
+	if err != nil {
 		return err
 	}
+	c.Audit(audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev))
 	r.bare(c, old)
 	_, err = r.Store.Commit(ctx, c)
 	r.Revocations.Kick()

@@ -189,6 +189,7 @@ func TestFlushOfANodeThatKeepsChanging(t *testing.T) {
 	f := newFixture(t)
 	const many = 1500 // two batches
 	c := store.NewChange()
+	c.Unaudited()
 	for i := range many {
 		c.PutNode(nil, node.Node{Certname: node.Certname(fmt.Sprintf("n%05d.test", i)), UID: "u"})
 	}
@@ -301,6 +302,7 @@ func TestFlushInBatches(t *testing.T) {
 	f := newFixture(t)
 	const many = 2500
 	c := store.NewChange()
+	c.Unaudited()
 	for i := range many {
 		c.PutNode(nil, node.Node{Certname: node.Certname(fmt.Sprintf("n%05d.test", i)), UID: "u"})
 	}

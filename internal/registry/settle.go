@@ -11,6 +11,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
@@ -146,7 +147,8 @@ func (r *Registry) refuse(ctx context.Context, intent node.IssueIntent, cert *x5
 	if err != nil {
 		return err
 	}
-	r.Revocations.Order(c, node.Revocation{Serial: serial, Certname: intent.Certname, UID: intent.UID, Owner: owner})
+	rev := r.Revocations.Order(c, node.Revocation{Serial: serial, Certname: intent.Certname, UID: intent.UID, Owner: owner})
+	c.Audit(audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev))
 	if _, err := r.Store.Commit(ctx, c); err != nil {
 		return fmt.Errorf("serial %s, which the authority issued to nobody, has to be revoked by hand: %w", serial, err)
 	}
@@ -197,15 +199,19 @@ func (r *Registry) settle(ctx context.Context, intent node.IssueIntent) error {
 		}
 		c := store.NewChange()
 		c.RemoveIntent(open)
+		line := r.line(ctx, node.ActionSettle, node.Node{Certname: intent.Certname, UID: intent.UID, Serial: found.Serial})
+		line.RequestID = intent.RequestID
 		adopt := alive && intent.CallerKey && found.Certificate != nil && verify(found.Certificate, intent) == nil
 		if adopt {
 			adopted := n.Clone()
 			adopted.State, adopted.Serial, adopted.UpdatedAt = node.Provisioned, found.Serial, r.Now().UTC()
 			c.PutNode(&n, adopted)
 			c.PutCertificate(record(intent, n.Owner, found.Certificate))
-		} else if err := r.undo(ctx, c, intent, n, alive, found); err != nil {
+			line.Comment = "the certificate is adopted"
+		} else if line.Comment, err = r.undo(ctx, c, intent, n, alive, found); err != nil {
 			return err
 		}
+		c.Audit(line)
 		if _, err := r.Store.Commit(ctx, c); err != nil {
 			return err
 		}
@@ -217,18 +223,21 @@ func (r *Registry) settle(ctx context.Context, intent node.IssueIntent) error {
 }
 
 // undo takes back what an intent began: a certificate is revoked, a
-// registration that came with it goes, one that was there before stays.
-func (r *Registry) undo(ctx context.Context, c *store.Change, intent node.IssueIntent, n node.Node, alive bool, found ca.Found) error {
+// registration that came with it goes, one that was there before stays. It
+// returns what that is in words.
+func (r *Registry) undo(ctx context.Context, c *store.Change, intent node.IssueIntent, n node.Node, alive bool, found ca.Found) (string, error) {
+	what := "no certificate was issued"
 	if found.Issued {
 		gone, err := r.Store.Tombstone(ctx, intent.Certname, intent.UID) // terminated while it was issued
 		if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
-			return err
+			return "", err
 		}
 		owner := gone.Owner
 		if alive {
 			owner = n.Owner
 		}
 		rev := r.Revocations.Order(c, node.Revocation{Serial: found.Serial, Certname: intent.Certname, UID: intent.UID, Owner: owner, Reason: gone.RevokedFor})
+		what = "the certificate is to be revoked: revocation/" + rev.ID
 		if found.Certificate != nil {
 			cert := record(intent, owner, found.Certificate)
 			cert.Revocation = rev.ID
@@ -246,6 +255,7 @@ func (r *Registry) undo(ctx context.Context, c *store.Change, intent node.IssueI
 		}
 		c.PutNode(&n, back)
 	default:
+		what += "; the node is gone"
 		c.RemoveNode(n)
 		for _, key := range n.Requests {
 			c.RemoveRequest(key)
@@ -255,5 +265,5 @@ func (r *Registry) undo(ctx context.Context, c *store.Change, intent node.IssueI
 			c.PutTombstone(r.tombstone(n))
 		}
 	}
-	return nil
+	return what, nil
 }

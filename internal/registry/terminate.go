@@ -9,6 +9,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
 )
@@ -107,6 +108,9 @@ func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why
 	t := Terminated{Node: r.tombstone(n)}
 	t.Node.RevokedFor, t.Node.TerminatedFor = reason, why
 	c := store.NewChange()
+	line := r.line(ctx, node.ActionTerminate, n)
+	line.Comment = why
+	c.Audit(line)
 	c.RemoveNode(n)
 	c.PutTombstone(t.Node)
 	certs, err := r.certificates(ctx, n)
@@ -120,7 +124,8 @@ func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why
 	}
 	for _, cert := range certs { // the others: their revocation was dropped
 		if cert.Serial != n.Serial && cert.Revocation == "" && !r.Now().After(cert.NotAfter) {
-			r.orderFor(c, cert, node.Revocation{Reason: reason})
+			rev := r.orderFor(c, cert, node.Revocation{Reason: reason})
+			c.Audit(audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev))
 		}
 	}
 	if t.Node.Revision, err = r.Store.Commit(ctx, c); err != nil {
@@ -211,6 +216,7 @@ func (r *Registry) forget(ctx context.Context, n node.Node) error {
 		return err
 	}
 	c := store.NewChange()
+	c.Audit(r.line(ctx, node.ActionForget, n))
 	c.Forget(n, certs, revs)
 	_, err = r.Store.Commit(ctx, c)
 	return err

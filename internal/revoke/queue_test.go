@@ -27,6 +27,7 @@ func TestDropComesTooLate(t *testing.T) {
 	q := newQueue(s, a)
 	cert := node.Certificate{Serial: "0BAD", Certname: "web1.test", UID: "uid", NotAfter: time.Now().Add(time.Hour)}
 	c := store.NewChange()
+	c.Unaudited()
 	rev := q.Order(c, node.Revocation{Serial: cert.Serial, Certname: cert.Certname, UID: cert.UID})
 	cert.Revocation = rev.ID
 	c.PutCertificate(cert)
@@ -76,6 +77,7 @@ func TestMoreThanABatch(t *testing.T) {
 	})
 	bubble(t, a, func(t *testing.T, s *store.Store, q *revoke.Queue) {
 		c := store.NewChange()
+		c.Unaudited()
 		for i := range 1001 {
 			q.Order(c, node.Revocation{Serial: node.Serial(fmt.Sprintf("%04X", 0xA000+i)), Certname: "n.test", UID: "uid"})
 		}
@@ -98,6 +100,7 @@ func TestClockThatWasSetBack(t *testing.T) {
 	a := authority(func(targets []ca.Target) error { tried.Add(int64(len(targets))); return nil })
 	bubble(t, a, func(t *testing.T, s *store.Store, q *revoke.Queue) {
 		c := store.NewChange()
+		c.Unaudited()
 		for i, in := range []time.Duration{24 * time.Hour, 4 * time.Minute} {
 			f := &node.Failure{Error: "refused", Attempts: 1, FailedAt: time.Now(), RetryAt: time.Now().Add(in)}
 			q.Order(c, node.Revocation{Serial: node.Serial(fmt.Sprintf("%04X", i+1)), Certname: "n.test", UID: "uid", Failure: f})

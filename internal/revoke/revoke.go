@@ -23,6 +23,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/sirupsen/logrus"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
@@ -133,7 +134,7 @@ func (q *Queue) ended() {
 
 // Retry has an open order tried again at once. Errors: node.ErrRevocationNotFound, ErrRevocationClosed.
 func (q *Queue) Retry(ctx context.Context, id string) (node.Revocation, error) {
-	r, err := q.change(ctx, id, func(_ *store.Change, r *node.Revocation) error {
+	r, err := q.change(ctx, id, node.ActionRetry, func(_ *store.Change, r *node.Revocation) error {
 		if r.Failure != nil {
 			f := *r.Failure
 			f.RetryAt = time.Now().UTC()
@@ -151,7 +152,7 @@ func (q *Queue) Retry(ctx context.Context, id string) (node.Revocation, error) {
 // it got no other since. Errors: node.ErrRevocationNotFound, ErrRevocationClosed, also
 // where the authority can tell that it is on the CRL already.
 func (q *Queue) Drop(ctx context.Context, id, comment string) (node.Revocation, error) {
-	r, err := q.change(ctx, id, func(c *store.Change, r *node.Revocation) error {
+	r, err := q.change(ctx, id, node.ActionDrop, func(c *store.Change, r *node.Revocation) error {
 		if number := ca.Listed(q.authority, r.Serial); number != "" {
 			return fmt.Errorf("%w: %s, of %q, is on CRL %s already, which is not published everywhere yet", node.ErrRevocationClosed, id, r.Certname, number)
 		}
@@ -197,7 +198,7 @@ func (q *Queue) giveBack(ctx context.Context, c *store.Change, cert node.Certifi
 }
 
 // change changes an open order.
-func (q *Queue) change(ctx context.Context, id string, change func(*store.Change, *node.Revocation) error) (node.Revocation, error) {
+func (q *Queue) change(ctx context.Context, id string, action node.Action, change func(*store.Change, *node.Revocation) error) (node.Revocation, error) {
 	for {
 		r, err := q.store.Revocation(ctx, id)
 		if err != nil {
@@ -213,6 +214,11 @@ func (q *Queue) change(ctx context.Context, id string, change func(*store.Change
 		if err := change(c, &r); err != nil {
 			return r, err
 		}
+		line := audit.OfRevocation(ctx, q.now(), action, r)
+		if r.Drop != nil {
+			line.Comment = r.Drop.Comment
+		}
+		c.Audit(line)
 		c.PutRevocation(r)
 		rev, err := q.store.Commit(ctx, c)
 		if errors.Is(err, node.ErrStale) && ctx.Err() == nil {

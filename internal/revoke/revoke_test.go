@@ -65,6 +65,7 @@ var serials atomic.Int64
 func order(t *testing.T, s *store.Store, q *revoke.Queue, name node.Certname) node.Revocation {
 	t.Helper()
 	c := store.NewChange()
+	c.Unaudited()
 	r := q.Order(c, node.Revocation{Serial: node.Serial(fmt.Sprintf("%04X", serials.Add(1))), Certname: name, UID: "uid"})
 	if _, err := s.Commit(t.Context(), c); err != nil {
 		t.Fatal(err)
@@ -198,6 +199,7 @@ func TestRefusedOrderIsRetriedAndDropped(t *testing.T) {
 	bubble(t, a, func(t *testing.T, s *store.Store, q *revoke.Queue) {
 		cert := node.Certificate{Serial: "0BAD", Certname: "bad.test", UID: "uid"}
 		c := store.NewChange()
+		c.Unaudited()
 		rev := q.Order(c, node.Revocation{Serial: "0BAD", Certname: "bad.test", UID: "uid"})
 		cert.Revocation = rev.ID
 		c.PutCertificate(cert)

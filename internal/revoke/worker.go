@@ -8,6 +8,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
@@ -218,6 +219,9 @@ func (q *Queue) keep(ctx context.Context, batch []node.Revocation, receipts map[
 			return nil
 		}
 		r.Failure, r.Drop = nil, nil
+		line := audit.OfRevocation(ctx, q.now(), node.ActionReceipt, r)
+		line.Comment = "CRL " + r.Receipt.CRLNumber
+		c.Audit(line)
 		c.PutRevocation(r)
 		cert, err := q.store.Certificate(ctx, r.Serial)
 		if errors.Is(err, node.ErrCertificateNotFound) {
@@ -268,7 +272,13 @@ func (q *Queue) putOff(ctx context.Context, refused []refusal) error {
 		orders[i], why[r.order.ID] = r.order, r.why
 	}
 	err := q.rewrite(ctx, orders, func(c *store.Change, r node.Revocation) error {
+		c.Unaudited() // all tries but the first: one may fail for days
 		if r.Open() {
+			if r.Failure == nil {
+				line := audit.OfRevocation(ctx, q.now(), node.ActionRefusal, r)
+				line.Outcome = "refused"
+				c.Audit(line)
+			}
 			r.Failure = fail(r.Failure, why[r.ID], time.Now())
 			c.PutRevocation(r)
 		}

@@ -17,19 +17,25 @@ type Change struct {
 	guards  map[string]int64
 	puts    map[string][]byte
 	deletes map[string]bool
+
+	lines     []node.AuditLine
+	unaudited bool
 }
 
 // NewChange returns an empty Change.
 func NewChange() *Change {
-	return &Change{map[string]int64{}, map[string][]byte{}, map[string]bool{}}
+	return &Change{guards: map[string]int64{}, puts: map[string][]byte{}, deletes: map[string]bool{}}
 }
 
-// Commit applies a change. A guard that fails, as somebody else was faster,
+// Commit applies a change and its audit lines, of which there must be one. A guard that fails, as somebody else was faster,
 // gives an error that wraps node.ErrStale. Durability is Engine.Commit's. It
 // is waited for although ctx be cancelled: what follows a commit, such as
 // a lock that is given free or a worker that is woken, must know whether it was made.
 func (s *Store) Commit(ctx context.Context, c *Change) (int64, error) {
 	ctx = context.WithoutCancel(ctx)
+	if err := c.putLines(); err != nil {
+		return 0, err
+	}
 	var b Batch
 	for _, k := range slices.Sorted(maps.Keys(c.guards)) {
 		b.Guards = append(b.Guards, Guard{k, c.guards[k]})

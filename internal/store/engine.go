@@ -69,7 +69,7 @@ type Batch struct {
 
 	// Unwatched keeps the changes out of the history: no watch tells of them,
 	// and they take no room there. It is for keys that are written often and
-	// watched by nobody; no other batch may put them.
+	// watched by nobody.
 	Unwatched bool
 }
 

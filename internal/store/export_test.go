@@ -37,5 +37,8 @@ var KeySamples = map[string]string{
 	certOwnerPrefix("token:ci"):       "ix/cert-owner/token:ci/",
 	revocationOwnerPrefix("token:ci"): "ix/revocation-owner/token:ci/",
 	requestKey(node.Request{ID: "a/b", Principal: "token:ci"}.Key()): "request/token:ci a/b",
-	groupUseMark("base"): "mark/group-use/base",
+	auditNewPrefix + "i1": "audit/new/i1",
+	auditLineKey(42):      "audit/line/0000000000000000042",
+	auditHeadKey:          "audit/head",
+	groupUseMark("base"):  "mark/group-use/base",
 }

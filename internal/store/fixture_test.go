@@ -45,6 +45,7 @@ func openEngine(t *testing.T, path string) *bolt.Engine {
 func (f *fixture) do(fill func(c *store.Change)) int64 {
 	f.t.Helper()
 	c := store.NewChange()
+	c.Unaudited()
 	fill(c)
 	rev, err := f.Commit(f.t.Context(), c)
 	check(f.t, err)
@@ -56,6 +57,7 @@ func (f *fixture) stale(what string, fill func(c *store.Change)) {
 	f.t.Helper()
 	before := f.dump()
 	c := store.NewChange()
+	c.Unaudited()
 	fill(c)
 	_, err := f.Commit(f.t.Context(), c)
 	guard, ok := errors.AsType[*store.GuardError](err)

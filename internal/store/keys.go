@@ -1,6 +1,7 @@
 package store
 
 import (
+	"fmt"
 	"strings"
 	"time"
 
@@ -21,6 +22,9 @@ import (
 //	token/NAME                     node.Token, revoked ones too
 //	token-use/NAME                 tokenUse; no watch tells of it
 //	seen/CERTNAME                  Seen, of the live registration; no watch tells of it
+//	audit/new/ID                   []node.AuditLine of one change, not in the chain yet; ID is the first one's
+//	audit/line/SEQ                 node.SealedLine, SEQ in 19 digits; no watch tells of it
+//	audit/head                     node.AuditHead; likewise
 //
 // Indexes, written in the commit of the record they point to; their value is empty:
 //
@@ -56,6 +60,10 @@ const (
 	claimPrefix   = "ix/claim/"
 	tokenPrefix   = "token/"
 	groupsMark    = "mark/groups"
+
+	auditNewPrefix  = "audit/new/"
+	auditLinePrefix = "audit/line/"
+	auditHeadKey    = "audit/head"
 )
 
 func nodeKey(name node.Certname) string   { return nodePrefix + string(name) }
@@ -118,6 +126,8 @@ func tombstoneTimeKey(n node.Node) string {
 func claimKey(n node.Node) string {
 	return claimPrefix + n.ClaimBy.UTC().Format(time.RFC3339) + "/" + string(n.Certname)
 }
+
+func auditLineKey(seq int64) string { return fmt.Sprintf("%s%019d", auditLinePrefix, seq) }
 
 // lastPart returns what follows the last "/" of an index key.
 func lastPart(key string) string { return key[strings.LastIndexByte(key, '/')+1:] }

@@ -343,5 +343,7 @@ func setRevision(t any, rev int64) {
 		t.Revision = rev
 	case *node.Token:
 		t.Revision = rev
+	case *node.AuditHead:
+		t.Revision = rev
 	}
 }

@@ -76,6 +76,7 @@ func populate(ctx context.Context, path string, nodes int) (err error) {
 	}
 	for first := 0; first < nodes; first += batch {
 		c := store.NewChange()
+		c.Unaudited()
 		for i := first; i < min(first+batch, nodes); i++ {
 			c.PutNode(nil, newNode(certname(i)))
 		}
@@ -93,6 +94,7 @@ func addGroups(ctx context.Context, s *store.Store) error {
 			return err
 		}
 		c := store.NewChange()
+		c.Unaudited()
 		c.PutGroup(mark, nil, g)
 		if _, err := s.Commit(ctx, c); err != nil {
 			return err

@@ -55,6 +55,7 @@ func newSite(t *testing.T, unknown enc.Unknown) *site {
 	engine, st := s.open(t)
 	check(t, st.SetENC(t.Context(), store.ENCSettings{UnknownNodes: unknown.Policy, Command: unknown.Command}))
 	c := store.NewChange()
+	c.Unaudited()
 	c.PutNode(nil, node.Node{Certname: "web01", UID: "u1", Classification: node.Classification{
 		Environment: "production",
 		Classes:     map[string]map[string]any{"ntp": nil},

@@ -260,6 +260,7 @@ func newStore(t *testing.T) enc.Source {
 	st, err := store.New(t.Context(), engine)
 	check(t, err)
 	c := store.NewChange()
+	c.Unaudited()
 	c.PutNode(nil, node.Node{Certname: "web01", UID: "u1"})
 	_, err = st.Commit(t.Context(), c)
 	check(t, err)

@@ -1,0 +1,212 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+)
+
+const (
+	readAtOnce = 500
+	// maxLooked is how many lines one page of a list looks at.
+	maxLooked = 10_000
+)
+
+// Filter selects lines: those that match all that is set.
+type Filter struct {
+	Principal, Outcome string
+	Certname           node.Certname
+	UID                node.UID
+	Action             node.Action
+	Since, Until       time.Time // from Since on, before Until
+}
+
+func (f Filter) match(l node.SealedLine) bool {
+	return (f.Principal == "" || l.Principal == f.Principal) &&
+		(f.Outcome == "" || l.Outcome == f.Outcome) &&
+		(f.Certname == "" || l.Certname == f.Certname) &&
+		(f.UID == "" || l.UID == f.UID) &&
+		(f.Action == "" || l.Action == f.Action) &&
+		(f.Since.IsZero() || !l.Time.Before(f.Since)) &&
+		(f.Until.IsZero() || l.Time.Before(f.Until))
+}
+
+// List returns up to limit lines, newest first, of those before a sequence number (0: all, with what is
+// acknowledged by now), and where the next page goes on (0: nowhere). It looks at 10,000
+// lines at most, so a page may be short although more follow. Damaged lines are left out; Verify finds them.
+func (l *Log) List(ctx context.Context, f Filter, before int64, limit int) (page []node.SealedLine, next int64, err error) {
+	if before == 0 {
+		if err := l.Seal(ctx); err != nil {
+			return nil, 0, err
+		}
+	}
+	head, err := l.store.AuditHead(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	if before == 0 || before > head.Seq+1 {
+		before = head.Seq + 1
+	}
+	for looked := 0; looked < maxLooked && before > head.Base+1; looked += readAtOnce {
+		after := max(before-1-readAtOnce, head.Base)
+		records, err := l.store.AuditLines(ctx, after, int(before-1-after))
+		if err != nil {
+			return nil, 0, err
+		}
+		for _, rec := range slices.Backward(records) {
+			if rec.Err != nil || rec.Seq >= before || !f.match(rec.SealedLine) {
+				continue
+			}
+			if page = append(page, rec.SealedLine); len(page) == limit && rec.Seq > head.Base+1 {
+				return page, rec.Seq, nil
+			}
+		}
+		before = after + 1
+	}
+	if before <= head.Base+1 {
+		before = 0
+	}
+	return page, before, nil
+}
+
+// Export calls write with every line after a sequence number, oldest first, up to what is acknowledged by now. A line
+// that can't be read is an error.
+func (l *Log) Export(ctx context.Context, after int64, write func([]node.SealedLine) error) error {
+	if err := l.Seal(ctx); err != nil {
+		return err
+	}
+	head, err := l.store.AuditHead(ctx)
+	if err != nil {
+		return err
+	}
+	for after = max(after, head.Base); after < head.Seq; {
+		records, err := l.store.AuditLines(ctx, after, int(min(readAtOnce, head.Seq-after)))
+		if err != nil {
+			return err
+		}
+		if len(records) == 0 {
+			return fmt.Errorf("audit: line %d is missing", after+1)
+		}
+		lines := make([]node.SealedLine, len(records))
+		for i, rec := range records {
+			if rec.Err != nil {
+				return fmt.Errorf("audit: the line after %d: %w", after, rec.Err)
+			}
+			lines[i], after = rec.SealedLine, rec.Seq
+		}
+		if err := write(lines); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Verified is what Verify found.
+type Verified struct {
+	Head  node.AuditHead
+	Lines int64
+	Flaw  *Flaw // nil: the chain is whole
+}
+
+// Verify walks the chain, from what was pruned last to its head, and compares it with an anchor where one is
+// given. It holds a few hundred lines at a time. An anchor at or before the base says nothing about the lines, and gives an error
+// unless it is the base itself.
+func (l *Log) Verify(ctx context.Context, expect *Anchor) (Verified, error) {
+	if err := l.Seal(ctx); err != nil && !errors.Is(err, node.ErrStale) { // a head that is not the chain's is found below
+		return Verified{}, err
+	}
+	for {
+		v, err := l.walk(ctx, expect)
+		if err != nil || v.Flaw == nil {
+			return v, err
+		}
+		now, err := l.store.AuditHead(ctx)
+		if err != nil {
+			return v, err
+		}
+		if now.Base == v.Head.Base || v.Flaw.Seq > now.Base { // else it was pruned meanwhile
+			return v, nil
+		}
+	}
+}
+
+func (l *Log) walk(ctx context.Context, expect *Anchor) (Verified, error) {
+	head, err := l.store.AuditHead(ctx)
+	if err != nil {
+		return Verified{}, err
+	}
+	v := Verified{Head: head}
+	flawed := func(err error) (Verified, error) {
+		if flaw, ok := errors.AsType[*Flaw](err); ok {
+			v.Flaw, err = flaw, nil
+		}
+		return v, err
+	}
+	check := Checker{Expect: expect, Last: Anchor{head.Base, head.BaseHash}, First: head.Base + 1}
+	if head.Hash == "" {
+		check.Last.Hash = Genesis
+	}
+	if expect != nil && expect.Seq == head.Base && expect.Hash != head.BaseHash {
+		return flawed(&Flaw{head.Base, fmt.Sprintf("its hash is %s, and was noted as %s: the chain was rewritten", head.BaseHash, expect.Hash)})
+	}
+	if err := l.checkAll(ctx, head, &check); err != nil {
+		v.Lines = check.Lines
+		return flawed(err)
+	}
+	v.Lines = check.Lines
+	if expect != nil && expect.Seq == head.Base {
+		return v, nil
+	}
+	return flawed(check.End())
+}
+
+// checkAll checks the lines up to the head, and that no other record stands among them.
+func (l *Log) checkAll(ctx context.Context, head node.AuditHead, check *Checker) error {
+	stray, err := l.store.AuditLines(ctx, 0, 1)
+	if err != nil {
+		return err
+	}
+	if len(stray) > 0 && stray[0].Err == nil && stray[0].Seq <= head.Base {
+		return &Flaw{stray[0].Seq, "it is older than what is kept"}
+	}
+	for check.Last.Seq < head.Seq {
+		records, err := l.store.AuditLines(ctx, check.Last.Seq, int(min(readAtOnce, head.Seq-check.Last.Seq)))
+		if err != nil {
+			return err
+		}
+		if len(records) == 0 {
+			return &Flaw{check.Last.Seq + 1, fmt.Sprintf("it is missing, and so is all up to line %d, the last one", head.Seq)}
+		}
+		if err := checkRecords(records, check); err != nil {
+			return err
+		}
+	}
+	if head.Seq > 0 && check.Last.Hash != head.Hash {
+		return &Flaw{head.Seq, "its hash is not that of the chain's head"}
+	}
+	beyond, err := l.store.AuditLines(ctx, head.Seq, 1)
+	if err != nil || len(beyond) == 0 {
+		return err
+	}
+	if now, err := l.store.AuditHead(ctx); err != nil || now.Seq > head.Seq { // they were sealed meanwhile
+		return err
+	}
+	return &Flaw{head.Seq + 1, "it stands behind the chain's head"}
+}
+
+func checkRecords(records []store.AuditRecord, check *Checker) error {
+	for _, rec := range records {
+		if rec.Err != nil {
+			return &Flaw{check.Last.Seq + 1, rec.Err.Error()}
+		}
+		if err := check.Check(rec.SealedLine); err != nil {
+			return err
+		}
+	}
+	return nil
+}

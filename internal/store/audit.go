@@ -1,0 +1,138 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// Audit lines are written twice: a change's own commit puts them under audit/new/, and a
+// sealer, the only writer of the chain, moves them to their place in it. Were they put there
+// at once, every commit would wait for the one before.
+
+// errUnaudited is a programming error: a change that nobody would know of.
+var errUnaudited = errors.New("store: the change has no audit line")
+
+// Audit adds a line about the change, in the change's own commit.
+func (c *Change) Audit(l node.AuditLine) { c.lines = append(c.lines, l.Bounded()) }
+
+// Unaudited lets a change be committed that leaves no line.
+func (c *Change) Unaudited() { c.unaudited = true }
+
+// putLines adds the lines to the records of the change.
+func (c *Change) putLines() error {
+	if len(c.lines) == 0 {
+		if !c.unaudited && len(c.puts)+len(c.deletes) > 0 {
+			return errUnaudited
+		}
+		return nil
+	}
+	for _, l := range c.lines {
+		if l.ID == "" || l.Time.IsZero() || l.Principal == "" || l.Action == "" || l.Outcome == "" {
+			return fmt.Errorf("store: audit line %+v has no id, time, principal, action or outcome", l)
+		}
+	}
+	key := auditNewPrefix + c.lines[0].ID
+	c.guard(key, 0)
+	c.put(key, encode(c.lines))
+	return nil
+}
+
+// NewLines are the lines of one change that are not in the chain yet.
+type NewLines struct {
+	Lines    []node.AuditLine
+	Revision int64 // that the change made
+	key      string
+}
+
+// NewLines returns lines that are not in the chain yet, those of so many changes that there are
+// at least min lines, if there are. They are roughly in the order of the changes.
+func (v View) NewLines(ctx context.Context, min int) ([]NewLines, error) {
+	var out []NewLines
+	count := 0
+	for rec, err := range v.scan(ctx, auditNewPrefix, "") {
+		if err != nil {
+			return nil, err
+		}
+		lines, err := decode[[]node.AuditLine](rec)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, NewLines{lines, rec.Revision, rec.Key})
+		if count += len(lines); count >= min {
+			break
+		}
+	}
+	return out, nil
+}
+
+// AuditHead returns the head of the chain; the zero value where there is none yet.
+func (v View) AuditHead(ctx context.Context) (node.AuditHead, error) {
+	h, _, err := optional[node.AuditHead](ctx, v, auditHeadKey)
+	return h, err
+}
+
+// AuditRecord is a line of the chain as it is stored; Err says why it can't be read.
+type AuditRecord struct {
+	node.SealedLine
+	Size int64 // in bytes, as AuditHead counts them
+	Err  error
+}
+
+// AuditLines returns up to limit lines of the chain after a sequence number, in order. One whose
+// place or record is damaged is among them, with its error.
+func (v View) AuditLines(ctx context.Context, after int64, limit int) ([]AuditRecord, error) {
+	from := ""
+	if after > 0 {
+		from = auditLineKey(after)
+	}
+	recs, _, err := v.reader.List(ctx, auditLinePrefix, from, limit)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]AuditRecord, len(recs))
+	for i, rec := range recs {
+		out[i].Size = int64(len(rec.Value))
+		out[i].SealedLine, out[i].Err = decode[node.SealedLine](rec)
+		if out[i].Err == nil && rec.Key != auditLineKey(out[i].Seq) {
+			out[i].Err = fmt.Errorf("record %q says that it is line %d", rec.Key, out[i].Seq)
+		}
+	}
+	return out, nil
+}
+
+// ChainStep is one step of the chain: lines that join it, and lines at its base that leave.
+type ChainStep struct {
+	Old, New node.AuditHead
+	Join     []node.SealedLine
+	Sealed   []NewLines // what the lines were made of; gone with it
+	Leave    int        // how many, from Old.Base+1 on
+}
+
+// Seal commits a step as one, told to no watch. It counts New.Bytes itself, but for what leaves. The error wraps
+// node.ErrStale where the chain does not end at Old any more, or has lines beyond it.
+func (s *Store) Seal(ctx context.Context, step ChainStep) (node.AuditHead, error) {
+	b := Batch{Unwatched: true, Guards: []Guard{{auditHeadKey, step.Old.Revision}}}
+	for _, l := range step.Join {
+		put := Put{auditLineKey(l.Seq), encode(l)}
+		step.New.Bytes += int64(len(put.Value))
+		b.Guards = append(b.Guards, Guard{put.Key, 0})
+		b.Puts = append(b.Puts, put)
+	}
+	for _, n := range step.Sealed {
+		b.Guards = append(b.Guards, Guard{n.key, n.Revision})
+		b.Deletes = append(b.Deletes, n.key)
+	}
+	for i := range step.Leave {
+		b.Deletes = append(b.Deletes, auditLineKey(step.Old.Base+1+int64(i)))
+	}
+	b.Puts = append(b.Puts, Put{auditHeadKey, encode(step.New)})
+	rev, err := s.engine.Commit(context.WithoutCancel(ctx), b)
+	if guard, ok := errors.AsType[*GuardError](err); ok {
+		return step.New, errors.Join(node.ErrStale, guard)
+	}
+	step.New.Revision = rev
+	return step.New, err
+}
