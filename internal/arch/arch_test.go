@@ -49,7 +49,7 @@ var plan = map[string]rule{
 	"internal/revoke":          {may: []string{"internal/node", "internal/store", "internal/ca", "internal/audit"}, why: "the queue works with any engine and any authority"},
 	"internal/bootstrap":       {may: []string{"internal/node", "internal/durable"}, why: "a bundle is files, wherever its parts come from"},
 	"internal/registry":        {may: []string{"internal/node", "internal/store", "internal/ca", "internal/enc", "internal/bootstrap", "internal/audit"}, why: "use cases declare the small interfaces they need, and know no engine, no authority and no transport"},
-	"internal/auth":            {may: []string{"internal/node"}, why: "who a caller is and what it may do depends on no transport and no store"},
+	"internal/auth":            {may: []string{"internal/node", "internal/audit"}, why: "who a caller is and what it may do depends on no transport and no store"},
 	"internal/config":          {may: []string{"internal/node", "internal/auth", "internal/enc", "internal/ca"}, why: "it checks settings by the domain's rules and starts nothing"},
 	"internal/rpc": {
 		may: []string{"internal/node", "internal/auth", "internal/enc", "internal/store", "internal/ca", "internal/bootstrap", "internal/audit", "internal/registry", "proto/espm/v1"},

@@ -60,6 +60,13 @@ type Flaw struct {
 
 func (f *Flaw) Error() string { return fmt.Sprintf("line %d: %s", f.Seq, f.Why) }
 
+// TooOldError says that a line was noted which is not kept any more, or not there.
+type TooOldError struct{ Noted, First int64 }
+
+func (e *TooOldError) Error() string {
+	return fmt.Sprintf("line %d, which was noted, is older than the first line that there is, %d: nothing can be said of it", e.Noted, e.First)
+}
+
 // Checker checks the lines of a chain one by one. The zero Checker begins with any line, as an export may.
 type Checker struct {
 	Expect *Anchor // a line that must be as it was noted
@@ -95,7 +102,7 @@ func (c *Checker) Check(l node.SealedLine) error {
 	return nil
 }
 
-// End says whether the chain reaches as far as it was noted to. Its error is a *Flaw.
+// End says whether the chain reaches as far as it was noted to. Its error is a *Flaw or a *TooOldError.
 func (c *Checker) End() error {
 	switch e := c.Expect; {
 	case e == nil:
@@ -103,7 +110,7 @@ func (c *Checker) End() error {
 	case e.Seq > c.Last.Seq:
 		return &Flaw{c.Last.Seq + 1, fmt.Sprintf("the chain ends before it, and line %d was noted: the tail was cut off", e.Seq)}
 	case e.Seq < c.First:
-		return fmt.Errorf("line %d, which was noted, is older than the first line that there is, %d: nothing can be said of it", e.Seq, c.First)
+		return &TooOldError{e.Seq, c.First}
 	}
 	return nil
 }

@@ -137,6 +137,7 @@ func (l *Log) seal(ctx context.Context, last bool) error {
 		for _, line := range refused {
 			step.Join = append(step.Join, node.SealedLine{AuditLine: line})
 		}
+		slices.SortStableFunc(step.Join, func(a, b node.SealedLine) int { return a.Time.Compare(b.Time.Time) })
 		if err := l.extend(ctx, &step); err != nil {
 			l.refused.putBack(refused)
 			return fmt.Errorf("audit: %w", err)

@@ -114,8 +114,7 @@ type Verified struct {
 }
 
 // Verify walks the chain, from what was pruned last to its head, and compares it with an anchor where one is
-// given. It holds a few hundred lines at a time. An anchor at or before the base says nothing about the lines, and gives an error
-// unless it is the base itself.
+// given. It holds a few hundred lines at a time. Errors: a *TooOldError where the anchor is before the base.
 func (l *Log) Verify(ctx context.Context, expect *Anchor) (Verified, error) {
 	if err := l.Seal(ctx); err != nil && !errors.Is(err, node.ErrStale) { // a head that is not the chain's is found below
 		return Verified{}, err

@@ -60,6 +60,10 @@ var permissions = map[string][]node.Role{
 	"espm.v1.TokenService/RotateToken": admins,
 	"espm.v1.TokenService/RevokeToken": admins,
 
+	"espm.v1.AuditService/ListAuditLines":   lookers,
+	"espm.v1.AuditService/ExportAuditLines": lookers,
+	"espm.v1.AuditService/VerifyAudit":      lookers,
+
 	"grpc.health.v1.Health/Check": everybody,
 	"grpc.health.v1.Health/List":  everybody,
 	"grpc.health.v1.Health/Watch": everybody,

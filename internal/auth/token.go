@@ -15,6 +15,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/node"
 )
 
@@ -72,7 +73,7 @@ func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 type TokenStore interface {
 	Token(ctx context.Context, name string) (node.Token, error)
 	TokenByHash(ctx context.Context, hash string) (node.Token, error)
-	PutToken(ctx context.Context, old *node.Token, t node.Token) (node.Token, error)
+	PutToken(ctx context.Context, old *node.Token, t node.Token, line node.AuditLine) (node.Token, error)
 	PutTokenUse(ctx context.Context, used map[string]time.Time) error
 }
 
@@ -128,7 +129,7 @@ func (t *Tokens) Create(ctx context.Context, n NewToken) (node.Token, Secret, er
 	made, err := t.store.PutToken(ctx, nil, node.Token{
 		Name: n.Name, Role: n.Role, Grant: n.Grant, Hash: secret.hash(),
 		CreatedAt: now, CreatedBy: node.CallerOf(ctx).Name, ExpiresAt: now.Add(ttlOr(n.TTL)),
-	})
+	}, t.line(ctx, node.ActionTokenCreate, n.Name))
 	if err != nil {
 		return node.Token{}, Secret{}, err
 	}
@@ -154,7 +155,7 @@ func (t *Tokens) Rotate(ctx context.Context, name string, ttl time.Duration) (no
 	}
 	secret, next, now := newSecret(), old, t.now().UTC()
 	next.Hash, next.RotatedAt, next.ExpiresAt, next.RevokedAt = secret.hash(), now, now.Add(ttlOr(ttl)), time.Time{}
-	if next, err = t.store.PutToken(ctx, &old, next); err != nil {
+	if next, err = t.store.PutToken(ctx, &old, next, t.line(ctx, node.ActionTokenRotate, name)); err != nil {
 		return next, Secret{}, err
 	}
 	return next, secret, nil
@@ -172,7 +173,13 @@ func (t *Tokens) Revoke(ctx context.Context, name string) (node.Token, error) {
 	}
 	next := old
 	next.RevokedAt = t.now().UTC()
-	return t.store.PutToken(ctx, &old, next)
+	return t.store.PutToken(ctx, &old, next, t.line(ctx, node.ActionTokenRevoke, name))
+}
+
+func (t *Tokens) line(ctx context.Context, action node.Action, name string) node.AuditLine {
+	l := audit.Line(ctx, t.now(), action)
+	l.Object = "token/" + name
+	return l
 }
 
 // Authenticate returns the token that a text is of, if it is live. The error

@@ -38,6 +38,7 @@ type Config struct {
 	Issue     Issue     `yaml:"certificates"`
 	Puppet    Puppet    `yaml:"puppet"`
 	Protected []string  `yaml:"protected_certnames"`
+	Audit     Audit     `yaml:"audit"`
 	Log       Log       `yaml:"log"`
 
 	AdminGroup string      `yaml:"admin_group"`
@@ -100,6 +101,12 @@ type Puppet struct {
 	RunInterval time.Duration `yaml:"run_interval"`
 }
 
+// Audit says how much of the audit log is kept.
+type Audit struct {
+	Keep       time.Duration `yaml:"keep"`
+	MaxSizeMiB int           `yaml:"max_size_mib"`
+}
+
 // Log says what is logged, and how.
 type Log struct {
 	Level  string `yaml:"level"`
@@ -151,6 +158,8 @@ func (c *Config) fill(dir string) {
 	}
 	c.Puppet.Port = cmp.Or(c.Puppet.Port, 8140)
 	c.Puppet.RunInterval = cmp.Or(c.Puppet.RunInterval, 30*time.Minute)
+	c.Audit.Keep = cmp.Or(c.Audit.Keep, 365*24*time.Hour)
+	c.Audit.MaxSizeMiB = cmp.Or(c.Audit.MaxSizeMiB, 1024)
 	c.Log.Level = cmp.Or(c.Log.Level, "info")
 	c.Log.Format = cmp.Or(c.Log.Format, "text")
 
@@ -228,11 +237,27 @@ func (c *Config) check() error {
 			return fmt.Errorf("protected_certnames[%d]: %w", i, err)
 		}
 	}
+	if err := c.Audit.check(); err != nil {
+		return err
+	}
 	if _, err := logrus.ParseLevel(c.Log.Level); err != nil {
 		return fmt.Errorf("log.level: %w", err)
 	}
 	if !slices.Contains([]string{"text", "json"}, c.Log.Format) {
 		return fmt.Errorf("log.format: text or json, is %q", c.Log.Format)
+	}
+	return nil
+}
+
+// A day, as no line leaves for its age in the first 24 hours of a daemon: its clock may be wrong.
+const minAuditKeep = 24 * time.Hour
+
+func (a Audit) check() error {
+	if a.Keep < minAuditKeep || a.Keep > ca.MaxTTL {
+		return fmt.Errorf("audit.keep: from %v to %v, is %v", minAuditKeep, ca.MaxTTL, a.Keep)
+	}
+	if a.MaxSizeMiB < 1 || a.MaxSizeMiB > 1<<20 {
+		return fmt.Errorf("audit.max_size_mib: from 1 to 1048576 MiB, is %d", a.MaxSizeMiB)
 	}
 	return nil
 }

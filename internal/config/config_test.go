@@ -26,6 +26,7 @@ func TestDefaults(t *testing.T) {
 		Authority: Authority{Directory: &Directory{Path: "/etc/espm/ca"}},
 		Issue:     Issue{KeyAlgorithm: "ec-p256", KeyPool: new(4)},
 		Puppet:    Puppet{Server: "puppet.example.com", Port: 8140, RunInterval: 30 * time.Minute},
+		Audit:     Audit{Keep: 8760 * time.Hour, MaxSizeMiB: 1024},
 		Log:       Log{Level: "info", Format: "text"},
 	}
 	expect(t, least, want)
@@ -55,6 +56,7 @@ puppet:
   port: 8141
   run_interval: 2h
 protected_certnames: [puppet.example.com, db01]
+audit: {keep: 48h, max_size_mib: 5}
 log:
   level: debug
   format: json
@@ -69,6 +71,7 @@ log:
 		Issue:     Issue{TTL: 720 * time.Hour, KeyAlgorithm: "rsa-2048", KeyPool: new(0)},
 		Puppet:    Puppet{Server: "puppet", Port: 8141, RunInterval: 2 * time.Hour},
 		Protected: []string{"puppet.example.com", "db01"},
+		Audit:     Audit{Keep: 48 * time.Hour, MaxSizeMiB: 5},
 		Log:       Log{Level: "debug", Format: "json"},
 	})
 }
@@ -131,6 +134,10 @@ func TestRules(t *testing.T) {
 		{"puppet: {server: p, run_interval: 721h}", `puppet.run_interval: from 1m0s`},
 		{"certificates: {key_pool: -1}", `certificates.key_pool: from 0 to 1000 keys, is -1`},
 		{"certificates: {key_pool: 1001}", `certificates.key_pool: from 0 to 1000 keys, is 1001`},
+		{"audit: {keep: 23h}", `audit.keep: from 24h0m0s to 438000h0m0s, is 23h0m0s`},
+		{"audit: {keep: 438001h}", `audit.keep: from 24h`},
+		{"audit: {max_size_mib: -1}", `audit.max_size_mib: from 1 to 1048576 MiB, is -1`},
+		{"audit: {max_size_mib: 1048577}", `audit.max_size_mib: from 1`},
 		{"puppet: {}", `puppet.server: must be set`},
 		{"puppet: {server: 'puppet:8140'}", `puppet.server: "puppet:8140": labels hold a-z, 0-9, _ and - only`},
 		{"puppet: {server: 'https://puppet'}", `puppet.server: "https://puppet": labels hold`},

@@ -13,6 +13,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/config"
@@ -42,6 +43,7 @@ func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 	if err := d.openStore(ctx); err != nil {
 		return err
 	}
+	d.keepAudit(ctx)
 	d.countSightings(ctx)
 	if err := d.serveENC(ctx, cancel); err != nil {
 		return err
@@ -63,6 +65,7 @@ type daemon struct {
 	log       *logrus.Logger
 	store     *store.Store
 	sightings *registry.Sightings
+	audit     *audit.Log
 	registry  *registry.Registry
 	wg        sync.WaitGroup
 	closers   []func() error
@@ -117,21 +120,34 @@ func (d *daemon) keepENC(ctx context.Context) error {
 	return d.store.SetENC(ctx, want)
 }
 
-// countSightings stores when nodes were last seen; for the last time after the
-// ENC socket is closed.
-func (d *daemon) countSightings(ctx context.Context) {
-	d.sightings = registry.NewSightings(d.store, time.Now, d.log)
-	counting, stop := context.WithCancel(context.WithoutCancel(ctx))
+// keepAudit seals audit lines; for the last time when nothing can make more.
+func (d *daemon) keepAudit(ctx context.Context) {
+	d.audit = audit.New(d.store, audit.Options{
+		Keep: d.config.Audit.Keep, MaxBytes: int64(d.config.Audit.MaxSizeMiB) << 20, Now: time.Now, Log: d.log,
+	})
+	d.untilClosed(ctx, d.audit.Run)
+}
+
+// untilClosed runs something in the background until its turn in close has come.
+func (d *daemon) untilClosed(ctx context.Context, run func(context.Context)) {
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		d.sightings.Run(counting)
+		run(running)
 	}()
 	d.closers = append(d.closers, func() error {
 		stop()
 		<-ended
 		return nil
 	})
+}
+
+// countSightings stores when nodes were last seen; for the last time after the
+// ENC socket is closed.
+func (d *daemon) countSightings(ctx context.Context) {
+	d.sightings = registry.NewSightings(d.store, time.Now, d.log)
+	d.untilClosed(ctx, d.sightings.Run)
 }
 
 func (d *daemon) serveENC(ctx context.Context, cancel context.CancelCauseFunc) error {
@@ -146,18 +162,10 @@ func (d *daemon) serveENC(ctx context.Context, cancel context.CancelCauseFunc) e
 		Log:       d.log,
 	}
 	// It serves on while the API drains, as nobody else can read the store then.
-	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
+	d.untilClosed(ctx, func(serving context.Context) {
 		if err := server.Serve(serving, l); err != nil {
 			cancel(err)
 		}
-	}()
-	d.closers = append(d.closers, func() error {
-		stop()
-		<-ended
-		return nil
 	})
 	return nil
 }
@@ -211,7 +219,7 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	server := rpc.NewServer(ctx, d.registry, access, d.limits(), time.Now, d.log)
+	server := rpc.NewServer(ctx, d.registry, access, d.audit, d.limits(), time.Now, d.log)
 	served, network, err := d.serveOn(server, local, d.limits())
 	if err != nil {
 		return err

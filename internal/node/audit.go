@@ -32,6 +32,9 @@ const (
 	ActionGroupCreate Action = "group.create"
 	ActionGroupUpdate Action = "group.update"
 	ActionGroupDelete Action = "group.delete"
+	ActionTokenCreate Action = "token.create"
+	ActionTokenRotate Action = "token.rotate"
+	ActionTokenRevoke Action = "token.revoke"
 	ActionRead        Action = "read"          // of a read, only where it was refused or gave out a secret
 	ActionManyRefused Action = "calls.refused" // stands for many; see Count
 	ActionPrune       Action = "audit.prune"

@@ -291,6 +291,7 @@ func TestRequestIDFromBefore(t *testing.T) {
 	c.PutRequest(was)
 	c.PutNode(&old, n)
 	c.PutCertificate(cert)
+	c.Unaudited()
 	if _, err := f.store.Commit(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}

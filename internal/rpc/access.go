@@ -49,7 +49,7 @@ func (e *edge) tap(ctx context.Context, info *tap.Info) (_ context.Context, err 
 		if p := recover(); p != nil {
 			err = e.panicked(method)
 		} else if err != nil {
-			err = e.answer(c, method, err)
+			err = e.answer(&call{caller: c, method: method}, err)
 		}
 	}()
 	a := admission{method: method}

@@ -45,8 +45,8 @@ var ends = map[string]proto.Message{
 	"espm.v1.CertificateService/ImportCertificates": &espmv1.ImportCertificatesRequest{Certnames: []string{"UPPER"}},
 }
 
-// call calls a method whatever its types are, and returns the first answer's error.
-func call(ctx context.Context, conn *grpc.ClientConn, method string) error {
+// invoke calls a method whatever its types are, and returns the first answer's error.
+func invoke(ctx context.Context, conn *grpc.ClientConn, method string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, "/"+method)
@@ -85,14 +85,14 @@ func TestEveryMethodWithEveryCaller(t *testing.T) {
 	before := n.held(t)
 	texts := map[codes.Code]map[string]bool{codes.Unauthenticated: {}, codes.PermissionDenied: {}}
 	for _, c := range callers { // once each, before there is more than the log takes
-		_ = call(c.ctx, c.conn, "espm.v1.NodeService/ListNodes")
+		_ = invoke(c.ctx, c.conn, "espm.v1.NodeService/ListNodes")
 	}
 	for _, name := range slices.Sorted(maps.Keys(callers)) {
 		c := callers[name]
 		for _, method := range auth.Methods() {
-			err := call(c.ctx, c.conn, method)
+			err := invoke(c.ctx, c.conn, method)
 			allowed := c.role != "" && auth.Permits(method, c.role)
-			switch got := code(err); {
+			switch got := codeOf(err); {
 			case allowed && (got == codes.Unauthenticated || got == codes.PermissionDenied || got == codes.Unavailable || got == codes.Unimplemented):
 				t.Errorf("%s: %s: %v, want it let in", name, method, err)
 			case !allowed && c.role != "" && got != codes.PermissionDenied:
@@ -135,10 +135,10 @@ func TestEveryMethodWithEveryCaller(t *testing.T) {
 // What the server does not have is no matter of permission, but to strangers.
 func TestUnknownMethod(t *testing.T) {
 	n := newNetworkRig(t, DefaultLimits)
-	if err := call(t.Context(), n.conn, "espm.v1.NodeService/Newer"); code(err) != codes.Unimplemented {
+	if err := invoke(t.Context(), n.conn, "espm.v1.NodeService/Newer"); codeOf(err) != codes.Unimplemented {
 		t.Errorf("an admin: %v", err)
 	}
-	if err := call(t.Context(), n.dial(t), "espm.v1.NodeService/Newer"); code(err) != codes.Unauthenticated {
+	if err := invoke(t.Context(), n.dial(t), "espm.v1.NodeService/Newer"); codeOf(err) != codes.Unauthenticated {
 		t.Errorf("a stranger: %v", err)
 	}
 }
@@ -157,7 +157,7 @@ func TestNothingPassesBesideTheTap(t *testing.T) {
 		"another method": in(node.Caller{Role: node.Admin, Method: method}, admission{method: "x"}),
 		"another role":   in(node.Caller{Role: "x", Method: method}, admission{method: method}),
 	} {
-		if _, err := e.unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: "/" + method}, handler); code(err) != codes.PermissionDenied {
+		if _, err := e.unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: "/" + method}, handler); codeOf(err) != codes.PermissionDenied {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -177,10 +177,10 @@ func TestRevokedCertificateIsCut(t *testing.T) {
 	}
 	n.terminateAndWait(t, "reader.test")
 	// The call sees it at once, the connection of the watch is found a second later.
-	if _, err := nodes.ListNodes(t.Context(), &espmv1.ListNodesRequest{}); code(err) != codes.Unauthenticated && code(err) != codes.Unavailable {
+	if _, err := nodes.ListNodes(t.Context(), &espmv1.ListNodesRequest{}); codeOf(err) != codes.Unauthenticated && codeOf(err) != codes.Unavailable {
 		t.Errorf("the next call: %v", err)
 	}
-	if _, err := w.Recv(); code(err) != codes.Unavailable {
+	if _, err := w.Recv(); codeOf(err) != codes.Unavailable {
 		t.Errorf("the watch: %v", err)
 	}
 }

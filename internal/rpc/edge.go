@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -12,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/node"
 )
 
@@ -22,6 +24,8 @@ import (
 type edge struct {
 	log       logrus.FieldLogger
 	strangers *sparing
+	audit     *audit.Log
+	now       func() time.Time
 	serving   context.Context
 	access    Access
 	limits    Limits
@@ -32,7 +36,7 @@ type edge struct {
 var errStopping = fmt.Errorf("%w: espm stops; ask again when it is back, a watch from the last revision seen", node.ErrUnavailable)
 
 func (e *edge) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
-	defer e.finish(ctx, info.FullMethod, &err)
+	defer e.finish(newCall(ctx, info.FullMethod, req), &err)
 	done, err := e.begin(ctx, info.FullMethod)
 	if err != nil {
 		return nil, err
@@ -44,14 +48,15 @@ func (e *edge) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 func (e *edge) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
-	defer e.finish(ctx, info.FullMethod, &err)
+	c := newCall(ctx, info.FullMethod, nil)
+	defer e.finish(c, &err)
 	done, err := e.begin(ctx, info.FullMethod)
 	if err != nil {
 		return err
 	}
 	defer done()
 	defer context.AfterFunc(e.serving, func() { cancel(errStopping) })()
-	err = handle(srv, guarded{stream, ctx, e.limits.Stall})
+	err = handle(srv, guarded{stream, ctx, c, e.limits.Stall})
 	if errors.Is(context.Cause(ctx), errStopping) {
 		return errStopping
 	}
@@ -63,10 +68,20 @@ func (e *edge) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServer
 type guarded struct {
 	grpc.ServerStream
 	ctx   context.Context
+	call  *call
 	stall time.Duration
 }
 
 func (s guarded) Context() context.Context { return s.ctx }
+
+// RecvMsg keeps the first message, which says what the call is about.
+func (s guarded) RecvMsg(m any) error {
+	err := s.ServerStream.RecvMsg(m)
+	if err == nil && s.call.req == nil {
+		s.call.req = m
+	}
+	return err
+}
 
 // SendMsg looks whether the caller's credentials still hold. A reader that
 // stalls loses its connection: nothing less ends a send that waits for it.
@@ -84,12 +99,29 @@ func (s guarded) SendMsg(m any) error {
 	return s.ServerStream.SendMsg(m)
 }
 
-func (e *edge) finish(ctx context.Context, method string, err *error) {
-	if p := recover(); p != nil {
-		*err = e.panicked(method)
+// call is what the edge knows of one. The caller is known as far as it showed
+// itself: a stranger has no name and no role, but a peer and a method.
+type call struct {
+	caller node.Caller
+	method string // "SERVICE/METHOD"
+	req    any    // of a stream, its first message; nil until it came
+}
+
+func newCall(ctx context.Context, fullMethod string, req any) *call {
+	c := &call{method: strings.TrimPrefix(fullMethod, "/"), req: req}
+	if _, ok := admissionOf(ctx); ok {
+		c.caller = node.CallerOf(ctx)
+	}
+	return c
+}
+
+func (e *edge) finish(c *call, err *error) {
+	if recover() != nil {
+		*err = e.panicked(c.method)
+		e.note(c, *err)
 		return
 	}
-	*err = e.answer(node.CallerOf(ctx), method, *err)
+	*err = e.answer(c, *err)
 }
 
 // panicked does not tell the value of the panic: it may hold what must not be logged.
@@ -99,18 +131,18 @@ func (e *edge) panicked(method string) error {
 }
 
 // answer is the one place that every call's error passes on its way out, of
-// those that were not let in, too. The caller is known as far as it showed
-// itself: a stranger has no name and no role, but a peer and a method.
-func (e *edge) answer(c node.Caller, method string, err error) error {
+// those that were not let in, too. What was refused has its audit line.
+func (e *edge) answer(c *call, err error) error {
 	out := toStatus(strange(err))
+	e.note(c, out)
 	switch code := status.Code(out); code {
 	case codes.Internal, codes.Unknown, codes.Unavailable:
-		e.log.WithField("method", method).WithError(out).Error("a call failed")
+		e.log.WithField("method", c.method).WithError(out).Error("a call failed")
 	case codes.Unauthenticated, codes.PermissionDenied:
-		e.strangers.Warn("a call was refused", logrus.Fields{"method": cut(method, maxMethod), "principal": c.Name, "role": c.Role, "peer": c.Peer, "reason": err.Error()})
+		e.strangers.Warn("a call was refused", logrus.Fields{"method": cut(c.method, maxMethod), "principal": c.caller.Name, "role": c.caller.Role, "peer": c.caller.Peer, "reason": err.Error()})
 	case codes.OK:
 	default:
-		e.log.WithField("method", method).WithError(out).Debug("a call was refused")
+		e.log.WithField("method", c.method).WithError(out).Debug("a call was refused")
 	}
 	return out
 }

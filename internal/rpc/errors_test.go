@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store/bolt"
@@ -326,7 +327,7 @@ func TestPanicInStream(t *testing.T) {
 	method := "espm.v1.NodeService/WatchNodes"
 	ctx := node.WithCaller(t.Context(), node.Caller{Name: "local:root", Role: node.Admin, Method: method})
 	ctx = context.WithValue(ctx, admissionKey{}, admission{method: method})
-	e := &edge{log: log, serving: t.Context()}
+	e := &edge{log: log, audit: audit.New(nil, audit.Options{Now: time.Now, Log: log}), now: time.Now, serving: t.Context()}
 	err := e.stream(nil, quietStream{ctx: ctx}, &grpc.StreamServerInfo{FullMethod: "/" + method}, func(any, grpc.ServerStream) error {
 		called = true
 		panic("hunter2")

@@ -256,9 +256,9 @@ func (r *rig) expire(t *testing.T, name string) {
 	}
 	next := old
 	next.ExpiresAt = time.Now().Add(-time.Second)
-	if _, err := r.store.PutToken(t.Context(), &old, next); err != nil {
+	if _, err := r.store.PutToken(t.Context(), &old, next, node.AuditLine{ID: "l", Action: node.ActionTokenRotate}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func code(err error) codes.Code { return status.Code(err) }
+func codeOf(err error) codes.Code { return status.Code(err) }

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/registry"
@@ -26,12 +27,12 @@ const maxMessage = 16 << 20
 // NewServer returns a gRPC server with all of espm's services, health and
 // reflection, for listeners of Listen. Its watches end when ctx is done; the
 // rest is for GracefulStop.
-func NewServer(ctx context.Context, r *registry.Registry, a Access, limits Limits, now func() time.Time, log logrus.FieldLogger) *grpc.Server {
+func NewServer(ctx context.Context, r *registry.Registry, a Access, lines *audit.Log, limits Limits, now func() time.Time, log logrus.FieldLogger) *grpc.Server {
 	h := newHandshakes(a, limits, log)
 	if a.Trust != nil {
 		go h.watch(ctx)
 	}
-	e := &edge{log: log, strangers: newSparing(log), serving: ctx, access: a, limits: limits}
+	e := &edge{log: log, strangers: newSparing(log), audit: lines, now: now, serving: ctx, access: a, limits: limits}
 	s := grpc.NewServer(
 		grpc.Creds(h),
 		grpc.InTapHandle(e.tap),
@@ -52,6 +53,7 @@ func NewServer(ctx context.Context, r *registry.Registry, a Access, limits Limit
 	espmv1.RegisterGroupServiceServer(s, &groups{registry: r})
 	espmv1.RegisterClassifierServiceServer(s, &classifier{registry: r})
 	espmv1.RegisterTokenServiceServer(s, &tokens{tokens: a.Tokens, records: a.Records})
+	espmv1.RegisterAuditServiceServer(s, &auditLog{log: lines})
 	hs := health.NewServer()
 	for name := range s.GetServiceInfo() {
 		hs.SetServingStatus(name, healthv1.HealthCheckResponse_SERVING)

@@ -28,6 +28,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
@@ -47,6 +48,7 @@ type rig struct {
 	store     *store.Store
 	authority *faulty
 	registry  *registry.Registry
+	audit     *audit.Log // not running: what is refused leaves the store as it was
 	grpc      *grpc.Server
 	address   string             // of the network listener, where newNetwork made one
 	stop      context.CancelFunc // as the daemon does before it stops the server
@@ -58,6 +60,7 @@ type rig struct {
 	revocations espmv1.RevocationServiceClient
 	groups      espmv1.GroupServiceClient
 	classifier  espmv1.ClassifierServiceClient
+	auditing    espmv1.AuditServiceClient
 }
 
 // faulty is an authority whose calls a test can fail, hold up or blow up.
@@ -66,6 +69,14 @@ type faulty struct {
 	onSign  atomic.Pointer[func(context.Context) error]
 	onTrust atomic.Pointer[func() error]
 	onHeld  atomic.Pointer[func()]
+	down    atomic.Bool // nothing is revoked
+}
+
+func (f *faulty) Revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
+	if f.down.Load() {
+		return nil, node.ErrUnavailable
+	}
+	return f.Authority.Revoke(ctx, targets)
 }
 
 func (f *faulty) Held(ctx context.Context, names []node.Certname) ([]ca.Held, error) {
@@ -162,7 +173,8 @@ func (r *rig) serve(t *testing.T, limits Limits, network func(*Access)) {
 	if network != nil {
 		network(&access)
 	}
-	r.grpc = NewServer(ctx, reg, access, limits, time.Now, log)
+	r.audit = audit.New(r.store, audit.Options{Now: time.Now, Log: silent})
+	r.grpc = NewServer(ctx, reg, access, r.audit, limits, time.Now, log)
 	l, err := net.Listen("unix", filepath.Join(r.dir, "s"))
 	if err != nil {
 		t.Fatal(err)
@@ -185,6 +197,7 @@ func (r *rig) serve(t *testing.T, limits Limits, network func(*Access)) {
 	r.revocations = espmv1.NewRevocationServiceClient(r.conn)
 	r.groups = espmv1.NewGroupServiceClient(r.conn)
 	r.classifier = espmv1.NewClassifierServiceClient(r.conn)
+	r.auditing = espmv1.NewAuditServiceClient(r.conn)
 }
 
 // access lets this process in, as the admin that it is.

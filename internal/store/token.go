@@ -61,9 +61,10 @@ func (v View) withUse(ctx context.Context, t node.Token) (node.Token, error) {
 	return t, err
 }
 
-// PutToken writes a token in place of old (nil: a new one).
-func (s *Store) PutToken(ctx context.Context, old *node.Token, t node.Token) (node.Token, error) {
+// PutToken writes a token in place of old (nil: a new one), with its audit line.
+func (s *Store) PutToken(ctx context.Context, old *node.Token, t node.Token, line node.AuditLine) (node.Token, error) {
 	c := NewChange()
+	c.Audit(line)
 	revision := int64(0)
 	if old != nil {
 		revision = old.Revision
