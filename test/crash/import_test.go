@@ -101,6 +101,7 @@ func killImportAt(t *testing.T, at int, when string) (killed bool) {
 		}
 		return nil
 	})
+	checkAudit(t, w)
 	if err != nil || len(serials) > 0 {
 		t.Errorf("left out: %v, %v", serials, err)
 	}

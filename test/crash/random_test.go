@@ -80,9 +80,11 @@ func TestKilledUnderLoad(t *testing.T) {
 	w.run(run)
 	settled(t, w.store)
 	crl := checkOrphans(t, dir, w.store)
+	lines := checkAudit(t, w)
 	var provisions, terminates int
 	for i := range histories {
 		histories[i].check(t, dir, w, crl)
+		histories[i].checkLines(t, lines)
 		provisions += histories[i].provisions
 		terminates += histories[i].terminates
 	}
@@ -289,6 +291,21 @@ func (h *history) check(t *testing.T, dir string, w *world, crl crlState) {
 			if !crl.revoked[node.Serial(strings.ToUpper(r.GetSerial()))] {
 				t.Errorf("%s of terminated %q is not revoked", r.GetSerial(), name)
 			}
+		}
+	}
+}
+
+// checkLines finds one audit line of each thing that was acknowledged.
+func (h *history) checkLines(t *testing.T, lines map[subject]int) {
+	t.Helper()
+	for name, p := range h.alive {
+		if n := lines[subject{node.ActionIssue, p.GetNode().GetSerial()}] + lines[subject{node.ActionSettle, p.GetNode().GetSerial()}]; n != 1 {
+			t.Errorf("%s was provisioned, and has %d lines of that", name, n)
+		}
+	}
+	for _, gone := range h.gone {
+		if n := lines[subject{node.ActionTerminate, gone.GetNode().GetUid()}]; n != 1 {
+			t.Errorf("%s was terminated, and has %d lines of that", gone.GetNode().GetCertname(), n)
 		}
 	}
 }

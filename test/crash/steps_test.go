@@ -138,6 +138,9 @@ func child(dir string) error {
 		return err
 	}
 	fmt.Println("provisioned made.test", made.Node.Serial)
+	if err := w.audit.Seal(ctx); err != nil {
+		return err
+	}
 	if err := w.authority.Care(ctx); err != nil { // signs a CRL: see open
 		return err
 	}
@@ -152,6 +155,9 @@ func child(dir string) error {
 		return err
 	}
 	fmt.Println("provisioned made.test", again.Node.Serial)
+	if err := w.audit.Seal(ctx); err != nil {
+		return err
+	}
 	for _, name := range []node.Certname{"made.test", "sent.test"} {
 		fmt.Println("asked-terminate", name)
 		t, err := w.registry.Terminate(ctx, registry.TerminateRequest{Certname: name}, 0, false)
@@ -160,6 +166,9 @@ func child(dir string) error {
 		}
 		fmt.Println("terminated", name)
 		if t.Revocations, err = w.queue.Wait(ctx, t.Revocations); err != nil {
+			return err
+		}
+		if err := w.audit.Seal(ctx); err != nil {
 			return err
 		}
 	}
@@ -255,6 +264,16 @@ func killAt(t *testing.T, at int, when string) (killed bool) {
 	settled(t, w.store)
 	before := checkOrphans(t, dir, w.store)
 	checkSaid(t, w, dir, s, before)
+	lines := checkAudit(t, w)
+	for name, serial := range s.serial {
+		if n := lines[subject{node.ActionIssue, string(serial)}]; n != 1 {
+			t.Errorf("%s was provisioned with %s, and has %d lines of that", name, serial, n)
+		}
+		cert, err := w.store.Certificate(t.Context(), serial)
+		if n := lines[subject{node.ActionTerminate, string(cert.UID)}]; err != nil || s.terminated[name] && n != 1 {
+			t.Errorf("%s was terminated, and has %d lines of that, %v", name, n, err)
+		}
+	}
 	retryAll(t, w, dir, s, csr, &key.PublicKey, before.number)
 	return killed
 }

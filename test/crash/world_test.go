@@ -5,7 +5,8 @@
 // certificate. Those of a terminate: the commit that takes the node out and
 // orders the revocation; the CRL; its published copies; the removal of the
 // certificate file; the commit of the receipt. Those of a round of care are
-// the CRL, the note of its number, and its copies. steps_test kills before and
+// the CRL, the note of its number, and its copies. After each of them the audit
+// log is sealed, one more commit. steps_test kills before and
 // after each of them, random_test kills a daemon under load at any moment.
 package crash
 
@@ -25,6 +26,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/ca/directory"
@@ -43,6 +45,7 @@ type world struct {
 	options   registry.Options
 	queue     *revoke.Queue
 	registry  *registry.Registry
+	audit     *audit.Log // not running: sealed where a test says so
 }
 
 // open builds one; wrap and disk may come between it and its durable steps.
@@ -71,6 +74,7 @@ func open(dir string, wrap func(store.Engine) store.Engine, disk durable.Disk) (
 		Now: time.Now, Log: log,
 	}
 	w.registry = registry.New(w.options)
+	w.audit = audit.New(w.store, audit.Options{Now: time.Now, Log: log})
 	return w, nil
 }
 
@@ -91,6 +95,9 @@ func (w *world) close(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// noFilter selects all nodes.
+var noFilter store.NodeFilter
 
 func unwrapped(e store.Engine) store.Engine { return e }
 
