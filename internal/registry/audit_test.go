@@ -1,0 +1,86 @@
+package registry_test
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/espm-project/espm/internal/audit"
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/registry"
+)
+
+// lines returns all audit lines, oldest first.
+func (f *fixture) lines(t *testing.T) (all []node.SealedLine) {
+	t.Helper()
+	log := audit.New(f.store, audit.Options{Now: f.clock.Now, Log: f.options.Log})
+	err := log.Export(t.Context(), 0, func(page []node.SealedLine) error { all = append(all, page...); return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// Who asked is in the lines of all that a call does, also of what goes on without its caller.
+func TestLinesSayWhoAsked(t *testing.T) {
+	f := newFixture(t)
+	who := node.Caller{Name: "token:ci", Role: node.Provisioner, Peer: "192.0.2.1:5", Method: "espm.v1.NodeService/ProvisionNode"}
+	ctx := node.WithCaller(t.Context(), who)
+	p, err := f.Provision(ctx, node.Node{Certname: "a.test"}, registry.Spec{}, "r1", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := f.Provision(gone, node.Node{Certname: "b.test"}, registry.Spec{}, "r2", false); err == nil {
+		t.Error("answered a caller who is gone")
+	}
+	f.Wait()
+	var got []node.Action
+	for _, l := range f.lines(t) {
+		got = append(got, l.Action)
+		if l.Principal != who.Name || l.Role != who.Role || l.Peer != who.Peer || l.Method != who.Method || l.RequestID == "" || l.Serial == "" {
+			t.Errorf("%+v", l)
+		}
+	}
+	if want := []node.Action{node.ActionProvision, node.ActionIssue, node.ActionProvision, node.ActionIssue}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if l := f.lines(t)[1]; l.Serial != p.Node.Serial || l.UID != p.Node.UID || l.Revision != p.Node.Revision || !l.Time.Equal(f.clock.Now().Truncate(time.Microsecond)) {
+		t.Errorf("%+v", l)
+	}
+}
+
+// What espm does by itself has lines in its own name: the end of a launch deadline, receipts, what is forgotten.
+func TestLinesOfOwnWork(t *testing.T) {
+	f := newFixture(t)
+	ctx := node.WithCaller(t.Context(), node.Caller{Name: "token:ci", Role: node.Provisioner})
+	if _, err := f.Provision(ctx, node.Node{Certname: "a.test", ClaimWithin: time.Hour}, registry.Spec{}, "", false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.EndLaunches(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.clock.advance(100 * time.Hour)
+	if _, err := f.EndLaunches(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.run(t)
+	f.drain(t)
+	f.clock.advance(40 * 24 * time.Hour)
+	if err := f.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := map[node.Action]string{node.ActionTerminate: "not claimed by ", node.ActionReceipt: "CRL ", node.ActionForget: ""}
+	for _, l := range f.lines(t)[2:] {
+		comment, expected := want[l.Action]
+		if !expected || l.Principal != "espm" || l.Certname != "a.test" || l.Comment[:len(comment)] != comment {
+			t.Errorf("%+v", l)
+		}
+		delete(want, l.Action)
+	}
+	if len(want) > 0 {
+		t.Errorf("no line of %v", want)
+	}
+}
