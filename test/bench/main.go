@@ -31,6 +31,7 @@ var benchmarks = []struct {
 }{
 	{"enc", benchENC},
 	{"register", benchRegister},
+	{"audit", benchAudit},
 	{"presign", benchPresign},
 	{"terminate", benchTerminate},
 	{"revoke", benchRevoke},

@@ -14,6 +14,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/espm-project/espm/internal/audit"
+	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
 	"github.com/espm-project/espm/internal/store/bolt"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
@@ -49,7 +51,7 @@ func benchRegister(ctx context.Context, l lab, _ options) error {
 		return err
 	}
 	defer closeFsync()
-	commit, closeEngine, err := storeCommits(ctx, l)
+	commit, closeEngine, err := storeCommits(ctx, l, "engine", false)
 	if err != nil {
 		return err
 	}
@@ -158,9 +160,10 @@ func fsyncEach(l lab, size int) (write, func() error, error) {
 	}, f.Close, nil
 }
 
-// storeCommits writes registrations to a store in this process.
-func storeCommits(ctx context.Context, l lab) (write, func() error, error) {
-	path := l.path("engine.db")
+// storeCommits writes registrations to a store in this process, with their audit lines, which are sealed
+// meanwhile, or without.
+func storeCommits(ctx context.Context, l lab, name string, audited bool) (write, func() error, error) {
+	path := l.path(name + ".db")
 	if err := populate(ctx, path, 0); err != nil {
 		return nil, nil, err
 	}
@@ -172,14 +175,21 @@ func storeCommits(ctx context.Context, l lab) (write, func() error, error) {
 	if err != nil {
 		return nil, nil, errors.Join(err, engine.Close())
 	}
+	end := engine.Close
+	if audited {
+		end = sealing(ctx, s, end)
+	}
 	var next atomic.Int64
 	return func(ctx context.Context) error {
 		c := store.NewChange()
-		c.Unaudited()
-		c.PutNode(nil, newNode(certname(int(next.Add(1)))))
+		n := newNode(certname(int(next.Add(1))))
+		c.PutNode(nil, n)
+		if c.Unaudited(); audited {
+			c.Audit(audit.OfNode(ctx, time.Now(), node.ActionRegister, n))
+		}
 		_, err := s.Commit(ctx, c)
 		return err
-	}, engine.Close, nil
+	}, end, nil
 }
 
 // registrations calls RegisterNode of a daemon.
