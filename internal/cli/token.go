@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -71,7 +72,7 @@ type grantFlags struct {
 
 func (g *grantFlags) register(f *pflag.FlagSet) {
 	f.StringSliceVar(&g.names, "name-pattern", nil, "certnames that it may register; * stands for any characters but a dot, ** for any")
-	f.StringSliceVar(&g.environments, "environment", nil, "environments that its nodes may name")
+	f.StringArrayVar(&g.environments, "environment", nil, "an environment that its nodes may be in, repeatable; '': they may name none, which leaves it to the agent")
 	f.StringSliceVar(&g.groups, "group", nil, "groups that its nodes may be in")
 	f.StringSliceVar(&g.extensions, "extension", nil, "certificate extensions that it may ask for, by short name or OID")
 	f.Var(&g.maxTTL, "max-ttl", "the longest validity of a certificate")
@@ -157,9 +158,14 @@ func tokenTable(w io.Writer, t *espmv1.Token) {
 		name   string
 		values *espmv1.StringList
 	}{{"names", g.GetNames()}, {"environments", g.GetEnvironments()}, {"groups", g.GetGroups()}, {"extensions", g.GetExtensions()}} {
-		if l.values != nil {
-			fmt.Fprintf(w, "%s\t%s\n", l.name, dash(strings.Join(l.values.GetValues(), " ")))
+		if l.values == nil {
+			continue
 		}
+		var shown []string
+		for _, value := range l.values.GetValues() {
+			shown = append(shown, cmp.Or(value, "''"))
+		}
+		fmt.Fprintf(w, "%s\t%s\n", l.name, dash(strings.Join(shown, " ")))
 	}
 	if d := g.GetMaxTtl(); d != nil {
 		fmt.Fprintf(w, "max ttl\t%v\n", d.AsDuration())

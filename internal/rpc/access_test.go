@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/node"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
@@ -82,15 +83,23 @@ func TestTheTableIsWhole(t *testing.T) {
 func TestEveryMethodWithEveryCaller(t *testing.T) {
 	n := newNetworkRig(t, DefaultLimits)
 	callers := n.callers(t)
-	before := n.held(t)
+	var last int64
+	n.fresh(t, &last)
+	_, before, _ := strings.Cut(n.held(t), "\n")
+	var refused int64
 	texts := map[codes.Code]map[string]bool{codes.Unauthenticated: {}, codes.PermissionDenied: {}}
 	for _, c := range callers { // once each, before there is more than the log takes
-		_ = invoke(c.ctx, c.conn, "espm.v1.NodeService/ListNodes")
+		if wasDenied(invoke(c.ctx, c.conn, "espm.v1.NodeService/ListNodes")) {
+			refused++
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(callers)) {
 		c := callers[name]
 		for _, method := range auth.Methods() {
 			err := invoke(c.ctx, c.conn, method)
+			if wasDenied(err) || err != nil && codeOf(err) != codes.Unavailable && actions["/"+method] != node.ActionRead && actions["/"+method] != "" {
+				refused++
+			}
 			allowed := c.role != "" && auth.Permits(method, c.role)
 			switch got := codeOf(err); {
 			case allowed && (got == codes.Unauthenticated || got == codes.PermissionDenied || got == codes.Unavailable || got == codes.Unimplemented):
@@ -117,9 +126,10 @@ func TestEveryMethodWithEveryCaller(t *testing.T) {
 			t.Errorf("%v has not one text but %q", code, slices.Collect(maps.Keys(all)))
 		}
 	}
-	if n.held(t) != before {
-		t.Error("something changed")
+	if _, after, _ := strings.Cut(n.held(t), "\n"); after != before {
+		t.Error("the CA changed")
 	}
+	n.refusals(t, last, refused)
 	n.conn.Close()
 	n.grpc.Stop()
 	for name, c := range callers {
@@ -145,7 +155,7 @@ func TestUnknownMethod(t *testing.T) {
 
 // A call that came to a handler in another way than by the tap is refused.
 func TestNothingPassesBesideTheTap(t *testing.T) {
-	e := &edge{log: discard(), strangers: newSparing(discard()), serving: t.Context()}
+	e := &edge{log: discard(), strangers: newSparing(discard()), audit: audit.New(nil, audit.Options{Now: time.Now, Log: discard()}), now: time.Now, serving: t.Context()}
 	handler := func(context.Context, any) (any, error) { t.Error("it was called"); return nil, nil }
 	method := "espm.v1.NodeService/ListNodes"
 	in := func(c node.Caller, a admission) context.Context {
@@ -182,5 +192,27 @@ func TestRevokedCertificateIsCut(t *testing.T) {
 	}
 	if _, err := w.Recv(); codeOf(err) != codes.Unavailable {
 		t.Errorf("the watch: %v", err)
+	}
+}
+
+func wasDenied(err error) bool {
+	return codeOf(err) == codes.Unauthenticated || codeOf(err) == codes.PermissionDenied
+}
+
+// refusals checks that the audit log has so many refused calls after a line, each by itself or in a sum, and nothing that was done.
+func (n *networkRig) refusals(t *testing.T, last, want int64) {
+	t.Helper()
+	ended, end := context.WithCancel(t.Context())
+	end()
+	n.audit.Run(ended) // which writes the sums
+	var got int64
+	for _, l := range n.fresh(t, &last) {
+		if l.GetOutcome() == "ok" && l.GetAction() != string(node.ActionManyRefused) {
+			t.Errorf("something was done: %v", l)
+		}
+		got += max(l.GetCount(), 1)
+	}
+	if got != want {
+		t.Errorf("the audit log has %d refused calls, there were %d", got, want)
 	}
 }

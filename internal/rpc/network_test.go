@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/ca/directory"
@@ -256,7 +257,7 @@ func (r *rig) expire(t *testing.T, name string) {
 	}
 	next := old
 	next.ExpiresAt = time.Now().Add(-time.Second)
-	if _, err := r.store.PutToken(t.Context(), &old, next, node.AuditLine{ID: "l", Action: node.ActionTokenRotate}); err != nil {
+	if _, err := r.store.PutToken(t.Context(), &old, next, audit.Line(t.Context(), time.Now(), node.ActionTokenRotate)); err != nil {
 		t.Fatal(err)
 	}
 }

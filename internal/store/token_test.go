@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -11,12 +12,16 @@ import (
 func TestTokens(t *testing.T) {
 	f := newFixture(t)
 	ctx := t.Context()
-	line := node.AuditLine{ID: "l", Action: node.ActionTokenCreate}
+	lines := 0
+	line := func() node.AuditLine {
+		lines++
+		return node.AuditLine{ID: fmt.Sprint("l", lines), Time: node.NewAuditTime(t0), Principal: "local:root", Action: node.ActionTokenCreate, Outcome: node.OutcomeOK}
+	}
 	grant := node.Grant{Names: []string{"*.test"}, Environments: []string{}, MaxTTL: time.Hour}
-	made := must(f.PutToken(ctx, nil, node.Token{Name: "ci", Role: node.Provisioner, Grant: grant, Hash: "h1", CreatedAt: t0, CreatedBy: "local:root"}, line))(t)
+	made := must(f.PutToken(ctx, nil, node.Token{Name: "ci", Role: node.Provisioner, Grant: grant, Hash: "h1", CreatedAt: t0, CreatedBy: "local:root"}, line()))(t)
 	equal(t, "by name", must(f.Token(ctx, "ci"))(t), made)
 	equal(t, "by hash", must(f.TokenByHash(ctx, "h1"))(t), made)
-	if _, err := f.PutToken(ctx, nil, node.Token{Name: "ci", Hash: "h2"}, line); !errors.Is(err, node.ErrTokenExists) {
+	if _, err := f.PutToken(ctx, nil, node.Token{Name: "ci", Hash: "h2"}, line()); !errors.Is(err, node.ErrTokenExists) {
 		t.Errorf("a second of that name: %v", err)
 	}
 
@@ -25,26 +30,26 @@ func TestTokens(t *testing.T) {
 
 	rotated := made
 	rotated.Hash = "h2"
-	rotated = must(f.PutToken(ctx, &made, rotated, line))(t)
+	rotated = must(f.PutToken(ctx, &made, rotated, line()))(t)
 	for hash, found := range map[string]bool{"h1": false, "h2": true, "h": false, "": false} {
 		if _, err := f.TokenByHash(ctx, hash); (err == nil) != found || err != nil && !errors.Is(err, node.ErrTokenNotFound) {
 			t.Errorf("hash %q: %v", hash, err)
 		}
 	}
-	if _, err := f.PutToken(ctx, &made, made, line); !errors.Is(err, node.ErrStale) {
+	if _, err := f.PutToken(ctx, &made, made, line()); !errors.Is(err, node.ErrStale) {
 		t.Errorf("a write over a newer record: %v", err)
 	}
 
 	gone := rotated
 	gone.RevokedAt = t0
-	must(f.PutToken(ctx, &rotated, gone, line))(t)
+	must(f.PutToken(ctx, &rotated, gone, line()))(t)
 	if _, err := f.TokenByHash(ctx, "h2"); !errors.Is(err, node.ErrTokenNotFound) {
 		t.Errorf("a revoked one: %v", err)
 	}
-	if _, err := f.PutToken(ctx, nil, node.Token{Name: "ci", Hash: "h3"}, line); !errors.Is(err, node.ErrTokenExists) {
+	if _, err := f.PutToken(ctx, nil, node.Token{Name: "ci", Hash: "h3"}, line()); !errors.Is(err, node.ErrTokenExists) {
 		t.Errorf("the name of a revoked one: %v", err)
 	}
-	must(f.PutToken(ctx, nil, node.Token{Name: "ab", Hash: "h4"}, line))(t)
+	must(f.PutToken(ctx, nil, node.Token{Name: "ab", Hash: "h4"}, line()))(t)
 	page := must(f.Tokens(ctx, "", 1))(t)
 	equal(t, "first page", len(page.Items), 1)
 	equal(t, "first", page.Items[0].Name, "ab")
