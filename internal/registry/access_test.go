@@ -203,6 +203,14 @@ func TestSuccessorOfAnother(t *testing.T) {
 	if earlier == nil || strings.ReplaceAll(earlier.Error(), string(first.Node.UID), "never-was") != never.Error() {
 		t.Errorf("the new owner terminates the earlier life: %v; one that never was: %v", earlier, never)
 	}
+	if _, err := f.Terminate(b, end, 0, false); err != nil {
+		t.Fatal(err)
+	}
+	for ctx, want := range map[context.Context]node.UID{a: first.Node.UID, b: second.Node.UID} {
+		if got, err := f.Terminate(ctx, end, 0, false); err != nil || got.Node.UID != want {
+			t.Errorf("terminated again, when both lives are over: %+v, %v, want %s", got.Node, err, want)
+		}
+	}
 	certs, _, err := f.Certificates(a, "web1.test", "", 10)
 	if err != nil || len(certs.Items) != 1 || certs.Items[0].Serial != first.Node.Serial {
 		t.Errorf("the old owner's certificates of the name: %v, %v", certs.Items, err)
@@ -299,5 +307,23 @@ func TestRequestIDFromBefore(t *testing.T) {
 	wantErr(t, "a provisioner", err, node.ErrNodeExists)
 	if again := f.provisionBy(t, admin(t), "web1.test", "job-1"); again.Node.UID != n.UID {
 		t.Errorf("an admin's retry got %+v", again.Node)
+	}
+}
+
+// down is a queue that can do nothing at present.
+type down struct{ registry.Revocations }
+
+func (down) Down() *node.Failure { return &node.Failure{Error: "revoking web7.test: no", Attempts: 3} }
+
+// Why nothing can be revoked may name somebody's node.
+func TestDownIsToldWithoutNames(t *testing.T) {
+	f := newFixture(t)
+	f.options.Revocations = down{f.queue}
+	f.restart()
+	if got := f.Down(admin(t)); got == nil || got.Error != "revoking web7.test: no" {
+		t.Errorf("an admin is told %+v", got)
+	}
+	if got := f.Down(by(t, "token:a")); got == nil || strings.Contains(got.Error, "web7") || got.Attempts != 3 {
+		t.Errorf("a provisioner is told %+v", got)
 	}
 }

@@ -99,3 +99,33 @@ func TestGive(t *testing.T) {
 	f.do(func(c *store.Change) { c.RemoveNode(f.node("web01")) })
 	f.keys("terminated", "ix/node-owner/")
 }
+
+// What changed hands after the watch had read that it changed is not told to who had it.
+func TestWatchNodesOfOneOwner(t *testing.T) {
+	f := newFixture(t)
+	f.put(node.Node{Certname: "other", Owner: "a/b"})
+	f.put(node.Node{Certname: "n1", Owner: "a"}, node.Node{Certname: "n2", Owner: "a"}, node.Node{Certname: "n3", Owner: "a"})
+	f.do(func(c *store.Change) { c.RemoveNode(f.node("other")) })
+	var told []string
+	for ev, err := range f.WatchNodesOf(t.Context(), "a", 0) {
+		check(t, err)
+		if len(told) == 0 { // n2 and n3 are read already
+			n := f.node("n2")
+			n.Owner = "b"
+			f.put(n)
+			n = f.node("n3")
+			n.State = node.Issuing
+			f.put(n)
+		}
+		if ev.Node == nil {
+			told = append(told, string(ev.Certname)+" gone")
+		} else {
+			told = append(told, string(ev.Certname)+" "+ev.Node.Owner+" "+string(ev.Node.State))
+			equal(t, "revision", ev.Revision, ev.Node.Revision)
+		}
+		if len(told) == 3 {
+			break
+		}
+	}
+	equal(t, "told", told, []string{"n1 a ", "n2 gone", "n3 a issuing"})
+}
