@@ -2,6 +2,7 @@ package ca
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rsa"
@@ -26,7 +27,7 @@ var (
 // ParseCSR reads a caller's CSR (PKCS #10, RFC 2986) for a certname and checks
 // all that does not depend on the call: see Request.WithCSR for the rest. The
 // rules are Puppet Server's, made tighter where noted:
-//   - one PEM block of at most 64 KiB and nothing else, signed by its own key,
+//   - one PEM block of at most 64 KiB without headers and nothing else, signed by its own key,
 //     with SHA-256, SHA-384 or SHA-512;
 //   - one common name, equal to the certname; other parts of the subject are
 //     left out of the certificate, as Puppet Server does;
@@ -48,14 +49,15 @@ func ParseCSR(pemBytes []byte, name node.Certname) (*x509.CertificateRequest, er
 	if err != nil {
 		return nil, node.Invalid("csr_pem", "can't be read: %v", err)
 	}
-	for _, check := range []error{
-		checkCSRName(csr, name), checkPublicKey(csr.PublicKey), checkCSRSignature(csr), checkAttributes(csr),
-	} {
-		if check != nil {
-			return nil, check
-		}
+	// The key comes before the signature: verifying costs as much as the key is long, and
+	// whoever sends it chooses that.
+	if err := cmp.Or(checkCSRName(csr, name), checkPublicKey(csr.PublicKey)); err != nil {
+		return nil, err
 	}
-	return csr, checkCSRExtensions(csr)
+	if err := cmp.Or(checkCSRSignature(csr), checkAttributes(csr), checkCSRExtensions(csr)); err != nil {
+		return nil, err
+	}
+	return csr, nil
 }
 
 func decodeCSR(pemBytes []byte) ([]byte, error) {
@@ -66,10 +68,13 @@ func decodeCSR(pemBytes []byte) ([]byte, error) {
 	if block == nil {
 		return nil, node.Invalid("csr_pem", "holds no PEM block")
 	}
-	// pem.Decode skips what stands before the block.
+	// pem.Decode skips what stands before the block, a broken block too.
 	lead := bytes.TrimSpace(pemBytes)
-	if !bytes.HasPrefix(lead, []byte("-----BEGIN "+block.Type+"-----")) || len(bytes.TrimSpace(rest)) > 0 {
+	if !bytes.HasPrefix(lead, []byte("-----BEGIN ")) || bytes.Count(lead, []byte("-----BEGIN")) > 1 || len(bytes.TrimSpace(rest)) > 0 {
 		return nil, node.Invalid("csr_pem", "must be one PEM block and nothing else")
+	}
+	if len(block.Headers) > 0 { // of an encrypted key or of mail, RFC 1421; RFC 7468 section 2 has none
+		return nil, node.Invalid("csr_pem", "must have no PEM headers")
 	}
 	// OpenSSL reads both names.
 	if block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST" {
