@@ -202,7 +202,10 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		paths := append([]string{c.Store.Path, c.ENC.Socket, c.Authority.Directory.Path}, c.Authority.Directory.Publish...)
+		paths := []string{c.Store.Path, c.ENC.Socket}
+		if d := c.Authority.Directory; d != nil {
+			paths = append(append(paths, d.Path), d.Publish...)
+		}
 		listen, local := strings.CutPrefix(c.Listen, "unix://")
 		for _, path := range append(paths, listen) {
 			if !filepath.IsAbs(path) {

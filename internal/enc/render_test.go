@@ -110,7 +110,7 @@ func randomValue(r *rand.Rand, depth int) any {
 	}
 }
 
-// What espm renders says the same to a YAML 1.2 parser as it was given: any
+// What espm renders says the same to parsers of YAML 1.2 and 1.1 as it was given: any
 // key, any text, any number. Seeds: testdata/fuzz.
 func FuzzRender(f *testing.F) {
 	f.Fuzz(func(t *testing.T, key, text, number string) {
@@ -166,6 +166,7 @@ func checkRendered(t *testing.T, c node.Classification) {
 	if err := same(doc.Content[0], want); err != nil {
 		t.Fatalf("%v\n%s", err, text)
 	}
+	checkYAML11(t, text, want)
 }
 
 // same compares a YAML node with a value as the store has it.

@@ -56,14 +56,24 @@ func (k conn) receive() (enc.Answer, error) {
 			return enc.Answer{}, err
 		}
 		if want == header && len(buf) >= header {
-			size, err := strconv.ParseUint(string(buf[2:header-1]), 16, 31)
+			size, err := parseHeader(buf[:header])
 			if err != nil {
-				return enc.Answer{}, fmt.Errorf("not an answer: %q", buf[:header])
+				return enc.Answer{}, err
 			}
-			want += int(size)
+			want += size
 		}
 	}
 	return enc.Answer{Status: enc.Status(buf[0]), Text: string(buf[header:want])}, nil
+}
+
+// parseHeader returns the length of the text that follows.
+func parseHeader(b []byte) (int, error) {
+	size, err := strconv.ParseUint(string(b[2:header-1]), 16, 31)
+	known := enc.Status(b[0]) == enc.StatusYAML || enc.Status(b[0]) == enc.StatusFail || enc.Status(b[0]) == enc.StatusCommand
+	if err != nil || !known || b[1] != ' ' || b[header-1] != '\n' {
+		return 0, fmt.Errorf("not an answer: %q", b)
+	}
+	return int(size), nil
 }
 
 // read appends what the socket has to buf.

@@ -252,7 +252,7 @@ func (d *daemon) ask(t *testing.T, question string) string {
 }
 
 // newStore is a real store in which web01 is registered.
-func newStore(t *testing.T) enc.Source {
+func newStore(t testing.TB) enc.Source {
 	t.Helper()
 	engine, err := bolt.Open(filepath.Join(t.TempDir(), "espm.db"), bolt.Options{})
 	check(t, err)
@@ -319,7 +319,7 @@ func (f *failing) Accept() (net.Conn, error) {
 	return f.UnixListener.Accept()
 }
 
-func check(t *testing.T, err error) {
+func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
