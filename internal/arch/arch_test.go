@@ -35,6 +35,7 @@ var plan = map[string]rule{
 
 	"internal/node":            {stdlib: true, why: "the domain knows neither how it is kept nor who asks"},
 	"internal/durable":         {why: "writing a file is below everything"},
+	"internal/secretfile":      {stdlib: true, why: "reading a key is below everything"},
 	"internal/enc":             {may: []string{"internal/node"}, stdlib: true, why: "it merges and renders what it is given, and is linked into espm-enc"},
 	"internal/enc/encsock":     {may: []string{"internal/node", "internal/enc"}, why: "the socket answers one question from a Source"},
 	"internal/enc/encclient":   {may: []string{"internal/node", "internal/enc", "internal/store", "internal/store/bolt"}, why: "it reads the bbolt file itself, but only that: the daemon may be down"},
@@ -43,8 +44,8 @@ var plan = map[string]rule{
 	"internal/store/storetest": {may: []string{"internal/node", "internal/store"}, why: "the suite is for every engine, so it knows none"},
 	"internal/ca":              {may: []string{"internal/node"}, why: "what an authority is does not depend on how espm keeps records"},
 	"internal/ca/catest":       {may: []string{"internal/node", "internal/ca"}, why: "the suite is for every authority, so it knows none"},
-	"internal/ca/directory":    {may: []string{"internal/node", "internal/ca", "internal/durable"}, why: "an authority knows the interface that it implements and the disk, not the store"},
-	"internal/ca/puppetserver": {may: []string{"internal/node", "internal/ca"}, why: "an authority knows the interface that it implements and the network, not the store"},
+	"internal/ca/directory":    {may: []string{"internal/node", "internal/ca", "internal/durable", "internal/secretfile"}, why: "an authority knows the interface that it implements and the disk, not the store"},
+	"internal/ca/puppetserver": {may: []string{"internal/node", "internal/ca", "internal/secretfile"}, why: "an authority knows the interface that it implements and the network, not the store"},
 	"internal/audit":           {may: []string{"internal/node", "internal/store"}, why: "the log is written beside every use case, so it knows none"},
 	"internal/revoke":          {may: []string{"internal/node", "internal/store", "internal/ca", "internal/audit"}, why: "the queue works with any engine and any authority"},
 	"internal/bootstrap":       {may: []string{"internal/node", "internal/durable"}, why: "a bundle is files, wherever its parts come from"},

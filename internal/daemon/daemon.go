@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"github.com/espm-project/espm/internal/registry"
 	"github.com/espm-project/espm/internal/revoke"
 	"github.com/espm-project/espm/internal/rpc"
+	"github.com/espm-project/espm/internal/secretfile"
 	"github.com/espm-project/espm/internal/store"
 	"github.com/espm-project/espm/internal/store/bolt"
 )
@@ -35,6 +37,9 @@ const drain = 10 * time.Second
 // ENC socket, so that catalogs compile while the rest starts; the authority,
 // with what an earlier run left open; the API, last.
 func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
+	if err := forbidCoreDumps(); err != nil {
+		return err
+	}
 	log := newLog(c.Log, logs)
 	d := &daemon{config: c, log: log}
 	defer func() { err = errors.Join(err, d.close()) }()
@@ -95,17 +100,25 @@ func newLog(c config.Log, w io.Writer) *logrus.Logger {
 	return log
 }
 
+// openStore refuses a store that others could have read, or could put another in place of.
 func (d *daemon) openStore(ctx context.Context) error {
-	engine, err := bolt.Open(d.config.Store.Path, bolt.Options{})
+	path := d.config.Store.Path
+	if err := errors.Join(
+		secretfile.CheckMode("store", path, 0o007),
+		secretfile.CheckMode("the store's folder", filepath.Dir(path), 0o002),
+	); err != nil {
+		return err
+	}
+	engine, err := bolt.Open(path, bolt.Options{})
 	if err != nil {
 		return fmt.Errorf("store: %w", err)
 	}
 	d.closers = append(d.closers, engine.Close)
-	if err := giveGroup(d.config.Store.Path, d.config.ENC.Group, 0o640); err != nil {
+	if err := giveGroup(path, d.config.ENC.Group, 0o640); err != nil {
 		return fmt.Errorf("enc.group: %w", err)
 	}
 	if d.store, err = store.New(ctx, engine); err != nil {
-		return fmt.Errorf("store %s: %w", d.config.Store.Path, err)
+		return fmt.Errorf("store %s: %w", path, err)
 	}
 	return d.keepENC(ctx)
 }

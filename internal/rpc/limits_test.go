@@ -142,7 +142,7 @@ func TestConnectionsAreLimited(t *testing.T) {
 				held = append(held, conn)
 			}
 			endsSoon(t, n.raw(t))
-			if err := call(t.Context(), n.conn, "espm.v1.NodeService/ListNodes"); err != nil {
+			if err := invoke(t.Context(), n.conn, "espm.v1.NodeService/ListNodes"); err != nil {
 				t.Error("the local socket: ", err)
 			}
 			held[0].Close()
@@ -261,7 +261,7 @@ func TestWatchThatDoesNotRead(t *testing.T) {
 	if conn.GetState() == connectivity.Ready && !conn.WaitForStateChange(ctx, connectivity.Ready) {
 		t.Fatal("the connection is open still")
 	}
-	if err := call(t.Context(), n.conn, "espm.v1.NodeService/ListNodes"); err != nil {
+	if err := invoke(t.Context(), n.conn, "espm.v1.NodeService/ListNodes"); err != nil {
 		t.Error("another's call: ", err)
 	}
 }

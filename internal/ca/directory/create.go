@@ -129,7 +129,7 @@ type caFile struct {
 }
 
 // newCA makes what `puppetserver ca setup` and Puppet Server make: their
-// names, forms, serial numbers and modes.
+// names, forms, serial numbers and modes; but the key is its owner's alone.
 func newCA(o CreateOptions) ([]caFile, error) {
 	now := o.Now().UTC().Truncate(time.Second)
 	key, err := caKey(o.Key)
@@ -255,7 +255,7 @@ func (p *authorityPair) files(parent *authorityPair) ([]caFile, error) {
 		serial, inventory = "0001", ""
 	}
 	return []caFile{
-		{"ca_key.pem", 0o640, private},
+		{"ca_key.pem", 0o600, private},
 		{"ca_pub.pem", 0o644, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki})},
 		{"ca_crt.pem", 0o644, certs},
 		{"ca_crl.pem", 0o644, crls},

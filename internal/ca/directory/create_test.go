@@ -21,7 +21,7 @@ func TestCreateMakesWhatPuppetMakes(t *testing.T) {
 	want := `drwxr-xr-x .
 -rw-r--r-- ca_crl.pem
 -rw-r--r-- ca_crt.pem
--rw-r----- ca_key.pem
+-rw------- ca_key.pem
 -rw-r--r-- ca_pub.pem
 -rw-r--r-- infra_crl.pem
 -rw-r--r-- infra_inventory.txt

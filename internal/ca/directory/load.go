@@ -9,15 +9,15 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 
 	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/secretfile"
 )
 
 // loadKey reads the CA's private key, in any of the forms that OpenSSL writes.
 func loadKey(path string) (*ca.Key, error) {
-	data, err := readKeyFile(path)
+	data, err := secretfile.Read("CA key", path)
 	if err != nil {
 		return nil, err
 	}
@@ -35,29 +35,6 @@ func loadKey(path string) (*ca.Key, error) {
 		return ca.NewKey(key), nil
 	}
 	return nil, fmt.Errorf("CA key %s holds no PEM block", path)
-}
-
-func readKeyFile(path string) (data []byte, err error) {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrPermission) {
-		return nil, fmt.Errorf("cannot read CA key %s: %w; espm must run as its owner or in its group", path, fs.ErrPermission)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("cannot read CA key: %w", err)
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("cannot read CA key: %w", err)
-	}
-	if mode := st.Mode().Perm(); mode&0o007 != 0 {
-		return nil, fmt.Errorf("CA key %s is open to everybody (mode %04o); make it 0640 or 0600", path, mode)
-	}
-	data = make([]byte, min(st.Size(), 64<<10)) // an RSA key of 16384 bits has 13 KiB
-	if _, err := f.ReadAt(data, 0); err != nil {
-		return nil, fmt.Errorf("cannot read CA key %s: %w", path, err)
-	}
-	return data, nil
 }
 
 // parseKey never repeats the parser's own words, which might hold a part of the key.

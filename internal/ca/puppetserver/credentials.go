@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/secretfile"
 )
 
 // idle is how long a connection is kept unused: less than Jetty's 30 s, so
@@ -77,9 +78,17 @@ func (c *credentials) current(submits bool) (*http.Transport, error) {
 }
 
 func (c *credentials) load(s [3]stamp) error {
-	pair, err := tls.LoadX509KeyPair(c.opts.Certificate, c.opts.Key)
+	key, err := secretfile.Read("client key", c.opts.Key)
 	if err != nil {
-		return fmt.Errorf("client certificate %s, key %s: %w%s", c.opts.Certificate, c.opts.Key, err, whoReads(err))
+		return fmt.Errorf("%w%s", err, whoReads(err))
+	}
+	certificate, err := os.ReadFile(c.opts.Certificate)
+	if err != nil {
+		return fmt.Errorf("client certificate: %w%s", err, whoReads(err))
+	}
+	pair, err := tls.X509KeyPair(certificate, key)
+	if err != nil {
+		return fmt.Errorf("client certificate %s, key %s: %w", c.opts.Certificate, c.opts.Key, err)
 	}
 	bundle, err := os.ReadFile(c.opts.CA)
 	if err != nil {

@@ -17,12 +17,16 @@ import (
 
 func TestNewSaysWhatIsWrong(t *testing.T) {
 	s := newStub(t)
+	garbage := filepath.Join(t.TempDir(), "key.pem")
+	check(t, os.WriteFile(garbage, []byte("garbage"), 0o600))
 	for want, change := range map[string]func(*Options){
-		"must be https://":    func(o *Options) { o.URL = "http://puppet.test:8140" },
-		"and no more":         func(o *Options) { o.URL += "/puppet-ca" },
-		"client certificate ": func(o *Options) { o.Key = o.Certificate },
-		"CA bundle: ":         func(o *Options) { o.CA += ".gone" },
-		"no certificate":      func(o *Options) { o.CA = o.Key },
+		"must be https://":       func(o *Options) { o.URL = "http://puppet.test:8140" },
+		"and no more":            func(o *Options) { o.URL += "/puppet-ca" },
+		"client certificate ":    func(o *Options) { o.Key = garbage },
+		"cannot read client key": func(o *Options) { o.Key += ".gone" },
+		"is open to everybody (mode 0644); mend it: chmod": func(o *Options) { o.Key = o.Certificate },
+		"CA bundle: ":    func(o *Options) { o.CA += ".gone" },
+		"no certificate": func(o *Options) { o.CA = o.Key },
 	} {
 		o := s.options
 		change(&o)

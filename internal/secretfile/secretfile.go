@@ -1,0 +1,117 @@
+// Package secretfile reads files that hold a secret, a private key or a PIN,
+// and refuses those that others could have read.
+package secretfile
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/user"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// MaxSize of a file. A chain and an RSA key of 16384 bits have 20 KiB.
+const MaxSize = 64 << 10
+
+// Read returns what a file holds, at most MaxSize bytes, if its mode keeps the secret:
+//   - others have no access at all;
+//   - its group may not write it, and may read it only where that is what Puppet makes:
+//     its keys are 0640 (private-key-perms in Puppet Server's certificate_authority.clj), of
+//     the group puppet or pe-puppet, or, of an agent without Puppet Server, root's.
+//
+// what names the file in errors, such as "CA key". A mode that is refused comes with the
+// command that mends it. Errors of the operating system are wrapped.
+func Read(what, path string) (data []byte, err error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("cannot read %s %s: %w; espm must run as its owner or in its group", what, path, fs.ErrPermission)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot read %s: %w", what, err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	info, err := f.Stat() // of what was opened: the name may lead elsewhere by now
+	if err != nil {
+		return nil, fmt.Errorf("cannot read %s: %w", what, err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("cannot read %s: %s is no regular file", what, path)
+	}
+	if err := check(what, path, info, groupName); err != nil {
+		return nil, err
+	}
+	data, err = io.ReadAll(io.LimitReader(f, MaxSize+1))
+	if err != nil {
+		return nil, fmt.Errorf("cannot read %s: %w", what, err)
+	}
+	if len(data) > MaxSize {
+		return nil, fmt.Errorf("cannot read %s: %s has more than %d bytes", what, path, MaxSize)
+	}
+	return data, nil
+}
+
+// CheckMode refuses a file or folder that others have one of these permissions on, such as
+// 0o002, and names the command that mends it. One that is not there is no error.
+func CheckMode(what, path string, forbidden fs.FileMode) error {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if mode := info.Mode().Perm(); mode&forbidden != 0 {
+		return refused(what, path, "open to everybody", mode, mode&^forbidden)
+	}
+	return nil
+}
+
+// puppetGroups are those of Puppet Server's user; 0 is root's.
+var puppetGroups = []string{"puppet", "pe-puppet"}
+
+func check(what, path string, info fs.FileInfo, groupName func(gid uint32) string) error {
+	mode := info.Mode().Perm()
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return fmt.Errorf("%s %s: its group is unknown", what, path)
+	}
+	puppets := st.Gid == 0 || slices.Contains(puppetGroups, groupName(st.Gid))
+	mended := mode & 0o600
+	if puppets {
+		mended = mode & 0o640
+	}
+	switch {
+	case mode&0o007 != 0:
+		return refused(what, path, "open to everybody", mode, mended)
+	case mode&0o030 != 0, mode&0o040 != 0 && !puppets:
+		return refused(what, path, "open to its group", mode, mended)
+	}
+	return nil
+}
+
+func refused(what, path, open string, mode, mended fs.FileMode) error {
+	return fmt.Errorf("%s %s is %s (mode %04o); mend it: chmod %04o %s", what, path, open, mode, mended, quoted(path))
+}
+
+// quoted writes a path for a shell.
+func quoted(path string) string {
+	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-"
+	if strings.Trim(path, plain) == "" {
+		return path
+	}
+	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
+}
+
+// groupName returns "" for a group without one.
+func groupName(gid uint32) string {
+	g, err := user.LookupGroupId(strconv.FormatUint(uint64(gid), 10))
+	if err != nil {
+		return ""
+	}
+	return g.Name
+}
