@@ -30,6 +30,9 @@ const (
 	RSA4096 KeyAlgorithm = "rsa-4096" // an agent's own default
 )
 
+// ECP384 is for a CA's own key, besides KeyAlgorithms.
+const ECP384 KeyAlgorithm = "ec-p384"
+
 // KeyAlgorithms lists the choices, the default first.
 func KeyAlgorithms() []KeyAlgorithm { return []KeyAlgorithm{ECP256, RSA2048, RSA3072, RSA4096} }
 
@@ -53,20 +56,39 @@ func list(algs []KeyAlgorithm) string {
 	return strings.Join(names, ", ")
 }
 
+// Curve returns the curve of an EC algorithm, else nil.
+func (a KeyAlgorithm) Curve() elliptic.Curve {
+	switch a {
+	case ECP256:
+		return elliptic.P256()
+	case ECP384:
+		return elliptic.P384()
+	}
+	return nil
+}
+
+// Bits returns the length of an RSA algorithm's modulus, else 0.
+func (a KeyAlgorithm) Bits() int {
+	switch a {
+	case RSA2048:
+		return 2048
+	case RSA3072:
+		return 3072
+	case RSA4096:
+		return 4096
+	}
+	return 0
+}
+
 // GenerateKey generates a key. An RSA key takes long: 4096 bits a second or more.
 func GenerateKey(alg KeyAlgorithm) (*Key, error) {
 	var s crypto.Signer
 	var err error
-	switch alg {
-	case ECP256:
-		s, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	case RSA2048:
-		s, err = rsa.GenerateKey(rand.Reader, 2048)
-	case RSA3072:
-		s, err = rsa.GenerateKey(rand.Reader, 3072)
-	case RSA4096:
-		s, err = rsa.GenerateKey(rand.Reader, 4096)
-	default:
+	if curve := alg.Curve(); curve != nil {
+		s, err = ecdsa.GenerateKey(curve, rand.Reader)
+	} else if bits := alg.Bits(); bits != 0 {
+		s, err = rsa.GenerateKey(rand.Reader, bits)
+	} else {
 		err = fmt.Errorf("unknown algorithm %q", alg)
 	}
 	if err != nil {

@@ -23,7 +23,7 @@ const (
 )
 
 var kindFlags = map[string][]string{
-	directoryKind: {"ca-key", "intermediate"},
+	directoryKind: {"ca-key", "ca-key-uri", "intermediate"},
 	serverKind:    {"url", "certificate", "key", "ca", "no-check"},
 }
 
@@ -74,6 +74,7 @@ On the server's own host nothing more is needed; what is left out is asked of
 	f.StringVar(&o.Certname, "certname", "", "certname of the Puppet Server: nodes are told to use it, and it is protected (this host's name; with --authority puppetserver what Puppet says)")
 	f.StringVar(&kind, "authority", directoryKind, "who has the CA: directory (espm) or puppetserver")
 	f.StringVar(&o.CAKey, "ca-key", "rsa-4096", "key of the CA: rsa-4096, rsa-3072, rsa-2048, ec-p384 or ec-p256")
+	f.StringVar(&o.CAKeyURI, "ca-key-uri", "", "the PKCS #11 token that holds the CA's key: pkcs11:token=...;object=...?module-path=...&pin-source=...; one that it has not is made in it, of --ca-key")
 	f.BoolVar(&o.Intermediate, "intermediate", false, "make a root CA and an intermediate CA that signs; then take ca/root_key.pem off this machine")
 	f.StringVar(&server.URL, "url", "", "the Puppet Server that has the CA, https://HOST:PORT (this host, or Puppet's ca_server)")
 	f.StringVar(&server.Certificate, "certificate", "", "file: the certificate that espm shows it (hostcert of Puppet Server on this host)")

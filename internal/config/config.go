@@ -19,6 +19,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/ca/pkcs11"
 	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/node"
 )
@@ -77,6 +78,7 @@ type PuppetServer struct {
 // Directory is a Puppet CA directory that espm owns.
 type Directory struct {
 	Path    string   `yaml:"path"`
+	Key     string   `yaml:"key"`
 	Publish []string `yaml:"publish"`
 	CRL     CRL      `yaml:"crl"`
 }
@@ -269,6 +271,11 @@ func (a Authority) check() error {
 	case a.Directory != nil && a.Directory.Path == "":
 		return errors.New("authority.directory.path: must be set: the Puppet CA directory that espm owns")
 	case a.Directory != nil:
+		if key := a.Directory.Key; key != "" {
+			if _, err := pkcs11.ParseURI(key); err != nil {
+				return fmt.Errorf("authority.directory.key: %w", err)
+			}
+		}
 		for i, p := range a.Directory.Publish {
 			if p == "" {
 				return fmt.Errorf("authority.directory.publish[%d]: must not be empty", i)

@@ -2,6 +2,8 @@ package daemon
 
 import (
 	"context"
+	"crypto"
+	"fmt"
 	"slices"
 	"time"
 
@@ -9,6 +11,7 @@ import (
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/ca/directory"
+	"github.com/espm-project/espm/internal/ca/pkcs11"
 	"github.com/espm-project/espm/internal/ca/puppetserver"
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/registry"
@@ -23,8 +26,12 @@ type authority interface {
 // authority opens the authority that the configuration names.
 func (d *daemon) authority(ctx context.Context) (authority, error) {
 	if dir := d.config.Authority.Directory; dir != nil {
+		key, err := d.token(dir.Key)
+		if err != nil {
+			return nil, err
+		}
 		authority, err := directory.Open(dir.Path, directory.Options{
-			Publish: dir.Publish, TTL: d.config.Issue.TTL, CRLValidity: dir.CRL.Validity, KeepExpired: dir.CRL.KeepExpired, Log: d.log,
+			Key: key, Publish: dir.Publish, TTL: d.config.Issue.TTL, CRLValidity: dir.CRL.Validity, KeepExpired: dir.CRL.KeepExpired, Log: d.log,
 		})
 		if err != nil {
 			return nil, err
@@ -47,6 +54,23 @@ func (d *daemon) authority(ctx context.Context) (authority, error) {
 	d.closers = append(d.closers, authority.Close)
 	d.wg.Go(func() { d.checkServer(ctx, authority, set.URL) })
 	return authority, nil
+}
+
+// token opens the token that holds the CA's key, nil where a file does.
+func (d *daemon) token(setting string) (crypto.Signer, error) {
+	if setting == "" {
+		return nil, nil
+	}
+	uri, err := pkcs11.ParseURI(setting)
+	if err != nil {
+		return nil, fmt.Errorf("authority.directory.key: %w", err)
+	}
+	key, err := pkcs11.Open(uri)
+	if err != nil {
+		return nil, fmt.Errorf("authority.directory.key: %w", err)
+	}
+	d.closers = append(d.closers, key.Close)
+	return key, nil
 }
 
 // openPuppetServer fills in what is not set and opens the authority.

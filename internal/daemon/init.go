@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/ca/directory"
+	"github.com/espm-project/espm/internal/ca/pkcs11"
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/durable"
 	"github.com/espm-project/espm/internal/node"
@@ -29,6 +31,7 @@ type InitOptions struct {
 
 	// The CA that espm makes and owns, unless PuppetServer is set.
 	CAKey        string // "": RSA-4096
+	CAKeyURI     string // of the token that has the key, or is to make it; "": a file
 	Intermediate bool
 
 	PuppetServer *config.PuppetServer // a server that keeps its CA; what is "" is found out
@@ -84,6 +87,10 @@ authority:
 {{- else}}
   directory:
     path: {{.CA}}
+{{- with .Key}}
+    # The token that holds the CA's key.
+    key: {{yaml .}}
+{{- end}}
     # Further files that get the CRL, such as Puppet Server's hostcrl.
     publish: []
 {{- end}}
@@ -107,13 +114,14 @@ func scalar(s string) (string, error) {
 // layout is what the configuration is made of.
 type layout struct {
 	Config, Store, CA, Run string
+	Key                    string // of the CA, in a token
 	site
 }
 
 func (o InitOptions) layout() layout {
-	l := layout{config.DefaultFile, "/var/lib/espm/espm.db", "/var/lib/espm/ca", "/run/espm", site{}}
+	l := layout{config.DefaultFile, "/var/lib/espm/espm.db", "/var/lib/espm/ca", "/run/espm", o.CAKeyURI, site{}}
 	if o.Dir != "" {
-		l = layout{filepath.Join(o.Dir, "espm.yaml"), "espm.db", "ca", "run", site{}}
+		l = layout{filepath.Join(o.Dir, "espm.yaml"), "espm.db", "ca", "run", o.CAKeyURI, site{}}
 	}
 	if abs, err := filepath.Abs(l.Config); err == nil {
 		l.Config = abs
@@ -174,9 +182,18 @@ func (o InitOptions) check() error {
 			return err
 		}
 	}
-	allowed := append(slices.Clone(ca.KeyAlgorithms()), directory.CAKeyECP384, "")
+	allowed := append(slices.Clone(ca.KeyAlgorithms()), ca.ECP384, "")
 	if !slices.Contains(allowed, ca.KeyAlgorithm(o.CAKey)) {
 		return fmt.Errorf("--ca-key: rsa-4096, rsa-3072, rsa-2048, ec-p256 or ec-p384, is %q", o.CAKey)
+	}
+	if o.CAKeyURI == "" {
+		return nil
+	}
+	if _, err := pkcs11.ParseURI(o.CAKeyURI); err != nil {
+		return fmt.Errorf("--ca-key-uri: %w", err)
+	}
+	if !pkcs11.BuiltIn {
+		return fmt.Errorf("--ca-key-uri: %w", pkcs11.ErrNotBuiltIn)
 	}
 	return nil
 }
@@ -248,11 +265,34 @@ func initCA(c config.Config, o InitOptions) (Step, error) {
 	}
 	// Puppet's name for a CA, as far as a common name goes (RFC 5280 ub-common-name).
 	name := "Puppet CA: " + o.Certname
-	return step, directory.Create(path, directory.CreateOptions{
+	options := directory.CreateOptions{
 		Name:         name[:min(len(name), 64)],
 		Key:          ca.KeyAlgorithm(o.CAKey),
 		Intermediate: o.Intermediate,
-	})
+	}
+	if setting := c.Authority.Directory.Key; setting != "" {
+		return step, createInToken(path, setting, options)
+	}
+	return step, directory.Create(path, options)
+}
+
+// createInToken creates a CA with the token's key, which is made if it is not there.
+func createInToken(path, setting string, o directory.CreateOptions) error {
+	uri, err := pkcs11.ParseURI(setting)
+	if err != nil {
+		return fmt.Errorf("authority.directory.key: %w", err)
+	}
+	var key *pkcs11.Key
+	o.NewKey = func(alg ca.KeyAlgorithm) (crypto.Signer, error) {
+		var err error
+		key, err = pkcs11.Generate(uri, alg)
+		return key, err
+	}
+	err = directory.Create(path, o)
+	if key != nil {
+		err = errors.Join(err, key.Close())
+	}
+	return err
 }
 
 func exists(path string) bool {

@@ -200,7 +200,7 @@ func TestHeadersAreLimited(t *testing.T) {
 	conn := n.dial(t, n.ca.leaf(t, "reader.test", nil))
 	for size, want := range map[int]codes.Code{12 << 10: codes.OK, 32 << 10: codes.Internal} {
 		ctx := metadata.AppendToOutgoingContext(t.Context(), "x-much", strings.Repeat("a", size))
-		if err := call(ctx, conn, "espm.v1.NodeService/ListNodes"); code(err) != want {
+		if err := invoke(ctx, conn, "espm.v1.NodeService/ListNodes"); code(err) != want {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 	}

@@ -2,8 +2,6 @@ package directory
 
 import (
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -24,9 +22,6 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// CAKeyECP384 is a key for a CA, besides ca.KeyAlgorithms.
-const CAKeyECP384 ca.KeyAlgorithm = "ec-p384"
-
 // CreateOptions describe a new CA.
 type CreateOptions struct {
 	// Host makes the CA's name, "Puppet CA: HOST", as Puppet's ca_name does.
@@ -34,8 +29,11 @@ type CreateOptions struct {
 	// Name is the CA's name in full where Host's would not do.
 	Name string
 	// Key is ca.RSA4096 (default), ca.RSA3072, ca.RSA2048, ca.ECP256 or
-	// CAKeyECP384, for the root and the intermediate alike.
+	// ca.ECP384, for the root and the intermediate alike.
 	Key ca.KeyAlgorithm
+	// NewKey makes the signing CA's key elsewhere than in a file, such as in a token; nil:
+	// it becomes ca_key.pem.
+	NewKey func(ca.KeyAlgorithm) (crypto.Signer, error)
 	// Intermediate makes a root and has it certify the signing CA, as
 	// `puppetserver ca setup` does. Its key, root_key.pem, is not needed in
 	// the folder and should be moved to a safe place.
@@ -132,7 +130,7 @@ type caFile struct {
 // names, forms, serial numbers and modes; but the key is its owner's alone.
 func newCA(o CreateOptions) ([]caFile, error) {
 	now := o.Now().UTC().Truncate(time.Second)
-	key, err := caKey(o.Key)
+	key, err := o.newKey()
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +153,22 @@ func newCA(o CreateOptions) ([]caFile, error) {
 		return nil, err
 	}
 	more, err := own.files(parent)
-	return append(files, more...), err
+	if err != nil {
+		return nil, err
+	}
+	files = append(files, more...)
+	if o.NewKey != nil {
+		return files, nil
+	}
+	private, err := ca.MarshalKeyPEM(own.key)
+	return append(files, caFile{"ca_key.pem", 0o600, private}), err
+}
+
+func (o CreateOptions) newKey() (crypto.Signer, error) {
+	if o.NewKey != nil {
+		return o.NewKey(o.Key)
+	}
+	return caKey(o.Key)
 }
 
 // newRoot names the root as `puppetserver ca setup` does: by chance, so that
@@ -173,11 +186,8 @@ func newRoot(o CreateOptions, now time.Time) (*authorityPair, error) {
 }
 
 func caKey(alg ca.KeyAlgorithm) (crypto.Signer, error) {
-	if alg == CAKeyECP384 {
-		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	}
-	if _, err := ca.ParseKeyAlgorithm(string(alg)); err != nil {
-		return nil, node.Invalid("ca_key_algorithm", "%q: must be one of %v or %s", alg, ca.KeyAlgorithms(), CAKeyECP384)
+	if _, err := ca.ParseKeyAlgorithm(string(alg)); err != nil && alg != ca.ECP384 {
+		return nil, node.Invalid("ca_key_algorithm", "%q: must be one of %v or %s", alg, ca.KeyAlgorithms(), ca.ECP384)
 	}
 	return ca.GenerateKey(alg)
 }
@@ -236,10 +246,6 @@ func newPair(name string, serial int64, key crypto.Signer, parent *authorityPair
 }
 
 func (p *authorityPair) files(parent *authorityPair) ([]caFile, error) {
-	private, err := ca.MarshalKeyPEM(p.key)
-	if err != nil {
-		return nil, err
-	}
 	spki, err := x509.MarshalPKIXPublicKey(p.key.Public())
 	if err != nil {
 		return nil, fmt.Errorf("encode public key: %w", err)
@@ -255,7 +261,6 @@ func (p *authorityPair) files(parent *authorityPair) ([]caFile, error) {
 		serial, inventory = "0001", ""
 	}
 	return []caFile{
-		{"ca_key.pem", 0o600, private},
 		{"ca_pub.pem", 0o644, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki})},
 		{"ca_crt.pem", 0o644, certs},
 		{"ca_crl.pem", 0o644, crls},

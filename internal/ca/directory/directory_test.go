@@ -25,7 +25,7 @@ func now() time.Time { return time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC) }
 // flavours are the kinds of CA directory that there are.
 var flavours = map[string]func(t *testing.T) string{
 	"ec":      func(t *testing.T) string { return create(t, directory.CreateOptions{Key: ca.ECP256}) },
-	"ec-p384": func(t *testing.T) string { return create(t, directory.CreateOptions{Key: directory.CAKeyECP384}) },
+	"ec-p384": func(t *testing.T) string { return create(t, directory.CreateOptions{Key: ca.ECP384}) },
 	"rsa":     func(t *testing.T) string { return create(t, directory.CreateOptions{Key: ca.RSA2048}) },
 	"intermediate": func(t *testing.T) string {
 		return create(t, directory.CreateOptions{Key: ca.ECP256, Intermediate: true})

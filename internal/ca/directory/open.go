@@ -1,6 +1,7 @@
 package directory
 
 import (
+	"crypto"
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
@@ -27,6 +28,8 @@ type Options struct {
 	// Publish lists further files that get the CRL chain, such as Puppet
 	// Server's hostcrl. Their folders must exist.
 	Publish []string
+	// Key signs, where ca_key.pem does not: it is in a token. It must belong to ca_crt.pem.
+	Key crypto.Signer
 	// TTL of certificates whose request names none; 0: ca.DefaultTTL. One that
 	// reaches beyond the CA's own end is cut to that.
 	TTL time.Duration
@@ -138,7 +141,7 @@ func (a *Authority) load() error {
 	if err := a.tidy(); err != nil {
 		return err
 	}
-	key, err := loadKey(a.file("ca_key.pem"))
+	key, err := a.key()
 	if err != nil {
 		return err
 	}
@@ -165,6 +168,18 @@ func (a *Authority) load() error {
 		a.opts.Log.WithError(err).Warn("the CRL is not published everywhere")
 	}
 	return nil
+}
+
+// key is the one in the folder, unless it is held elsewhere.
+func (a *Authority) key() (crypto.Signer, error) {
+	path := a.file("ca_key.pem")
+	if a.opts.Key == nil {
+		return loadKey(path)
+	}
+	if _, err := os.Lstat(path); err == nil {
+		a.opts.Log.WithField("path", path).Warn("the CA's key is in a token, but this file is there too: take it off this machine")
+	}
+	return a.opts.Key, nil
 }
 
 // tidy removes temporary files of writes that a kill cut short, and makes the
