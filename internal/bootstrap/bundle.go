@@ -64,7 +64,7 @@ func (b Bundle) Write(dir string, name node.Certname) error {
 			return err
 		}
 	}
-	if err := os.Chmod(keys, 0o750); err != nil {
+	if err := os.Chmod(keys, 0o750); err != nil { // #nosec G302 -- a folder, as Puppet has it
 		return err
 	}
 	for _, f := range []struct {

@@ -43,7 +43,7 @@ func parseDuration(s string) (time.Duration, error) {
 			continue
 		}
 		n, err := strconv.ParseUint(count, 10, 63)
-		if err != nil || n > uint64((math.MaxInt64-sum)/unit.size) {
+		if err != nil || n > uint64((math.MaxInt64-sum)/unit.size) { // #nosec G115 -- sum is at most MaxInt64
 			return 0, errDuration
 		}
 		sum, rest = sum+time.Duration(n)*unit.size, after

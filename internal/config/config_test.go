@@ -122,6 +122,8 @@ func TestRules(t *testing.T) {
 		{"authority: {directory: {}}", `authority.directory.path: must be set`},
 		{"authority: {directory: {path: ''}}", `authority.directory.path: must be set`},
 		{"authority: {directory: {path: ca, publish: [a, '']}}", `authority.directory.publish[1]: must not be empty`},
+		{"authority: {directory: {path: ca, key: ca_key.pem}}", `authority.directory.key: must be a PKCS #11 URI`},
+		{"authority: {directory: {path: ca, key: 'pkcs11:token=a;object=b?pin-value=1'}}", `authority.directory.key: pin-value: is refused`},
 		{"authority: {directory: {path: ca, crl: {validity: 71h}}}", `authority.directory.crl.validity: from 72h0m0s to 438000h0m0s, is 71h0m0s`},
 		{"authority: {directory: {path: ca, crl: {validity: 438001h}}}", `authority.directory.crl.validity: from 72h`},
 		{"authority: {directory: {path: ca, crl: {keep_expired: 1h}}}", `authority.directory.crl.keep_expired: from 24h0m0s to 438000h0m0s, is 1h0m0s`},

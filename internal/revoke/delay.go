@@ -20,7 +20,7 @@ func backoff(failures int) time.Duration {
 	if failures < 10 { // 512 s is beyond the most
 		pause = min(minBackoff<<(failures-1), maxBackoff)
 	}
-	return pause/2 + rand.N(pause/2)
+	return pause/2 + rand.N(pause/2) // #nosec G404 -- jitter, no secret
 }
 
 // fail adds a failure to those before it (nil: none).

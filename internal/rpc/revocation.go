@@ -184,7 +184,7 @@ func toFailure(f *node.Failure) *espmv1.RevocationFailure {
 	}
 	return &espmv1.RevocationFailure{
 		Error:     f.Error,
-		Attempts:  int32(min(f.Attempts, math.MaxInt32)),
+		Attempts:  int32(min(f.Attempts, math.MaxInt32)), // #nosec G115 -- bounded here
 		FailTime:  toTime(f.FailedAt),
 		RetryTime: toTime(f.RetryAt),
 	}
