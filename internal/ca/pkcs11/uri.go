@@ -37,7 +37,7 @@ const maxURI = 4096
 func ParseURI(s string) (URI, error) {
 	rest, ok := strings.CutPrefix(s, Scheme)
 	if !ok || len(s) > maxURI {
-		return URI{}, fmt.Errorf("must be a PKCS #11 URI (RFC 7512) of at most %d bytes: pkcs11:token=...;object=...?module-path=...&pin-source=...", maxURI)
+		return URI{}, fmt.Errorf("must be a PKCS #11 URI (RFC 7512) of at most %d bytes, such as pkcs11:token=espm;object=ca?module-path=/M&pin-source=/P", maxURI)
 	}
 	path, query, _ := strings.Cut(rest, "?")
 	attributes, err := split(path, ";", "token", "object", "id", "type")
@@ -104,17 +104,6 @@ func split(s, by string, known ...string) (map[string]string, error) {
 		pairs[name] = decoded
 	}
 	return pairs, nil
-}
-
-// key names the key alone.
-func (u URI) key() string {
-	switch {
-	case u.ID == nil:
-		return fmt.Sprintf("%q", u.Object)
-	case u.Object == "":
-		return fmt.Sprintf("%X", u.ID)
-	}
-	return fmt.Sprintf("%q (%X)", u.Object, u.ID)
 }
 
 // String spells the URI, which holds no secret.

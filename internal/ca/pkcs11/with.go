@@ -170,6 +170,17 @@ func (k *Key) explain(err error) error {
 	return fmt.Errorf("%w: CA key %s in token %q: %w", node.ErrUnavailable, k.uri.key(), k.uri.Token, err)
 }
 
+// key names the key alone.
+func (u URI) key() string {
+	switch {
+	case u.ID == nil:
+		return fmt.Sprintf("%q", u.Object)
+	case u.Object == "":
+		return fmt.Sprintf("%X", u.ID)
+	}
+	return fmt.Sprintf("%q (%X)", u.Object, u.ID)
+}
+
 func generate(token *crypto11.Context, u URI, alg ca.KeyAlgorithm) (crypto.Signer, error) {
 	id := u.ID
 	if id == nil {
