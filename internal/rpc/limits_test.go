@@ -200,7 +200,7 @@ func TestHeadersAreLimited(t *testing.T) {
 	conn := n.dial(t, n.ca.leaf(t, "reader.test", nil))
 	for size, want := range map[int]codes.Code{12 << 10: codes.OK, 32 << 10: codes.Internal} {
 		ctx := metadata.AppendToOutgoingContext(t.Context(), "x-much", strings.Repeat("a", size))
-		if err := invoke(ctx, conn, "espm.v1.NodeService/ListNodes"); code(err) != want {
+		if err := invoke(ctx, conn, "espm.v1.NodeService/ListNodes"); codeOf(err) != want {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
@@ -211,7 +211,7 @@ func TestMessagesAreLimited(t *testing.T) {
 	n := &espmv1.Node{Certname: "a.test", Classification: &espmv1.Classification{
 		Parameters: map[string]*structpb.Value{"p": structpb.NewStringValue(strings.Repeat("x", maxMessage))},
 	}}
-	if _, err := r.nodes.RegisterNode(t.Context(), &espmv1.RegisterNodeRequest{Node: n}); code(err) != codes.ResourceExhausted {
+	if _, err := r.nodes.RegisterNode(t.Context(), &espmv1.RegisterNodeRequest{Node: n}); codeOf(err) != codes.ResourceExhausted {
 		t.Errorf("got %.200v", err)
 	}
 }
