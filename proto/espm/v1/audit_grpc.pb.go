@@ -38,7 +38,7 @@ type AuditServiceClient interface {
 	// ExportAuditLines streams lines, oldest first, as they are in the chain, up to the last one there is when
 	// the call begins. A client that was cut off goes on after the last line that it has.
 	ExportAuditLines(ctx context.Context, in *ExportAuditLinesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportAuditLinesResponse], error)
-	// VerifyAudit walks the chain of all lines that are kept. It takes some seconds for a million.
+	// VerifyAudit walks the chain of all lines that are kept: some ten seconds for a million.
 	// INVALID_ARGUMENT, INVALID, also where the expected line is older than what is kept.
 	VerifyAudit(ctx context.Context, in *VerifyAuditRequest, opts ...grpc.CallOption) (*VerifyAuditResponse, error)
 }
@@ -104,7 +104,7 @@ type AuditServiceServer interface {
 	// ExportAuditLines streams lines, oldest first, as they are in the chain, up to the last one there is when
 	// the call begins. A client that was cut off goes on after the last line that it has.
 	ExportAuditLines(*ExportAuditLinesRequest, grpc.ServerStreamingServer[ExportAuditLinesResponse]) error
-	// VerifyAudit walks the chain of all lines that are kept. It takes some seconds for a million.
+	// VerifyAudit walks the chain of all lines that are kept: some ten seconds for a million.
 	// INVALID_ARGUMENT, INVALID, also where the expected line is older than what is kept.
 	VerifyAudit(context.Context, *VerifyAuditRequest) (*VerifyAuditResponse, error)
 	mustEmbedUnimplementedAuditServiceServer()
