@@ -1,7 +1,6 @@
 package node
 
 import (
-	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -129,14 +128,11 @@ func (t AuditTime) String() string {
 }
 
 // MarshalJSON implements json.Marshaler.
-func (t AuditTime) MarshalJSON() ([]byte, error) { return json.Marshal(t.String()) }
+func (t AuditTime) MarshalJSON() ([]byte, error) { return []byte(`"` + t.String() + `"`), nil }
 
 // UnmarshalJSON implements json.Unmarshaler. Another form of the same time is refused, as it has another hash.
 func (t *AuditTime) UnmarshalJSON(b []byte) error {
-	var text string
-	if err := json.Unmarshal(b, &text); err != nil {
-		return err
-	}
+	text := strings.Trim(string(b), `"`)
 	*t = AuditTime{}
 	if text == "" {
 		return nil

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -34,9 +35,7 @@ func (c *Change) putLines() error {
 			return fmt.Errorf("store: audit line %+v has no id, time, principal, action or outcome", l)
 		}
 	}
-	key := auditNewPrefix + c.lines[0].ID
-	c.guard(key, 0)
-	c.put(key, encode(c.lines))
+	c.put(auditNewPrefix+c.lines[0].ID, encode(c.lines))
 	return nil
 }
 
@@ -56,9 +55,9 @@ func (v View) NewLines(ctx context.Context, min int) ([]NewLines, error) {
 		if err != nil {
 			return nil, err
 		}
-		lines, err := decode[[]node.AuditLine](rec)
-		if err != nil {
-			return nil, err
+		var lines []node.AuditLine
+		if err := json.Unmarshal(rec.Value, &lines); err != nil {
+			return nil, fmt.Errorf("record %q is damaged: %w", rec.Key, err)
 		}
 		out = append(out, NewLines{lines, rec.Revision, rec.Key})
 		if count += len(lines); count >= min {
@@ -95,8 +94,9 @@ func (v View) AuditLines(ctx context.Context, after int64, limit int) ([]AuditRe
 	out := make([]AuditRecord, len(recs))
 	for i, rec := range recs {
 		out[i].Size = int64(len(rec.Value))
-		out[i].SealedLine, out[i].Err = decode[node.SealedLine](rec)
-		if out[i].Err == nil && rec.Key != auditLineKey(out[i].Seq) {
+		if err := json.Unmarshal(rec.Value, &out[i].SealedLine); err != nil {
+			out[i].Err = fmt.Errorf("record %q is damaged: %w", rec.Key, err)
+		} else if rec.Key != auditLineKey(out[i].Seq) {
 			out[i].Err = fmt.Errorf("record %q says that it is line %d", rec.Key, out[i].Seq)
 		}
 	}
