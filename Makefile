@@ -5,7 +5,7 @@
 #
 # E2E=required  a missing Puppet Server is a failure, not a skip
 # RUN=regexp    only these tests
-# make bench    measure; PART=name runs one part: enc, register, audit, presign, terminate, revoke, crl
+# make bench    measure; PART=name runs one part: enc, register, audit, presign, terminate, revoke, crl, connections
 
 E2E  ?=
 RUN  ?= .

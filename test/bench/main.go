@@ -36,6 +36,7 @@ var benchmarks = []struct {
 	{"terminate", benchTerminate},
 	{"revoke", benchRevoke},
 	{"crl", benchCRL},
+	{"connections", benchConnections},
 }
 
 func names() (all []string) {
