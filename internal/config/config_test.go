@@ -147,6 +147,18 @@ func TestRules(t *testing.T) {
 		{"puppet: {server: puppet, port: 65536}", `puppet.port: from 1 to 65535, is 65536`},
 		{"puppet: {server: puppet, port: -1}", `puppet.port: from 1 to 65535, is -1`},
 		{"protected_certnames: [a, Puppet]", `protected_certnames[1]: certname: "Puppet": must be lower case`},
+		{"network: {listen: host}", `network.listen: "host": must be HOST:PORT`},
+		{"network: {listen: ':https'}", `network.listen: ":https": must be HOST:PORT`},
+		{"network: {certificate: a}", `network: certificate and key belong together`},
+		{"network: {ca: a}", `network: ca and crl belong together`},
+		{"network: {max_connections: -1}", `network.max_connections: from 1 to 100000, is -1`},
+		{"network: {max_connections: 5, max_connections_per_address: 6}", `network.max_connections_per_address: from 1 to max_connections (5), is 6`},
+		{"principals: [{certname: a}]", `principals[0].role: "": must be one of admin, provisioner, reader`},
+		{"principals: [{role: admin}]", `principals[0]: exactly one of certname and auth_role must be set`},
+		{"principals: [{role: admin, certname: A}]", `principals[0].certname: "A": must be lower case`},
+		{"principals: [{role: admin, certname: a}, {role: reader, certname: a}]", `principals[1].certname: "a" is listed twice`},
+		{"principals: [{role: reader, auth_role: a, names: []}]", `principals[0].names: confines a provisioner`},
+		{"principals: [{role: provisioner, auth_role: a, max_ttl: -1s}]", `principals[0].max_ttl: must not be negative`},
 		{"log: {level: loud}", `log.level: not a valid logrus Level: "loud"`},
 		{"log: {format: xml}", `log.format: text or json, is "xml"`},
 	} {
@@ -254,5 +266,22 @@ func expectError(t *testing.T, text, want string) {
 	t.Helper()
 	if _, err := parse([]byte(text), "/etc/espm"); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("%s\ngot  %v\nwant %s", text, err, want)
+	}
+}
+
+// Without a network section nothing listens, and without principals no certificate lets in.
+func TestNetwork(t *testing.T) {
+	c, err := parse([]byte(least), "/etc/espm")
+	if err != nil || c.Network != nil || c.Principals != nil {
+		t.Errorf("got %+v, %+v, %v", c.Network, c.Principals, err)
+	}
+	c, err = parse([]byte(with("network: {ca: ca.pem, crl: /crl.pem}")), "/etc/espm")
+	want := Network{Listen: ":8443", CA: "/etc/espm/ca.pem", CRL: "/crl.pem", MaxConnections: 4096, MaxConnectionsPerAddress: 512}
+	if err != nil || *c.Network != want {
+		t.Errorf("got %+v, %v", c.Network, err)
+	}
+	c, err = parse([]byte(with("principals: [{role: provisioner, certname: a, names: [], max_ttl: 1h}]")), "/etc/espm")
+	if err != nil || c.Principals[0].Names == nil || c.Principals[0].Groups != nil {
+		t.Errorf("got %+v, %v", c.Principals, err)
 	}
 }
