@@ -38,13 +38,17 @@ type Answer struct {
 }
 
 // Ask answers for a name as it came from Puppet Server. The node is the one
-// that the answer classifies, nil where it is none's.
-func Ask(ctx context.Context, src Source, unknown Unknown, name string) (Answer, *node.Node) {
+// that the answer classifies, nil where it is none's. To redact is to answer somebody else:
+// sensitive values are not told.
+func Ask(ctx context.Context, src Source, unknown Unknown, name string, redact bool) (Answer, *node.Node) {
 	certname, err := node.ParseCertname(name)
 	if err != nil {
 		return Answer{StatusFail, "espm: " + err.Error()}, nil
 	}
 	n, c, err := classify(ctx, src, certname)
+	if err == nil && redact {
+		c = c.Redacted()
+	}
 	if err == nil {
 		return Answer{StatusYAML, string(Render(c))}, &n
 	}

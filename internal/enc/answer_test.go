@@ -34,7 +34,7 @@ func TestAsk(t *testing.T) {
 			Answer{StatusFail, `espm: certname: "../x": labels must not be empty (no leading, trailing or double ".")`}},
 		{"no certname, never empty", known, Unknown{Policy: Blank}, "", Answer{StatusFail, "espm: certname: must not be empty"}},
 	} {
-		if got, _ := Ask(t.Context(), test.source, test.unknown, test.name); got != test.want {
+		if got, _ := Ask(t.Context(), test.source, test.unknown, test.name, false); got != test.want {
 			t.Errorf("%s: got %c %q\nwant %c %q", test.what, got.Status, got.Text, test.want.Status, test.want.Text)
 		}
 	}
@@ -43,7 +43,7 @@ func TestAsk(t *testing.T) {
 // Puppet Server shows the operator one line.
 func TestReasonIsOneLine(t *testing.T) {
 	for _, name := range []string{"a\nb", "a\r\nb", "\n", "A\n", "*\n", strings.Repeat("a\n", 100)} {
-		a, _ := Ask(t.Context(), &world{}, Unknown{}, name)
+		a, _ := Ask(t.Context(), &world{}, Unknown{}, name, false)
 		if a.Status != StatusFail || strings.ContainsAny(a.Text, "\r\n") {
 			t.Errorf("%q: got %c %q", name, a.Status, a.Text)
 		}

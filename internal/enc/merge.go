@@ -58,7 +58,7 @@ func classify(ctx context.Context, src Source, name node.Certname) (node.Node, n
 // Merge returns what a node's own part and its groups make together: the node
 // beats its groups, a group beats its ancestors. Classes add up; an
 // environment and the value of a parameter are taken whole from the nearest
-// that sets them. The errors are those of Inherit and Inherited.Check.
+// that sets them, and so does the mark that it is sensitive. The errors are those of Inherit and Inherited.Check.
 func Merge(ctx context.Context, src Groups, n node.Node) (node.Classification, error) {
 	if len(n.Groups) == 0 {
 		return n.Classification, nil
@@ -92,11 +92,11 @@ func Inherit(ctx context.Context, src Groups, groups []string) (*Inherited, erro
 	}
 	h := &Inherited{settings: settings{}, groups: f.groups}
 	for key, setters := range f.setters {
-		value, clash := f.decide(key, setters)
+		decided, clash := f.decide(key, setters)
 		if clash != nil {
 			h.conflicts = append(h.conflicts, *clash)
 		} else {
-			h.settings[key] = value
+			h.settings[key] = decided
 		}
 	}
 	slices.SortFunc(h.conflicts, func(a, b conflict) int { return cmp.Compare(a.key.String(), b.key.String()) })
@@ -161,21 +161,34 @@ func (s setting) String() string {
 	}
 }
 
-type settings map[setting]any
+type settings map[setting]value
+
+type value struct {
+	value     any
+	sensitive bool
+}
 
 func flatten(c node.Classification) settings {
 	s := settings{}
 	if c.Environment != "" {
-		s[setting{kind: environment}] = c.Environment
+		s[setting{kind: environment}] = value{value: c.Environment}
 	}
 	for name, params := range c.Classes {
-		s[setting{class, name, ""}] = nil
+		s[setting{class, name, ""}] = value{}
 		for k, v := range params {
-			s[setting{classParameter, name, k}] = v
+			s[setting{classParameter, name, k}] = value{value: v}
 		}
 	}
 	for k, v := range c.Parameters {
-		s[setting{parameter, "", k}] = v
+		s[setting{parameter, "", k}] = value{value: v}
+	}
+	for _, mark := range c.Sensitive {
+		marked, _ := node.ParseSetting(mark) // validated when it was written
+		key := setting{parameter, "", marked.Name}
+		if marked.Class != "" {
+			key = setting{classParameter, marked.Class, marked.Name}
+		}
+		s[key] = value{s[key].value, true}
 	}
 	return s
 }
@@ -190,16 +203,20 @@ func (s settings) classification() node.Classification {
 	for key, v := range s {
 		switch key.kind {
 		case environment:
-			c.Environment = v.(string)
+			c.Environment = v.value.(string)
 		case classParameter:
 			if c.Classes[key.class] == nil {
 				c.Classes[key.class] = map[string]any{}
 			}
-			c.Classes[key.class][key.name] = v
+			c.Classes[key.class][key.name] = v.value
 		case parameter:
-			c.Parameters[key.name] = v
+			c.Parameters[key.name] = v.value
+		}
+		if v.sensitive {
+			c.Sensitive = append(c.Sensitive, key.String())
 		}
 	}
+	slices.Sort(c.Sensitive)
 	return c
 }
 
@@ -207,6 +224,7 @@ func (s settings) classification() node.Classification {
 type forest struct {
 	groups    map[string]node.Group
 	ancestors map[string]map[string]bool
+	settings  map[string]settings  // by group
 	setters   map[setting][]string // names, sorted
 }
 
@@ -217,7 +235,7 @@ type conflict struct {
 
 // gather reads the groups reachable from the names given.
 func gather(ctx context.Context, src Groups, names []string) (*forest, error) {
-	f := &forest{map[string]node.Group{}, map[string]map[string]bool{}, map[setting][]string{}}
+	f := &forest{map[string]node.Group{}, map[string]map[string]bool{}, map[string]settings{}, map[setting][]string{}}
 	for queue := slices.Clone(names); len(queue) > 0; queue = queue[1:] {
 		name := queue[0]
 		if _, done := f.groups[name]; done {
@@ -234,7 +252,8 @@ func gather(ctx context.Context, src Groups, names []string) (*forest, error) {
 		queue = append(queue, g.Parents...)
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.groups)) {
-		for key := range flatten(f.groups[name].Classification) {
+		f.settings[name] = flatten(f.groups[name].Classification)
+		for key := range f.settings[name] {
 			f.setters[key] = append(f.setters[key], name)
 		}
 	}
@@ -242,8 +261,8 @@ func gather(ctx context.Context, src Groups, names []string) (*forest, error) {
 }
 
 // decide returns the value of the setter nearest to the node; where several
-// are, none an ancestor of another, they must agree.
-func (f *forest) decide(key setting, setters []string) (any, *conflict) {
+// are, none an ancestor of another, they must agree, and it is sensitive if one of them says so.
+func (f *forest) decide(key setting, setters []string) (value, *conflict) {
 	var nearest []string
 	for _, s := range setters {
 		beaten := slices.ContainsFunc(setters, func(o string) bool { return o != s && f.ancestorsOf(o)[s] })
@@ -251,27 +270,15 @@ func (f *forest) decide(key setting, setters []string) (any, *conflict) {
 			nearest = append(nearest, s)
 		}
 	}
-	first := f.value(nearest[0], key)
+	first := f.settings[nearest[0]][key]
 	for _, other := range nearest[1:] {
-		if !reflect.DeepEqual(first, f.value(other, key)) {
-			return nil, &conflict{key, [2]string{nearest[0], other}}
+		v := f.settings[other][key]
+		if !reflect.DeepEqual(first.value, v.value) {
+			return value{}, &conflict{key, [2]string{nearest[0], other}}
 		}
+		first.sensitive = first.sensitive || v.sensitive
 	}
 	return first, nil
-}
-
-func (f *forest) value(group string, key setting) any {
-	c := f.groups[group].Classification
-	switch key.kind {
-	case environment:
-		return c.Environment
-	case classParameter:
-		return c.Classes[key.class][key.name]
-	case parameter:
-		return c.Parameters[key.name]
-	default:
-		return nil
-	}
 }
 
 // ancestorsOf returns all groups that a group inherits. Groups have no cycles:

@@ -20,6 +20,25 @@ var merges = []struct {
 	want       string // the classification, or the error
 }{
 	{
+		"a value that is inherited brings its mark, one that is beaten takes it along",
+		`{"in": ["g"], "parameters": {"own": 1, "beaten": 2}, "sensitive": ["parameters[own]"]}`,
+		map[string]string{
+			"g": `{"in": ["p"], "classes": {"mysql": {"port": 1, "root": "x"}}, "parameters": {"beaten": 1}, "sensitive": ["classes[mysql].root", "parameters[beaten]"]}`,
+			"p": `{"classes": {"mysql": {"port": 2}}, "parameters": {"far": 1}, "sensitive": ["classes[mysql].port", "parameters[far]"]}`,
+		},
+		`{"classes": {"mysql": {"port": 1, "root": "x"}}, "parameters": {"own": 1, "beaten": 2, "far": 1},
+			"sensitive": ["classes[mysql].root", "parameters[far]", "parameters[own]"]}`,
+	}, {
+		"groups that agree on a value: one mark is enough",
+		`{"in": ["a", "b", "c"]}`,
+		map[string]string{"a": `{"parameters": {"x": 1}}`, "b": `{"parameters": {"x": 1}, "sensitive": ["parameters[x]"]}`, "c": `{"parameters": {"x": 1}}`},
+		`{"parameters": {"x": 1}, "sensitive": ["parameters[x]"]}`,
+	}, {
+		"a conflict does not tell the values",
+		`{"in": ["a", "b"]}`,
+		map[string]string{"a": `{"parameters": {"x": "hunter2"}, "sensitive": ["parameters[x]"]}`, "b": `{"parameters": {"x": "hunter3"}}`},
+		`groups "a" and "b" set parameters[x] to different values: affects web01`,
+	}, {
 		"a node alone is what it says",
 		`{"environment": "prod", "classes": {"ntp": {"a": 1}}, "parameters": {"role": "web"}}`, nil,
 		`{"environment": "prod", "classes": {"ntp": {"a": 1}}, "parameters": {"role": "web"}}`,

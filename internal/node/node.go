@@ -85,6 +85,9 @@ type Classification struct {
 	Classes map[string]map[string]any `json:"classes,omitempty"`
 	// Parameters are top-scope variables.
 	Parameters map[string]any `json:"parameters,omitempty"`
+	// Sensitive names the settings whose values only the ENC, and who may see
+	// them, get: as Setting spells them, sorted.
+	Sensitive []string `json:"sensitive,omitempty"`
 }
 
 // Validate checks a node's own part: names, values and sizes. It does not
@@ -127,10 +130,12 @@ func (n Node) Clone() Node {
 	n.Labels = maps.Clone(n.Labels)
 	n.Classification.Classes = maps.Clone(n.Classification.Classes)
 	n.Classification.Parameters = maps.Clone(n.Classification.Parameters)
+	n.Classification.Sensitive = slices.Clone(n.Classification.Sensitive)
 	return n
 }
 
-// Spec returns what a caller decides of a node, without what espm adds.
+// Spec returns what a caller decides of a node, without what espm adds and
+// without sensitive values: their settings are there, with the placeholder.
 func (n Node) Spec() Node {
-	return Node{Certname: n.Certname, Classification: n.Classification, Groups: n.Groups, Labels: n.Labels, ClaimWithin: n.ClaimWithin}
+	return Node{Certname: n.Certname, Classification: n.Classification.Redacted(), Groups: n.Groups, Labels: n.Labels, ClaimWithin: n.ClaimWithin}
 }

@@ -196,6 +196,7 @@ func (c *checks) classification(cl Classification) int {
 	if e := cl.Environment; e != "" && (len(e) > maxName || !environmentName.match(e)) {
 		c.add("environment", "%s: must match %s and have at most %d bytes", clip(e), environmentName, maxName)
 	}
+	sensitive := c.sensitive(cl)
 	size := frame + len(cl.Environment)
 	for class, params := range cl.Classes {
 		field := "classes[" + clip(class) + "]"
@@ -209,7 +210,8 @@ func (c *checks) classification(cl Classification) int {
 				c.add(field+"."+clip(name), "must match %s and have at most %d bytes", variableName, maxName)
 				continue
 			}
-			size += len(name) + 8 + c.value(field+"."+name, v, 3)
+			s := Setting{class, name}
+			size += len(name) + 8 + c.setting(s, v, 3, sensitive[s])
 		}
 	}
 	for name, v := range cl.Parameters {
@@ -222,7 +224,8 @@ func (c *checks) classification(cl Classification) int {
 			c.add(field, "must match %s and have at most %d bytes", variableName, maxName)
 			continue
 		}
-		size += len(name) + 8 + c.value(field, v, 2)
+		s := Setting{Name: name}
+		size += len(name) + 8 + c.setting(s, v, 2, sensitive[s])
 	}
 	return size
 }

@@ -95,7 +95,9 @@ func TestRequestIDOfAnotherInFlight(t *testing.T) {
 	}
 }
 
-func give(to string) func(*node.Node) { return func(n *node.Node) { n.Owner = to } }
+func give(to string) func(*node.Node) error {
+	return func(n *node.Node) error { n.Owner = to; return nil }
+}
 
 // What a node has goes with it to its new owner; the old one can neither see it nor have its key again.
 func TestGive(t *testing.T) {

@@ -131,7 +131,7 @@ func TestDeadlineAtOnceWithOthers(t *testing.T) {
 // relabel changes nodes meanwhile.
 func (f *launching) relabel(t *testing.T, nodes []node.Node) {
 	for _, n := range nodes {
-		_, err := f.Update(t.Context(), n.Certname, registry.Expect{}, func(n *node.Node) { n.Labels = map[string]string{"a": "b"} }, false)
+		_, err := f.Update(t.Context(), n.Certname, registry.Expect{}, func(n *node.Node) error { n.Labels = map[string]string{"a": "b"}; return nil }, false)
 		if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
 			t.Error(err)
 		}

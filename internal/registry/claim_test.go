@@ -170,7 +170,7 @@ func TestDaemonDownDuringTheFirstCatalog(t *testing.T) {
 		f := newLaunching(t)
 		n := f.launch(t, "web1.test", 30*time.Minute)
 		f.clock.advance(10 * time.Minute)
-		if a, _ := enc.Ask(t.Context(), f.store.View, enc.Unknown{}, "web1.test"); a.Status != enc.StatusYAML {
+		if a, _ := enc.Ask(t.Context(), f.store.View, enc.Unknown{}, "web1.test", false); a.Status != enc.StatusYAML {
 			t.Fatal(a.Text)
 		}
 		f.clock.advance(2 * time.Hour) // it passes while the daemon is down

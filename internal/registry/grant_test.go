@@ -180,7 +180,7 @@ func TestGrantOfClassification(t *testing.T) {
 		t.Fatal(err)
 	}
 	edit := func(g node.Grant, change func(*node.Node)) error {
-		_, err := f.Update(granted(t, "token:a", g), "web2.test", registry.Expect{}, change, true)
+		_, err := f.Update(granted(t, "token:a", g), "web2.test", registry.Expect{}, func(n *node.Node) error { change(n); return nil }, true)
 		return err
 	}
 	wantRefused(t, "update to an environment", edit(envs, func(n *node.Node) { n.Classification.Environment = "secret" }), "environment")
@@ -188,8 +188,9 @@ func TestGrantOfClassification(t *testing.T) {
 		n.Classification.Environment, n.Groups = "", []string{"web"}
 	}), "environment")
 	wantRefused(t, "update to a group", edit(groups, func(n *node.Node) { n.Groups = []string{"hardened", "plain"} }), "groups")
-	if _, err := f.Update(admin(t), "web2.test", registry.Expect{}, func(n *node.Node) {
+	if _, err := f.Update(admin(t), "web2.test", registry.Expect{}, func(n *node.Node) error {
 		n.Groups, n.Classification.Environment = []string{"hardened", "plain"}, "secret"
+		return nil
 	}, false); err != nil {
 		t.Fatal(err)
 	}

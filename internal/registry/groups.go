@@ -63,8 +63,8 @@ func (r *Registry) CreateGroup(ctx context.Context, g node.Group, validateOnly b
 }
 
 // UpdateGroup changes a group by applying edit to it; revision as in Update.
-// Errors: node.ErrInvalid (a cycle too), ErrGroupNotFound, ErrStale, ErrConflict naming the nodes.
-func (r *Registry) UpdateGroup(ctx context.Context, name string, revision int64, edit func(*node.Group), validateOnly bool) (node.Group, error) {
+// Errors: edit's, node.ErrInvalid (a cycle too), ErrGroupNotFound, ErrStale, ErrConflict naming the nodes.
+func (r *Registry) UpdateGroup(ctx context.Context, name string, revision int64, edit func(*node.Group) error, validateOnly bool) (node.Group, error) {
 	var g node.Group
 	if err := accessOf(ctx).admin("", "write groups"); err != nil {
 		return g, err
@@ -78,7 +78,9 @@ func (r *Registry) UpdateGroup(ctx context.Context, name string, revision int64,
 			return &staleError{revision, old.Revision}
 		}
 		g = old
-		edit(&g)
+		if err := edit(&g); err != nil {
+			return err
+		}
 		slices.Sort(g.Parents)
 		g.UpdatedAt = r.Now().UTC()
 		if err := g.Validate(); err != nil {

@@ -34,8 +34,8 @@ func (f *fixture) register(t *testing.T, name node.Certname, groups ...string) {
 	}
 }
 
-func setTier(value string) func(*node.Group) {
-	return func(g *node.Group) { g.Classification.Parameters = map[string]any{"tier": value} }
+func setTier(value string) func(*node.Group) error {
+	return func(g *node.Group) error { g.Classification.Parameters = map[string]any{"tier": value}; return nil }
 }
 
 func TestConflictIsRefusedOnTheNode(t *testing.T) {
@@ -84,7 +84,7 @@ func TestCycles(t *testing.T) {
 	f.group(t, "a", "")
 	f.group(t, "b", "", "a")
 	f.group(t, "c", "", "b")
-	_, err := f.UpdateGroup(t.Context(), "a", 0, func(g *node.Group) { g.Parents = []string{"c"} }, false)
+	_, err := f.UpdateGroup(t.Context(), "a", 0, func(g *node.Group) error { g.Parents = []string{"c"}; return nil }, false)
 	if !errors.Is(err, node.ErrInvalid) || !strings.Contains(err.Error(), "a -> c -> b -> a") {
 		t.Errorf("got %v", err)
 	}
@@ -120,7 +120,7 @@ func TestStaleRevisionIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	edit := func(n *node.Node) { n.Labels = map[string]string{"a": "b"} }
+	edit := func(n *node.Node) error { n.Labels = map[string]string{"a": "b"}; return nil }
 	changed, err := f.Update(t.Context(), "web1.test", registry.Expect{Revision: n.Revision}, edit, false)
 	if err != nil || changed.Revision <= n.Revision {
 		t.Fatalf("got %+v, %v", changed, err)
@@ -151,7 +151,7 @@ func TestWritesAtOnceKeepTheRules(t *testing.T) {
 			for j := range 15 {
 				g, p := names[(i+j)%3], names[(i+2*j+1)%3]
 				_, _ = f.UpdateGroup(ctx, g, 0, setTier(fmt.Sprint(j%2)), false)
-				_, _ = f.UpdateGroup(ctx, g, 0, func(g *node.Group) { g.Parents = []string{p} }, false)
+				_, _ = f.UpdateGroup(ctx, g, 0, func(g *node.Group) error { g.Parents = []string{p}; return nil }, false)
 				if f.DeleteGroup(ctx, names[j%3], 0, false) == nil {
 					_, _ = f.CreateGroup(ctx, node.Group{Name: names[j%3]}, false)
 				}
@@ -161,7 +161,7 @@ func TestWritesAtOnceKeepTheRules(t *testing.T) {
 			for j := range 15 {
 				name := node.Certname(fmt.Sprintf("n%d-%d.test", i, j))
 				_, _ = f.Register(ctx, node.Node{Certname: name, Groups: []string{names[j%3], names[(j+i)%3]}[:1+i%2]}, "", false)
-				_, _ = f.Update(ctx, name, registry.Expect{}, func(n *node.Node) { n.Groups = []string{names[(j+1)%3], names[(j+2)%3]} }, false)
+				_, _ = f.Update(ctx, name, registry.Expect{}, func(n *node.Node) error { n.Groups = []string{names[(j+1)%3], names[(j+2)%3]}; return nil }, false)
 			}
 		})
 	}

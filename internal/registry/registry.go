@@ -351,9 +351,9 @@ func (e Expect) check(uid node.UID, revision int64) error {
 }
 
 // Update changes a live node by applying edit to it. An owner that edit sets
-// has from then on what the registration has; only an admin may. Errors are those of Register, but for ErrNodeExists, and node.ErrNodeNotFound,
+// has from then on what the registration has; only an admin may. Errors are edit's, those of Register, but for ErrNodeExists, and node.ErrNodeNotFound,
 // ErrUIDMismatch, ErrStale and, of an owner, ErrIssuing.
-func (r *Registry) Update(ctx context.Context, name node.Certname, expect Expect, edit func(*node.Node), validateOnly bool) (node.Node, error) {
+func (r *Registry) Update(ctx context.Context, name node.Certname, expect Expect, edit func(*node.Node) error, validateOnly bool) (node.Node, error) {
 	var n node.Node
 	a := accessOf(ctx)
 	err := retry(func() error {
@@ -365,7 +365,9 @@ func (r *Registry) Update(ctx context.Context, name node.Certname, expect Expect
 			return fmt.Errorf("node %q: %w", name, err)
 		}
 		n = old.Clone()
-		edit(&n)
+		if err := edit(&n); err != nil {
+			return err
+		}
 		slices.Sort(n.Groups)
 		n.UpdatedAt = r.Now().UTC()
 		if err := node.Join(n.Validate(), a.mayGive(old.Owner, n.Owner), a.write()); err != nil {

@@ -257,7 +257,7 @@ func TestOverrideRemovedWhileTheGroupIsWritten(t *testing.T) {
 		other := registry.New(f.options) // as on another machine: no lock is shared
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			_, _ = other.Update(ctx, name, registry.Expect{}, func(n *node.Node) { n.Classification = node.Classification{} }, false)
+			_, _ = other.Update(ctx, name, registry.Expect{}, func(n *node.Node) error { n.Classification = node.Classification{}; return nil }, false)
 		})
 		wg.Go(func() { _, _ = f.UpdateGroup(ctx, "b", 0, setTier("2"), false) })
 		wg.Wait()
@@ -265,7 +265,7 @@ func TestOverrideRemovedWhileTheGroupIsWritten(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.terminate(t, name, "", 0)
-		if _, err := f.UpdateGroup(ctx, "b", 0, func(g *node.Group) { g.Classification = node.Classification{} }, false); err != nil {
+		if _, err := f.UpdateGroup(ctx, "b", 0, func(g *node.Group) error { g.Classification = node.Classification{}; return nil }, false); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -274,7 +274,7 @@ func TestOverrideRemovedWhileTheGroupIsWritten(t *testing.T) {
 func TestUpdateIsFenced(t *testing.T) {
 	f := newFixture(t)
 	f.register(t, "web1.test")
-	edit := func(n *node.Node) { n.Labels = map[string]string{"a": "b"} }
+	edit := func(n *node.Node) error { n.Labels = map[string]string{"a": "b"}; return nil }
 	if _, err := f.Update(t.Context(), "web1.test", registry.Expect{UID: "another"}, edit, false); !errors.Is(err, node.ErrUIDMismatch) {
 		t.Errorf("got %v", err)
 	}

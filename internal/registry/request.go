@@ -13,6 +13,7 @@ import (
 
 // newRequest returns the record of the caller's request id, nil where it gave
 // none: another's ids are not there for it. The content is what must be the same when it is used again.
+// Sensitive values must not be in it: whoever reads the store could guess them from the hash, long after they are gone.
 func newRequest(ctx context.Context, n node.Node, id, method string, content ...any) (*node.Request, error) {
 	if id == "" {
 		return nil, nil

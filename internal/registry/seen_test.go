@@ -151,7 +151,7 @@ func TestFlushWhileNodesChange(t *testing.T) {
 		f.look(t, name)
 	}
 	change := func(name node.Certname) {
-		if _, err := f.Update(t.Context(), name, registry.Expect{}, func(n *node.Node) { n.Labels = map[string]string{"a": "b"} }, false); err != nil {
+		if _, err := f.Update(t.Context(), name, registry.Expect{}, func(n *node.Node) error { n.Labels = map[string]string{"a": "b"}; return nil }, false); err != nil {
 			t.Error(err)
 		}
 	}
@@ -205,7 +205,7 @@ func TestFlushOfANodeThatKeepsChanging(t *testing.T) {
 	f.engine.onCommit(func(ctx context.Context, b store.Batch) (int64, error) {
 		if b.Unwatched && slices.ContainsFunc(b.Puts, func(p store.Put) bool { return p.Key == "seen/"+busy }) {
 			changes++
-			if _, err := f.Update(t.Context(), busy, registry.Expect{}, func(n *node.Node) { n.Labels = map[string]string{"n": fmt.Sprint(changes)} }, false); err != nil {
+			if _, err := f.Update(t.Context(), busy, registry.Expect{}, func(n *node.Node) error { n.Labels = map[string]string{"n": fmt.Sprint(changes)}; return nil }, false); err != nil {
 				t.Error(err)
 			}
 		}

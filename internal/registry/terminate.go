@@ -182,6 +182,7 @@ func (r *Registry) earlierLife(ctx context.Context, name node.Certname, uid, liv
 
 func (r *Registry) tombstone(n node.Node) node.Node {
 	t := n.Clone()
+	t.Classification = n.Classification.Redacted() // nobody has a use for the values any more
 	t.State, t.TerminatedAt = node.Terminated, r.Now().UTC()
 	t.UpdatedAt = t.TerminatedAt
 	return t

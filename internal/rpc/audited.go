@@ -78,6 +78,18 @@ func (e *edge) note(c *call, err error) {
 	e.audit.Refuse(l, outcome(err))
 }
 
+// revealed leaves a line, durable before the answer goes out, of a call that shows sensitive values.
+func (e *edge) revealed(ctx context.Context, c *call) error {
+	req, ok := c.req.(interface{ GetRevealSensitive() bool })
+	if !ok || !req.GetRevealSensitive() {
+		return nil
+	}
+	l := audit.Line(ctx, e.now(), node.ActionRead)
+	l.Comment = "sensitive values"
+	about(&l, c.req)
+	return e.audit.Record(ctx, l)
+}
+
 // about fills in what a request is about. What is not in the form of a name, a uid, a serial or an
 // id is left out: it may be anything, such as a key that was put into the wrong field.
 func about(l *node.AuditLine, req any) {

@@ -47,30 +47,40 @@ func fromGroup(p *espmv1.Group) (node.Group, error) {
 }
 
 func fromClassification(p *espmv1.Classification) (node.Classification, error) {
-	c := node.Classification{Environment: p.GetEnvironment()}
+	c := node.Classification{Environment: p.GetEnvironment(), Sensitive: slices.Sorted(slices.Values(p.GetSensitive()))}
 	var errs []error
 	if len(p.GetClasses()) > 0 {
 		c.Classes = make(map[string]map[string]any, len(p.GetClasses()))
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.GetClasses())) {
 		field := func(k string) string { return "classes[" + short(name) + "]." + short(k) }
-		values, err := fromValues(field, p.GetClasses()[name].GetParameters())
+		values, err := fromValues(field, p.GetClasses()[name].GetParameters(), func(k string) bool { return marked(c, node.Setting{Class: name, Name: k}) })
 		errs = append(errs, err)
 		c.Classes[name] = values
 	}
 	var err error
-	c.Parameters, err = fromValues(func(k string) string { return "parameters[" + short(k) + "]" }, p.GetParameters())
+	c.Parameters, err = fromValues(func(k string) string { return "parameters[" + short(k) + "]" }, p.GetParameters(),
+		func(k string) bool { return marked(c, node.Setting{Name: k}) })
 	return c, node.Join(append(errs, err)...)
 }
 
-// fromValues names the first value that is wrong, in order of name.
-func fromValues(field func(string) string, values map[string]*structpb.Value) (map[string]any, error) {
+func marked(c node.Classification, s node.Setting) bool {
+	_, found := slices.BinarySearch(c.Sensitive, s.String())
+	return found
+}
+
+// fromValues names the first value that is wrong, in order of name; not what is
+// inside a sensitive one, as errors are logged.
+func fromValues(field func(string) string, values map[string]*structpb.Value, sensitive func(string) bool) (map[string]any, error) {
 	if len(values) == 0 {
 		return nil, nil
 	}
 	out := make(map[string]any, len(values))
 	for _, k := range slices.Sorted(maps.Keys(values)) {
 		converted, err := fromValue(field(k), values[k])
+		if err != nil && sensitive(k) {
+			return nil, node.Invalid(field(k), "holds a value that is missing, not finite, or whole and not below 2^53; which is not told, as it is sensitive")
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -129,7 +139,7 @@ func fromNumber(field string, f float64) (any, error) {
 }
 
 func toClassification(c node.Classification) (*espmv1.Classification, error) {
-	out := &espmv1.Classification{Environment: c.Environment}
+	out := &espmv1.Classification{Environment: c.Environment, Sensitive: c.Sensitive}
 	var err error
 	if out.Parameters, err = toValues(c.Parameters); err != nil {
 		return nil, err
@@ -169,8 +179,9 @@ var nodeStates = map[node.State]espmv1.NodeState{
 	node.Terminated:  espmv1.NodeState_NODE_STATE_TERMINATED,
 }
 
+// toNode leaves sensitive values out; showNode may not.
 func toNode(n node.Node) (*espmv1.Node, error) {
-	c, err := toClassification(n.Classification)
+	c, err := toClassification(n.Classification.Redacted())
 	return &espmv1.Node{
 		Certname:       string(n.Certname),
 		Uid:            string(n.UID),
@@ -192,8 +203,9 @@ func toNode(n node.Node) (*espmv1.Node, error) {
 	}, err
 }
 
+// toGroup leaves sensitive values out; showGroup may not.
 func toGroup(g node.Group) (*espmv1.Group, error) {
-	c, err := toClassification(g.Classification)
+	c, err := toClassification(g.Classification.Redacted())
 	return &espmv1.Group{
 		Name:           g.Name,
 		Description:    g.Description,

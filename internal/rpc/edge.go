@@ -36,13 +36,17 @@ type edge struct {
 var errStopping = fmt.Errorf("%w: espm stops; ask again when it is back, a watch from the last revision seen", node.ErrUnavailable)
 
 func (e *edge) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
-	defer e.finish(newCall(ctx, info.FullMethod, req), &err)
+	c := newCall(ctx, info.FullMethod, req)
+	defer e.finish(c, &err)
 	done, err := e.begin(ctx, info.FullMethod)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	return handle(ctx, req)
+	if resp, err = handle(ctx, req); err != nil {
+		return nil, err
+	}
+	return resp, e.revealed(ctx, c)
 }
 
 func (e *edge) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {

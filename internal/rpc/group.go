@@ -28,14 +28,14 @@ func (s *groups) CreateGroup(ctx context.Context, req *espmv1.CreateGroupRequest
 }
 
 func (s *groups) GetGroup(ctx context.Context, req *espmv1.GetGroupRequest) (*espmv1.GetGroupResponse, error) {
-	if err := node.CheckGroupName("name", req.GetName()); err != nil {
+	if err := node.Join(node.CheckGroupName("name", req.GetName()), revealing(ctx, req)); err != nil {
 		return nil, err
 	}
 	g, err := s.registry.Group(ctx, req.GetName())
 	if err != nil {
 		return nil, err
 	}
-	out, err := toGroup(g)
+	out, err := showGroup(g, req.GetRevealSensitive())
 	return &espmv1.GetGroupResponse{Group: out}, err
 }
 
@@ -59,26 +59,25 @@ func (s *groups) UpdateGroup(ctx context.Context, req *espmv1.UpdateGroupRequest
 	nameErr := node.CheckGroupName("group.name", req.GetGroup().GetName())
 	change, err := fromGroup(req.GetGroup())
 	paths := append([]string{"description", "parents"}, classificationPaths...)
-	if err := node.Join(nameErr, err, checkMask(req.GetUpdateMask(), paths)); err != nil {
+	if err := node.Join(nameErr, err, checkMask(req.GetUpdateMask(), paths), revealing(ctx, req)); err != nil {
 		return nil, err
 	}
-	edit := func(g *node.Group) {
-		for _, path := range req.GetUpdateMask().GetPaths() {
-			switch path {
-			case "description":
-				g.Description = change.Description
-			case "parents":
-				g.Parents = slices.Clone(change.Parents)
-			default:
-				editClassification(&g.Classification, change.Classification, path)
-			}
+	mask := req.GetUpdateMask().GetPaths()
+	edit := func(g *node.Group) (err error) {
+		if slices.Contains(mask, "description") {
+			g.Description = change.Description
 		}
+		if slices.Contains(mask, "parents") {
+			g.Parents = slices.Clone(change.Parents)
+		}
+		g.Classification, err = editClassification(g.Classification, change.Classification, mask, req.GetRevealSensitive())
+		return err
 	}
 	g, err := s.registry.UpdateGroup(ctx, change.Name, req.GetGroup().GetRevision(), edit, req.GetValidateOnly())
 	if err != nil {
 		return nil, err
 	}
-	out, err := toGroup(g)
+	out, err := showGroup(g, req.GetRevealSensitive())
 	return &espmv1.UpdateGroupResponse{Group: out}, err
 }
 

@@ -37,14 +37,14 @@ func (s *nodes) RegisterNode(ctx context.Context, req *espmv1.RegisterNodeReques
 
 func (s *nodes) GetNode(ctx context.Context, req *espmv1.GetNodeRequest) (*espmv1.GetNodeResponse, error) {
 	name, nameErr := node.ParseCertname(req.GetCertname())
-	if err := node.Join(nameErr, checkUID(req.GetUid())); err != nil {
+	if err := node.Join(nameErr, checkUID(req.GetUid()), revealing(ctx, req)); err != nil {
 		return nil, err
 	}
 	n, err := s.registry.Get(ctx, name, node.UID(req.GetUid()))
 	if err != nil {
 		return nil, err
 	}
-	out, err := toNode(n)
+	out, err := showNode(n, req.GetRevealSensitive())
 	return &espmv1.GetNodeResponse{Node: out}, err
 }
 
@@ -82,29 +82,29 @@ func (s *nodes) UpdateNode(ctx context.Context, req *espmv1.UpdateNodeRequest) (
 	name, nameErr := node.ParseCertname(req.GetNode().GetCertname())
 	change, err := fromNode(req.GetNode())
 	paths := append([]string{"groups", "labels", "owner"}, classificationPaths...)
-	if err := node.Join(nameErr, err, checkUID(req.GetNode().GetUid()), checkMask(req.GetUpdateMask(), paths)); err != nil {
+	if err := node.Join(nameErr, err, checkUID(req.GetNode().GetUid()), checkMask(req.GetUpdateMask(), paths), revealing(ctx, req)); err != nil {
 		return nil, err
 	}
 	expect := registry.Expect{UID: node.UID(req.GetNode().GetUid()), Revision: req.GetNode().GetRevision()}
-	edit := func(n *node.Node) {
-		for _, path := range req.GetUpdateMask().GetPaths() {
-			switch path {
-			case "groups":
-				n.Groups = slices.Clone(change.Groups)
-			case "labels":
-				n.Labels = change.Labels
-			case "owner":
-				n.Owner = req.GetNode().GetOwner()
-			default:
-				editClassification(&n.Classification, change.Classification, path)
-			}
+	mask := req.GetUpdateMask().GetPaths()
+	edit := func(n *node.Node) (err error) {
+		if slices.Contains(mask, "owner") {
+			n.Owner = req.GetNode().GetOwner()
 		}
+		if slices.Contains(mask, "groups") {
+			n.Groups = slices.Clone(change.Groups)
+		}
+		if slices.Contains(mask, "labels") {
+			n.Labels = change.Labels
+		}
+		n.Classification, err = editClassification(n.Classification, change.Classification, mask, req.GetRevealSensitive())
+		return err
 	}
 	n, err := s.registry.Update(ctx, name, expect, edit, req.GetValidateOnly())
 	if err != nil {
 		return nil, err
 	}
-	out, err := toNode(n)
+	out, err := showNode(n, req.GetRevealSensitive())
 	return &espmv1.UpdateNodeResponse{Node: out}, err
 }
 
@@ -114,23 +114,6 @@ func checkUID(uid string) error {
 		return node.Invalid("uid", "%q: must be a UUID in lower case, as espm gave it", short(uid))
 	}
 	return nil
-}
-
-var classificationPaths = []string{
-	"classification", "classification.environment", "classification.classes", "classification.parameters",
-}
-
-func editClassification(c *node.Classification, to node.Classification, path string) {
-	switch path {
-	case "classification":
-		*c = to
-	case "classification.environment":
-		c.Environment = to.Environment
-	case "classification.classes":
-		c.Classes = to.Classes
-	case "classification.parameters":
-		c.Parameters = to.Parameters
-	}
 }
 
 func checkMask(mask *fieldmaskpb.FieldMask, known []string) error {

@@ -78,12 +78,15 @@ type classifier struct {
 
 func (s *classifier) ClassifyNode(ctx context.Context, req *espmv1.ClassifyNodeRequest) (*espmv1.ClassifyNodeResponse, error) {
 	name, err := node.ParseCertname(req.GetCertname())
-	if err != nil {
+	if err := node.Join(err, revealing(ctx, req)); err != nil {
 		return nil, err
 	}
 	c, err := s.registry.Classify(ctx, name)
 	if err != nil {
 		return nil, err
+	}
+	if !req.GetRevealSensitive() {
+		c = c.Redacted()
 	}
 	return &espmv1.ClassifyNodeResponse{Yaml: string(enc.Render(c))}, nil
 }

@@ -39,7 +39,8 @@ type Client struct {
 	Socket string
 	DB     string
 
-	Curious bool // nobody compiles a catalog: the node does not count as seen
+	Curious bool // nobody compiles a catalog: the node does not count as seen, and sensitive values are not told
+	Reveal  bool // they are told to the curious too
 
 	Deadline time.Duration // of everything; zero: Deadline
 }
@@ -101,7 +102,7 @@ func (c Client) askStore(name string, deadline time.Time) (enc.Answer, error) {
 	if err != nil {
 		return enc.Answer{}, fmt.Errorf("the ENC's settings: %w", err)
 	}
-	a, _ := enc.Ask(ctx, view, enc.Unknown{Policy: settings.UnknownNodes, Command: settings.Command}, name)
+	a, _ := enc.Ask(ctx, view, enc.Unknown{Policy: settings.UnknownNodes, Command: settings.Command}, name, c.Curious && !c.Reveal)
 	return a, nil
 }
 
@@ -117,7 +118,10 @@ func (c Client) askDaemon(name string, deadline time.Time) (enc.Answer, error) {
 		return enc.Answer{}, c.explain(err)
 	}
 	question := name + "\n"
-	if c.Curious {
+	switch {
+	case c.Curious && c.Reveal:
+		question = "!" + question
+	case c.Curious:
 		question = "?" + question
 	}
 	if err := k.send(question); err != nil {

@@ -2,7 +2,8 @@
 // question and reaches nothing else of espm.
 //
 // A client sends a name and a newline. A name behind a "?" is asked for by
-// somebody who wants to know, not for a catalog: it counts as no sighting. The answer is a status byte
+// somebody who wants to know, not for a catalog: it counts as no sighting, and sensitive
+// values are not told. Behind a "!" they are told, and it counts as none either. The answer is a status byte
 // (enc.Status), a space, the length of the text in eight hexadecimal
 // digits, a newline, and the text. The server closes the connection then.
 package encsock
@@ -101,9 +102,13 @@ func (s *Server) answer(ctx context.Context, conn net.Conn) error {
 		return fmt.Errorf("reading the question: %w", err)
 	}
 	name := strings.TrimSuffix(string(line), "\n") // a longer line is cut, and too long for a certname still
-	name, curious := strings.CutPrefix(name, "?")
-	a, classified := enc.Ask(ctx, s.Source, s.Unknown, name)
-	if classified != nil && !curious {
+	name, redact := strings.CutPrefix(name, "?")
+	reveal := false
+	if !redact {
+		name, reveal = strings.CutPrefix(name, "!")
+	}
+	a, classified := enc.Ask(ctx, s.Source, s.Unknown, name, redact)
+	if classified != nil && !redact && !reveal {
 		s.Sightings.Saw(ctx, *classified)
 	}
 	if a.Status == enc.StatusFail {

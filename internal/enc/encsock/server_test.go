@@ -65,7 +65,7 @@ func TestRefusalIsLogged(t *testing.T) {
 func TestSightings(t *testing.T) {
 	for _, unknown := range []enc.Unknown{{Policy: enc.Fail}, {Policy: enc.Blank}, {Policy: enc.Command, Command: "/bin/old-enc"}} {
 		d := start(t, newStore(t), unknown)
-		for _, question := range []string{"?web01\n", "web02\n", "\n", "?\n", "??web01\n", "WEB01\n", "web01"} {
+		for _, question := range []string{"?web01\n", "!web01\n", "!\n", "!?web01\n", "?!web01\n", "web02\n", "\n", "?\n", "??web01\n", "WEB01\n", "web01"} {
 			if question == "web01" {
 				conn := d.dial(t) // and gone before the question is whole
 				io.WriteString(conn, question)
@@ -90,6 +90,30 @@ func TestSightings(t *testing.T) {
 	if seen := broken.sightings.all(); len(seen) > 0 {
 		t.Errorf("counted %v, of a store that can't be read", seen)
 	}
+}
+
+// Puppet gets sensitive values; who only wants to know must ask for them.
+func TestSensitiveValues(t *testing.T) {
+	d := start(t, secretive{newStore(t)}, enc.Unknown{Policy: enc.Fail})
+	for question, want := range map[string]string{"web01\n": "hunter2", "?web01\n": node.Placeholder, "!web01\n": "hunter2"} {
+		if got := d.ask(t, question); !strings.HasSuffix(got, "\"token\": \""+want+"\"\n") {
+			t.Errorf("%q: got %q, want %s", question, got, want)
+		}
+	}
+	for _, question := range []string{"?!web01\n", "!?web01\n", "!!web01\n"} {
+		if got := d.ask(t, question); !strings.HasPrefix(got, "F ") {
+			t.Errorf("%q: got %q", question, got)
+		}
+	}
+}
+
+// secretive gives every node a secret.
+type secretive struct{ enc.Source }
+
+func (s secretive) Node(ctx context.Context, name node.Certname) (node.Node, error) {
+	n, err := s.Source.Node(ctx, name)
+	n.Classification = node.Classification{Parameters: map[string]any{"token": "hunter2"}, Sensitive: []string{"parameters[token]"}}
+	return n, err
 }
 
 // Clients that say nothing, or half a question, or go, hold up nobody.

@@ -40,7 +40,18 @@ type Classification struct {
 	Classes map[string]*ClassParameters `protobuf:"bytes,2,rep,name=classes,proto3" json:"classes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Top-scope variables by name, [a-z][A-Za-z0-9_]*. The names environment,
 	// facts, name, server_facts, title and trusted are Puppet's own and refused.
-	Parameters    map[string]*structpb.Value `protobuf:"bytes,3,rep,name=parameters,proto3" json:"parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Parameters map[string]*structpb.Value `protobuf:"bytes,3,rep,name=parameters,proto3" json:"parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Settings whose values are sensitive, spelled as in errors: "classes[mysql].root_password",
+	// "parameters[token]". Each must be set here; sorted in answers. Every answer
+	// has the string "[sensitive]" in place of such a value, unless a request asks for it
+	// (reveal_sensitive) and its caller may see it. Puppet gets the value.
+	//
+	// The mark goes with the value: a node or group that inherits the value inherits
+	// the mark, and one that sets another value marks it anew.
+	//
+	// In an update "[sensitive]" keeps the value that is stored, where the setting is marked and
+	// stays so; anywhere else it is refused.
+	Sensitive     []string `protobuf:"bytes,4,rep,name=sensitive,proto3" json:"sensitive,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -96,6 +107,13 @@ func (x *Classification) GetParameters() map[string]*structpb.Value {
 	return nil
 }
 
+func (x *Classification) GetSensitive() []string {
+	if x != nil {
+		return x.Sensitive
+	}
+	return nil
+}
+
 // ClassParameters are the parameters of one class.
 type ClassParameters struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -146,13 +164,14 @@ var File_espm_v1_classification_proto protoreflect.FileDescriptor
 
 const file_espm_v1_classification_proto_rawDesc = "" +
 	"\n" +
-	"\x1cespm/v1/classification.proto\x12\aespm.v1\x1a\x1cgoogle/protobuf/struct.proto\"\xe8\x02\n" +
+	"\x1cespm/v1/classification.proto\x12\aespm.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x86\x03\n" +
 	"\x0eClassification\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12>\n" +
 	"\aclasses\x18\x02 \x03(\v2$.espm.v1.Classification.ClassesEntryR\aclasses\x12G\n" +
 	"\n" +
 	"parameters\x18\x03 \x03(\v2'.espm.v1.Classification.ParametersEntryR\n" +
-	"parameters\x1aT\n" +
+	"parameters\x12\x1c\n" +
+	"\tsensitive\x18\x04 \x03(\tR\tsensitive\x1aT\n" +
 	"\fClassesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x05value\x18\x02 \x01(\v2\x18.espm.v1.ClassParametersR\x05value:\x028\x01\x1aU\n" +

@@ -25,9 +25,11 @@ const (
 type ClassifyNodeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node's certname.
-	Certname      string `protobuf:"bytes,1,opt,name=certname,proto3" json:"certname,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Certname string `protobuf:"bytes,1,opt,name=certname,proto3" json:"certname,omitempty"`
+	// Shows sensitive values. PERMISSION_DENIED where the caller is no admin.
+	RevealSensitive bool `protobuf:"varint,2,opt,name=reveal_sensitive,json=revealSensitive,proto3" json:"reveal_sensitive,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ClassifyNodeRequest) Reset() {
@@ -65,6 +67,13 @@ func (x *ClassifyNodeRequest) GetCertname() string {
 		return x.Certname
 	}
 	return ""
+}
+
+func (x *ClassifyNodeRequest) GetRevealSensitive() bool {
+	if x != nil {
+		return x.RevealSensitive
+	}
+	return false
 }
 
 // ClassifyNodeResponse is the response of ClassifyNode.
@@ -117,9 +126,10 @@ var File_espm_v1_classifier_proto protoreflect.FileDescriptor
 
 const file_espm_v1_classifier_proto_rawDesc = "" +
 	"\n" +
-	"\x18espm/v1/classifier.proto\x12\aespm.v1\"1\n" +
+	"\x18espm/v1/classifier.proto\x12\aespm.v1\"\\\n" +
 	"\x13ClassifyNodeRequest\x12\x1a\n" +
-	"\bcertname\x18\x01 \x01(\tR\bcertname\"*\n" +
+	"\bcertname\x18\x01 \x01(\tR\bcertname\x12)\n" +
+	"\x10reveal_sensitive\x18\x02 \x01(\bR\x0frevealSensitive\"*\n" +
 	"\x14ClassifyNodeResponse\x12\x12\n" +
 	"\x04yaml\x18\x01 \x01(\tR\x04yaml2`\n" +
 	"\x11ClassifierService\x12K\n" +

@@ -29,7 +29,7 @@ const (
 // ClassifierService answers what the ENC would. Errors as for NodeService.
 type ClassifierServiceClient interface {
 	// ClassifyNode returns a node's merged classification, as espm-enc prints
-	// it. NOT_FOUND, NODE_NOT_FOUND, whatever espm-enc would do for unknown nodes.
+	// it, but for sensitive values. NOT_FOUND, NODE_NOT_FOUND, whatever espm-enc would do for unknown nodes.
 	ClassifyNode(ctx context.Context, in *ClassifyNodeRequest, opts ...grpc.CallOption) (*ClassifyNodeResponse, error)
 }
 
@@ -58,7 +58,7 @@ func (c *classifierServiceClient) ClassifyNode(ctx context.Context, in *Classify
 // ClassifierService answers what the ENC would. Errors as for NodeService.
 type ClassifierServiceServer interface {
 	// ClassifyNode returns a node's merged classification, as espm-enc prints
-	// it. NOT_FOUND, NODE_NOT_FOUND, whatever espm-enc would do for unknown nodes.
+	// it, but for sensitive values. NOT_FOUND, NODE_NOT_FOUND, whatever espm-enc would do for unknown nodes.
 	ClassifyNode(context.Context, *ClassifyNodeRequest) (*ClassifyNodeResponse, error)
 	mustEmbedUnimplementedClassifierServiceServer()
 }

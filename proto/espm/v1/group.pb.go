@@ -229,9 +229,11 @@ func (x *CreateGroupResponse) GetGroup() *Group {
 type GetGroupRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The group's name.
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Shows sensitive values. PERMISSION_DENIED where the caller is no admin.
+	RevealSensitive bool `protobuf:"varint,2,opt,name=reveal_sensitive,json=revealSensitive,proto3" json:"reveal_sensitive,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *GetGroupRequest) Reset() {
@@ -269,6 +271,13 @@ func (x *GetGroupRequest) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *GetGroupRequest) GetRevealSensitive() bool {
+	if x != nil {
+		return x.RevealSensitive
+	}
+	return false
 }
 
 // GetGroupResponse is the response of GetGroup.
@@ -434,12 +443,16 @@ type UpdateGroupRequest struct {
 	Group *Group `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
 	// What to change: any of description, parents, classification,
 	// classification.environment, classification.classes,
-	// classification.parameters. A field named but empty in group is cleared. Required.
+	// classification.parameters, classification.sensitive. A field named but empty
+	// in group is cleared. Required. Marks as in UpdateNodeRequest.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	// Checks everything, changes nothing.
-	ValidateOnly  bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ValidateOnly bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// Shows sensitive values, and allows to take the mark off one that keeps its
+	// value, which is refused else. PERMISSION_DENIED where the caller is no admin.
+	RevealSensitive bool `protobuf:"varint,4,opt,name=reveal_sensitive,json=revealSensitive,proto3" json:"reveal_sensitive,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *UpdateGroupRequest) Reset() {
@@ -489,6 +502,13 @@ func (x *UpdateGroupRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
 func (x *UpdateGroupRequest) GetValidateOnly() bool {
 	if x != nil {
 		return x.ValidateOnly
+	}
+	return false
+}
+
+func (x *UpdateGroupRequest) GetRevealSensitive() bool {
+	if x != nil {
+		return x.RevealSensitive
 	}
 	return false
 }
@@ -659,9 +679,10 @@ const file_espm_v1_group_proto_rawDesc = "" +
 	"\x05group\x18\x01 \x01(\v2\x0e.espm.v1.GroupR\x05group\x12#\n" +
 	"\rvalidate_only\x18\x02 \x01(\bR\fvalidateOnly\";\n" +
 	"\x13CreateGroupResponse\x12$\n" +
-	"\x05group\x18\x01 \x01(\v2\x0e.espm.v1.GroupR\x05group\"%\n" +
+	"\x05group\x18\x01 \x01(\v2\x0e.espm.v1.GroupR\x05group\"P\n" +
 	"\x0fGetGroupRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"8\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12)\n" +
+	"\x10reveal_sensitive\x18\x02 \x01(\bR\x0frevealSensitive\"8\n" +
 	"\x10GetGroupResponse\x12$\n" +
 	"\x05group\x18\x01 \x01(\v2\x0e.espm.v1.GroupR\x05group\"O\n" +
 	"\x11ListGroupsRequest\x12\x1b\n" +
@@ -670,12 +691,13 @@ const file_espm_v1_group_proto_rawDesc = "" +
 	"page_token\x18\x02 \x01(\tR\tpageToken\"d\n" +
 	"\x12ListGroupsResponse\x12&\n" +
 	"\x06groups\x18\x01 \x03(\v2\x0e.espm.v1.GroupR\x06groups\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x9c\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc7\x01\n" +
 	"\x12UpdateGroupRequest\x12$\n" +
 	"\x05group\x18\x01 \x01(\v2\x0e.espm.v1.GroupR\x05group\x12;\n" +
 	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
 	"updateMask\x12#\n" +
-	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\";\n" +
+	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\x12)\n" +
+	"\x10reveal_sensitive\x18\x04 \x01(\bR\x0frevealSensitive\";\n" +
 	"\x13UpdateGroupResponse\x12$\n" +
 	"\x05group\x18\x01 \x01(\v2\x0e.espm.v1.GroupR\x05group\"i\n" +
 	"\x12DeleteGroupRequest\x12\x12\n" +

@@ -282,7 +282,8 @@ type RegisterNodeRequest struct {
 	// The node; its output-only fields are ignored.
 	Node *Node `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// Makes a retry safe: the same id with the same content returns the same
-	// registration; with other content INVALID_ARGUMENT, REQUEST_ID_REUSED. Another
+	// registration; with other content INVALID_ARGUMENT, REQUEST_ID_REUSED. Values that
+	// are marked sensitive are not compared: those of the first call stand. Another
 	// principal's ids are other ids.
 	// At most 128 printable ASCII bytes; kept as long as the node lives and 30
 	// days more.
@@ -396,9 +397,11 @@ type GetNodeRequest struct {
 	// The node's certname.
 	Certname string `protobuf:"bytes,1,opt,name=certname,proto3" json:"certname,omitempty"`
 	// One registration of it; empty: the live one.
-	Uid           string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Uid string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	// Shows sensitive values. PERMISSION_DENIED where the caller is no admin.
+	RevealSensitive bool `protobuf:"varint,3,opt,name=reveal_sensitive,json=revealSensitive,proto3" json:"reveal_sensitive,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *GetNodeRequest) Reset() {
@@ -443,6 +446,13 @@ func (x *GetNodeRequest) GetUid() string {
 		return x.Uid
 	}
 	return ""
+}
+
+func (x *GetNodeRequest) GetRevealSensitive() bool {
+	if x != nil {
+		return x.RevealSensitive
+	}
+	return false
 }
 
 // GetNodeResponse is the response of GetNode.
@@ -656,14 +666,18 @@ type UpdateNodeRequest struct {
 	// The new values. uid and revision, where set, must be the record's.
 	Node *Node `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// What to change: any of classification, classification.environment,
-	// classification.classes, classification.parameters, groups, labels, owner.
-	// A field named but empty in node is cleared. Required. owner is for admins: a
+	// classification.classes, classification.parameters, classification.sensitive, groups, labels, owner.
+	// A field named but empty in node is cleared. Required. Without classification.sensitive
+	// values keep their marks, and the mark of one that goes, goes. owner is for admins: a
 	// principal's name such as token:ci, at most 256 bytes. It need not be known yet.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	// Checks everything, changes nothing.
-	ValidateOnly  bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ValidateOnly bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// Shows sensitive values, and allows to take the mark off one that keeps its
+	// value, which is refused else. PERMISSION_DENIED where the caller is no admin.
+	RevealSensitive bool `protobuf:"varint,4,opt,name=reveal_sensitive,json=revealSensitive,proto3" json:"reveal_sensitive,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *UpdateNodeRequest) Reset() {
@@ -713,6 +727,13 @@ func (x *UpdateNodeRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
 func (x *UpdateNodeRequest) GetValidateOnly() bool {
 	if x != nil {
 		return x.ValidateOnly
+	}
+	return false
+}
+
+func (x *UpdateNodeRequest) GetRevealSensitive() bool {
+	if x != nil {
+		return x.RevealSensitive
 	}
 	return false
 }
@@ -774,7 +795,8 @@ type ProvisionNodeRequest struct {
 	// generated key, the same bundle comes back within ten minutes; after that,
 	// or after a restart, the first certificate is revoked and a new one
 	// issued. Two calls at once are one. The same id with other content:
-	// INVALID_ARGUMENT, REQUEST_ID_REUSED. After the node was terminated:
+	// INVALID_ARGUMENT, REQUEST_ID_REUSED; values that are marked sensitive are not
+	// compared, those of the first call stand. After the node was terminated:
 	// FAILED_PRECONDITION, REQUEST_ID_SPENT. Another principal's ids are other ids. Strongly advised.
 	// At most 128 printable ASCII bytes; kept as long as the node lives and 30
 	// days more.
@@ -1210,10 +1232,11 @@ const file_espm_v1_node_proto_rawDesc = "" +
 	"request_id\x18\x02 \x01(\tR\trequestId\x12#\n" +
 	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\"9\n" +
 	"\x14RegisterNodeResponse\x12!\n" +
-	"\x04node\x18\x01 \x01(\v2\r.espm.v1.NodeR\x04node\">\n" +
+	"\x04node\x18\x01 \x01(\v2\r.espm.v1.NodeR\x04node\"i\n" +
 	"\x0eGetNodeRequest\x12\x1a\n" +
 	"\bcertname\x18\x01 \x01(\tR\bcertname\x12\x10\n" +
-	"\x03uid\x18\x02 \x01(\tR\x03uid\"4\n" +
+	"\x03uid\x18\x02 \x01(\tR\x03uid\x12)\n" +
+	"\x10reveal_sensitive\x18\x03 \x01(\bR\x0frevealSensitive\"4\n" +
 	"\x0fGetNodeResponse\x12!\n" +
 	"\x04node\x18\x01 \x01(\v2\r.espm.v1.NodeR\x04node\"\xb1\x02\n" +
 	"\x10ListNodesRequest\x12\x1b\n" +
@@ -1231,12 +1254,13 @@ const file_espm_v1_node_proto_rawDesc = "" +
 	"\x11ListNodesResponse\x12#\n" +
 	"\x05nodes\x18\x01 \x03(\v2\r.espm.v1.NodeR\x05nodes\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x03R\brevision\"\x98\x01\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\"\xc3\x01\n" +
 	"\x11UpdateNodeRequest\x12!\n" +
 	"\x04node\x18\x01 \x01(\v2\r.espm.v1.NodeR\x04node\x12;\n" +
 	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
 	"updateMask\x12#\n" +
-	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\"7\n" +
+	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\x12)\n" +
+	"\x10reveal_sensitive\x18\x04 \x01(\bR\x0frevealSensitive\"7\n" +
 	"\x12UpdateNodeResponse\x12!\n" +
 	"\x04node\x18\x01 \x01(\v2\r.espm.v1.NodeR\x04node\"\xf7\x01\n" +
 	"\x14ProvisionNodeRequest\x12!\n" +
