@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -18,21 +17,42 @@ type classifyFlags struct {
 	environment string
 	classes     []string
 	parameters  []string
+	sensitive   []string
+	file        string
 }
+
+const revealUsage = "show sensitive values; for admins"
 
 func (f *classifyFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.environment, "environment", "", "Puppet environment")
-	flags.StringArrayVar(&f.classes, "class", nil, "class, with its parameters as a JSON object or in a file: NAME[=JSON|=@FILE]; repeatable")
+	flags.StringArrayVar(&f.classes, "class", nil, "class, with its parameters as a JSON object or in a file: NAME[=JSON|=@FILE], @- for standard input; repeatable")
 	flags.StringArrayVar(&f.parameters, "parameter", nil, `top-scope parameter, as JSON or in a file: NAME=JSON|NAME=@FILE, a string as NAME='"text"'; repeatable`)
+	flags.StringArrayVar(&f.sensitive, "sensitive", nil, "setting whose value only Puppet gets, and an admin who asks: 'classes[CLASS].NAME' or 'parameters[NAME]'; repeatable")
+	flags.StringVar(&f.file, "classification", "", "file with all of these in YAML, as under classification in -o yaml; - for standard input")
 }
 
 func (f *classifyFlags) classification() (*espmv1.Classification, error) {
-	c := &espmv1.Classification{Environment: f.environment, Classes: map[string]*espmv1.ClassParameters{}, Parameters: map[string]*structpb.Value{}}
+	var in input
+	if f.file != "" {
+		if f.environment != "" || f.classes != nil || f.parameters != nil || f.sensitive != nil {
+			return nil, usageError{errors.New("--classification: excludes --environment, --class, --parameter and --sensitive")}
+		}
+		data, err := in.read(f.file)
+		if err != nil {
+			return nil, fmt.Errorf("--classification: %w", err)
+		}
+		c, err := parseClassification(data)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--classification %s: %w", f.file, err)}
+		}
+		return c, nil
+	}
+	c := &espmv1.Classification{Environment: f.environment, Sensitive: f.sensitive, Classes: map[string]*espmv1.ClassParameters{}, Parameters: map[string]*structpb.Value{}}
 	for _, arg := range f.classes {
 		name, text, given := strings.Cut(arg, "=")
 		params := &espmv1.ClassParameters{}
 		if given {
-			v, err := parseJSON("--class "+name, text)
+			v, err := in.parseJSON("--class "+name, text, len(f.sensitive) > 0)
 			if err != nil {
 				return nil, err
 			}
@@ -51,7 +71,7 @@ func (f *classifyFlags) classification() (*espmv1.Classification, error) {
 		if !given {
 			return nil, usageError{fmt.Errorf("--parameter %s: wants NAME=JSON", name)}
 		}
-		v, err := parseJSON("--parameter "+name, text)
+		v, err := in.parseJSON("--parameter "+name, text, len(f.sensitive) > 0)
 		if err != nil {
 			return nil, err
 		}
@@ -63,12 +83,13 @@ func (f *classifyFlags) classification() (*espmv1.Classification, error) {
 	return c, nil
 }
 
-// parseJSON reads a value, from a file where the text is @FILE.
-func parseJSON(flag, text string) (*structpb.Value, error) {
+// parseJSON reads a value, from a file where the text is @FILE. The error does not
+// repeat one that may be sensitive.
+func (in *input) parseJSON(flag, text string, sensitive bool) (*structpb.Value, error) {
 	data := []byte(text)
 	if path, ok := strings.CutPrefix(text, "@"); ok {
 		var err error
-		if data, err = os.ReadFile(path); err != nil {
+		if data, err = in.read(path); err != nil {
 			return nil, fmt.Errorf("%s: %w", flag, err)
 		}
 	}
@@ -80,6 +101,8 @@ func parseJSON(flag, text string) (*structpb.Value, error) {
 	switch {
 	case err == nil:
 		return v, nil
+	case sensitive:
+		return nil, usageError{fmt.Errorf(`%s: is not JSON; a string is written '"text"'`, flag)}
 	case text == "" || !strings.ContainsAny(text[:1], `{["@`):
 		return nil, usageError{fmt.Errorf(`%s: is not JSON; a string is written '%q'`, flag, text)}
 	default:

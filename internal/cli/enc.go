@@ -16,7 +16,8 @@ func (a *app) encCmd() *cobra.Command {
 		Short: "Print what espm-enc would print for a node",
 		Long: `Prints a node's classification as YAML, as espm-enc does for Puppet Server: from
 the daemon, or from the store where the daemon is down. Unlike espm-enc, it does
-not count as a sign of life of the node.`,
+not count as a sign of life of the node, and shows no sensitive value unless
+it is asked to.`,
 		Args: args("NAME"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if code := client.Run(args[0], a.stdout); code != 0 {
@@ -25,6 +26,7 @@ not count as a sign of life of the node.`,
 			return nil
 		},
 	}
+	c.Flags().BoolVar(&client.Reveal, "reveal-sensitive", false, revealUsage)
 	c.Flags().StringVar(&client.Socket, "socket", cmp.Or(os.Getenv("ESPM_ENC_SOCKET"), encclient.DefaultSocket), "where the daemon answers (ESPM_ENC_SOCKET)")
 	c.Flags().StringVar(&client.DB, "db", cmp.Or(os.Getenv("ESPM_DB"), encclient.DefaultDB), "the store, read where the daemon is down (ESPM_DB)")
 	return c

@@ -65,17 +65,20 @@ func (a *app) groupCreateCmd() *cobra.Command {
 }
 
 var groupPaths = map[string]string{
-	"environment": "classification.environment",
-	"class":       "classification.classes",
-	"parameter":   "classification.parameters",
-	"description": "description",
-	"parent":      "parents",
+	"classification": "classification",
+	"environment":    "classification.environment",
+	"class":          "classification.classes",
+	"parameter":      "classification.parameters",
+	"sensitive":      "classification.sensitive",
+	"description":    "description",
+	"parent":         "parents",
 }
 
 func (a *app) groupUpdateCmd() *cobra.Command {
 	var f groupFlags
 	var clear []string
 	var revision int64
+	var reveal bool
 	c := &cobra.Command{
 		Use:   "update NAME",
 		Short: "Change a group",
@@ -93,7 +96,7 @@ func (a *app) groupUpdateCmd() *cobra.Command {
 			g.Revision = revision
 			return a.call(func(conn *grpc.ClientConn) error {
 				resp, err := espmv1.NewGroupServiceClient(conn).UpdateGroup(cmd.Context(),
-					&espmv1.UpdateGroupRequest{Group: g, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths}})
+					&espmv1.UpdateGroupRequest{Group: g, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths}, RevealSensitive: reveal})
 				if err != nil {
 					return err
 				}
@@ -102,8 +105,9 @@ func (a *app) groupUpdateCmd() *cobra.Command {
 		},
 	}
 	f.add(c)
-	c.Flags().StringArrayVar(&clear, "clear", nil, "empty environment, class, parameter, description or parent; repeatable")
+	c.Flags().StringArrayVar(&clear, "clear", nil, "empty environment, class, parameter, sensitive, classification, description or parent; repeatable")
 	c.Flags().Int64Var(&revision, "revision", 0, "refuse if the group's revision is another")
+	c.Flags().BoolVar(&reveal, "reveal-sensitive", false, "show sensitive values, and allow to take the mark off one that stays; for admins")
 	return c
 }
 
@@ -129,13 +133,14 @@ func (a *app) groupListCmd() *cobra.Command {
 }
 
 func (a *app) groupShowCmd() *cobra.Command {
-	return &cobra.Command{
+	var reveal bool
+	c := &cobra.Command{
 		Use:   "show NAME",
 		Short: "Show a group",
 		Args:  args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
-				resp, err := espmv1.NewGroupServiceClient(conn).GetGroup(cmd.Context(), &espmv1.GetGroupRequest{Name: args[0]})
+				resp, err := espmv1.NewGroupServiceClient(conn).GetGroup(cmd.Context(), &espmv1.GetGroupRequest{Name: args[0], RevealSensitive: reveal})
 				if err != nil {
 					return err
 				}
@@ -143,6 +148,8 @@ func (a *app) groupShowCmd() *cobra.Command {
 			})
 		},
 	}
+	c.Flags().BoolVar(&reveal, "reveal-sensitive", false, revealUsage)
+	return c
 }
 
 func (a *app) groupDeleteCmd() *cobra.Command {
@@ -178,6 +185,9 @@ func classificationTable(w io.Writer, c *espmv1.Classification) {
 		valueTable(w, name+".", c.GetClasses()[name].GetParameters())
 	}
 	valueTable(w, "", c.GetParameters())
+	for _, setting := range c.GetSensitive() {
+		fmt.Fprintf(w, "sensitive\t%s\n", setting)
+	}
 }
 
 // valueText is a value as JSON in one line; protojson varies its white space on purpose.

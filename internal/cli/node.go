@@ -204,12 +204,14 @@ func unanswered(err error) bool {
 }
 
 var nodePaths = map[string]string{
-	"environment": "classification.environment",
-	"class":       "classification.classes",
-	"parameter":   "classification.parameters",
-	"group":       "groups",
-	"label":       "labels",
-	"owner":       "owner",
+	"classification": "classification",
+	"environment":    "classification.environment",
+	"class":          "classification.classes",
+	"parameter":      "classification.parameters",
+	"sensitive":      "classification.sensitive",
+	"group":          "groups",
+	"label":          "labels",
+	"owner":          "owner",
 }
 
 func (a *app) nodeUpdateCmd() *cobra.Command {
@@ -217,6 +219,7 @@ func (a *app) nodeUpdateCmd() *cobra.Command {
 	var clear []string
 	var owner string
 	var revision int64
+	var reveal bool
 	c := &cobra.Command{
 		Use:   "update NAME",
 		Short: "Change a node's classification, groups, labels or owner",
@@ -238,7 +241,7 @@ give a node to another owner; its certificates and revocations go with it.`,
 			n.Revision, n.Owner = revision, owner
 			return a.call(func(conn *grpc.ClientConn) error {
 				resp, err := espmv1.NewNodeServiceClient(conn).UpdateNode(cmd.Context(),
-					&espmv1.UpdateNodeRequest{Node: n, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths}})
+					&espmv1.UpdateNodeRequest{Node: n, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths}, RevealSensitive: reveal})
 				if err != nil {
 					return err
 				}
@@ -248,8 +251,9 @@ give a node to another owner; its certificates and revocations go with it.`,
 	}
 	f.add(c)
 	c.Flags().StringVar(&owner, "owner", "", "principal that the node is to belong to, such as token:ci")
-	c.Flags().StringArrayVar(&clear, "clear", nil, "empty environment, class, parameter, group, label or owner; repeatable")
+	c.Flags().StringArrayVar(&clear, "clear", nil, "empty environment, class, parameter, sensitive, classification, group, label or owner; repeatable")
 	c.Flags().Int64Var(&revision, "revision", 0, "refuse if the node's revision is another")
+	c.Flags().BoolVar(&reveal, "reveal-sensitive", false, "show sensitive values, and allow to take the mark off one that stays; for admins")
 	return c
 }
 
@@ -297,13 +301,14 @@ func nodeRow(n *espmv1.Node) []string {
 
 func (a *app) nodeShowCmd() *cobra.Command {
 	var uid string
+	var reveal bool
 	c := &cobra.Command{
 		Use:   "show NAME",
 		Short: "Show a node",
 		Args:  args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
-				resp, err := espmv1.NewNodeServiceClient(conn).GetNode(cmd.Context(), &espmv1.GetNodeRequest{Certname: args[0], Uid: uid})
+				resp, err := espmv1.NewNodeServiceClient(conn).GetNode(cmd.Context(), &espmv1.GetNodeRequest{Certname: args[0], Uid: uid, RevealSensitive: reveal})
 				if err != nil {
 					return err
 				}
@@ -312,6 +317,7 @@ func (a *app) nodeShowCmd() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&uid, "uid", "", "one registration, also a terminated one (the live one)")
+	c.Flags().BoolVar(&reveal, "reveal-sensitive", false, revealUsage)
 	return c
 }
 

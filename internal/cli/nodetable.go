@@ -1,0 +1,39 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+)
+
+func nodeTable(w io.Writer, n *espmv1.Node) {
+	fmt.Fprintf(w, "certname\t%s\nuid\t%s\nstate\t%s\n", n.GetCertname(), dash(n.GetUid()), word(n.GetState(), "NODE_STATE_"))
+	classificationTable(w, n.GetClassification())
+	fmt.Fprintf(w, "groups\t%s\nlabels\t%s\nserial\t%s\ncreated\t%s\n", dash(strings.Join(n.GetGroups(), ", ")), labelLine(n.GetLabels()),
+		dash(n.GetSerial()), when(n.GetCreateTime()))
+	if n.GetLastSeenTime() != nil {
+		fmt.Fprintf(w, "last seen\t%s\n", when(n.GetLastSeenTime()))
+	}
+	if n.GetClaimDeadlineTime() != nil {
+		fmt.Fprintf(w, "claim by\t%s\nclaimed\t%s\n", when(n.GetClaimDeadlineTime()), when(n.GetClaimTime()))
+	}
+	if n.GetTerminateTime() != nil {
+		fmt.Fprintf(w, "terminated\t%s\n", when(n.GetTerminateTime()))
+	}
+	if n.GetTerminateReason() != "" {
+		fmt.Fprintf(w, "reason\t%s\n", n.GetTerminateReason())
+	}
+	fmt.Fprintf(w, "revision\t%d\n", n.GetRevision())
+}
+
+func labelLine(labels map[string]string) string {
+	var parts []string
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		parts = append(parts, k+"="+labels[k])
+	}
+	return dash(strings.Join(parts, ", "))
+}
