@@ -34,6 +34,7 @@ var plan = map[string]rule{
 	"cmd/espm-enc": {may: []string{"internal/enc/encclient"}, why: "main parses nothing and decides nothing, and Puppet Server starts it for every catalog"},
 
 	"internal/node":            {stdlib: true, why: "the domain knows neither how it is kept nor who asks"},
+	"internal/secret":          {stdlib: true, why: "whatever holds a secret uses it"},
 	"internal/durable":         {why: "writing a file is below everything"},
 	"internal/secretfile":      {stdlib: true, why: "reading a key is below everything"},
 	"internal/enc":             {may: []string{"internal/node"}, stdlib: true, why: "it merges and renders what it is given, and is linked into espm-enc"},
@@ -49,9 +50,9 @@ var plan = map[string]rule{
 	"internal/ca/pkcs11":       {may: []string{"internal/node", "internal/ca", "internal/secretfile"}, why: "a token knows nothing of what is signed with its key"},
 	"internal/audit":           {may: []string{"internal/node", "internal/store"}, why: "the log is written beside every use case, so it knows none"},
 	"internal/revoke":          {may: []string{"internal/node", "internal/store", "internal/ca", "internal/audit"}, why: "the queue works with any engine and any authority"},
-	"internal/bootstrap":       {may: []string{"internal/node", "internal/durable"}, why: "a bundle is files, wherever its parts come from"},
-	"internal/registry":        {may: []string{"internal/node", "internal/store", "internal/ca", "internal/enc", "internal/bootstrap", "internal/audit"}, why: "use cases declare the small interfaces they need, and know no engine, no authority and no transport"},
-	"internal/auth":            {may: []string{"internal/node", "internal/audit"}, why: "who a caller is and what it may do depends on no transport and no store"},
+	"internal/bootstrap":       {may: []string{"internal/node", "internal/secret", "internal/durable"}, why: "a bundle is files, wherever its parts come from"},
+	"internal/registry":        {may: []string{"internal/node", "internal/secret", "internal/store", "internal/ca", "internal/enc", "internal/bootstrap", "internal/audit"}, why: "use cases declare the small interfaces they need, and know no engine, no authority and no transport"},
+	"internal/auth":            {may: []string{"internal/node", "internal/secret", "internal/secretfile", "internal/audit"}, why: "who a caller is and what it may do depends on no transport and no store"},
 	"internal/config":          {may: []string{"internal/node", "internal/auth", "internal/enc", "internal/ca", "internal/ca/pkcs11"}, why: "it checks settings by the domain's rules and starts nothing"},
 	"internal/rpc": {
 		may: []string{"internal/node", "internal/auth", "internal/enc", "internal/store", "internal/ca", "internal/bootstrap", "internal/audit", "internal/registry", "proto/espm/v1"},
@@ -59,7 +60,7 @@ var plan = map[string]rule{
 	},
 	"internal/daemon": {anything: true, why: "it alone puts espm together"},
 	"internal/cli": {
-		may: []string{"internal/node", "internal/auth", "internal/audit", "internal/bootstrap", "internal/config", "internal/daemon", "internal/enc/encclient", "proto/espm/v1"},
+		may: []string{"internal/node", "internal/secret", "internal/secretfile", "internal/auth", "internal/audit", "internal/bootstrap", "internal/config", "internal/daemon", "internal/enc/encclient", "proto/espm/v1"},
 		why: "the admin's verbs speak to a daemon over the API, so that they can from anywhere; only serve and init name it",
 	},
 	"internal/arch": {why: "it is a test"},

@@ -5,32 +5,20 @@ package bootstrap
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
 	"github.com/espm-project/espm/internal/durable"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/secret"
 )
-
-// Secret is a private key in PEM. It prints as "[redacted]".
-type Secret []byte
-
-// String redacts the secret.
-func (Secret) String() string { return "[redacted]" }
-
-// Format redacts the secret for every verb, %d and %#v too.
-func (s Secret) Format(f fmt.State, _ rune) { io.WriteString(f, s.String()) }
-
-// MarshalText redacts the secret, in JSON, YAML and logs as well.
-func (Secret) MarshalText() ([]byte, error) { return []byte("[redacted]"), nil }
 
 // Bundle is all that an agent needs.
 type Bundle struct {
 	CertificatePEM []byte
-	PrivateKeyPEM  Secret // nil where the caller holds the key
-	CAPEM          []byte // the signing CA first
+	PrivateKeyPEM  secret.Text // none where the caller holds the key
+	CAPEM          []byte      // the signing CA first
 	CRLPEM         []byte
 	PuppetConf     string
 }
@@ -72,7 +60,7 @@ func (b Bundle) Write(dir string, name node.Certname) error {
 		data []byte
 		mode os.FileMode
 	}{
-		{filepath.Join(keys, string(name)+".pem"), b.PrivateKeyPEM, 0o600},
+		{filepath.Join(keys, string(name)+".pem"), b.PrivateKeyPEM.Bytes(), 0o600},
 		{certificatePath(dir, name), b.CertificatePEM, 0o644},
 		{filepath.Join(ssl, "certs", "ca.pem"), b.CAPEM, 0o644},
 		{filepath.Join(ssl, "crl.pem"), b.CRLPEM, 0o644},

@@ -1,22 +1,18 @@
 package bootstrap
 
 import (
-	"encoding/json"
-	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/sirupsen/logrus"
-	"go.yaml.in/yaml/v3"
+	"github.com/espm-project/espm/internal/secret"
 )
 
 var bundle = Bundle{
 	CertificatePEM: []byte("certificate"),
-	PrivateKeyPEM:  Secret("private key"),
+	PrivateKeyPEM:  secret.New([]byte("private key")),
 	CAPEM:          []byte("ca"),
 	CRLPEM:         []byte("crl"),
 	PuppetConf:     Server{"puppet.example.com", 8140}.PuppetConf("web01"),
@@ -46,7 +42,7 @@ func TestWriteKeepsTheCallersKey(t *testing.T) {
 	check(t, os.WriteFile(key, []byte("mine"), 0o400))
 	check(t, CheckFree(dir, "web01"))
 	b := bundle
-	b.PrivateKeyPEM = nil
+	b.PrivateKeyPEM = secret.Text{}
 	check(t, b.Write(dir, "web01"))
 	if got, err := os.ReadFile(key); err != nil || string(got) != "mine" {
 		t.Errorf("got %q, %v", got, err)
@@ -107,44 +103,6 @@ func TestCheckFreeOfOddThings(t *testing.T) {
 	check(t, os.WriteFile(file, nil, 0o600))
 	if err := CheckFree(file, "web01"); err == nil || !strings.Contains(err.Error(), file) {
 		t.Errorf("a file in place of the folder: %v", err)
-	}
-}
-
-// A private key is never printed, whoever tries, and however deep it lies.
-func TestSecretIsRedacted(t *testing.T) {
-	secret := Secret("hush")
-	b := Bundle{PrivateKeyPEM: secret}
-	var out []string
-	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%o", "%c", "%08b", "%U"} {
-		for _, v := range []any{secret, &secret, b, &b, []Secret{secret}, map[string]Secret{"k": secret}, fmt.Errorf("wrapped: %v", secret)} {
-			out = append(out, fmt.Sprintf(verb, v))
-		}
-	}
-	for _, f := range []logrus.Formatter{&logrus.TextFormatter{}, &logrus.JSONFormatter{}} {
-		var text strings.Builder
-		log := logrus.New()
-		log.SetOutput(&text)
-		log.SetFormatter(f)
-		log.WithFields(logrus.Fields{"key": secret, "bundle": b, "pointer": &secret}).Error(secret, b)
-		out = append(out, text.String())
-	}
-	for _, marshal := range []func(any) ([]byte, error){json.Marshal, yaml.Marshal} {
-		for _, v := range []any{secret, &secret, b, map[string]any{"k": secret}} {
-			text, err := marshal(v)
-			check(t, err)
-			out = append(out, string(text))
-		}
-	}
-	out = append(out, fmt.Sprint(secret), fmt.Sprintln(b), secret.String(), errors.New(secret.String()).Error())
-	for _, text := range out {
-		for _, leak := range []string{"hush", "68757368", "aHVzaA", "104", "0x68", "01101000", "U+0068"} {
-			if strings.Contains(text, leak) {
-				t.Errorf("%q has %q", text, leak)
-			}
-		}
-	}
-	if got := fmt.Sprintf("%s %d %#v", secret, secret, secret); got != "[redacted] [redacted] [redacted]" {
-		t.Errorf("got %q", got)
 	}
 }
 

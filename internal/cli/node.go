@@ -20,6 +20,7 @@ import (
 
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/secret"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
@@ -177,7 +178,7 @@ func (a *app) provision(ctx context.Context, req *espmv1.ProvisionNodeRequest, n
 		}
 		b := bootstrap.Bundle{
 			CertificatePEM: resp.GetBundle().GetCertificatePem(),
-			PrivateKeyPEM:  resp.GetBundle().GetPrivateKeyPem(),
+			PrivateKeyPEM:  secret.New(resp.GetBundle().GetPrivateKeyPem()),
 			CAPEM:          resp.GetBundle().GetCaPem(),
 			CRLPEM:         resp.GetBundle().GetCrlPem(),
 			PuppetConf:     resp.GetBundle().GetPuppetConf(),

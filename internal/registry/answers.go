@@ -5,8 +5,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/secret"
 )
 
 const (
@@ -26,11 +26,11 @@ type answers struct {
 
 type answer struct {
 	serial  node.Serial
-	key     bootstrap.Secret
+	key     secret.Text
 	expires time.Time
 }
 
-func (a *answers) put(request string, serial node.Serial, key bootstrap.Secret) {
+func (a *answers) put(request string, serial node.Serial, key secret.Text) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.byKey == nil {
@@ -47,12 +47,12 @@ func (a *answers) put(request string, serial node.Serial, key bootstrap.Secret) 
 }
 
 // get returns the key answered to a request, if it is that of the serial.
-func (a *answers) get(request string, serial node.Serial) (bootstrap.Secret, bool) {
+func (a *answers) get(request string, serial node.Serial) (secret.Text, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	found, ok := a.byKey[request]
 	if !ok || found.serial != serial || a.now().After(found.expires) {
-		return nil, false
+		return secret.Text{}, false
 	}
 	return found.key, true
 }

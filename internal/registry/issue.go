@@ -14,6 +14,7 @@ import (
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/secret"
 	"github.com/espm-project/espm/internal/store"
 )
 
@@ -66,7 +67,7 @@ func (r *Registry) recall(ctx context.Context, n node.Node, o *order, request *n
 	if cert.RequestID != request.Key() {
 		return Provisioned{}, false, fmt.Errorf("%w: %q holds %s, which another call issued", node.ErrCertificateExists, n.Certname, n.Serial)
 	}
-	var key bootstrap.Secret
+	var key secret.Text
 	if o.request.CSR == nil {
 		var known bool
 		if key, known = r.answers.get(request.Key(), n.Serial); !known {
@@ -250,17 +251,19 @@ func (r *Registry) issue(ctx context.Context, intent node.IssueIntent, o order, 
 		return Provisioned{}, err
 	}
 	log.WithField("serial", n.Serial).Info("certificate issued")
-	var key bootstrap.Secret
+	var key secret.Text
 	if o.request.Key != nil {
-		if key, err = ca.MarshalKeyPEM(o.request.Key); err != nil {
+		text, err := ca.MarshalKeyPEM(o.request.Key)
+		if err != nil {
 			return Provisioned{}, err
 		}
+		key = secret.New(text)
 	}
 	b, err := r.bundle(ctx, intent.Certname, encodeCertificate(cert), key)
 	if err != nil {
 		return Provisioned{}, err
 	}
-	if request != nil && key != nil {
+	if request != nil && !key.IsZero() {
 		r.answers.put(request.Key(), n.Serial, key)
 	}
 	return Provisioned{n, b}, nil
@@ -328,7 +331,7 @@ func encodeCertificate(cert *x509.Certificate) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
 }
 
-func (r *Registry) bundle(ctx context.Context, name node.Certname, certificate []byte, key bootstrap.Secret) (bootstrap.Bundle, error) {
+func (r *Registry) bundle(ctx context.Context, name node.Certname, certificate []byte, key secret.Text) (bootstrap.Bundle, error) {
 	trust, err := r.Authority.Trust(ctx)
 	if err != nil {
 		return bootstrap.Bundle{}, fmt.Errorf("the CA's certificates and CRL: %w", err)

@@ -18,7 +18,7 @@ func TestIssueForARegisteredNode(t *testing.T) {
 		t.Errorf("another uid: got %v", err)
 	}
 	p, err := f.Issue(t.Context(), "web1.test", n.UID, registry.Spec{CSRPEM: newCSR(t, "web1.test")}, "r1", false)
-	if err != nil || p.Node.State != node.Provisioned || p.Bundle.PrivateKeyPEM != nil {
+	if err != nil || p.Node.State != node.Provisioned || !p.Bundle.PrivateKeyPEM.IsZero() {
 		t.Fatalf("got %+v, %v", p.Node, err)
 	}
 	if _, err := f.Issue(t.Context(), "web1.test", n.UID, registry.Spec{}, "", false); !errors.Is(err, node.ErrCertificateExists) {

@@ -220,7 +220,7 @@ func TestRequestID(t *testing.T) {
 	f := newFixture(t)
 	f.run(t)
 	first := f.provision(t, "web1.test", "r1")
-	if again := f.provision(t, "web1.test", "r1"); string(again.Bundle.PrivateKeyPEM) != string(first.Bundle.PrivateKeyPEM) || again.Node.Serial != first.Node.Serial {
+	if again := f.provision(t, "web1.test", "r1"); string(again.Bundle.PrivateKeyPEM.Bytes()) != string(first.Bundle.PrivateKeyPEM.Bytes()) || again.Node.Serial != first.Node.Serial {
 		t.Error("a retry within minutes got another bundle")
 	}
 	_, err := f.Provision(t.Context(), node.Node{Certname: "web1.test", Labels: map[string]string{"a": "b"}}, registry.Spec{}, "r1", false)
@@ -265,7 +265,7 @@ func TestCallsAtOnceAreOne(t *testing.T) {
 	}
 	wg.Wait()
 	for _, p := range got {
-		if p.Node.Serial != got[0].Node.Serial || string(p.Bundle.PrivateKeyPEM) != string(got[0].Bundle.PrivateKeyPEM) {
+		if p.Node.Serial != got[0].Node.Serial || string(p.Bundle.PrivateKeyPEM.Bytes()) != string(got[0].Bundle.PrivateKeyPEM.Bytes()) {
 			t.Fatal("callers got different certificates")
 		}
 	}
@@ -305,7 +305,7 @@ func TestTheCallGoesOnWithoutItsCaller(t *testing.T) {
 	}
 	close(signed)
 	p := f.provision(t, "web1.test", "r1")
-	if len(p.Bundle.PrivateKeyPEM) == 0 || f.keys.made.Load() != 1 {
+	if len(p.Bundle.PrivateKeyPEM.Bytes()) == 0 || f.keys.made.Load() != 1 {
 		t.Errorf("the retry did not get the first call's bundle: %d keys made", f.keys.made.Load())
 	}
 }

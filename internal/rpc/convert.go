@@ -238,7 +238,7 @@ func fromSpec(p *espmv1.CertificateSpec) registry.Spec {
 func toBundle(b bootstrap.Bundle) *espmv1.Bundle {
 	return &espmv1.Bundle{
 		CertificatePem: b.CertificatePEM,
-		PrivateKeyPem:  b.PrivateKeyPEM,
+		PrivateKeyPem:  b.PrivateKeyPEM.Bytes(),
 		CaPem:          b.CAPEM,
 		CrlPem:         b.CRLPEM,
 		PuppetConf:     b.PuppetConf,
