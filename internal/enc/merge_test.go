@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -189,8 +190,8 @@ func TestMerge(t *testing.T) {
 					}
 					continue
 				}
-				if want := parse[node.Classification](t, test.want); string(Render(got)) != string(Render(want)) {
-					t.Fatalf("got\n%swant\n%s", Render(got), Render(want))
+				if want := parse[node.Classification](t, test.want); string(Render(got)) != string(Render(want)) || !slices.Equal(got.Sensitive, want.Sensitive) {
+					t.Fatalf("got\n%s%q\nwant\n%s%q", Render(got), got.Sensitive, Render(want), want.Sensitive)
 				}
 			}
 		})
