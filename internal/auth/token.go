@@ -8,7 +8,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"sync"
 	"time"
@@ -17,56 +16,38 @@ import (
 
 	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/secret"
 )
 
 const (
 	// secretPrefix lets scanners of source and logs find a token.
 	secretPrefix = "espm_"
 	secretBytes  = 32
-	redacted     = "[token: redacted]"
 )
 
-// Secret is a token's text. It never shows itself, but by Reveal.
-type Secret struct{ text string }
-
-func newSecret() Secret {
+func newSecret() secret.Text {
 	var b [secretBytes]byte
 	_, _ = rand.Read(b[:]) // never fails
-	return Secret{secretPrefix + base64.RawURLEncoding.EncodeToString(b[:])}
+	return secret.New([]byte(secretPrefix + base64.RawURLEncoding.EncodeToString(b[:])))
 }
 
-// ParseSecret refuses what no token looks like, so that nothing else is hashed and looked up.
-func ParseSecret(text string) (Secret, error) {
+// ParseSecret refuses what no token looks like, so that nothing else is sent, or hashed and looked up.
+func ParseSecret(text string) (secret.Text, error) {
 	body, ok := strings.CutPrefix(text, secretPrefix)
 	b, err := base64.RawURLEncoding.Strict().DecodeString(body)
 	if !ok || err != nil || len(b) != secretBytes {
-		return Secret{}, errors.New("it is no token of espm's")
+		return secret.Text{}, errors.New("it is no token of espm's")
 	}
-	return Secret{text}, nil
+	return secret.New([]byte(text)), nil
 }
 
-// Reveal returns the text.
-func (s Secret) Reveal() string { return s.text }
-
-// hash is what is stored. The text has 256 random bits, so that there is no
-// dictionary to try: a slow hash would protect nothing, and let strangers
+// hashOf is what is stored of a token. Its text has 256 random bits, so that there is
+// no dictionary to try: a slow hash would protect nothing, and let strangers
 // spend the daemon's time.
-func (s Secret) hash() string {
-	sum := sha256.Sum256([]byte(s.text))
+func hashOf(text secret.Text) string {
+	sum := sha256.Sum256(text.Bytes())
 	return hex.EncodeToString(sum[:])
 }
-
-// String returns a placeholder.
-func (Secret) String() string { return redacted }
-
-// GoString returns a placeholder.
-func (Secret) GoString() string { return redacted }
-
-// Format writes a placeholder, whatever the verb.
-func (Secret) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, redacted) }
-
-// MarshalText returns a placeholder.
-func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
 // TokenStore keeps tokens. Its errors are node.ErrTokenNotFound,
 // node.ErrTokenExists and node.ErrStale.
@@ -121,19 +102,19 @@ func checkTTL(ttl time.Duration) error {
 
 // Create makes a token. Its secret is returned this once and kept nowhere.
 // node.ErrInvalid; node.ErrTokenExists where the name is taken, or was.
-func (t *Tokens) Create(ctx context.Context, n NewToken) (node.Token, Secret, error) {
+func (t *Tokens) Create(ctx context.Context, n NewToken) (node.Token, secret.Text, error) {
 	if err := n.check(); err != nil {
-		return node.Token{}, Secret{}, err
+		return node.Token{}, secret.Text{}, err
 	}
-	secret, now := newSecret(), t.now().UTC()
+	text, now := newSecret(), t.now().UTC()
 	made, err := t.store.PutToken(ctx, nil, node.Token{
-		Name: n.Name, Role: n.Role, Grant: n.Grant, Hash: secret.hash(),
+		Name: n.Name, Role: n.Role, Grant: n.Grant, Hash: hashOf(text),
 		CreatedAt: now, CreatedBy: node.CallerOf(ctx).Name, ExpiresAt: now.Add(ttlOr(n.TTL)),
 	}, t.line(ctx, node.ActionTokenCreate, n.Name))
 	if err != nil {
-		return node.Token{}, Secret{}, err
+		return node.Token{}, secret.Text{}, err
 	}
-	return made, secret, nil
+	return made, text, nil
 }
 
 func ttlOr(ttl time.Duration) time.Duration {
@@ -145,20 +126,20 @@ func ttlOr(ttl time.Duration) time.Duration {
 
 // Rotate gives a token a new secret and a new life. The old secret lets
 // nobody in from then on. A revoked one lives again: it is the same principal.
-func (t *Tokens) Rotate(ctx context.Context, name string, ttl time.Duration) (node.Token, Secret, error) {
+func (t *Tokens) Rotate(ctx context.Context, name string, ttl time.Duration) (node.Token, secret.Text, error) {
 	if err := node.Join(node.CheckTokenName("name", name), checkTTL(ttl)); err != nil {
-		return node.Token{}, Secret{}, err
+		return node.Token{}, secret.Text{}, err
 	}
 	old, err := t.store.Token(ctx, name)
 	if err != nil {
-		return old, Secret{}, err
+		return old, secret.Text{}, err
 	}
-	secret, next, now := newSecret(), old, t.now().UTC()
-	next.Hash, next.RotatedAt, next.ExpiresAt, next.RevokedAt = secret.hash(), now, now.Add(ttlOr(ttl)), time.Time{}
+	text, next, now := newSecret(), old, t.now().UTC()
+	next.Hash, next.RotatedAt, next.ExpiresAt, next.RevokedAt = hashOf(text), now, now.Add(ttlOr(ttl)), time.Time{}
 	if next, err = t.store.PutToken(ctx, &old, next, t.line(ctx, node.ActionTokenRotate, name)); err != nil {
-		return next, Secret{}, err
+		return next, secret.Text{}, err
 	}
-	return next, secret, nil
+	return next, text, nil
 }
 
 // Revoke ends a token: durable, and for every call from then on, when it
@@ -185,11 +166,11 @@ func (t *Tokens) line(ctx context.Context, action node.Action, name string) node
 // Authenticate returns the token that a text is of, if it is live. The error
 // says what is wrong with it, for the log alone.
 func (t *Tokens) Authenticate(ctx context.Context, text string) (node.Token, error) {
-	secret, err := ParseSecret(text)
+	shown, err := ParseSecret(text)
 	if err != nil {
 		return node.Token{}, err
 	}
-	found, err := t.store.TokenByHash(ctx, secret.hash())
+	found, err := t.store.TokenByHash(ctx, hashOf(shown))
 	if err != nil {
 		return found, err
 	}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+
+	"github.com/espm-project/espm/internal/secretfile"
 )
 
 // Files are what the network listener works with, in PEM. Each may be
@@ -127,7 +129,7 @@ func (t *Trust) certificate() (*tls.Certificate, error) {
 	}
 	first := t.pair == nil
 	t.pairStamp = now
-	pair, err := tls.LoadX509KeyPair(t.files.Certificate, t.files.Key)
+	pair, err := secretfile.X509KeyPair("server key", t.files.Certificate, t.files.Key)
 	log := t.log.WithFields(logrus.Fields{"certificate": t.files.Certificate, "key": t.files.Key})
 	switch {
 	case err != nil && first:

@@ -18,6 +18,8 @@ import (
 
 	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/daemon"
+	"github.com/espm-project/espm/internal/secret"
+	"github.com/espm-project/espm/internal/secretfile"
 )
 
 // tlsFlags say who the caller is, and whom it trusts.
@@ -80,7 +82,7 @@ func (t tlsFlags) config(ctx context.Context) (*tls.Config, error) {
 		return nil, fmt.Errorf("--ca: %s holds no certificate", t.ca)
 	}
 	if t.cert != "" {
-		pair, err := tls.LoadX509KeyPair(t.cert, t.key)
+		pair, err := secretfile.X509KeyPair("key", t.cert, t.key)
 		if err != nil {
 			return nil, fmt.Errorf("--cert, --key: %w", err)
 		}
@@ -91,18 +93,18 @@ func (t tlsFlags) config(ctx context.Context) (*tls.Config, error) {
 
 // bearer sends a token with every call. That the way is safe is seen to by
 // dial, which knows but TLS and the local socket.
-type bearer struct{ token auth.Secret }
+type bearer struct{ token secret.Text }
 
 func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	return map[string]string{"authorization": "Bearer " + b.token.Reveal()}, nil
+	return map[string]string{"authorization": "Bearer " + string(b.token.Bytes())}, nil
 }
 
 func (bearer) RequireTransportSecurity() bool { return false }
 
-func readToken(path string) (auth.Secret, error) {
-	text, err := os.ReadFile(path)
+func readToken(path string) (secret.Text, error) {
+	text, err := secretfile.Read("token", path)
 	if err != nil {
-		return auth.Secret{}, err
+		return secret.Text{}, err
 	}
 	token, err := auth.ParseSecret(strings.TrimSpace(string(text)))
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 )
 
 func nodeTable(w io.Writer, n *espmv1.Node) {
-	fmt.Fprintf(w, "certname\t%s\nuid\t%s\nstate\t%s\n", n.GetCertname(), dash(n.GetUid()), word(n.GetState(), "NODE_STATE_"))
+	fmt.Fprintf(w, "certname\t%s\nuid\t%s\nstate\t%s\nowner\t%s\n", n.GetCertname(), dash(n.GetUid()), word(n.GetState(), "NODE_STATE_"), dash(n.GetOwner()))
 	classificationTable(w, n.GetClassification())
 	fmt.Fprintf(w, "groups\t%s\nlabels\t%s\nserial\t%s\ncreated\t%s\n", dash(strings.Join(n.GetGroups(), ", ")), labelLine(n.GetLabels()),
 		dash(n.GetSerial()), when(n.GetCreateTime()))

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -15,8 +13,6 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
-
-	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
 // toJSON returns a message as JSON with the field names of the .proto files.
@@ -165,32 +161,4 @@ func dash(s string) string {
 		return "-"
 	}
 	return s
-}
-
-func nodeTable(w io.Writer, n *espmv1.Node) {
-	fmt.Fprintf(w, "certname\t%s\nuid\t%s\nstate\t%s\nowner\t%s\n", n.GetCertname(), dash(n.GetUid()), word(n.GetState(), "NODE_STATE_"), dash(n.GetOwner()))
-	classificationTable(w, n.GetClassification())
-	fmt.Fprintf(w, "groups\t%s\nlabels\t%s\nserial\t%s\ncreated\t%s\n", dash(strings.Join(n.GetGroups(), ", ")), labelLine(n.GetLabels()),
-		dash(n.GetSerial()), when(n.GetCreateTime()))
-	if n.GetLastSeenTime() != nil {
-		fmt.Fprintf(w, "last seen\t%s\n", when(n.GetLastSeenTime()))
-	}
-	if n.GetClaimDeadlineTime() != nil {
-		fmt.Fprintf(w, "claim by\t%s\nclaimed\t%s\n", when(n.GetClaimDeadlineTime()), when(n.GetClaimTime()))
-	}
-	if n.GetTerminateTime() != nil {
-		fmt.Fprintf(w, "terminated\t%s\n", when(n.GetTerminateTime()))
-	}
-	if n.GetTerminateReason() != "" {
-		fmt.Fprintf(w, "reason\t%s\n", n.GetTerminateReason())
-	}
-	fmt.Fprintf(w, "revision\t%d\n", n.GetRevision())
-}
-
-func labelLine(labels map[string]string) string {
-	var parts []string
-	for _, k := range slices.Sorted(maps.Keys(labels)) {
-		parts = append(parts, k+"="+labels[k])
-	}
-	return dash(strings.Join(parts, ", "))
 }

@@ -51,16 +51,16 @@ func TestRequestIDOfAnother(t *testing.T) {
 	for who, ctx := range map[string]context.Context{"another provisioner": b, "an admin": admin(t)} {
 		p, err := f.Provision(ctx, node.Node{Certname: "web1.test"}, registry.Spec{}, "job-1", false)
 		wantErr(t, who+" with the same request", err, node.ErrNodeExists)
-		if len(p.Bundle.PrivateKeyPEM) > 0 {
+		if len(p.Bundle.PrivateKeyPEM.Bytes()) > 0 {
 			t.Errorf("%s has the private key", who)
 		}
 	}
 	other := f.provisionBy(t, b, "web2.test", "job-1")
 	again := f.provisionBy(t, a, "web1.test", "job-1")
-	if string(again.Bundle.PrivateKeyPEM) != string(first.Bundle.PrivateKeyPEM) || again.Node.UID != first.Node.UID {
+	if string(again.Bundle.PrivateKeyPEM.Bytes()) != string(first.Bundle.PrivateKeyPEM.Bytes()) || again.Node.UID != first.Node.UID {
 		t.Error("another's use of the id took the owner's answer away")
 	}
-	if string(other.Bundle.PrivateKeyPEM) == string(first.Bundle.PrivateKeyPEM) {
+	if string(other.Bundle.PrivateKeyPEM.Bytes()) == string(first.Bundle.PrivateKeyPEM.Bytes()) {
 		t.Error("two have one key")
 	}
 }
@@ -87,10 +87,10 @@ func TestRequestIDOfAnotherInFlight(t *testing.T) {
 	close(goOn)
 	wg.Wait()
 	wantErr(t, "another, at once", err, node.ErrNodeExists)
-	if len(p.Bundle.PrivateKeyPEM) > 0 || mineErr != nil {
-		t.Errorf("another has a key of %d bytes; the first: %v", len(p.Bundle.PrivateKeyPEM), mineErr)
+	if len(p.Bundle.PrivateKeyPEM.Bytes()) > 0 || mineErr != nil {
+		t.Errorf("another has a key of %d bytes; the first: %v", len(p.Bundle.PrivateKeyPEM.Bytes()), mineErr)
 	}
-	if _, err := tls.X509KeyPair(mine.Bundle.CertificatePEM, mine.Bundle.PrivateKeyPEM); err != nil {
+	if _, err := tls.X509KeyPair(mine.Bundle.CertificatePEM, mine.Bundle.PrivateKeyPEM.Bytes()); err != nil {
 		t.Error(err)
 	}
 }
@@ -148,7 +148,7 @@ func TestGive(t *testing.T) {
 	for _, id := range []string{"job-1", "job-2"} {
 		got, err := f.Issue(a, "web1.test", "", registry.Spec{}, id, false)
 		wantErr(t, "the old owner asks for the key again", err, node.ErrNodeNotFound)
-		if len(got.Bundle.PrivateKeyPEM) > 0 {
+		if len(got.Bundle.PrivateKeyPEM.Bytes()) > 0 {
 			t.Error("and has it")
 		}
 	}

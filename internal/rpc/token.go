@@ -35,7 +35,7 @@ func (s *tokens) CreateToken(ctx context.Context, req *espmv1.CreateTokenRequest
 	if err != nil {
 		return nil, err
 	}
-	return &espmv1.CreateTokenResponse{Token: toToken(t), Secret: secret.Reveal()}, nil
+	return &espmv1.CreateTokenResponse{Token: toToken(t), Secret: string(secret.Bytes())}, nil
 }
 
 // fromTTL tells a life of 0, which is none, from the default.
@@ -82,7 +82,7 @@ func (s *tokens) RotateToken(ctx context.Context, req *espmv1.RotateTokenRequest
 	if err != nil {
 		return nil, err
 	}
-	return &espmv1.RotateTokenResponse{Token: toToken(t), Secret: secret.Reveal()}, nil
+	return &espmv1.RotateTokenResponse{Token: toToken(t), Secret: string(secret.Bytes())}, nil
 }
 
 func (s *tokens) RevokeToken(ctx context.Context, req *espmv1.RevokeTokenRequest) (*espmv1.RevokeTokenResponse, error) {

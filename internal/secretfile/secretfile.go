@@ -3,6 +3,7 @@
 package secretfile
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -114,4 +115,17 @@ func groupName(gid uint32) string {
 		return ""
 	}
 	return g.Name
+}
+
+// X509KeyPair returns a certificate, with its chain, and its key; key and certificate are PEM.
+func X509KeyPair(what, certificate, key string) (tls.Certificate, error) {
+	keyPEM, err := Read(what, key)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	chain, err := os.ReadFile(certificate)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.X509KeyPair(chain, keyPEM)
 }

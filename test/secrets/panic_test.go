@@ -19,6 +19,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/espm-project/espm/internal/audit"
+	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/ca/directory"
@@ -74,7 +76,14 @@ func child(dir string) error {
 	if err != nil {
 		return err
 	}
-	return rpc.NewServer(ctx, r, time.Now, log).Serve(l)
+	local, err := auth.NewLocal("")
+	if err != nil {
+		return err
+	}
+	access := rpc.Access{Local: local, Tokens: auth.NewTokens(kept, time.Now, log), Records: kept, Limits: auth.NewLimits(time.Now)}
+	lines := audit.New(kept, audit.Options{Now: time.Now, Log: log})
+	go lines.Run(ctx)
+	return rpc.NewServer(ctx, r, access, lines, rpc.DefaultLimits, time.Now, log).Serve(rpc.Listen(l, rpc.DefaultLimits, log))
 }
 
 // blasting makes keys, tells the test of them, and blows up with them in hand,

@@ -179,7 +179,7 @@ func TestStrangeAnswers(t *testing.T) {
 		{"HTTP/1.1 400 Bad Request\r\n\r\n", `not an answer: "HTTP/1.1 40"`},
 		{"Y ffffffff\n", "not an answer"},
 		{"Y -0000001\n", "not an answer"},
-		{"Z 00000004\nwhat", "what"},
+		{"Z 00000004\nwhat", "not an answer"},
 	} {
 		s := newSite(t, enc.Unknown{Policy: enc.Fail})
 		s.serve(t, func(c net.Conn) {
