@@ -49,6 +49,7 @@ var plan = map[string]rule{
 	"internal/bootstrap":       {may: []string{"internal/node", "internal/durable"}, why: "a bundle is files, wherever its parts come from"},
 	"internal/registry":        {may: []string{"internal/node", "internal/store", "internal/ca", "internal/enc", "internal/bootstrap"}, why: "use cases declare the small interfaces they need, and know no engine, no authority and no transport"},
 	"internal/config":          {may: []string{"internal/node", "internal/enc", "internal/ca"}, why: "it checks settings by the domain's rules and starts nothing"},
+	"internal/metrics":         {may: []string{"internal/node", "internal/ca"}, why: "it is told numbers and reads them from small interfaces; what counts knows nothing of it"},
 	"internal/rpc": {
 		may: []string{"internal/node", "internal/enc", "internal/store", "internal/ca", "internal/bootstrap", "internal/registry", "proto/espm/v1"},
 		why: "a handler speaks to the use cases: it never sees an engine, an authority or the daemon",
@@ -68,6 +69,7 @@ var outside = []string{"test/"}
 
 // wired may only be imported where espm is put together.
 var wired = map[string][]string{
+	"internal/metrics":         {"internal/daemon"},
 	"internal/store/bolt":      {"internal/daemon", "internal/enc/encclient"},
 	"internal/ca/directory":    {"internal/daemon"},
 	"internal/ca/puppetserver": {"internal/daemon"},
@@ -153,6 +155,7 @@ var heavy = map[string]string{
 	"os/exec":                    "brings package net's friends; a command is started by os.StartProcess",
 	"github.com/google/uuid":     "reads interfaces of package net",
 	"go.yaml.in/yaml":            "compiles tables before main; internal/enc writes its YAML itself",
+	"github.com/prometheus":      "the numbers are the daemon's; its registry fills before main",
 	"github.com/google/renameio": "espm-enc writes nothing",
 }
 

@@ -39,6 +39,9 @@ type Config struct {
 	Puppet    Puppet    `yaml:"puppet"`
 	Protected []string  `yaml:"protected_certnames"`
 	Log       Log       `yaml:"log"`
+	Metrics   Metrics   `yaml:"metrics"`
+
+	File string `yaml:"-"` // where Load read it, absolute; "": it was made otherwise
 }
 
 // Store says where records are kept.
@@ -102,6 +105,11 @@ type Log struct {
 	Format string `yaml:"format"`
 }
 
+// Metrics says where metrics and health are served.
+type Metrics struct {
+	Listen string `yaml:"listen"` // "": nowhere
+}
+
 const defaultKeyPool = 4
 
 // Load reads and checks a configuration file and fills in the defaults.
@@ -119,6 +127,7 @@ func Load(path string) (Config, error) {
 	if err != nil {
 		return c, fmt.Errorf("configuration %s: %w", path, err)
 	}
+	c.File = abs
 	return c, nil
 }
 
@@ -190,6 +199,9 @@ func (c *Config) check() error {
 		return err
 	}
 	if err := c.checkENC(); err != nil {
+		return err
+	}
+	if err := c.Metrics.check(); err != nil {
 		return err
 	}
 	if _, err := ca.ParseKeyAlgorithm(c.Issue.KeyAlgorithm); err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/enc/encsock"
+	"github.com/espm-project/espm/internal/metrics"
 	"github.com/espm-project/espm/internal/registry"
 	"github.com/espm-project/espm/internal/revoke"
 	"github.com/espm-project/espm/internal/rpc"
@@ -35,7 +36,7 @@ const drain = 10 * time.Second
 // with what an earlier run left open; the API, last.
 func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 	log := newLog(c.Log, logs)
-	d := &daemon{config: c, log: log}
+	d := &daemon{config: c, log: log, metrics: metrics.New()}
 	defer func() { err = errors.Join(err, d.close()) }()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -47,6 +48,9 @@ func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 		return err
 	}
 	if err := d.openAuthority(ctx); err != nil {
+		return err
+	}
+	if err := d.serveMetrics(ctx, cancel); err != nil {
 		return err
 	}
 	if err := d.serveAPI(ctx); err != nil {
@@ -64,6 +68,8 @@ type daemon struct {
 	store     *store.Store
 	sightings *registry.Sightings
 	registry  *registry.Registry
+	metrics   *metrics.Metrics
+	sources   metrics.Sources
 	wg        sync.WaitGroup
 	closers   []func() error
 }
@@ -93,7 +99,7 @@ func newLog(c config.Log, w io.Writer) *logrus.Logger {
 }
 
 func (d *daemon) openStore(ctx context.Context) error {
-	engine, err := bolt.Open(d.config.Store.Path, bolt.Options{})
+	engine, err := bolt.Open(d.config.Store.Path, bolt.Options{Committed: d.metrics.Committed})
 	if err != nil {
 		return fmt.Errorf("store: %w", err)
 	}
@@ -104,6 +110,7 @@ func (d *daemon) openStore(ctx context.Context) error {
 	if d.store, err = store.New(ctx, engine); err != nil {
 		return fmt.Errorf("store %s: %w", d.config.Store.Path, err)
 	}
+	d.sources = metrics.Sources{Store: d.store, StoreBytes: engine.Size, Now: time.Now}
 	return d.keepENC(ctx)
 }
 
@@ -144,6 +151,7 @@ func (d *daemon) serveENC(ctx context.Context, cancel context.CancelCauseFunc) e
 		Unknown:   enc.Unknown{Policy: d.config.ENC.UnknownNodes, Command: d.config.ENC.Command},
 		Sightings: d.sightings,
 		Log:       d.log,
+		Answered:  d.metrics.Answered,
 	}
 	// It serves on while the API drains, as nobody else can read the store then.
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -191,11 +199,14 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 		Log:         d.log,
 		Sightings:   d.sightings,
 		RunInterval: d.config.Puppet.RunInterval,
+		Stage:       d.metrics.Stage,
 	})
 	d.closers = append(d.closers, func() error {
 		d.registry.Wait()
 		return nil
 	})
+	d.sources.Brief = func(ctx context.Context) (ca.Status, error) { return ca.Brief(ctx, authority) }
+	d.sources.Down, d.sources.Keys = queue.Down, pool.Stats
 	d.wg.Go(func() { queue.Run(ctx) })
 	d.wg.Go(func() { d.registry.Run(ctx) })
 	return nil
@@ -207,7 +218,7 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	server := rpc.NewServer(ctx, d.registry, time.Now, d.log)
+	server := rpc.NewServer(ctx, d.registry, time.Now, d.log, d.metrics.Requests())
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	d.log.WithFields(logrus.Fields{"listen": d.config.Listen, "enc": d.config.ENC.Socket, "store": d.config.Store.Path}).Info("espm serves")

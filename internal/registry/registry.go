@@ -89,9 +89,10 @@ type Options struct {
 	Now         func() time.Time
 	Log         logrus.FieldLogger
 
-	Sightings   *Sightings           // the default knows what is stored
-	RunInterval time.Duration        // between two runs of an agent, at most; default half an hour
-	Uptime      func() time.Duration // does not go back or jump as a clock may; the default is Now's monotonic clock
+	Sightings   *Sightings                             // the default knows what is stored
+	RunInterval time.Duration                          // between two runs of an agent, at most; default half an hour
+	Stage       func(stage string, took time.Duration) // is told of each stage of an issue that came to its end; the default tells nobody
+	Uptime      func() time.Duration                   // does not go back or jump as a clock may; the default is Now's monotonic clock
 }
 
 // Registry is espm's use cases. Its methods may be called at once. What a
@@ -120,6 +121,9 @@ type Registry struct {
 func New(o Options) *Registry {
 	if o.Sightings == nil {
 		o.Sightings = NewSightings(o.Store, o.Now, o.Log)
+	}
+	if o.Stage == nil {
+		o.Stage = func(string, time.Duration) {}
 	}
 	o.RunInterval = cmp.Or(o.RunInterval, defaultRunInterval)
 	if o.Uptime == nil {

@@ -29,14 +29,14 @@ const maxMessage = 16 << 20
 
 // NewServer returns a gRPC server with all of espm's services, health and
 // reflection. Its watches end when ctx is done; the rest is for GracefulStop.
-func NewServer(ctx context.Context, r *registry.Registry, now func() time.Time, log logrus.FieldLogger) *grpc.Server {
+func NewServer(ctx context.Context, r *registry.Registry, now func() time.Time, log logrus.FieldLogger, more ...grpc.ServerOption) *grpc.Server {
 	e := edge{log, ctx}
-	s := grpc.NewServer(
+	s := grpc.NewServer(append(more,
 		grpc.WaitForHandlers(true),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.UnaryInterceptor(e.unary),
 		grpc.StreamInterceptor(e.stream),
-	)
+	)...)
 	espmv1.RegisterNodeServiceServer(s, &nodes{registry: r})
 	espmv1.RegisterCertificateServiceServer(s, &certificates{registry: r, now: now})
 	espmv1.RegisterRevocationServiceServer(s, &revocations{registry: r})

@@ -42,6 +42,9 @@ type Server struct {
 	Unknown   enc.Unknown
 	Sightings Sightings
 	Log       logrus.FieldLogger
+	// Answered is told of each answer, sent or not, and of how long it took from the question: known,
+	// empty or command (for a node that espm does not know), unregistered, invalid or error. nil: nobody.
+	Answered func(outcome string, took time.Duration)
 }
 
 // Serve answers until ctx is done, then closes the listener, lets the
@@ -100,6 +103,7 @@ func (s *Server) answer(ctx context.Context, conn net.Conn) error {
 	if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
 		return fmt.Errorf("reading the question: %w", err)
 	}
+	begun := time.Now()
 	name := strings.TrimSuffix(string(line), "\n") // a longer line is cut, and too long for a certname still
 	name, curious := strings.CutPrefix(name, "?")
 	a, classified := enc.Ask(ctx, s.Source, s.Unknown, name)
@@ -110,5 +114,25 @@ func (s *Server) answer(ctx context.Context, conn net.Conn) error {
 		s.Log.WithFields(logrus.Fields{"certname": name, "reason": a.Text}).Warn("enc refused a node")
 	}
 	_, err = conn.Write(fmt.Appendf(nil, "%c %08x\n%s", a.Status, len(a.Text), a.Text))
+	if s.Answered != nil {
+		s.Answered(outcome(a, classified), time.Since(begun))
+	}
 	return err
+}
+
+func outcome(a enc.Answer, classified *node.Node) string {
+	switch {
+	case classified != nil:
+		return "known"
+	case a.Status == enc.StatusYAML:
+		return "empty"
+	case a.Status == enc.StatusCommand:
+		return "command"
+	case errors.Is(a.Err, node.ErrNodeNotFound):
+		return "unregistered"
+	case errors.Is(a.Err, node.ErrInvalid):
+		return "invalid"
+	default:
+		return "error"
+	}
 }
