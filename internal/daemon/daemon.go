@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -38,6 +39,7 @@ func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 	log := newLog(c.Log, logs)
 	d := &daemon{config: c, log: log, metrics: metrics.New()}
 	defer func() { err = errors.Join(err, d.close()) }()
+	d.hangup()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	if err := d.openStore(ctx); err != nil {
@@ -53,6 +55,7 @@ func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 	if err := d.serveMetrics(ctx, cancel); err != nil {
 		return err
 	}
+	d.wg.Go(func() { d.reload(ctx) })
 	if err := d.serveAPI(ctx); err != nil {
 		return err
 	}
@@ -70,6 +73,8 @@ type daemon struct {
 	registry  *registry.Registry
 	metrics   *metrics.Metrics
 	sources   metrics.Sources
+	enc       *encsock.Server
+	reloads   <-chan os.Signal
 	wg        sync.WaitGroup
 	closers   []func() error
 }
@@ -88,6 +93,11 @@ func (d *daemon) close() error {
 func newLog(c config.Log, w io.Writer) *logrus.Logger {
 	log := logrus.New()
 	log.SetOutput(w)
+	setLog(log, c)
+	return log
+}
+
+func setLog(log *logrus.Logger, c config.Log) {
 	level, _ := logrus.ParseLevel(c.Level) // checked by config
 	log.SetLevel(level)
 	if c.Format == "json" {
@@ -95,7 +105,6 @@ func newLog(c config.Log, w io.Writer) *logrus.Logger {
 	} else {
 		log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true, TimestampFormat: time.RFC3339, DisableColors: true})
 	}
-	return log
 }
 
 func (d *daemon) openStore(ctx context.Context) error {
@@ -111,13 +120,13 @@ func (d *daemon) openStore(ctx context.Context) error {
 		return fmt.Errorf("store %s: %w", d.config.Store.Path, err)
 	}
 	d.sources = metrics.Sources{Store: d.store, StoreBytes: engine.Size, Now: time.Now}
-	return d.keepENC(ctx)
+	return d.keepENC(ctx, d.config)
 }
 
 // keepENC writes the ENC's settings where espm-enc finds them while the
 // daemon is down. Not needlessly: with a full disk the daemon would not start.
-func (d *daemon) keepENC(ctx context.Context) error {
-	want := encSettings(d.config)
+func (d *daemon) keepENC(ctx context.Context, c config.Config) error {
+	want := encSettings(c)
 	if have, err := d.store.ENC(ctx); err == nil && have == want {
 		return nil
 	}
@@ -153,6 +162,7 @@ func (d *daemon) serveENC(ctx context.Context, cancel context.CancelCauseFunc) e
 		Log:       d.log,
 		Answered:  d.metrics.Answered,
 	}
+	d.enc = server
 	// It serves on while the API drains, as nobody else can read the store then.
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan struct{})

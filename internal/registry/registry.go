@@ -48,6 +48,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -105,6 +106,8 @@ type Registry struct {
 	// ever. The guards of each commit, not this lock, keep the result right.
 	classifying sync.RWMutex
 
+	protected atomic.Pointer[[]string] // Options.Protected, or what took its place
+
 	launches launches // for runLaunches alone
 
 	flights singleflight.Group // issues by request id
@@ -130,14 +133,19 @@ func New(o Options) *Registry {
 		began := o.Now()
 		o.Uptime = func() time.Duration { return o.Now().Sub(began) }
 	}
-	return &Registry{
+	r := &Registry{
 		Options:  o,
 		answers:  answers{now: o.Now},
 		issuing:  map[node.UID]bool{},
 		unsettle: make(chan struct{}, 1),
 		ended:    make(chan struct{}),
 	}
+	r.SetProtected(o.Protected)
+	return r
 }
+
+// SetProtected changes the certnames that are never terminated, of Options.Protected. What is under way may go by the old ones.
+func (r *Registry) SetProtected(names []string) { r.protected.Store(&names) }
 
 // maxAttempts bounds how often a change is computed anew because another was
 // committed in between.

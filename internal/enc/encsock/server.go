@@ -9,12 +9,14 @@ package encsock
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -45,7 +47,13 @@ type Server struct {
 	// Answered is told of each answer, sent or not, and of how long it took from the question: known,
 	// empty or command (for a node that espm does not know), unregistered, invalid or error. nil: nobody.
 	Answered func(outcome string, took time.Duration)
+
+	unknown atomic.Pointer[enc.Unknown] // in place of Unknown, once set
 }
+
+// SetUnknown changes what is done about nodes that espm does not know, from the next question on. It may be
+// called while Serve runs.
+func (s *Server) SetUnknown(u enc.Unknown) { s.unknown.Store(&u) }
 
 // Serve answers until ctx is done, then closes the listener, lets the
 // answers under way end, and returns nil. Any other end is an error.
@@ -106,7 +114,7 @@ func (s *Server) answer(ctx context.Context, conn net.Conn) error {
 	begun := time.Now()
 	name := strings.TrimSuffix(string(line), "\n") // a longer line is cut, and too long for a certname still
 	name, curious := strings.CutPrefix(name, "?")
-	a, classified := enc.Ask(ctx, s.Source, s.Unknown, name)
+	a, classified := enc.Ask(ctx, s.Source, *cmp.Or(s.unknown.Load(), &s.Unknown), name)
 	if classified != nil && !curious {
 		s.Sightings.Saw(ctx, *classified)
 	}
