@@ -75,6 +75,7 @@ type daemon struct {
 	sources   metrics.Sources
 	enc       *encsock.Server
 	reloads   <-chan os.Signal
+	backups   *snapshots
 	wg        sync.WaitGroup
 	closers   []func() error
 }
@@ -119,6 +120,7 @@ func (d *daemon) openStore(ctx context.Context) error {
 	if d.store, err = store.New(ctx, engine); err != nil {
 		return fmt.Errorf("store %s: %w", d.config.Store.Path, err)
 	}
+	d.backups = &snapshots{config: d.config, engine: engine}
 	d.sources = metrics.Sources{Store: d.store, StoreBytes: engine.Size, Now: time.Now}
 	return d.keepENC(ctx, d.config)
 }
@@ -229,6 +231,7 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 		return fmt.Errorf("listen: %w", err)
 	}
 	server := rpc.NewServer(ctx, d.registry, time.Now, d.log, d.metrics.Requests())
+	rpc.RegisterBackup(server, d.backups)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	d.log.WithFields(logrus.Fields{"listen": d.config.Listen, "enc": d.config.ENC.Socket, "store": d.config.Store.Path}).Info("espm serves")
