@@ -50,6 +50,7 @@ var plan = map[string]rule{
 	"internal/registry":        {may: []string{"internal/node", "internal/store", "internal/ca", "internal/enc", "internal/bootstrap"}, why: "use cases declare the small interfaces they need, and know no engine, no authority and no transport"},
 	"internal/config":          {may: []string{"internal/node", "internal/enc", "internal/ca"}, why: "it checks settings by the domain's rules and starts nothing"},
 	"internal/backup":          {stdlib: true, why: "the form of a backup does not depend on what is in it"},
+	"internal/doctor":          {may: []string{"internal/node", "internal/config"}, why: "it looks at what an operator sees; authorities are asked by the daemon's package for it"},
 	"internal/metrics":         {may: []string{"internal/node", "internal/ca"}, why: "it is told numbers and reads them from small interfaces; what counts knows nothing of it"},
 	"internal/rpc": {
 		may: []string{"internal/node", "internal/enc", "internal/store", "internal/ca", "internal/bootstrap", "internal/registry", "proto/espm/v1"},
@@ -57,7 +58,7 @@ var plan = map[string]rule{
 	},
 	"internal/daemon": {anything: true, why: "it alone puts espm together"},
 	"internal/cli": {
-		may: []string{"internal/node", "internal/backup", "internal/bootstrap", "internal/config", "internal/daemon", "internal/durable", "internal/enc/encclient", "proto/espm/v1"},
+		may: []string{"internal/node", "internal/backup", "internal/bootstrap", "internal/config", "internal/daemon", "internal/doctor", "internal/durable", "internal/enc/encclient", "proto/espm/v1"},
 		why: "the admin's verbs speak to a daemon over the API, so that they can from anywhere; only serve and init name it",
 	},
 	"internal/arch": {why: "it is a test"},

@@ -85,7 +85,7 @@ func (a *app) root() *cobra.Command {
 			return usageError{fmt.Errorf("--output: table, json or yaml, is %q", a.output)}
 		}
 	}
-	root.AddCommand(a.initCmd(), a.serveCmd(), a.nodeCmd(), a.groupCmd(), a.certCmd(), a.caCmd(), a.encCmd(), a.backupCmd())
+	root.AddCommand(a.initCmd(), a.serveCmd(), a.nodeCmd(), a.groupCmd(), a.certCmd(), a.caCmd(), a.encCmd(), a.backupCmd(), a.doctorCmd())
 	return root
 }
 

@@ -7,14 +7,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/espm-project/espm/internal/ca"
 )
 
 // Inspection is what a CA folder holds.
 type Inspection struct {
-	Subject   string // of the CA's certificate
-	CRLNumber string
-	Entries   int // of the CA's own CRL
-	Key       bool
+	ca.Status      // as Brief has it, without Files
+	Key       bool // the private key is there
 }
 
 // Lock takes the folder, which must exist, as Open does, until Close.
@@ -23,7 +23,7 @@ func Lock(path string) (io.Closer, error) { return lock(path) }
 // Inspect looks at a CA folder that nobody works on, and changes nothing: certificates, CRLs, that these
 // belong together and, where it is there, that the private key is theirs.
 func Inspect(path string) (Inspection, error) {
-	certFile, crlFile, keyFile := filepath.Join(path, "ca_crt.pem"), filepath.Join(path, "ca_crl.pem"), filepath.Join(path, "ca_key.pem")
+	certFile, listFile, keyFile := filepath.Join(path, "ca_crt.pem"), filepath.Join(path, "ca_crl.pem"), filepath.Join(path, "ca_key.pem")
 	data, err := os.ReadFile(certFile)
 	if err != nil {
 		return Inspection{}, fmt.Errorf("CA certificate: %w", err)
@@ -43,14 +43,17 @@ func Inspect(path string) (Inspection, error) {
 	if err != nil {
 		return Inspection{}, err
 	}
-	if data, err = os.ReadFile(crlFile); err != nil {
+	if data, err = os.ReadFile(listFile); err != nil {
 		return Inspection{}, fmt.Errorf("CRL: %w", err)
 	}
 	crl, err := parseCRLs(data, chain)
 	if err != nil {
-		return Inspection{}, fmt.Errorf("CRL %s: %w", crlFile, err)
+		return Inspection{}, fmt.Errorf("CRL %s: %w", listFile, err)
 	}
-	return Inspection{Subject: chain[0].Subject.String(), CRLNumber: crl.number.String(), Entries: crl.count, Key: has}, nil
+	a := Authority{chain: chain, own: &crlFile{}}
+	status := a.brief(crl.crlChain)
+	status.Files = nil
+	return Inspection{status, has}, nil
 }
 
 // NewestCRL returns the content of the file, of ca_crl.pem in the folder and
