@@ -73,8 +73,16 @@ func TestRestoreProves(t *testing.T) {
 			}
 		}
 	}
+	// What a restore that was killed left is no hindrance.
+	half := filepath.Join(c.Authority.Directory.Path+staged, "signed")
+	if err := errors.Join(os.MkdirAll(half, 0o750), os.WriteFile(c.Store.Path+staged, []byte("half"), 0o600), os.WriteFile(filepath.Join(half, "x.pem"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	if done, err := Restore(t.Context(), c, whole(asIs, right), true); err != nil || !done.Held.Key || len(done.Kept) != 2 {
 		t.Errorf("%+v, %v", done, err)
+	}
+	if exists(filepath.Join(c.Authority.Directory.Path, "signed", "x.pem")) || exists(c.Store.Path+staged) || exists(c.Authority.Directory.Path+staged) {
+		t.Error("the half of it came in, or stayed")
 	}
 }
 
