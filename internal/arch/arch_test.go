@@ -54,13 +54,16 @@ var plan = map[string]rule{
 	"internal/registry":        {may: []string{"internal/node", "internal/secret", "internal/store", "internal/ca", "internal/enc", "internal/bootstrap", "internal/audit"}, why: "use cases declare the small interfaces they need, and know no engine, no authority and no transport"},
 	"internal/auth":            {may: []string{"internal/node", "internal/secret", "internal/secretfile", "internal/audit"}, why: "who a caller is and what it may do depends on no transport and no store"},
 	"internal/config":          {may: []string{"internal/node", "internal/auth", "internal/enc", "internal/ca", "internal/ca/pkcs11"}, why: "it checks settings by the domain's rules and starts nothing"},
+	"internal/backup":          {stdlib: true, why: "the form of a backup does not depend on what is in it"},
+	"internal/doctor":          {may: []string{"internal/node", "internal/config"}, why: "it looks at what an operator sees; authorities are asked by the daemon's package for it"},
+	"internal/metrics":         {may: []string{"internal/node", "internal/ca"}, why: "it is told numbers and reads them from small interfaces; what counts knows nothing of it"},
 	"internal/rpc": {
 		may: []string{"internal/node", "internal/auth", "internal/enc", "internal/store", "internal/ca", "internal/bootstrap", "internal/audit", "internal/registry", "proto/espm/v1"},
 		why: "a handler speaks to the use cases: it never sees an engine, an authority or the daemon",
 	},
 	"internal/daemon": {anything: true, why: "it alone puts espm together"},
 	"internal/cli": {
-		may: []string{"internal/node", "internal/secret", "internal/secretfile", "internal/auth", "internal/audit", "internal/bootstrap", "internal/config", "internal/daemon", "internal/enc/encclient", "proto/espm/v1"},
+		may: []string{"internal/node", "internal/backup", "internal/doctor", "internal/durable", "internal/secret", "internal/secretfile", "internal/auth", "internal/audit", "internal/bootstrap", "internal/config", "internal/daemon", "internal/enc/encclient", "proto/espm/v1"},
 		why: "the admin's verbs speak to a daemon over the API, so that they can from anywhere; only serve and init name it",
 	},
 	"internal/arch": {why: "it is a test"},
@@ -73,6 +76,7 @@ var outside = []string{"test/"}
 
 // wired may only be imported where espm is put together.
 var wired = map[string][]string{
+	"internal/metrics":         {"internal/daemon"},
 	"internal/store/bolt":      {"internal/daemon", "internal/enc/encclient"},
 	"internal/ca/directory":    {"internal/daemon"},
 	"internal/ca/puppetserver": {"internal/daemon"},
@@ -158,6 +162,7 @@ var heavy = map[string]string{
 	"os/exec":                    "brings package net's friends; a command is started by os.StartProcess",
 	"github.com/google/uuid":     "reads interfaces of package net",
 	"go.yaml.in/yaml":            "compiles tables before main; internal/enc writes its YAML itself",
+	"github.com/prometheus":      "the numbers are the daemon's; its registry fills before main",
 	"github.com/google/renameio": "espm-enc writes nothing",
 }
 

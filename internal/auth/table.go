@@ -64,6 +64,8 @@ var permissions = map[string][]node.Role{
 	"espm.v1.AuditService/ExportAuditLines": lookers,
 	"espm.v1.AuditService/VerifyAudit":      lookers,
 
+	"espm.v1.BackupService/CreateBackup": admins, // it may hold the CA's key
+
 	"grpc.health.v1.Health/Check": everybody,
 	"grpc.health.v1.Health/List":  everybody,
 	"grpc.health.v1.Health/Watch": everybody,

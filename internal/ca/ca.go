@@ -89,6 +89,18 @@ func ProtectedNames(authority any) []node.Certname {
 	return a.ProtectedNames()
 }
 
+// Brief returns an authority's status without what has to be counted anew each time, as it depends on
+// the clock: Recent, and where it is costly EntryBytes, may be 0. It is cheap
+// enough to be asked for several times a minute, however long the CRL. An authority that has it has the method Brief.
+func Brief(ctx context.Context, authority Authority) (Status, error) {
+	if a, ok := authority.(interface {
+		Brief(context.Context) (Status, error)
+	}); ok {
+		return a.Brief(ctx)
+	}
+	return authority.Status(ctx)
+}
+
 // Listed returns the number of the CRL on which an authority has a serial already, "" where
 // it has none, or can't tell without asking. An authority that can has the method Listed.
 func Listed(authority any, serial node.Serial) (crlNumber string) {

@@ -86,7 +86,7 @@ func (a *app) root() *cobra.Command {
 			return usageError{fmt.Errorf("--output: table, json or yaml, is %q", a.output)}
 		}
 	}
-	root.AddCommand(a.initCmd(), a.serveCmd(), a.nodeCmd(), a.groupCmd(), a.certCmd(), a.caCmd(), a.encCmd(), a.tokenCmd(), a.auditCmd())
+	root.AddCommand(a.initCmd(), a.serveCmd(), a.nodeCmd(), a.groupCmd(), a.certCmd(), a.caCmd(), a.encCmd(), a.tokenCmd(), a.auditCmd(), a.backupCmd(), a.doctorCmd())
 	return root
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/signal"
@@ -57,11 +58,18 @@ func TestScript(t *testing.T) {
 			e.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector holds up every exit by a second
 			return nil
 		},
+		Condition: func(cond string) (bool, error) {
+			if cond == "root" {
+				return os.Geteuid() == 0, nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serving": serving,
 			"exits":   exits,
 			"field":   field,
 			"mode":    mode,
+			"mends":   mends,
 		},
 	})
 }
@@ -149,6 +157,35 @@ func field(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("%s is %v, want %v", args[0], at, want)
 	}
 }
+
+// mends wants the doctor to find a thing wrong, before what comes of it, runs the command
+// that is to mend it, and wants all to be well then.
+func mends(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: mends CONFIG CHECK SEVERITY")
+	}
+	examine := func() (wrong []doctorFinding) {
+		_ = ts.Exec("espm", "doctor", "--config", args[0], "-o", "json") // its exit code is the finding's
+		var all []doctorFinding
+		ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &all))
+		for _, f := range all {
+			if f.Severity != "ok" {
+				wrong = append(wrong, f)
+			}
+		}
+		return wrong
+	}
+	wrong := examine()
+	if len(wrong) == 0 || wrong[0].Check != args[1] || wrong[0].Severity != args[2] || wrong[0].Mend == "" {
+		ts.Fatalf("found %+v, want a %s of %s first, with a way to mend it", wrong, args[2], args[1])
+	}
+	ts.Check(ts.Exec("sh", "-c", wrong[0].Mend))
+	if wrong = examine(); len(wrong) > 0 {
+		ts.Fatalf("still wrong: %+v", wrong)
+	}
+}
+
+type doctorFinding struct{ Check, Severity, What, Mend string }
 
 // mode checks a file's permissions.
 func mode(ts *testscript.TestScript, neg bool, args []string) {

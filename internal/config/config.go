@@ -41,10 +41,13 @@ type Config struct {
 	Protected []string  `yaml:"protected_certnames"`
 	Audit     Audit     `yaml:"audit"`
 	Log       Log       `yaml:"log"`
+	Metrics   Metrics   `yaml:"metrics"`
 
 	AdminGroup string      `yaml:"admin_group"`
 	Network    *Network    `yaml:"network"`
 	Principals []Principal `yaml:"principals"`
+
+	File string `yaml:"-"` // where Load read it, absolute; "": it was made otherwise
 }
 
 // Store says where records are kept.
@@ -115,6 +118,11 @@ type Log struct {
 	Format string `yaml:"format"`
 }
 
+// Metrics says where metrics and health are served.
+type Metrics struct {
+	Listen string `yaml:"listen"` // "": nowhere
+}
+
 const defaultKeyPool = 4
 
 // Load reads and checks a configuration file and fills in the defaults.
@@ -132,6 +140,7 @@ func Load(path string) (Config, error) {
 	if err != nil {
 		return c, fmt.Errorf("configuration %s: %w", path, err)
 	}
+	c.File = abs
 	return c, nil
 }
 
@@ -211,6 +220,9 @@ func (c *Config) check() error {
 		return err
 	}
 	if err := c.checkENC(); err != nil {
+		return err
+	}
+	if err := c.Metrics.check(); err != nil {
 		return err
 	}
 	if _, err := ca.ParseKeyAlgorithm(c.Issue.KeyAlgorithm); err != nil {

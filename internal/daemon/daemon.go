@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"google.golang.org/grpc"
 
 	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/bootstrap"
@@ -20,6 +22,7 @@ import (
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/enc/encsock"
+	"github.com/espm-project/espm/internal/metrics"
 	"github.com/espm-project/espm/internal/registry"
 	"github.com/espm-project/espm/internal/revoke"
 	"github.com/espm-project/espm/internal/rpc"
@@ -41,8 +44,9 @@ func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 		return err
 	}
 	log := newLog(c.Log, logs)
-	d := &daemon{config: c, log: log}
+	d := &daemon{config: c, log: log, metrics: metrics.New()}
 	defer func() { err = errors.Join(err, d.close()) }()
+	d.hangup()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	if err := d.openStore(ctx); err != nil {
@@ -56,6 +60,10 @@ func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 	if err := d.openAuthority(ctx); err != nil {
 		return err
 	}
+	if err := d.serveMetrics(ctx, cancel); err != nil {
+		return err
+	}
+	d.wg.Go(func() { d.reload(ctx) })
 	if err := d.serveAPI(ctx); err != nil {
 		return err
 	}
@@ -72,6 +80,11 @@ type daemon struct {
 	sightings *registry.Sightings
 	audit     *audit.Log
 	registry  *registry.Registry
+	metrics   *metrics.Metrics
+	sources   metrics.Sources
+	enc       *encsock.Server
+	reloads   <-chan os.Signal
+	backups   *snapshots
 	wg        sync.WaitGroup
 	closers   []func() error
 }
@@ -90,6 +103,11 @@ func (d *daemon) close() error {
 func newLog(c config.Log, w io.Writer) *logrus.Logger {
 	log := logrus.New()
 	log.SetOutput(w)
+	setLog(log, c)
+	return log
+}
+
+func setLog(log *logrus.Logger, c config.Log) {
 	level, _ := logrus.ParseLevel(c.Level) // checked by config
 	log.SetLevel(level)
 	if c.Format == "json" {
@@ -97,7 +115,6 @@ func newLog(c config.Log, w io.Writer) *logrus.Logger {
 	} else {
 		log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true, TimestampFormat: time.RFC3339, DisableColors: true})
 	}
-	return log
 }
 
 // openStore refuses a store that others could have read, or could put another in place of.
@@ -109,7 +126,7 @@ func (d *daemon) openStore(ctx context.Context) error {
 	); err != nil {
 		return err
 	}
-	engine, err := bolt.Open(path, bolt.Options{})
+	engine, err := bolt.Open(path, bolt.Options{Committed: d.metrics.Committed})
 	if err != nil {
 		return fmt.Errorf("store: %w", err)
 	}
@@ -120,13 +137,15 @@ func (d *daemon) openStore(ctx context.Context) error {
 	if d.store, err = store.New(ctx, engine); err != nil {
 		return fmt.Errorf("store %s: %w", path, err)
 	}
-	return d.keepENC(ctx)
+	d.backups = &snapshots{config: d.config, engine: engine}
+	d.sources = metrics.Sources{Store: d.store, StoreBytes: engine.Size, Now: time.Now}
+	return d.keepENC(ctx, d.config)
 }
 
 // keepENC writes the ENC's settings where espm-enc finds them while the
 // daemon is down. Not needlessly: with a full disk the daemon would not start.
-func (d *daemon) keepENC(ctx context.Context) error {
-	want := encSettings(d.config)
+func (d *daemon) keepENC(ctx context.Context, c config.Config) error {
+	want := encSettings(c)
 	if have, err := d.store.ENC(ctx); err == nil && have == want {
 		return nil
 	}
@@ -173,7 +192,9 @@ func (d *daemon) serveENC(ctx context.Context, cancel context.CancelCauseFunc) e
 		Unknown:   enc.Unknown{Policy: d.config.ENC.UnknownNodes, Command: d.config.ENC.Command},
 		Sightings: d.sightings,
 		Log:       d.log,
+		Answered:  d.metrics.Answered,
 	}
+	d.enc = server
 	// It serves on while the API drains, as nobody else can read the store then.
 	d.untilClosed(ctx, func(serving context.Context) {
 		if err := server.Serve(serving, l); err != nil {
@@ -213,11 +234,14 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 		Log:         d.log,
 		Sightings:   d.sightings,
 		RunInterval: d.config.Puppet.RunInterval,
+		Stage:       d.metrics.Stage,
 	})
 	d.closers = append(d.closers, func() error {
 		d.registry.Wait()
 		return nil
 	})
+	d.sources.Brief = func(ctx context.Context) (ca.Status, error) { return ca.Brief(ctx, authority) }
+	d.sources.Down, d.sources.Keys = queue.Down, pool.Stats
 	d.wg.Go(func() { queue.Run(ctx) })
 	d.wg.Go(func() { d.registry.Run(ctx) })
 	return nil
@@ -232,7 +256,10 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	server := rpc.NewServer(ctx, d.registry, access, d.audit, d.limits(), time.Now, d.log)
+	server := rpc.NewServer(ctx, rpc.Options{
+		Registry: d.registry, Access: access, Audit: d.audit, Backups: d.backups,
+		Limits: d.limits(), Now: time.Now, Log: d.log, GRPC: []grpc.ServerOption{d.metrics.Requests()},
+	})
 	served, network, err := d.serveOn(server, local, d.limits())
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ package durable
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -54,7 +55,22 @@ func (osDisk) WriteFile(path string, data []byte, mode fs.FileMode) error {
 	return SyncFolder(filepath.Dir(path))
 }
 
+// WriteStream is OS.WriteFile with what write writes. Unless that returns nil, path stays as it was.
+func WriteStream(path string, mode fs.FileMode, write func(w io.Writer) error) error {
+	if err := replaceWith(path, mode, write); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return SyncFolder(filepath.Dir(path))
+}
+
 func replace(path string, data []byte, mode fs.FileMode) error {
+	return replaceWith(path, mode, func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
+}
+
+func replaceWith(path string, mode fs.FileMode, write func(w io.Writer) error) error {
 	dir := filepath.Dir(path)
 	// The folder itself holds the temporary file, never $TMPDIR: renameio's
 	// guess that both share a file system costs two files a call.
@@ -69,7 +85,7 @@ func replace(path string, data []byte, mode fs.FileMode) error {
 		err = f.Chmod(mode)
 	}
 	if err == nil {
-		_, err = f.Write(data)
+		err = write(f)
 	}
 	if err == nil {
 		err = f.CloseAtomicallyReplace()

@@ -35,6 +35,7 @@ const (
 type Answer struct {
 	Status Status
 	Text   string
+	Err    error // of StatusFail, in the process that asked the store; not part of what goes over the socket
 }
 
 // Ask answers for a name as it came from Puppet Server. The node is the one
@@ -43,14 +44,14 @@ type Answer struct {
 func Ask(ctx context.Context, src Source, unknown Unknown, name string, redact bool) (Answer, *node.Node) {
 	certname, err := node.ParseCertname(name)
 	if err != nil {
-		return Answer{StatusFail, "espm: " + err.Error()}, nil
+		return Answer{StatusFail, "espm: " + err.Error(), err}, nil
 	}
 	n, c, err := classify(ctx, src, certname)
 	if err == nil && redact {
 		c = c.Redacted()
 	}
 	if err == nil {
-		return Answer{StatusYAML, string(Render(c))}, &n
+		return Answer{Status: StatusYAML, Text: string(Render(c))}, &n
 	}
 	return unclassified(err, unknown, certname), nil
 }
@@ -59,12 +60,12 @@ func Ask(ctx context.Context, src Source, unknown Unknown, name string, redact b
 func unclassified(err error, unknown Unknown, certname node.Certname) Answer {
 	switch {
 	case !errors.Is(err, node.ErrNodeNotFound):
-		return Answer{StatusFail, "espm: " + err.Error()}
+		return Answer{StatusFail, "espm: " + err.Error(), err}
 	case unknown.Policy == Blank:
-		return Answer{StatusYAML, Empty}
+		return Answer{Status: StatusYAML, Text: Empty}
 	case unknown.Policy == Command:
-		return Answer{StatusCommand, unknown.Command}
+		return Answer{Status: StatusCommand, Text: unknown.Command}
 	default:
-		return Answer{StatusFail, fmt.Sprintf("espm: node %q is not registered", certname)}
+		return Answer{StatusFail, fmt.Sprintf("espm: node %q is not registered", certname), err}
 	}
 }

@@ -19,22 +19,26 @@ func TestAsk(t *testing.T) {
 		name    string
 		want    Answer
 	}{
-		{"known", known, Unknown{Policy: Fail}, "web01", Answer{StatusYAML, yaml}},
-		{"known, whatever the policy", known, Unknown{Policy: Blank}, "web01", Answer{StatusYAML, yaml}},
-		{"known, whatever the policy", known, command, "web01", Answer{StatusYAML, yaml}},
-		{"unknown, fail", known, Unknown{Policy: Fail}, "web02", Answer{StatusFail, `espm: node "web02" is not registered`}},
-		{"unknown, no policy", known, Unknown{}, "web02", Answer{StatusFail, `espm: node "web02" is not registered`}},
-		{"unknown, a policy of a newer espm", known, Unknown{Policy: "guess"}, "web02", Answer{StatusFail, `espm: node "web02" is not registered`}},
-		{"unknown, empty", known, Unknown{Policy: Blank}, "web02", Answer{StatusYAML, "---\nclasses: {}\n"}},
-		{"unknown, command", known, command, "web02", Answer{StatusCommand, "/usr/local/bin/old-enc -v"}},
+		{"known", known, Unknown{Policy: Fail}, "web01", Answer{Status: StatusYAML, Text: yaml}},
+		{"known, whatever the policy", known, Unknown{Policy: Blank}, "web01", Answer{Status: StatusYAML, Text: yaml}},
+		{"known, whatever the policy", known, command, "web01", Answer{Status: StatusYAML, Text: yaml}},
+		{"unknown, fail", known, Unknown{Policy: Fail}, "web02", Answer{Status: StatusFail, Text: `espm: node "web02" is not registered`}},
+		{"unknown, no policy", known, Unknown{}, "web02", Answer{Status: StatusFail, Text: `espm: node "web02" is not registered`}},
+		{"unknown, a policy of a newer espm", known, Unknown{Policy: "guess"}, "web02", Answer{Status: StatusFail, Text: `espm: node "web02" is not registered`}},
+		{"unknown, empty", known, Unknown{Policy: Blank}, "web02", Answer{Status: StatusYAML, Text: "---\nclasses: {}\n"}},
+		{"unknown, command", known, command, "web02", Answer{Status: StatusCommand, Text: "/usr/local/bin/old-enc -v"}},
 		{"conflict, not unknown", conflict, Unknown{Policy: Blank}, "web01",
-			Answer{StatusFail, `espm: classifying "web01": groups "l" and "r" set environment to different values: affects web01`}},
-		{"store fails, not unknown", broken, command, "web01", Answer{StatusFail, "espm: disk on fire"}},
+			Answer{Status: StatusFail, Text: `espm: classifying "web01": groups "l" and "r" set environment to different values: affects web01`}},
+		{"store fails, not unknown", broken, command, "web01", Answer{Status: StatusFail, Text: "espm: disk on fire"}},
 		{"no certname, never asked elsewhere", known, command, "../x",
-			Answer{StatusFail, `espm: certname: "../x": labels must not be empty (no leading, trailing or double ".")`}},
-		{"no certname, never empty", known, Unknown{Policy: Blank}, "", Answer{StatusFail, "espm: certname: must not be empty"}},
+			Answer{Status: StatusFail, Text: `espm: certname: "../x": labels must not be empty (no leading, trailing or double ".")`}},
+		{"no certname, never empty", known, Unknown{Policy: Blank}, "", Answer{Status: StatusFail, Text: "espm: certname: must not be empty"}},
 	} {
-		if got, _ := Ask(t.Context(), test.source, test.unknown, test.name, false); got != test.want {
+		got, _ := Ask(t.Context(), test.source, test.unknown, test.name, false)
+		if (got.Err != nil) != (got.Status == StatusFail) {
+			t.Errorf("%s: %c with the error %v", test.what, got.Status, got.Err)
+		}
+		if got.Err = nil; got != test.want {
 			t.Errorf("%s: got %c %q\nwant %c %q", test.what, got.Status, got.Text, test.want.Status, test.want.Text)
 		}
 	}

@@ -34,6 +34,7 @@ const (
 	ActionTokenCreate Action = "token.create"
 	ActionTokenRotate Action = "token.rotate"
 	ActionTokenRevoke Action = "token.revoke"
+	ActionBackup      Action = "backup.create"
 	ActionRead        Action = "read"          // of a read, only where it was refused or gave out a secret
 	ActionManyRefused Action = "calls.refused" // stands for many; see Count
 	ActionPrune       Action = "audit.prune"

@@ -40,6 +40,7 @@ func (r *Registry) carryOut(ctx, patience context.Context, o *order, request *no
 			}
 			begin = func() (node.IssueIntent, error) { return r.beginReissue(ctx, patience, *earlier, o, request, false) }
 		}
+		begun := time.Now()
 		intent, err := begin()
 		if errors.Is(err, node.ErrStale) {
 			continue
@@ -48,6 +49,7 @@ func (r *Registry) carryOut(ctx, patience context.Context, o *order, request *no
 			return Provisioned{}, err
 		}
 		defer r.release(intent.UID)
+		r.Stage("registered", time.Since(begun))
 		return r.issue(ctx, intent, *o, request)
 	}
 	return Provisioned{}, fmt.Errorf("%w: others keep changing the node", node.ErrUnavailable)
@@ -236,14 +238,20 @@ func (r *Registry) issue(ctx context.Context, intent node.IssueIntent, o order, 
 	var cert *x509.Certificate
 	err := r.unfenced(ctx, intent)
 	if err == nil {
-		cert, err = r.Authority.Sign(ctx, o.request)
+		begun := time.Now()
+		if cert, err = r.Authority.Sign(ctx, o.request); err == nil {
+			r.Stage("signed", time.Since(begun))
+		}
 	}
 	if err == nil {
 		err = verify(cert, intent)
 	}
 	var n node.Node
 	if err == nil {
-		n, err = r.keep(ctx, intent, cert)
+		begun := time.Now()
+		if n, err = r.keep(ctx, intent, cert); err == nil {
+			r.Stage("committed", time.Since(begun))
+		}
 	}
 	if err != nil {
 		err = fmt.Errorf("issuing a certificate for %q: %w", intent.Certname, err)

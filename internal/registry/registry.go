@@ -48,6 +48,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -92,9 +93,10 @@ type Options struct {
 	Now         func() time.Time
 	Log         logrus.FieldLogger
 
-	Sightings   *Sightings           // the default knows what is stored
-	RunInterval time.Duration        // between two runs of an agent, at most; default half an hour
-	Uptime      func() time.Duration // does not go back or jump as a clock may; the default is Now's monotonic clock
+	Sightings   *Sightings                             // the default knows what is stored
+	RunInterval time.Duration                          // between two runs of an agent, at most; default half an hour
+	Stage       func(stage string, took time.Duration) // is told of each stage of an issue that came to its end; the default tells nobody
+	Uptime      func() time.Duration                   // does not go back or jump as a clock may; the default is Now's monotonic clock
 }
 
 // Registry is espm's use cases. Its methods may be called at once. What a
@@ -106,6 +108,8 @@ type Registry struct {
 	// groups wait meanwhile; else a busy fleet would make it start over for
 	// ever. The guards of each commit, not this lock, keep the result right.
 	classifying sync.RWMutex
+
+	protected atomic.Pointer[[]string] // Options.Protected, or what took its place
 
 	launches launches // for runLaunches alone
 
@@ -125,19 +129,27 @@ func New(o Options) *Registry {
 		o.Sightings = NewSightings(o.Store, o.Now, o.Log)
 	}
 	o.TTL = cmp.Or(o.TTL, ca.DefaultTTL)
+	if o.Stage == nil {
+		o.Stage = func(string, time.Duration) {}
+	}
 	o.RunInterval = cmp.Or(o.RunInterval, defaultRunInterval)
 	if o.Uptime == nil {
 		began := o.Now()
 		o.Uptime = func() time.Duration { return o.Now().Sub(began) }
 	}
-	return &Registry{
+	r := &Registry{
 		Options:  o,
 		answers:  answers{now: o.Now},
 		issuing:  map[node.UID]bool{},
 		unsettle: make(chan struct{}, 1),
 		ended:    make(chan struct{}),
 	}
+	r.SetProtected(o.Protected)
+	return r
 }
+
+// SetProtected changes the certnames that are never terminated, of Options.Protected. What is under way may go by the old ones.
+func (r *Registry) SetProtected(names []string) { r.protected.Store(&names) }
 
 // maxAttempts bounds how often a change is computed anew because another was
 // committed in between.

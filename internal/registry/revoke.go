@@ -275,7 +275,7 @@ func (r *Registry) protection(name node.Certname) string {
 	switch {
 	case string(name) == r.Puppet.Name:
 		return "it is puppet.server"
-	case slices.Contains(r.Protected, string(name)):
+	case slices.Contains(*r.protected.Load(), string(name)):
 		return "it is listed in protected_certnames"
 	case slices.Contains(ca.ProtectedNames(r.Authority), name):
 		return "the CA is reached by that name, or works with it"

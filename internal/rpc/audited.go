@@ -56,6 +56,8 @@ var actions = map[string]node.Action{
 	espmv1.TokenService_RotateToken_FullMethodName: node.ActionTokenRotate,
 	espmv1.TokenService_RevokeToken_FullMethodName: node.ActionTokenRevoke,
 
+	espmv1.BackupService_CreateBackup_FullMethodName: node.ActionBackup,
+
 	espmv1.AuditService_ListAuditLines_FullMethodName:   node.ActionRead,
 	espmv1.AuditService_ExportAuditLines_FullMethodName: node.ActionRead,
 	espmv1.AuditService_VerifyAudit_FullMethodName:      node.ActionRead,

@@ -24,16 +24,29 @@ import (
 // one has, so that the answer to a larger classification names the field.
 const maxMessage = 16 << 20
 
+// Options are a server's parts. All but GRPC are required.
+type Options struct {
+	Registry *registry.Registry
+	Access   Access
+	Audit    *audit.Log
+	Backups  Snapshots
+	Limits   Limits
+	Now      func() time.Time
+	Log      logrus.FieldLogger
+	GRPC     []grpc.ServerOption // more of them
+}
+
 // NewServer returns a gRPC server with all of espm's services, health and
 // reflection, for listeners of Listen. Its watches end when ctx is done; the
 // rest is for GracefulStop.
-func NewServer(ctx context.Context, r *registry.Registry, a Access, lines *audit.Log, limits Limits, now func() time.Time, log logrus.FieldLogger) *grpc.Server {
-	h := newHandshakes(a, limits, log)
-	if a.Trust != nil {
+func NewServer(ctx context.Context, o Options) *grpc.Server {
+	r, limits := o.Registry, o.Limits
+	h := newHandshakes(o.Access, limits, o.Log)
+	if o.Access.Trust != nil {
 		go h.watch(ctx)
 	}
-	e := &edge{log: log, strangers: newSparing(log), audit: lines, now: now, serving: ctx, access: a, limits: limits}
-	s := grpc.NewServer(
+	e := &edge{log: o.Log, strangers: newSparing(o.Log), audit: o.Audit, now: o.Now, serving: ctx, access: o.Access, limits: limits}
+	s := grpc.NewServer(append(o.GRPC,
 		grpc.Creds(h),
 		grpc.InTapHandle(e.tap),
 		grpc.WaitForHandlers(true),
@@ -45,15 +58,16 @@ func NewServer(ctx context.Context, r *registry.Registry, a Access, lines *audit
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: limits.Ping, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(e.unary),
 		grpc.StreamInterceptor(e.stream),
-	)
+	)...)
 	espmv1.RegisterNodeServiceServer(s, &nodes{registry: r})
-	espmv1.RegisterCertificateServiceServer(s, &certificates{registry: r, now: now})
+	espmv1.RegisterCertificateServiceServer(s, &certificates{registry: r, now: o.Now})
 	espmv1.RegisterRevocationServiceServer(s, &revocations{registry: r})
 	espmv1.RegisterAuthorityServiceServer(s, &authority{registry: r})
 	espmv1.RegisterGroupServiceServer(s, &groups{registry: r})
 	espmv1.RegisterClassifierServiceServer(s, &classifier{registry: r})
-	espmv1.RegisterTokenServiceServer(s, &tokens{tokens: a.Tokens, records: a.Records})
-	espmv1.RegisterAuditServiceServer(s, &auditLog{log: lines})
+	espmv1.RegisterTokenServiceServer(s, &tokens{tokens: o.Access.Tokens, records: o.Access.Records})
+	espmv1.RegisterAuditServiceServer(s, &auditLog{log: o.Audit})
+	espmv1.RegisterBackupServiceServer(s, &backups{snapshots: o.Backups, audit: o.Audit, now: o.Now})
 	hs := health.NewServer()
 	for name := range s.GetServiceInfo() {
 		hs.SetServingStatus(name, healthv1.HealthCheckResponse_SERVING)

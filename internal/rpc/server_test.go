@@ -174,7 +174,7 @@ func (r *rig) serve(t *testing.T, limits Limits, network func(*Access)) {
 		network(&access)
 	}
 	r.audit = audit.New(r.store, audit.Options{Now: time.Now, Log: silent})
-	r.grpc = NewServer(ctx, reg, access, r.audit, limits, time.Now, log)
+	r.grpc = NewServer(ctx, Options{Registry: reg, Access: access, Audit: r.audit, Backups: empty{}, Limits: limits, Now: time.Now, Log: log})
 	l, err := net.Listen("unix", filepath.Join(r.dir, "s"))
 	if err != nil {
 		t.Fatal(err)
@@ -345,3 +345,8 @@ func (r *rig) issued(t *testing.T, name string) int {
 }
 
 var errBroken = errors.New("the authority broke")
+
+// empty is a backup with nothing in it.
+type empty struct{}
+
+func (empty) Snapshot(context.Context, io.Writer, bool) error { return nil }

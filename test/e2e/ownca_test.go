@@ -63,6 +63,7 @@ func testOwnCA(t *testing.T, h *host) {
 	s.espm.serve(t, "fail", "")
 	t.Run("provisioned/p256", func(t *testing.T) { s.provisioned(t, "p256.example.com", "ec-p256", x509.ECDSA) })
 	t.Run("provisioned/rsa", func(t *testing.T) { s.provisioned(t, "rsa.example.com", "rsa-2048", x509.RSA) })
+	t.Run("doctor", s.doctor)
 	t.Run("another agent", s.anotherAgent)
 	t.Run("reclassified", s.reclassified)
 	t.Run("daemon killed", s.daemonKilled)

@@ -83,7 +83,7 @@ func child(dir string) error {
 	access := rpc.Access{Local: local, Tokens: auth.NewTokens(kept, time.Now, log), Records: kept, Limits: auth.NewLimits(time.Now)}
 	lines := audit.New(kept, audit.Options{Now: time.Now, Log: log})
 	go lines.Run(ctx)
-	return rpc.NewServer(ctx, r, access, lines, rpc.DefaultLimits, time.Now, log).Serve(rpc.Listen(l, rpc.DefaultLimits, log))
+	return rpc.NewServer(ctx, rpc.Options{Registry: r, Access: access, Audit: lines, Limits: rpc.DefaultLimits, Now: time.Now, Log: log}).Serve(rpc.Listen(l, rpc.DefaultLimits, log))
 }
 
 // blasting makes keys, tells the test of them, and blows up with them in hand,

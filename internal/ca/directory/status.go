@@ -14,6 +14,16 @@ import (
 // which is at most a minute ago where Run runs.
 func (a *Authority) Status(context.Context) (ca.Status, error) {
 	c := a.crl.Load()
+	s := a.brief(c)
+	var err error
+	s.CRL.Recent, err = c.recent(a.opts.Now())
+	return s, err
+}
+
+// Brief is Status without the recent entries, which takes a look at each.
+func (a *Authority) Brief(context.Context) (ca.Status, error) { return a.brief(a.crl.Load()), nil }
+
+func (a *Authority) brief(c *crlChain) ca.Status {
 	s := ca.Status{
 		Subject:  a.chain[0].Subject.String(),
 		NotAfter: a.chain[0].NotAfter,
@@ -22,10 +32,6 @@ func (a *Authority) Status(context.Context) (ca.Status, error) {
 			ThisUpdate: c.thisUpdate, NextUpdate: c.nextUpdate,
 		},
 		Bytes: len(c.pem),
-	}
-	var err error
-	if s.CRL.Recent, err = c.recent(a.opts.Now()); err != nil {
-		return s, err
 	}
 	for _, f := range c.foreign {
 		foreign := ca.CRLStatus{Issuer: f.issuer, Entries: f.entries, ThisUpdate: f.thisUpdate, NextUpdate: f.nextUpdate}
@@ -38,7 +44,7 @@ func (a *Authority) Status(context.Context) (ca.Status, error) {
 	for _, f := range a.copies {
 		s.Files = append(s.Files, f.status())
 	}
-	return s, nil
+	return s
 }
 
 // recent counts the entries that are not older than ca.Recently.

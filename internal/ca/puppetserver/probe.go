@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/espm-project/espm/internal/node"
 )
@@ -45,6 +46,15 @@ func (a *Authority) Probe(ctx context.Context) (version string, problems []error
 		note(err)
 	}
 	return version, problems
+}
+
+// Clock returns what time it is at the server, to about a second.
+func (a *Authority) Clock(ctx context.Context) (time.Time, error) {
+	got, err := a.do(ctx, call{method: http.MethodGet, path: chainPath})
+	if err != nil {
+		return time.Time{}, err
+	}
+	return got.date, nil
 }
 
 // version returns the CA service's.

@@ -14,16 +14,9 @@ import (
 // Status tells what the server's certificates and CRLs are, as old as
 // Trust's; where it keeps the files is its own affair. It errs with node.ErrUnavailable.
 func (a *Authority) Status(ctx context.Context) (ca.Status, error) {
-	t, err := a.trusted(ctx, crlAge)
+	s, own, err := a.brief(ctx)
 	if err != nil {
-		return ca.Status{}, fmt.Errorf("the CA's certificates and CRL: %w", err)
-	}
-	own, err := t.crl()
-	if err != nil {
-		return ca.Status{}, fmt.Errorf("%w: %w", node.ErrUnavailable, err)
-	}
-	s := ca.Status{
-		Subject: t.chain[0].Subject.String(), NotAfter: t.chain[0].NotAfter, CRL: statusOf(own), Bytes: len(t.CRLsPEM),
+		return ca.Status{}, err
 	}
 	size := 0
 	for _, e := range own.RevokedCertificateEntries {
@@ -33,17 +26,38 @@ func (a *Authority) Status(ctx context.Context) (ca.Status, error) {
 		}
 	}
 	s.CRL.EntryBytes = ca.PEMBytes(size)
+	return s, nil
+}
+
+// Brief is Status without what takes a look at each entry. A CRL is parsed once, when it changed.
+func (a *Authority) Brief(ctx context.Context) (ca.Status, error) {
+	s, _, err := a.brief(ctx)
+	return s, err
+}
+
+func (a *Authority) brief(ctx context.Context) (ca.Status, *x509.RevocationList, error) {
+	t, err := a.trusted(ctx, crlAge)
+	if err != nil {
+		return ca.Status{}, nil, fmt.Errorf("the CA's certificates and CRL: %w", err)
+	}
+	own, err := t.crl()
+	if err != nil {
+		return ca.Status{}, nil, fmt.Errorf("%w: %w", node.ErrUnavailable, err)
+	}
+	s := ca.Status{
+		Subject: t.chain[0].Subject.String(), NotAfter: t.chain[0].NotAfter, CRL: statusOf(own), Bytes: len(t.CRLsPEM),
+	}
 	for block, rest := pem.Decode(t.CRLsPEM); block != nil; block, rest = pem.Decode(rest) {
 		if bytes.Equal(block.Bytes, own.Raw) {
 			continue
 		}
 		crl, err := x509.ParseRevocationList(block.Bytes)
 		if err != nil {
-			return ca.Status{}, fmt.Errorf("%s: %w", crlPath, err)
+			return ca.Status{}, nil, fmt.Errorf("%s: %w", crlPath, err)
 		}
 		s.Foreign = append(s.Foreign, statusOf(crl))
 	}
-	return s, nil
+	return s, own, nil
 }
 
 func statusOf(crl *x509.RevocationList) ca.CRLStatus {

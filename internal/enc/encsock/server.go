@@ -10,12 +10,14 @@ package encsock
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -43,7 +45,16 @@ type Server struct {
 	Unknown   enc.Unknown
 	Sightings Sightings
 	Log       logrus.FieldLogger
+	// Answered is told of each answer, sent or not, and of how long it took from the question: known,
+	// empty or command (for a node that espm does not know), unregistered, invalid or error. nil: nobody.
+	Answered func(outcome string, took time.Duration)
+
+	unknown atomic.Pointer[enc.Unknown] // in place of Unknown, once set
 }
+
+// SetUnknown changes what is done about nodes that espm does not know, from the next question on. It may be
+// called while Serve runs.
+func (s *Server) SetUnknown(u enc.Unknown) { s.unknown.Store(&u) }
 
 // Serve answers until ctx is done, then closes the listener, lets the
 // answers under way end, and returns nil. Any other end is an error.
@@ -101,13 +112,14 @@ func (s *Server) answer(ctx context.Context, conn net.Conn) error {
 	if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
 		return fmt.Errorf("reading the question: %w", err)
 	}
+	begun := time.Now()
 	name := strings.TrimSuffix(string(line), "\n") // a longer line is cut, and too long for a certname still
 	name, redact := strings.CutPrefix(name, "?")
 	reveal := false
 	if !redact {
 		name, reveal = strings.CutPrefix(name, "!")
 	}
-	a, classified := enc.Ask(ctx, s.Source, s.Unknown, name, redact)
+	a, classified := enc.Ask(ctx, s.Source, *cmp.Or(s.unknown.Load(), &s.Unknown), name, redact)
 	if classified != nil && !redact && !reveal {
 		s.Sightings.Saw(ctx, *classified)
 	}
@@ -115,5 +127,25 @@ func (s *Server) answer(ctx context.Context, conn net.Conn) error {
 		s.Log.WithFields(logrus.Fields{"certname": name, "reason": a.Text}).Warn("enc refused a node")
 	}
 	_, err = conn.Write(fmt.Appendf(nil, "%c %08x\n%s", a.Status, len(a.Text), a.Text))
+	if s.Answered != nil {
+		s.Answered(outcome(a, classified), time.Since(begun))
+	}
 	return err
+}
+
+func outcome(a enc.Answer, classified *node.Node) string {
+	switch {
+	case classified != nil:
+		return "known"
+	case a.Status == enc.StatusYAML:
+		return "empty"
+	case a.Status == enc.StatusCommand:
+		return "command"
+	case errors.Is(a.Err, node.ErrNodeNotFound):
+		return "unregistered"
+	case errors.Is(a.Err, node.ErrInvalid):
+		return "invalid"
+	default:
+		return "error"
+	}
 }

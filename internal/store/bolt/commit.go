@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	bbolt "go.etcd.io/bbolt"
 
@@ -170,6 +171,7 @@ func (e *Engine) commitGroup(group []*request) {
 		}
 	}
 	var newest int64
+	begun := time.Now()
 	err := e.update(func(tx *bbolt.Tx) (err error) {
 		newest, err = e.apply(tx, group)
 		return err
@@ -180,6 +182,7 @@ func (e *Engine) commitGroup(group []*request) {
 	if err != nil {
 		err = e.resolve(err, newest)
 	}
+	e.told(len(group), time.Since(begun), err)
 	if err != nil {
 		refuse(group, err)
 		return

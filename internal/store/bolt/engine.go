@@ -34,6 +34,10 @@ type Options struct {
 	Timeout time.Duration // how long to wait for the file's lock; default 5 s
 	History int           // revisions kept for watches; default 10,000
 	Mode    os.FileMode   // of a file newly created, whatever the umask; default 0640
+
+	// Committed is told of each transaction, before those who wait for it: how many batches it
+	// applied, how long it took with the disk, and why it failed. It must not block. nil: nobody.
+	Committed func(batches int, took time.Duration, err error)
 }
 
 func (o Options) withDefaults() Options {
@@ -42,6 +46,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.History <= 0 {
 		o.History = 10_000
+	}
+	if o.Committed == nil {
+		o.Committed = func(int, time.Duration, error) {}
 	}
 	if o.Mode == 0 {
 		o.Mode = 0o640
@@ -61,6 +68,7 @@ type Engine struct {
 	db      *bbolt.DB
 	file    *os.File // bbolt's own; see settle
 	history int64
+	told    func(batches int, took time.Duration, err error)
 
 	// Faults are injected here by tests; db.Update and file.Sync otherwise.
 	update func(func(*bbolt.Tx) error) error
@@ -105,6 +113,7 @@ func Open(path string, opts Options) (*Engine, error) {
 		db:        db,
 		file:      file,
 		history:   int64(opts.History),
+		told:      opts.Committed,
 		update:    db.Update,
 		sync:      file.Sync,
 		changed:   make(chan struct{}),
@@ -149,6 +158,15 @@ func (e *Engine) view(fn func(*bbolt.Tx) error) error {
 	e.reads.RLock()
 	defer e.reads.RUnlock()
 	return view(e.db, e.path, fn)
+}
+
+// Size returns the size of the file in bytes.
+func (e *Engine) Size() (int64, error) {
+	info, err := os.Stat(e.path)
+	if err != nil {
+		return 0, fmt.Errorf("store: %w", err)
+	}
+	return info.Size(), nil
 }
 
 func (e *Engine) errClosed() error {

@@ -1,0 +1,187 @@
+// Package backup is the form of a backup: a tar archive that any tar can
+// unpack. Its last file, MANIFEST.json, lists the others with their SHA-256, so that an archive
+// that was cut short or damaged is told from a whole one. That protects
+// against accidents, not against somebody who can write a backup of his own.
+//
+//	espm.yaml      the configuration
+//	espm.db        the store
+//	ca/...         the CA folder, where espm owns one; its private key only where asked for
+//	MANIFEST.json
+package backup
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"path"
+	"strings"
+	"time"
+)
+
+// The names in an archive.
+const (
+	StoreName    = "espm.db"
+	ConfigName   = "espm.yaml"
+	CAFolder     = "ca/"
+	manifestName = "MANIFEST.json"
+)
+
+// format is the version of this form.
+const format = 1
+
+// maxManifest bounds a manifest: some 200 bytes for each file of a CA with a million.
+const maxManifest = 512 << 20
+
+// Manifest says what a backup holds.
+type Manifest struct {
+	Format     int            `json:"format"`
+	CreatedAt  time.Time      `json:"created_at"`
+	Version    string         `json:"espm_version"`
+	Authority  string         `json:"authority"` // directory or puppetserver
+	PrivateKey bool           `json:"private_key"`
+	Revision   int64          `json:"revision"` // of the store
+	Records    map[string]int `json:"records"`  // in the store, by kind
+	Files      []File         `json:"files"`
+}
+
+// File is one file of a backup.
+type File struct {
+	Name   string      `json:"name"`
+	Mode   fs.FileMode `json:"mode"`
+	Size   int64       `json:"size"`
+	SHA256 string      `json:"sha256"`
+}
+
+// Writer writes a backup.
+type Writer struct {
+	tar      *tar.Writer
+	Manifest Manifest // written by Close
+}
+
+// NewWriter returns a Writer of a backup that is made now.
+func NewWriter(w io.Writer, m Manifest) *Writer {
+	m.Format = format
+	return &Writer{tar.NewWriter(w), m}
+}
+
+// Add adds a file of exactly size bytes.
+func (w *Writer) Add(name string, mode fs.FileMode, size int64, r io.Reader) error {
+	sum := sha256.New()
+	err := w.put(name, mode, size, io.TeeReader(r, sum))
+	if err != nil {
+		return fmt.Errorf("backup of %s: %w", name, err)
+	}
+	w.Manifest.Files = append(w.Manifest.Files, File{name, mode.Perm(), size, hex.EncodeToString(sum.Sum(nil))})
+	return nil
+}
+
+func (w *Writer) put(name string, mode fs.FileMode, size int64, r io.Reader) error {
+	h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: int64(mode.Perm()), Size: size, ModTime: w.Manifest.CreatedAt, Format: tar.FormatPAX}
+	if err := w.tar.WriteHeader(h); err != nil {
+		return err
+	}
+	n, err := io.Copy(w.tar, io.LimitReader(r, size))
+	if err == nil && n < size {
+		err = fmt.Errorf("it has %d bytes instead of %d", n, size)
+	}
+	return err
+}
+
+// Close ends the backup. Without it, it is not one.
+func (w *Writer) Close() error {
+	data, err := json.MarshalIndent(w.Manifest, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := w.put(manifestName, 0o600, int64(len(data)), bytes.NewReader(data)); err != nil {
+		return err
+	}
+	return w.tar.Close()
+}
+
+// Read reads a backup to its end, hands each file to take, which may leave
+// a part unread, and checks all of it. What take was given is worth something
+// only once Read returned without an error.
+func Read(r io.Reader, take func(f File, r io.Reader) error) (Manifest, error) {
+	m, err := read(r, take)
+	if err != nil {
+		return m, fmt.Errorf("the backup is damaged or none: %w", err)
+	}
+	// What follows the archive's end is padding; who sent it wants it read.
+	_, err = io.Copy(io.Discard, r)
+	return m, err
+}
+
+func read(r io.Reader, take func(f File, r io.Reader) error) (m Manifest, err error) {
+	archive := tar.NewReader(r)
+	var have []File
+	for {
+		h, err := archive.Next()
+		switch {
+		case errors.Is(err, io.EOF):
+			return m, fmt.Errorf("it is cut short: it has no %s at its end", manifestName)
+		case err != nil:
+			return m, err
+		case h.Typeflag != tar.TypeReg || !sound(h.Name):
+			return m, fmt.Errorf("it holds %q, which has no place in a backup", h.Name)
+		}
+		if h.Name == manifestName {
+			return m, m.check(io.LimitReader(archive, maxManifest), have, archive)
+		}
+		f := File{Name: h.Name, Mode: fs.FileMode(h.Mode).Perm(), Size: h.Size}
+		sum := sha256.New()
+		if err := takeWhole(f, archive, sum, take); err != nil {
+			return m, fmt.Errorf("%s: %w", f.Name, err)
+		}
+		f.SHA256 = hex.EncodeToString(sum.Sum(nil))
+		have = append(have, f)
+	}
+}
+
+func takeWhole(f File, r io.Reader, sum hash.Hash, take func(f File, r io.Reader) error) error {
+	body := io.TeeReader(r, sum)
+	if err := take(f, body); err != nil {
+		return err
+	}
+	_, err := io.Copy(io.Discard, body)
+	return err
+}
+
+// sound: a name must not lead out of the folder that a backup is restored to.
+func sound(name string) bool {
+	switch {
+	case name == StoreName, name == ConfigName, name == manifestName:
+		return true
+	}
+	rest, ok := strings.CutPrefix(name, CAFolder)
+	return ok && fs.ValidPath(rest) && rest != "." && path.Clean(name) == name
+}
+
+// check reads the manifest and compares it with what was there.
+func (m *Manifest) check(r io.Reader, have []File, archive *tar.Reader) error {
+	if err := json.NewDecoder(r).Decode(m); err != nil {
+		return fmt.Errorf("%s: %w", manifestName, err)
+	}
+	if m.Format != format {
+		return fmt.Errorf("it has form %d, this espm knows %d", m.Format, format)
+	}
+	if len(have) != len(m.Files) {
+		return fmt.Errorf("it has %d files, its manifest lists %d", len(have), len(m.Files))
+	}
+	for i, f := range have {
+		if f != m.Files[i] {
+			return fmt.Errorf("%s is not as its manifest says: SHA-256 %s, %d bytes, mode %04o", f.Name, f.SHA256, f.Size, f.Mode)
+		}
+	}
+	if _, err := archive.Next(); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("something follows its manifest (%v)", err)
+	}
+	return nil
+}

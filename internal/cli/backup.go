@@ -1,0 +1,160 @@
+package cli
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+
+	"github.com/espm-project/espm/internal/backup"
+	"github.com/espm-project/espm/internal/config"
+	"github.com/espm-project/espm/internal/daemon"
+	"github.com/espm-project/espm/internal/durable"
+	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+)
+
+func (a *app) backupCmd() *cobra.Command {
+	return noun("backup", "Make and restore backups", a.backupCreateCmd(), a.backupRestoreCmd())
+}
+
+func (a *app) backupCreateCmd() *cobra.Command {
+	var key bool
+	c := &cobra.Command{
+		Use:   "create FILE|DIR",
+		Short: "Make a backup of a running espm",
+		Long: `Writes a consistent snapshot of the store, the configuration and, with a CA of
+espm's own, the CA's folder to FILE, or to a new file in DIR: a tar archive with mode 0600, checked before it
+takes the place of a FILE that stands already. The CA's private key is left out unless
+--private-key is given: keep such a backup like the key itself.`,
+		Args: args("FILE|DIR"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			path := args[0]
+			if info, err := os.Stat(path); err == nil && info.IsDir() {
+				path = filepath.Join(path, "espm-backup-"+time.Now().UTC().Format("20060102T150405Z")+".tar")
+			}
+			return a.call(func(conn *grpc.ClientConn) error {
+				stream, err := espmv1.NewBackupServiceClient(conn).CreateBackup(cmd.Context(), &espmv1.CreateBackupRequest{IncludePrivateKey: key})
+				if err != nil {
+					return err
+				}
+				m, sum, err := receive(path, stream)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(a.stdout, "%s\nSHA-256 %s, %d files, store at revision %d: %s\n", path, sum, len(m.Files), m.Revision, daemon.Records(m.Records))
+				switch {
+				case m.PrivateKey:
+					fmt.Fprintln(a.stdout, "It holds the CA's private key: whoever has it can make certificates. Keep it like the key.")
+				case m.Authority == "directory":
+					fmt.Fprintln(a.stdout, "It does not hold the CA's private key: keep that elsewhere, or use --private-key.")
+				}
+				return nil
+			})
+		},
+	}
+	c.Flags().BoolVar(&key, "private-key", false, "take the CA's private keys along")
+	return c
+}
+
+// receive writes a backup to path, whole and proven or not at all.
+func receive(path string, stream grpc.ServerStreamingClient[espmv1.CreateBackupResponse]) (m backup.Manifest, sum string, err error) {
+	incoming := &incoming{stream: stream, sum: sha256.New()}
+	err = durable.WriteStream(path, 0o600, func(w io.Writer) (err error) {
+		m, err = backup.Read(io.TeeReader(incoming, w), func(backup.File, io.Reader) error { return nil })
+		if incoming.failed != nil {
+			return incoming.failed // which says more than that the archive is cut short
+		}
+		return err
+	})
+	if incoming.failed != nil {
+		return m, "", incoming.failed
+	}
+	return m, hex.EncodeToString(incoming.sum.Sum(nil)), err
+}
+
+// incoming reads the parts of a stream.
+type incoming struct {
+	stream grpc.ServerStreamingClient[espmv1.CreateBackupResponse]
+	sum    hash.Hash
+	rest   []byte
+	failed error
+}
+
+func (i *incoming) Read(p []byte) (int, error) {
+	for len(i.rest) == 0 {
+		part, err := i.stream.Recv()
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				i.failed = err
+			}
+			return 0, err
+		}
+		i.rest = part.GetData()
+	}
+	n := copy(p, i.rest)
+	i.sum.Write(i.rest[:n])
+	i.rest = i.rest[n:]
+	return n, nil
+}
+
+func (a *app) backupRestoreCmd() *cobra.Command {
+	var file string
+	var overwrite bool
+	c := &cobra.Command{
+		Use:   "restore FILE",
+		Short: "Put a backup where the configuration says",
+		Long: `Puts the store and the CA's folder of a backup where the configuration says. The
+daemon must be stopped. All of it is checked first; what stands there is replaced only with --overwrite, and
+kept under another name. A newer CRL of the same CA, there or at a published copy, is
+kept, so that what was revoked since the backup stays so. The configuration in the backup is not
+restored: tar -xOf FILE espm.yaml shows it.`,
+		Args: args("FILE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := config.Load(file)
+			if err != nil {
+				return err
+			}
+			f, err := os.Open(args[0])
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			done, err := daemon.Restore(cmd.Context(), c, f, overwrite)
+			if err != nil {
+				return err
+			}
+			a.restored(done)
+			return nil
+		},
+	}
+	c.Flags().StringVar(&file, "config", config.DefaultFile, "configuration file")
+	c.Flags().BoolVar(&overwrite, "overwrite", false, "replace what stands there, and keep it under another name")
+	return c
+}
+
+func (a *app) restored(done daemon.Restored) {
+	m := done.Manifest
+	fmt.Fprintf(a.stdout, "store %s: revision %d, %s\n", done.Store, m.Revision, daemon.Records(m.Records))
+	if done.CA != "" {
+		which := "of the backup"
+		if done.NewerCRL {
+			which = "newer than the backup's: what was revoked since stays revoked"
+		}
+		fmt.Fprintf(a.stdout, "CA %s: %s, CRL number %s with %d entries, %s\n", done.CA, done.Held.Subject, done.Held.CRL.Number, done.Held.CRL.Entries, which)
+		if !done.Held.Key {
+			fmt.Fprintf(a.stdout, "The CA's private key is not there: put it to %s, mode 0640, before espm is started.\n", filepath.Join(done.CA, "ca_key.pem"))
+		}
+	}
+	for _, kept := range done.Kept {
+		fmt.Fprintf(a.stdout, "kept: %s\n", kept)
+	}
+	fmt.Fprintf(a.stdout, "The backup is of %s, by espm %s. What happened since is not in it.\n", m.CreatedAt.Format(time.RFC3339), m.Version)
+}

@@ -1,0 +1,58 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/espm-project/espm/internal/config"
+	"github.com/espm-project/espm/internal/daemon"
+	"github.com/espm-project/espm/internal/doctor"
+)
+
+func (a *app) doctorCmd() *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use:   "doctor",
+		Short: "Look for what is wrong on this host, and say how to mend it",
+		Long: `Looks at the configuration, the store, the sockets, groups and modes, Puppet's
+settings, the ENC as Puppet's user runs it, the CA and its CRLs, clock and disk. It changes nothing. Run it as
+root: other users can't look at everything. The exit code is the worst finding: 0 all well, 1 a
+warning, 2 a failure.`,
+		Args: args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			findings := daemon.Examine(cmd.Context(), file)
+			if err := a.showFindings(findings); err != nil {
+				return err
+			}
+			if worst := doctor.Worst(findings); worst != doctor.OK {
+				return exitCode(worst)
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVar(&file, "config", config.DefaultFile, "configuration file")
+	return c
+}
+
+func (a *app) showFindings(findings []doctor.Finding) error {
+	if a.output != "table" {
+		b, err := json.MarshalIndent(findings, "", "  ")
+		if err == nil && a.output == "yaml" {
+			b, err = toYAML(b)
+		}
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(a.stdout, "%s\n", b)
+		return err
+	}
+	for _, f := range findings {
+		fmt.Fprintf(a.stdout, "%-8s %s: %s\n", f.Severity, f.Check, f.What)
+		if f.Mend != "" {
+			fmt.Fprintf(a.stdout, "         mend: %s\n", f.Mend)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,103 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+
+	"github.com/espm-project/espm/internal/config"
+	"github.com/espm-project/espm/internal/enc"
+)
+
+// hangup starts to take SIGHUP, which would else end the process. One that comes
+// during the start is acted upon after it.
+func (d *daemon) hangup() {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP)
+	d.closers = append(d.closers, func() error { signal.Stop(signals); return nil })
+	d.reloads = signals
+}
+
+// reload reads the configuration again at each SIGHUP, until ctx is done.
+func (d *daemon) reload(ctx context.Context) {
+	running := d.config
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.reloads:
+		}
+		err := d.reread(ctx, &running)
+		d.metrics.Reloaded(err == nil)
+		if err != nil {
+			d.log.WithError(err).Error("the configuration is refused; what it was before holds, in all")
+		}
+	}
+}
+
+// part is a setting that takes effect at once, and what makes it. Settings that belong together share one.
+type part struct {
+	settings []string
+	apply    func(ctx context.Context, d *daemon, c config.Config) error
+}
+
+// Only the first may fail, so that a reload is done as a whole or not at all.
+var parts = []part{
+	{[]string{"enc.unknown_nodes", "enc.command"}, func(ctx context.Context, d *daemon, c config.Config) error {
+		if err := d.keepENC(ctx, c); err != nil { // first, as it may fail: espm-enc is to say the same while the daemon is down
+			return err
+		}
+		d.enc.SetUnknown(enc.Unknown{Policy: c.ENC.UnknownNodes, Command: c.ENC.Command})
+		return nil
+	}},
+	{[]string{"protected_certnames"}, func(_ context.Context, d *daemon, c config.Config) error {
+		d.registry.SetProtected(c.Protected)
+		return nil
+	}},
+	{[]string{"log.level", "log.format"}, func(_ context.Context, d *daemon, c config.Config) error {
+		setLog(d.log, c.Log)
+		return nil
+	}},
+}
+
+// reread takes over what changed in the configuration. After an error nothing has.
+func (d *daemon) reread(ctx context.Context, running *config.Config) error {
+	if running.File == "" {
+		return errors.New("it came from no file")
+	}
+	fresh, err := config.Load(running.File)
+	if err != nil {
+		return err
+	}
+	changed := config.Diff(*running, fresh)
+	log := d.log.WithField("file", fresh.File)
+	for _, p := range parts {
+		if !slices.ContainsFunc(p.settings, func(s string) bool { return slices.Contains(changed, s) }) {
+			continue
+		}
+		if err := p.apply(ctx, d, fresh); err != nil {
+			return err
+		}
+	}
+	*running = mix(*running, fresh)
+	for _, setting := range changed {
+		if slices.ContainsFunc(parts, func(p part) bool { return slices.Contains(p.settings, setting) }) {
+			log.WithField("setting", setting).Info("the setting has changed, and takes effect from now on")
+		} else {
+			log.WithField("setting", setting).Warn("the setting is changed in the file, and takes effect when espm is restarted")
+		}
+	}
+	log.WithField("changed", len(changed)).Info("the configuration was read again")
+	return nil
+}
+
+// mix returns what runs with what takes effect at once of what is in the file now. The
+// rest is told again at every reload, as long as espm was not restarted.
+func mix(running, fresh config.Config) config.Config {
+	running.ENC.UnknownNodes, running.ENC.Command = fresh.ENC.UnknownNodes, fresh.ENC.Command
+	running.Protected, running.Log = fresh.Protected, fresh.Log
+	return running
+}

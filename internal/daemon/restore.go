@@ -1,0 +1,270 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/espm-project/espm/internal/backup"
+	"github.com/espm-project/espm/internal/ca/directory"
+	"github.com/espm-project/espm/internal/config"
+	"github.com/espm-project/espm/internal/durable"
+	"github.com/espm-project/espm/internal/store/bolt"
+)
+
+// Restored tells what Restore did.
+type Restored struct {
+	Manifest backup.Manifest
+	Store    string               // where it is now
+	CA       string               // the same; "": the backup has none
+	Held     directory.Inspection // of the CA
+	NewerCRL bool                 // the CRL is not that of the backup: there was a newer one of the same CA
+	Kept     []string             // what stood before is there now
+}
+
+const (
+	staged = ".restore-" // what is on its way in
+	before = ".before-restore-"
+)
+
+// Restore puts a backup where the configuration says. No daemon may run. What stands there is not
+// replaced unless overwrite says so, and kept under another name then. Before anything is replaced all of the
+// backup was read and proven, beside its place: a failure, or a kill, up to there changes nothing.
+//
+// A certificate that was revoked after the backup stays revoked: where a newer CRL of the
+// same CA is found, in the CA's folder or at a published copy, it is taken. So is the CA's private key,
+// from the folder that is replaced, where the backup has none.
+func Restore(ctx context.Context, c config.Config, r io.Reader, overwrite bool) (done Restored, err error) {
+	t := restore{config: c, stamp: time.Now().UTC().Format("20060102T150405Z"), store: c.Store.Path}
+	if dir := c.Authority.Directory; dir != nil {
+		t.ca = filepath.Clean(dir.Path)
+	}
+	defer func() { err = errors.Join(err, t.close()) }()
+	if err := t.take(overwrite); err != nil {
+		return done, err
+	}
+	if done.Manifest, err = backup.Read(r, t.stage); err != nil {
+		return done, err
+	}
+	if err := t.prove(ctx, &done); err != nil {
+		return done, fmt.Errorf("nothing was changed: %w", err)
+	}
+	if err := t.switchOver(&done); err != nil {
+		return done, fmt.Errorf("the restore was not finished, run it again: %w", err)
+	}
+	return done, nil
+}
+
+type restore struct {
+	config config.Config
+	stamp  string
+	store  string
+	ca     string // "": none
+	hasCA  bool   // the backup has one
+	locks  []io.Closer
+}
+
+func (t *restore) close() error {
+	var errs []error
+	for _, l := range t.locks {
+		errs = append(errs, l.Close())
+	}
+	if err := os.Remove(t.store + staged); !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	if t.ca != "" {
+		errs = append(errs, os.RemoveAll(t.ca+staged))
+	}
+	return errors.Join(errs...)
+}
+
+// take makes sure that no daemon runs, and none starts, on what stands there, and that it may be replaced.
+func (t *restore) take(overwrite bool) error {
+	var stand []string
+	if exists(t.store) {
+		stand = append(stand, t.store)
+		f, err := os.OpenFile(t.store, os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		t.locks = append(t.locks, f)
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			return fmt.Errorf("store %s is in use: stop espm first", t.store)
+		}
+	}
+	if t.ca != "" && exists(t.ca) {
+		stand = append(stand, t.ca)
+		l, err := directory.Lock(t.ca)
+		if err != nil {
+			return err
+		}
+		t.locks = append(t.locks, l)
+	}
+	if len(stand) > 0 && !overwrite {
+		return fmt.Errorf("already there: %s; nothing was changed; --overwrite replaces them, and keeps what they are under another name", strings.Join(stand, " and "))
+	}
+	for _, path := range []string{t.store, t.ca} {
+		if path == "" {
+			continue
+		}
+		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+			return err
+		}
+	}
+	_ = os.Remove(t.store + staged) // of a restore that was killed
+	if t.ca != "" {
+		return os.RemoveAll(t.ca + staged)
+	}
+	return nil
+}
+
+// stage writes one file of the backup beside its place.
+func (t *restore) stage(f backup.File, r io.Reader) error {
+	copied := func(w io.Writer) error { _, err := io.Copy(w, r); return err }
+	switch rel, isCA := strings.CutPrefix(f.Name, backup.CAFolder); {
+	case f.Name == backup.StoreName:
+		return durable.WriteStream(t.store+staged, f.Mode, copied)
+	case isCA && t.ca == "":
+		return errors.New("the backup has a CA folder, and the configuration has no authority.directory to put it")
+	case isCA:
+		t.hasCA = true
+		path := filepath.Join(t.ca+staged, filepath.FromSlash(rel))
+		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+			return err
+		}
+		return durable.WriteStream(path, f.Mode, copied)
+	}
+	return nil // the configuration, which is the operator's
+}
+
+// prove opens what was staged and compares it with what the backup says of itself.
+func (t *restore) prove(ctx context.Context, done *Restored) error {
+	r, err := bolt.OpenReader(t.store+staged, 0)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(r.Check(), r.Close()); err != nil {
+		return err
+	}
+	m := done.Manifest
+	revision, records, err := proveStore(ctx, t.store+staged)
+	if err != nil {
+		return err
+	}
+	if revision != m.Revision || !maps.Equal(records, m.Records) {
+		return fmt.Errorf("the store has revision %d and the records %v, the backup says %d and %v", revision, records, m.Revision, m.Records)
+	}
+	if t.ca == "" {
+		return nil
+	}
+	if !t.hasCA {
+		return errors.New("the configuration has authority.directory, but the backup no CA folder: it was made with Puppet Server's own CA")
+	}
+	if done.NewerCRL, err = t.newerCRL(); err != nil {
+		return err
+	}
+	key := filepath.Join(t.ca, "ca_key.pem")
+	if !m.PrivateKey && exists(key) {
+		data, err := os.ReadFile(key)
+		if err == nil {
+			err = durable.OS.WriteFile(filepath.Join(t.ca+staged, "ca_key.pem"), data, 0o640)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	done.Held, err = directory.Inspect(t.ca + staged)
+	return err
+}
+
+func (t *restore) newerCRL() (bool, error) {
+	others := append([]string{filepath.Join(t.ca, "ca_crl.pem")}, t.config.Authority.Directory.Publish...)
+	data, err := directory.NewestCRL(t.ca+staged, others...)
+	if err != nil || data == nil {
+		return false, err
+	}
+	return true, durable.OS.WriteFile(filepath.Join(t.ca+staged, "ca_crl.pem"), data, 0o644)
+}
+
+// switchOver puts what was staged in its place. Each of the two is replaced in one step.
+// The CA goes first: with the old store it is a CA that knows less of what was signed, but all that was revoked.
+func (t *restore) switchOver(done *Restored) error {
+	if t.ca != "" {
+		if err := giveOwner(t.ca+staged, t.ca); err != nil {
+			return err
+		}
+		if err := t.exchange(t.ca, done); err != nil {
+			return err
+		}
+		done.CA = t.ca
+	}
+	if err := giveOwner(t.store+staged, t.store); err != nil {
+		return err
+	}
+	if err := t.exchange(t.store, done); err != nil {
+		return err
+	}
+	done.Store = t.store
+	return nil
+}
+
+// exchange puts what is staged for path there, and what was there aside.
+func (t *restore) exchange(path string, done *Restored) error {
+	next, aside := path+staged, path+before+t.stamp
+	if !exists(path) {
+		if err := os.Rename(next, path); err != nil {
+			return err
+		}
+		return durable.SyncFolder(filepath.Dir(path))
+	}
+	// Under its last name from here on, so that what stood is never where a clean-up looks.
+	if err := unix.Renameat2(unix.AT_FDCWD, next, unix.AT_FDCWD, aside, unix.RENAME_NOREPLACE); err != nil {
+		return fmt.Errorf("rename %s to %s: %w", next, aside, err)
+	}
+	if err := unix.Renameat2(unix.AT_FDCWD, aside, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE); err != nil {
+		return fmt.Errorf("exchange %s and %s: %w", aside, path, err)
+	}
+	done.Kept = append(done.Kept, aside)
+	return durable.SyncFolder(filepath.Dir(path))
+}
+
+// giveOwner gives all below path the owner that place has, or its folder. Only root may.
+func giveOwner(path, place string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	var st syscall.Stat_t
+	at := place
+	if !exists(place) {
+		at = filepath.Dir(place)
+	}
+	if err := syscall.Stat(at, &st); err != nil {
+		return fmt.Errorf("owner of %s: %w", at, err)
+	}
+	return filepath.WalkDir(path, func(file string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Lchown(file, int(st.Uid), int(st.Gid))
+	})
+}
+
+// Records puts the counts of a backup into words, in order of kind.
+func Records(records map[string]int) string {
+	var words []string
+	for _, kind := range slices.Sorted(maps.Keys(records)) {
+		words = append(words, fmt.Sprintf("%s %d", kind, records[kind]))
+	}
+	return strings.Join(words, ", ")
+}

@@ -1,0 +1,115 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/espm-project/espm/internal/backup"
+	"github.com/espm-project/espm/internal/node"
+)
+
+// A backup that is whole as an archive, but does not hold what it should, replaces nothing.
+func TestRestoreProves(t *testing.T) {
+	dir, c := trial(t)
+	kept := contents(t, dir)
+	whole := func(edit func(name string, data []byte) []byte, records map[string]int) io.Reader {
+		var b bytes.Buffer
+		w := backup.NewWriter(&b, backup.Manifest{Revision: 2, Records: records, PrivateKey: true})
+		for _, name := range []string{"espm.db", "ca/ca_crt.pem", "ca/ca_key.pem", "ca/ca_crl.pem"} {
+			data := edit(name, kept[filepath.Join(dir, name)])
+			if err := w.Add(name, 0o640, int64(len(data)), bytes.NewReader(data)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return &b
+	}
+	right := map[string]int{"schema": 1, "enc": 1}
+	asIs := func(_ string, data []byte) []byte { return data }
+	_, other := trial(t)
+	foreign, err := os.ReadFile(filepath.Join(other.Authority.Directory.Path, "ca_key.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, c2 := range map[string]struct {
+		r    io.Reader
+		says string
+	}{
+		"store is none": {whole(func(name string, data []byte) []byte {
+			if name == "espm.db" {
+				return []byte("nothing")
+			}
+			return data
+		}, right), "damaged"},
+		"other counts": {whole(asIs, map[string]int{"schema": 1, "enc": 1, "node": 9}), "node:9"},
+		"another's key": {whole(func(name string, data []byte) []byte {
+			if name == "ca/ca_key.pem" {
+				return foreign
+			}
+			return data
+		}, right), "does not belong to"},
+		"no CRL": {whole(func(name string, data []byte) []byte {
+			if name == "ca/ca_crl.pem" {
+				return nil
+			}
+			return data
+		}, right), "holds no CRL"},
+	} {
+		_, err := Restore(t.Context(), c, c2.r, true)
+		if err == nil || !strings.Contains(err.Error(), c2.says) || !strings.Contains(err.Error(), "nothing was changed") {
+			t.Errorf("%s: %v", what, err)
+		}
+		for path, data := range contents(t, dir) {
+			if !bytes.Equal(data, kept[path]) && filepath.Base(path) != "espm.lock" {
+				t.Errorf("%s: %s was changed, or left", what, path)
+			}
+		}
+	}
+	// What a restore that was killed left is no hindrance.
+	half := filepath.Join(c.Authority.Directory.Path+staged, "signed")
+	if err := errors.Join(os.MkdirAll(half, 0o750), os.WriteFile(c.Store.Path+staged, []byte("half"), 0o600), os.WriteFile(filepath.Join(half, "x.pem"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if done, err := Restore(t.Context(), c, whole(asIs, right), true); err != nil || !done.Held.Key || len(done.Kept) != 2 {
+		t.Errorf("%+v, %v", done, err)
+	}
+	if exists(filepath.Join(c.Authority.Directory.Path, "signed", "x.pem")) || exists(c.Store.Path+staged) || exists(c.Authority.Directory.Path+staged) {
+		t.Error("the half of it came in, or stayed")
+	}
+}
+
+// slowEngine is at a snapshot until it is let go.
+type slowEngine struct{ began, let chan struct{} }
+
+func (e slowEngine) Snapshot(context.Context, io.Writer) error {
+	close(e.began)
+	<-e.let
+	return errors.New("no room")
+}
+
+func TestOneBackupAtATime(t *testing.T) {
+	_, c := trial(t)
+	e := slowEngine{make(chan struct{}), make(chan struct{})}
+	s := &snapshots{config: c, engine: e}
+	first := make(chan error, 1)
+	go func() { first <- s.Snapshot(t.Context(), io.Discard, false) }()
+	<-e.began
+	if err := s.Snapshot(t.Context(), io.Discard, false); !errors.Is(err, node.ErrUnavailable) {
+		t.Errorf("a second backup: %v", err)
+	}
+	close(e.let)
+	if err := <-first; !errors.Is(err, node.ErrUnavailable) || !strings.Contains(err.Error(), "no room") {
+		t.Errorf("a full disk: %v", err)
+	}
+	if left, _ := filepath.Glob(c.Store.Path + spoolName + "*"); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+}

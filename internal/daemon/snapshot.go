@@ -1,0 +1,185 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/espm-project/espm/internal/backup"
+	"github.com/espm-project/espm/internal/config"
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+	"github.com/espm-project/espm/internal/store/bolt"
+)
+
+// snapshots makes backups of a running daemon.
+type snapshots struct {
+	config config.Config
+	engine interface {
+		Snapshot(ctx context.Context, w io.Writer) error
+	}
+	one sync.Mutex
+}
+
+const (
+	backupLimit = time.Hour // for a client that does not read
+	spoolName   = ".backup-"
+)
+
+// Snapshot writes a backup. The store is copied to its own folder first, and sent from there, so
+// that a slow client holds up nothing. The CA's folder comes after the store: a revocation that
+// the store has a receipt of is on the CRL.
+func (s *snapshots) Snapshot(ctx context.Context, w io.Writer, privateKey bool) error {
+	if !s.one.TryLock() {
+		return fmt.Errorf("%w: another backup is under way", node.ErrUnavailable)
+	}
+	defer s.one.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, backupLimit)
+	defer cancel()
+	if err := s.snapshot(ctx, w, privateKey); err != nil {
+		return fmt.Errorf("backup: %w", err)
+	}
+	return ctx.Err()
+}
+
+func (s *snapshots) snapshot(ctx context.Context, w io.Writer, privateKey bool) (err error) {
+	m := backup.Manifest{CreatedAt: time.Now().UTC().Truncate(time.Second), Version: "unknown", Authority: "puppetserver", PrivateKey: privateKey}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		m.Version = info.Main.Version
+	}
+	spool, err := s.spool(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, spool.Close(), os.Remove(spool.Name())) }()
+	if m.Revision, m.Records, err = proveStore(ctx, spool.Name()); err != nil {
+		return err
+	}
+	dir := s.config.Authority.Directory
+	if dir != nil {
+		m.Authority = "directory"
+	} else {
+		m.PrivateKey = false // there is none of espm's
+	}
+	out := backup.NewWriter(w, m)
+	if s.config.File != "" {
+		if err := addFile(out, backup.ConfigName, s.config.File, nil); err != nil {
+			return err
+		}
+	}
+	info, err := spool.Stat()
+	if err != nil {
+		return err
+	}
+	if err := out.Add(backup.StoreName, 0o640, info.Size(), spool); err != nil {
+		return err
+	}
+	if dir != nil {
+		if err := addCA(ctx, out, dir.Path, privateKey); err != nil {
+			return err
+		}
+	}
+	return out.Close()
+}
+
+// spool copies the store. What an earlier process left is removed.
+func (s *snapshots) spool(ctx context.Context) (*os.File, error) {
+	pattern := s.config.Store.Path + spoolName
+	stale, _ := filepath.Glob(pattern + "*") // fails for a bad pattern alone
+	for _, file := range stale {
+		_ = os.Remove(file)
+	}
+	f, err := os.CreateTemp(filepath.Dir(pattern), filepath.Base(pattern)+"*") // with mode 0600
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", node.ErrUnavailable, err)
+	}
+	err = s.engine.Snapshot(ctx, f)
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %w", node.ErrUnavailable, err), f.Close(), os.Remove(f.Name()))
+	}
+	return f, nil
+}
+
+// proveStore opens a store that nobody has open, reads all its records, and tells what it holds.
+func proveStore(ctx context.Context, path string) (revision int64, records map[string]int, err error) {
+	r, err := bolt.OpenReader(path, 0)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	v, err := store.NewView(ctx, r)
+	if err != nil {
+		return 0, nil, err
+	}
+	if revision, err = v.Revision(ctx); err != nil {
+		return 0, nil, err
+	}
+	records, err = v.Counts(ctx)
+	return revision, records, err
+}
+
+// caOrder: the files that tell of others come after them, so that what they tell of is there. The
+// CRL is the newest of all.
+var caOrder = []string{"inventory.txt", "espm_crl_number", "ca_crl.pem"}
+
+func addCA(ctx context.Context, out *backup.Writer, dir string, privateKey bool) error {
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, fs.ErrNotExist) && path != dir: // revoked or removed meanwhile
+			return nil
+		case err != nil:
+			return err
+		case !d.Type().IsRegular() || strings.HasPrefix(d.Name(), ".") || d.Name() == "espm.lock":
+			return nil
+		}
+		rel, err := filepath.Rel(dir, path)
+		if err != nil || slices.Contains(caOrder, rel) {
+			return err
+		}
+		return addCAFile(out, dir, rel, privateKey)
+	})
+	for _, name := range caOrder {
+		if err == nil {
+			err = addCAFile(out, dir, name, privateKey)
+		}
+	}
+	return err
+}
+
+func addCAFile(out *backup.Writer, dir, rel string, privateKey bool) error {
+	err := addFile(out, backup.CAFolder+filepath.ToSlash(rel), filepath.Join(dir, rel), func(data []byte) bool {
+		return privateKey || !bytes.Contains(data, []byte("PRIVATE KEY-----"))
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// addFile adds a file as it is at one moment, unless want says no.
+func addFile(out *backup.Writer, name, path string, want func([]byte) bool) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	data, err := os.ReadFile(path)
+	if err != nil || want != nil && !want(data) {
+		return err
+	}
+	return out.Add(name, info.Mode(), int64(len(data)), bytes.NewReader(data))
+}

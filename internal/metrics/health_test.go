@@ -1,0 +1,64 @@
+package metrics
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/node"
+)
+
+type fakeStore struct {
+	err    error
+	oldest *node.Revocation
+}
+
+func (s *fakeStore) Revision(context.Context) (int64, error) { return 7, s.err }
+
+func (s *fakeStore) CountPending(context.Context) (int, *node.Revocation, error) {
+	if s.oldest == nil {
+		return 0, nil, s.err
+	}
+	return 1, s.oldest, s.err
+}
+
+// Live is what a restart may mend; ready is more.
+func TestHealth(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	good := ca.Status{Subject: "CN=ca", NotAfter: now.Add(time.Hour), CRL: ca.CRLStatus{NextUpdate: now.Add(time.Hour)}}
+	ended, ranOut := good, good
+	ended.NotAfter = now.Add(-time.Second)
+	ranOut.CRL.NextUpdate = now.Add(-time.Second)
+	for what, c := range map[string]struct {
+		store       fakeStore
+		status      ca.Status
+		failed      error
+		down        *node.Failure
+		live, ready bool
+		authority   string
+		age         float64
+	}{
+		"all well":          {status: good, live: true, ready: true, authority: "ok"},
+		"one pending":       {status: good, store: fakeStore{oldest: &node.Revocation{CreatedAt: now.Add(-time.Minute)}}, live: true, ready: true, authority: "ok", age: 60},
+		"store fails":       {status: good, store: fakeStore{err: errors.New("disk on fire")}, authority: "ok"},
+		"authority is down": {failed: errors.New("refused"), live: true, authority: "refused"},
+		"can't revoke":      {status: good, down: &node.Failure{Error: "no space"}, live: true, authority: "revocations wait: no space"},
+		"CA ended":          {status: ended, live: true, authority: "the CA's certificate ended 2026-01-02T03:04:04Z"},
+		"CRL ran out":       {status: ranOut, live: true, authority: "the CA's CRL ran out 2026-01-02T03:04:04Z"},
+	} {
+		w := &watch{failed: errUnasked, Sources: Sources{
+			Store: &c.store, Down: func() *node.Failure { return c.down }, Now: func() time.Time { return now },
+			Brief: func(context.Context) (ca.Status, error) { return c.status, c.failed },
+		}}
+		if h := w.health(t.Context()); h.Ready || h.Authority != "not asked yet" && h.Authority != "" {
+			t.Errorf("%s: before the first look: %+v", what, h)
+		}
+		w.look(t.Context())
+		h := w.health(t.Context())
+		if h.Live != c.live || h.Ready != c.ready || h.Authority != c.authority || h.OldestPendingSeconds != c.age {
+			t.Errorf("%s: %+v", what, h)
+		}
+	}
+}

@@ -1,0 +1,111 @@
+package metrics
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Health is the answer of /healthz and /readyz.
+type Health struct {
+	Live  bool `json:"live"`  // the store answers
+	Ready bool `json:"ready"` // nodes can be provisioned, and revocations carried out
+
+	Store     string `json:"store"`     // "ok", or what is wrong
+	Authority string `json:"authority"` // "ok", or why it can't act
+
+	PendingRevocations   int     `json:"pending_revocations"`
+	OldestPendingSeconds float64 `json:"oldest_pending_seconds"`
+}
+
+const ok = "ok"
+
+// errUnasked is what is known of the authority before the first look.
+var errUnasked = errors.New("not asked yet")
+
+// probeLimit bounds the store's answer to a probe.
+const probeLimit = 2 * time.Second
+
+func (w *watch) health(ctx context.Context) Health {
+	h := Health{Store: ok, Authority: ok}
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
+	_, err := w.Store.Revision(ctx)
+	down := w.Down()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err == nil {
+		err = w.unread
+	}
+	if err != nil {
+		h.Store = err.Error()
+	}
+	switch now := w.Now(); {
+	case w.failed != nil:
+		h.Authority = w.failed.Error()
+	case down != nil:
+		h.Authority = "revocations wait: " + down.Error
+	case now.After(w.status.NotAfter):
+		h.Authority = fmt.Sprintf("the CA's certificate ended %s", w.status.NotAfter.UTC().Format(time.RFC3339))
+	case !w.status.CRL.NextUpdate.IsZero() && now.After(w.status.CRL.NextUpdate):
+		h.Authority = fmt.Sprintf("the CA's CRL ran out %s", w.status.CRL.NextUpdate.UTC().Format(time.RFC3339))
+	}
+	h.PendingRevocations, h.OldestPendingSeconds = w.pending, w.age().Seconds()
+	h.Live = h.Store == ok
+	h.Ready = h.Live && h.Authority == ok
+	return h
+}
+
+func (m *Metrics) handler(w *watch) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Registry: m.registry}))
+	probe := func(good func(Health) bool) http.HandlerFunc {
+		return func(out http.ResponseWriter, r *http.Request) {
+			h := w.health(r.Context())
+			out.Header().Set("Content-Type", "application/json")
+			if !good(h) {
+				out.WriteHeader(http.StatusServiceUnavailable)
+			}
+			enc := json.NewEncoder(out)
+			enc.SetIndent("", "  ")
+			_ = enc.Encode(h) // who asked is gone
+		}
+	}
+	mux.Handle("GET /healthz", probe(func(h Health) bool { return h.Live }))
+	mux.Handle("GET /readyz", probe(func(h Health) bool { return h.Ready }))
+	return mux
+}
+
+// Serve answers on a listener until ctx is done, then closes it and returns
+// nil: /metrics for Prometheus, /healthz and /readyz with Health, 503 where it
+// is not live or not ready. It is called once.
+func (m *Metrics) Serve(ctx context.Context, l net.Listener, s Sources) error {
+	w := &watch{Sources: s, failed: errUnasked}
+	m.registry.MustRegister(w)
+	watching := make(chan struct{})
+	go func() {
+		defer close(watching)
+		w.run(ctx)
+	}()
+	server := &http.Server{
+		Handler:           m.handler(w),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       5 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+	}
+	defer context.AfterFunc(ctx, func() { server.Close() })()
+	err := server.Serve(l)
+	if errors.Is(err, http.ErrServerClosed) {
+		<-watching
+		return nil
+	}
+	return fmt.Errorf("metrics.listen: %w", err)
+}

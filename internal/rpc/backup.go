@@ -1,0 +1,57 @@
+package rpc
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/espm-project/espm/internal/audit"
+	"github.com/espm-project/espm/internal/node"
+	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+)
+
+// Snapshots makes backups. Errors: node.ErrUnavailable while another is under way.
+type Snapshots interface {
+	Snapshot(ctx context.Context, w io.Writer, privateKey bool) error
+}
+
+type backups struct {
+	espmv1.UnimplementedBackupServiceServer
+	snapshots Snapshots
+	audit     *audit.Log
+	now       func() time.Time
+}
+
+func (s *backups) CreateBackup(req *espmv1.CreateBackupRequest, stream grpc.ServerStreamingServer[espmv1.CreateBackupResponse]) error {
+	ctx := stream.Context()
+	line := audit.Line(ctx, s.now(), node.ActionBackup)
+	if req.GetIncludePrivateKey() {
+		line.Comment = "with the CA's private key"
+	}
+	line.Object = "backup"
+	if err := s.audit.Record(ctx, line); err != nil {
+		return err
+	}
+	return s.snapshots.Snapshot(ctx, parts{stream}, req.GetIncludePrivateKey())
+}
+
+// maxPart is how much of a backup one message holds.
+const maxPart = 256 << 10
+
+// parts sends what is written.
+type parts struct {
+	stream grpc.ServerStreamingServer[espmv1.CreateBackupResponse]
+}
+
+func (p parts) Write(b []byte) (n int, err error) {
+	for n < len(b) {
+		end := min(len(b), n+maxPart)
+		if err := p.stream.Send(&espmv1.CreateBackupResponse{Data: b[n:end]}); err != nil {
+			return n, err
+		}
+		n = end
+	}
+	return n, nil
+}
