@@ -34,6 +34,7 @@ var plan = map[string]rule{
 	"cmd/espm-enc": {may: []string{"internal/enc/encclient"}, why: "main parses nothing and decides nothing, and Puppet Server starts it for every catalog"},
 
 	"internal/node":            {stdlib: true, why: "the domain knows neither how it is kept nor who asks"},
+	"internal/version":         {stdlib: true, why: "what a binary is has nothing to do with what it does"},
 	"internal/durable":         {why: "writing a file is below everything"},
 	"internal/enc":             {may: []string{"internal/node"}, stdlib: true, why: "it merges and renders what it is given, and is linked into espm-enc"},
 	"internal/enc/encsock":     {may: []string{"internal/node", "internal/enc"}, why: "the socket answers one question from a Source"},
@@ -55,9 +56,11 @@ var plan = map[string]rule{
 	},
 	"internal/daemon": {anything: true, why: "it alone puts espm together"},
 	"internal/cli": {
-		may: []string{"internal/node", "internal/bootstrap", "internal/config", "internal/daemon", "internal/enc/encclient", "proto/espm/v1"},
+		may: []string{"internal/node", "internal/bootstrap", "internal/config", "internal/daemon", "internal/enc/encclient", "internal/version", "proto/espm/v1"},
 		why: "the admin's verbs speak to a daemon over the API, so that they can from anywhere; only serve and init name it",
 	},
+	"packaging/docgen": {may: []string{"internal/cli"}, why: "manual pages and completions are made of the command line alone, and espm does not link what makes them"},
+
 	"internal/arch": {why: "it is a test"},
 	"proto/espm/v1": {why: "clients import it without espm"},
 }
@@ -72,7 +75,7 @@ var wired = map[string][]string{
 	"internal/ca/directory":    {"internal/daemon"},
 	"internal/ca/puppetserver": {"internal/daemon"},
 	"internal/daemon":          {"internal/cli"},
-	"internal/cli":             {"cmd/espm"},
+	"internal/cli":             {"cmd/espm", "packaging/docgen"},
 }
 
 // suites are made for tests.

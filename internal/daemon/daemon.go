@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
 
 	"github.com/espm-project/espm/internal/bootstrap"
@@ -211,12 +212,15 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	d.log.WithFields(logrus.Fields{"listen": d.config.Listen, "enc": d.config.ENC.Socket, "store": d.config.Store.Path}).Info("espm serves")
+	d.tell(sd.SdNotifyReady)
+	d.wg.Go(func() { d.alive(ctx) })
 	select {
 	case err := <-served:
 		return fmt.Errorf("listen: %w", err)
 	case <-ctx.Done():
 	}
 	d.log.Info("espm stops")
+	d.tell(sd.SdNotifyStopping)
 	stopped := make(chan struct{})
 	go func() { server.GracefulStop(); close(stopped) }()
 	select {
