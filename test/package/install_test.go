@@ -40,6 +40,7 @@ func TestLife(t *testing.T) {
 	m.says("cat /etc/espm/espm.yaml", config)
 	m.says("espm node list | tail -n +2 | cut -d' ' -f1", "web1.test") // of the daemon that is still there
 	d.stop(t)
+	m.does("setpriv --reuid puppet --regid puppet --init-groups espm-enc web1.test") // of the store
 	d = m.serve(t)
 	m.says("espm node list | tail -n +2 | cut -d' ' -f1", "web1.test")
 	d.stop(t)
