@@ -2,12 +2,16 @@
 # make test    everything: unit, conformance, crash, race detector, end to end
 # make e2e     end to end alone: real Puppet Servers and agents, see test/e2e/doc.go
 # make test-pkcs11   the CA's key in a token, of SoftHSM
+# make package       dist/*.deb and dist/*.rpm, see docs/install.md
+# make test-package  install, upgrade, remove and purge them, see test/package/doc.go
 #
 # E2E=required  a missing Puppet Server is a failure, not a skip
+# PACKAGE=required  the same for what test-package needs
 # RUN=regexp    only these tests
 # make bench    measure; PART=name runs one part: enc, register, audit, presign, terminate, revoke, crl, connections
 
 E2E  ?=
+PACKAGE ?=
 RUN  ?= .
 TOOL := go tool -modfile=tools/go.mod
 # Repeats at the end what failed, with its output, and why tests were skipped.
@@ -19,10 +23,14 @@ export CGO_ENABLED ?= 0
 # G301, as folders are open where Puppet's are, and secrets have modes of their own.
 GOSEC := -quiet -terse -severity medium -exclude-generated -exclude=G301,G304
 
-.PHONY: build demo test test-pkcs11 e2e lint generate check-generated fuzz bench clean
+.PHONY: build package demo test test-pkcs11 e2e test-package lint generate check-generated fuzz bench clean
 
 build:
 	go build -trimpath -o bin/ ./cmd/...
+
+# VERSION and COMMIT are git's, unless they are set.
+package:
+	packaging/build
 
 demo: build
 	test/demo/demo.sh
@@ -30,7 +38,7 @@ demo: build
 # The race detector needs cgo. Packages run one after the other, as some start
 # daemons and a JVM.
 test:
-	CGO_ENABLED=1 $(GOTEST) --format standard-quiet -- -race -p 1 -timeout 30m -run '$(RUN)' $$(go list ./... | grep -v /test/e2e)
+	CGO_ENABLED=1 $(GOTEST) --format standard-quiet -- -race -p 1 -timeout 30m -run '$(RUN)' $$(go list ./... | grep -v -e /test/e2e -e /test/package)
 	$(MAKE) --no-print-directory e2e
 
 # The CA's key in a token, of SoftHSM: apt install softhsm2 opensc
@@ -41,8 +49,11 @@ test-pkcs11:
 e2e:
 	ESPM_E2E=$(E2E) $(GOTEST) --format standard-verbose -- -timeout 40m -run '$(RUN)' ./test/e2e
 
+test-package:
+	ESPM_PACKAGE=$(PACKAGE) $(GOTEST) --format standard-verbose -- -timeout 20m -run '$(RUN)' ./test/package
+
 lint:
-	@test -z "$$(gofmt -l cmd internal test proto)" || { gofmt -l cmd internal test proto; echo 'gofmt: these files need it'; exit 1; }
+	@test -z "$$(gofmt -l cmd internal packaging test proto)" || { gofmt -l cmd internal packaging test proto; echo 'gofmt: these files need it'; exit 1; }
 	go vet ./...
 	$(TOOL) staticcheck ./...
 	$(TOOL) buf lint proto
@@ -77,4 +88,4 @@ bench: build
 	CGO_ENABLED=1 go run ./test/bench -only '$(PART)'
 
 clean:
-	rm -rf bin
+	rm -rf bin dist

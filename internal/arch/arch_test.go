@@ -35,6 +35,7 @@ var plan = map[string]rule{
 
 	"internal/node":            {stdlib: true, why: "the domain knows neither how it is kept nor who asks"},
 	"internal/secret":          {stdlib: true, why: "whatever holds a secret uses it"},
+	"internal/version":         {stdlib: true, why: "what a binary is has nothing to do with what it does"},
 	"internal/durable":         {why: "writing a file is below everything"},
 	"internal/secretfile":      {stdlib: true, why: "reading a key is below everything"},
 	"internal/enc":             {may: []string{"internal/node"}, stdlib: true, why: "it merges and renders what it is given, and is linked into espm-enc"},
@@ -63,9 +64,11 @@ var plan = map[string]rule{
 	},
 	"internal/daemon": {anything: true, why: "it alone puts espm together"},
 	"internal/cli": {
-		may: []string{"internal/node", "internal/backup", "internal/doctor", "internal/durable", "internal/secret", "internal/secretfile", "internal/auth", "internal/audit", "internal/bootstrap", "internal/config", "internal/daemon", "internal/enc/encclient", "proto/espm/v1"},
+		may: []string{"internal/node", "internal/backup", "internal/doctor", "internal/durable", "internal/secret", "internal/secretfile", "internal/auth", "internal/audit", "internal/bootstrap", "internal/config", "internal/daemon", "internal/enc/encclient", "internal/version", "proto/espm/v1"},
 		why: "the admin's verbs speak to a daemon over the API, so that they can from anywhere; only serve and init name it",
 	},
+	"packaging/docgen": {may: []string{"internal/cli"}, why: "manual pages and completions are made of the command line alone, and espm does not link what makes them"},
+
 	"internal/arch": {why: "it is a test"},
 	"proto/espm/v1": {why: "clients import it without espm"},
 }
@@ -81,7 +84,7 @@ var wired = map[string][]string{
 	"internal/ca/directory":    {"internal/daemon"},
 	"internal/ca/puppetserver": {"internal/daemon"},
 	"internal/daemon":          {"internal/cli"},
-	"internal/cli":             {"cmd/espm"},
+	"internal/cli":             {"cmd/espm", "packaging/docgen"},
 }
 
 // suites are made for tests.

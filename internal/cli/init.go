@@ -37,6 +37,8 @@ func (a *app) initCmd() *cobra.Command {
 		Long: `Makes a configuration, an empty store and a new CA. With --dir everything is
 under DIR, for a trial: espm.yaml, espm.db, ca and run. Without it: /etc/espm,
 /var/lib/espm and /run/espm. Overwrites nothing: what stands already is kept, and named.
+Run as root, it gives what it makes to the owner of the folder that it is in, as
+a package gives /var/lib/espm to the user that the daemon runs as.
 
 With --authority puppetserver the CA stays Puppet Server's, which has to run: espm
 asks it whether it may sign and revoke, and says what is missing in its auth.conf.
@@ -121,13 +123,28 @@ func initTable(out io.Writer, made daemon.Initialized) {
 	if made.PuppetServer != nil {
 		initServer(out, *made.PuppetServer)
 	}
-	fmt.Fprintf(out, "\nNext:\n  espm serve --config '%s'\n", made.Config)
+	next := fmt.Sprintf("espm serve --config '%s'", made.Config)
+	if made.Config == config.DefaultFile && packaged() {
+		next = "systemctl start espm"
+	}
+	fmt.Fprintf(out, "\nNext:\n  %s\n", next)
 	if made.Listen != config.DefaultListen {
 		fmt.Fprintf(out, "  export ESPM_ADDRESS='%s' ESPM_ENC_SOCKET='%s' ESPM_DB='%s'\n", made.Listen, made.ENC, made.Store)
 	}
 	if made.PuppetServer != nil {
 		initENC(out, made)
 	}
+}
+
+// packaged tells whether systemd runs here and knows espm: then it starts espm as the user
+// whose files init has made.
+func packaged() bool {
+	for _, path := range []string{"/run/systemd/system", "/usr/lib/systemd/system/espm.service"} {
+		if _, err := os.Stat(path); err != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // initServer says what Puppet Server lets espm do, and how it lets it do the rest.

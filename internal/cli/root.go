@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -53,6 +52,14 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return 1
 }
 
+// Command returns the whole command line, for what is made from it: manual
+// pages and completions. It does not run; Main does.
+func Command() *cobra.Command {
+	root := (&app{}).root()
+	root.InitDefaultCompletionCmd()
+	return root
+}
+
 // exitCode ends the command without a word more.
 type exitCode int
 
@@ -68,7 +75,7 @@ func (a *app) root() *cobra.Command {
 		Use:           "espm",
 		Short:         "Node lifecycle service for Puppet",
 		Long:          "espm registers, presigns, classifies and terminates Puppet nodes.",
-		Version:       version(),
+		Version:       oneLine(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
@@ -86,16 +93,8 @@ func (a *app) root() *cobra.Command {
 			return usageError{fmt.Errorf("--output: table, json or yaml, is %q", a.output)}
 		}
 	}
-	root.AddCommand(a.initCmd(), a.serveCmd(), a.nodeCmd(), a.groupCmd(), a.certCmd(), a.caCmd(), a.encCmd(), a.tokenCmd(), a.auditCmd(), a.backupCmd(), a.doctorCmd())
+	root.AddCommand(a.initCmd(), a.serveCmd(), a.nodeCmd(), a.groupCmd(), a.certCmd(), a.caCmd(), a.encCmd(), a.tokenCmd(), a.auditCmd(), a.backupCmd(), a.doctorCmd(), a.versionCmd())
 	return root
-}
-
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	return info.Main.Version
 }
 
 // noun returns a command that only holds verbs.

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
 
@@ -269,6 +270,8 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 		fields["network"] = network.String()
 	}
 	d.log.WithFields(fields).Info("espm serves")
+	d.tell(sd.SdNotifyReady)
+	d.wg.Go(func() { d.alive(ctx) })
 	select {
 	case err := <-served:
 		server.Stop()
@@ -276,6 +279,7 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	d.log.Info("espm stops")
+	d.tell(sd.SdNotifyStopping)
 	stopped := make(chan struct{})
 	go func() { server.GracefulStop(); close(stopped) }()
 	select {

@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"text/template"
 
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/sys/unix"
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/ca/directory"
@@ -75,15 +77,9 @@ authority:
   # A Puppet Server that keeps its CA.
   puppetserver:
     url: {{yaml .URL}}
-{{- if .Certificate}}
     certificate: {{yaml .Certificate}}
     key: {{yaml .Key}}
-{{- else}}
-    # certificate and key: those of Puppet Server on this host.
-{{- end}}
-{{- if .CA}}
     ca: {{yaml .CA}}
-{{- end}}
 {{- else}}
   directory:
     path: {{.CA}}
@@ -167,7 +163,7 @@ func Init(ctx context.Context, o InitOptions) (Initialized, error) {
 	if set := c.Authority.PuppetServer; stood && set != nil {
 		filled, err := fromPuppet(ctx, *set)
 		if err == nil {
-			done.PuppetServer, err = o.ask(ctx, site{PuppetServer: set, asked: filled})
+			done.PuppetServer, err = o.ask(ctx, site{PuppetServer: &filled, given: *set})
 		}
 		if err != nil {
 			return done, err
@@ -217,6 +213,9 @@ func (o InitOptions) make(ctx context.Context, c config.Config, done *Initialize
 	}
 	for _, take := range steps {
 		step, err := take()
+		if err == nil && !step.Stood {
+			err = handOver(step.Path)
+		}
 		if err != nil {
 			return err
 		}
@@ -293,6 +292,24 @@ func createInToken(path, setting string, o directory.CreateOptions) error {
 		err = errors.Join(err, key.Close())
 	}
 	return err
+}
+
+// handOver gives what root made to the owner of the folder that it was made in:
+// a package has given /var/lib/espm to the user that the daemon runs as.
+func handOver(path string) error {
+	var folder unix.Stat_t
+	if err := unix.Stat(filepath.Dir(path), &folder); err != nil {
+		return fmt.Errorf("%s: %w", filepath.Dir(path), err)
+	}
+	if os.Geteuid() != 0 || folder.Uid == 0 {
+		return nil
+	}
+	return filepath.WalkDir(path, func(name string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Lchown(name, int(folder.Uid), int(folder.Gid))
+	})
 }
 
 func exists(path string) bool {

@@ -6,11 +6,9 @@ import (
 	"errors"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -221,38 +219,4 @@ func contents(t *testing.T, dir string) map[string][]byte {
 		t.Fatal(err)
 	}
 	return files
-}
-
-// The key belongs to root alone, and the daemon runs as somebody else.
-func TestCAKeyOfAnotherUser(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("skipped: needs root, to become another user")
-	}
-	dir, _ := trial(t)
-	const nobody = 65534
-	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-		if err != nil || d.Name() == "ca_key.pem" {
-			return err
-		}
-		return os.Chown(path, nobody, nobody)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	program, err := os.ReadFile(os.Args[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	bin := filepath.Join(dir, "daemon.test") // where go test puts it only root may look
-	if err := os.WriteFile(bin, program, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), bin)
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), childConfig+"="+filepath.Join(dir, "espm.yaml"))
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
-	out, err := cmd.Output()
-	if err == nil || !strings.Contains(string(out), "cannot read CA key") || !strings.Contains(string(out), "espm must run as its owner or in its group") {
-		t.Errorf("got %v: %s", err, out)
-	}
 }

@@ -29,8 +29,8 @@ type site struct {
 	Unknown   string // enc.unknown_nodes and enc.command
 	Command   string
 
-	PuppetServer *config.PuppetServer // what to write of it; nil: espm owns the CA
-	asked        config.PuppetServer  // the same, with the files that were found
+	PuppetServer *config.PuppetServer // with the files that were found; nil: espm owns the CA
+	given        config.PuppetServer  // the same, without them
 	puppetConf   string               // the server's puppet.conf; "": not known
 }
 
@@ -77,7 +77,8 @@ func (o InitOptions) site(ctx context.Context) (site, error) {
 	if err != nil {
 		return site{}, fmt.Errorf("--url: %w", err)
 	}
-	s := site{PuppetServer: &set, asked: withIdentity(set, settings), puppetConf: settings["config"]}
+	// The files are written down: the daemon may run as a user whom Puppet tells others.
+	s := site{PuppetServer: new(withIdentity(set, settings)), given: set, puppetConf: settings["config"]}
 	s.Unknown, s.Command = classifier(settings)
 	s.Group = usableGroup(cmp.Or(settings["group"], "puppet"))
 	s.Server = cmp.Or(o.Certname, settings["certname"], base.Hostname())
@@ -138,9 +139,9 @@ func (o InitOptions) ask(ctx context.Context, s site) (*PuppetServer, error) {
 		return nil, nil
 	}
 	about := &PuppetServer{URL: s.PuppetServer.URL, PuppetConf: s.puppetConf}
-	authority, err := openPuppetServer(ctx, s.asked, puppetserver.Options{})
+	authority, err := openPuppetServer(ctx, *s.PuppetServer, puppetserver.Options{})
 	if err != nil {
-		return nil, foundBy(*s.PuppetServer, err)
+		return nil, foundBy(s.given, err)
 	}
 	defer authority.Close()
 	if o.Unasked {

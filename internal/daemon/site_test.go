@@ -106,13 +106,13 @@ func TestSiteIsWhatPuppetSays(t *testing.T) {
 		unknown, certificates string
 	}{
 		"the CA is here": {puppet: answered(cacert, "plain", "none"),
-			url: "https://puppet.test:8141", server: "puppet.test", protected: "puppet.test", unknown: enc.Blank},
+			url: "https://puppet.test:8141", server: "puppet.test", protected: "puppet.test", unknown: enc.Blank, certificates: "/ssl/certs/puppet.test.pem"},
 		"the CA is elsewhere": {puppet: answered("/none", "plain", "none"),
-			url: "https://ca.test:8141", server: "puppet.test", protected: "puppet.test ca.test", unknown: enc.Blank},
+			url: "https://ca.test:8141", server: "puppet.test", protected: "puppet.test ca.test", unknown: enc.Blank, certificates: "/ssl/certs/puppet.test.pem"},
 		"another ENC": {puppet: answered(cacert, "exec", "/usr/bin/other --flag"),
-			url: "https://puppet.test:8141", server: "puppet.test", protected: "puppet.test", unknown: enc.Command, command: "/usr/bin/other --flag"},
+			url: "https://puppet.test:8141", server: "puppet.test", protected: "puppet.test", unknown: enc.Command, command: "/usr/bin/other --flag", certificates: "/ssl/certs/puppet.test.pem"},
 		"espm-enc already": {puppet: answered(cacert, "exec", "/usr/bin/espm-enc"),
-			url: "https://puppet.test:8141", server: "puppet.test", protected: "puppet.test", unknown: enc.Blank},
+			url: "https://puppet.test:8141", server: "puppet.test", protected: "puppet.test", unknown: enc.Blank, certificates: "/ssl/certs/puppet.test.pem"},
 		"flags win": {puppet: answered(cacert, "plain", "none"),
 			options: InitOptions{Certname: "p.test", PuppetServer: &config.PuppetServer{URL: "https://10.0.0.1:8140", Certificate: "/c", Key: "/k"}},
 			url:     "https://10.0.0.1:8140", server: "p.test", protected: "p.test", unknown: enc.Blank, certificates: "/c"},
@@ -133,8 +133,8 @@ func TestSiteIsWhatPuppetSays(t *testing.T) {
 				got.Unknown != c.unknown || got.Command != c.command || got.PuppetServer.Certificate != c.certificates || got.Group != "" && name != "without Puppet" {
 				t.Errorf("got %+v, of the server %+v", got, *got.PuppetServer)
 			}
-			if got.asked.Certificate == "" || got.asked.Key == "" || got.asked.CA == "" {
-				t.Errorf("asked with %+v", got.asked)
+			if got.PuppetServer.Key == "" || got.PuppetServer.CA == "" {
+				t.Errorf("got %+v", *got.PuppetServer)
 			}
 		})
 	}

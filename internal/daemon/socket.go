@@ -70,7 +70,11 @@ func giveGroup(path, group string, mode os.FileMode) error {
 		if err != nil {
 			return fmt.Errorf("group %s has the id %q", group, g.Gid)
 		}
-		if err := os.Chown(path, -1, gid); err != nil {
+		err = os.Chown(path, -1, gid)
+		if errors.Is(err, os.ErrPermission) {
+			return fmt.Errorf("%w: espm's user must own the file and be in the group: usermod --append --groups %s USER", err, group)
+		}
+		if err != nil {
 			return fmt.Errorf("group %s: %w", group, err)
 		}
 	}

@@ -267,6 +267,24 @@ func (v View) Revision(ctx context.Context) (int64, error) {
 	return rev, err
 }
 
+// Answers returns nil if the store reads, and takes a commit as far as its
+// guards: it asks for one whose guard can't hold, so nothing is written, and a
+// full disk is no reason to fail. A commit that is under way is waited for.
+func (s *Store) Answers(ctx context.Context) error {
+	schema, err := s.reader.Get(ctx, schemaKey)
+	if err != nil {
+		return err
+	}
+	_, err = s.engine.Commit(ctx, Batch{Guards: []Guard{{schemaKey, schema.Revision + 1}}})
+	if _, refused := errors.AsType[*GuardError](err); refused {
+		return nil
+	}
+	if err == nil {
+		return errors.New("a commit whose guard can't hold was not refused")
+	}
+	return err
+}
+
 // scan yields all records with the prefix after a key, a page at a time.
 func (v View) scan(ctx context.Context, prefix, after string) iter.Seq2[Record, error] {
 	const page = 500

@@ -1,0 +1,104 @@
+package daemon
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// nobody is a user that owns nothing.
+const nobody = 65534
+
+func needsRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("skipped: needs root, to become another user")
+	}
+}
+
+// runAsNobody starts the daemon of the configuration in dir as another user, and returns what it said.
+func runAsNobody(t *testing.T, dir string) (string, error) {
+	t.Helper()
+	program, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := filepath.Join(dir, "daemon.test") // where go test puts it only root may look
+	if err := os.WriteFile(bin, program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), bin)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), childConfig+"="+filepath.Join(dir, "espm.yaml"))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	out, err := cmd.Output()
+	return string(out), err
+}
+
+func chownAll(t *testing.T, dir string, but string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.Name() == but {
+			return err
+		}
+		return os.Chown(path, nobody, nobody)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The key belongs to root alone, and the daemon runs as somebody else.
+func TestCAKeyOfAnotherUser(t *testing.T) {
+	needsRoot(t)
+	dir, _ := trial(t)
+	chownAll(t, dir, "ca_key.pem")
+	out, err := runAsNobody(t, dir)
+	if err == nil || !strings.Contains(out, "cannot read CA key") || !strings.Contains(out, "espm must run as its owner or in its group") {
+		t.Errorf("got %v: %s", err, out)
+	}
+}
+
+// The daemon's user was not put in Puppet's group.
+func TestGroupOfOthers(t *testing.T) {
+	needsRoot(t)
+	dir, c := trial(t)
+	file := filepath.Join(dir, "espm.yaml")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, bytes.Replace(text, []byte("# group: puppet"), []byte("group: root"), 1), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	chownAll(t, dir, "")
+	out, err := runAsNobody(t, dir)
+	if err == nil || !strings.HasPrefix(out, "enc.group: ") || !strings.Contains(out, c.Store.Path) || !strings.Contains(out, "usermod --append --groups root USER") {
+		t.Errorf("got %v: %s", err, out)
+	}
+}
+
+// Root sets espm up in folders that a package has given to the daemon's user.
+func TestInitHandsOver(t *testing.T) {
+	needsRoot(t)
+	dir := socketFolder(t)
+	if err := os.Chown(dir, nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Init(t.Context(), InitOptions{Dir: dir, Certname: "puppet.test", CAKey: "ec-p256"}); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]uint32{"espm.yaml": 0, "espm.db": nobody, "ca": nobody, "ca/ca_key.pem": nobody, "ca/signed": nobody} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st := info.Sys().(*syscall.Stat_t); st.Uid != want || st.Gid != want {
+			t.Errorf("%s belongs to %d:%d, want %d", name, st.Uid, st.Gid, want)
+		}
+	}
+}

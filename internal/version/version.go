@@ -1,0 +1,55 @@
+// Package version says which espm this is.
+package version
+
+import (
+	"cmp"
+	"runtime"
+	"runtime/debug"
+)
+
+// Set by the linker when a package is built: see packaging/build.
+var (
+	number string
+	commit string
+)
+
+// Info is what a binary knows of its own making.
+type Info struct {
+	Version string `json:"version"`
+	Commit  string `json:"commit"` // of the source; with "+changes" where that was not all
+	Go      string `json:"go"`
+	System  string `json:"system"` // operating system and architecture
+}
+
+const unknown = "unknown"
+
+// Read returns what the linker was told, or else what the go command noted.
+// What neither knows is "unknown".
+func Read() Info {
+	built, _ := debug.ReadBuildInfo() // nil without modules
+	return read(number, commit, built)
+}
+
+func read(number, commit string, built *debug.BuildInfo) Info {
+	noted := map[string]string{}
+	main := ""
+	if built != nil {
+		main = built.Main.Version
+		for _, s := range built.Settings {
+			noted[s.Key] = s.Value
+		}
+	}
+	changed := ""
+	if noted["vcs.modified"] == "true" {
+		changed = "+changes"
+	}
+	if revision := noted["vcs.revision"]; commit == "" && revision != "" {
+		commit = revision + changed
+	}
+	return Info{
+		Version: cmp.Or(number, main, unknown),
+		Commit:  cmp.Or(commit, unknown),
+		Go:      runtime.Version(),
+		System:  runtime.GOOS + "/" + runtime.GOARCH,
+	}
+}

@@ -1,0 +1,200 @@
+package pkgtest
+
+import (
+	"bytes"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A machine from before the first package to after the last. A Puppet is there, as far as
+// its user goes.
+func TestLife(t *testing.T) {
+	m := newMachine(t)
+	m.does("useradd --system --user-group --no-create-home puppet")
+	m.does("useradd --system --user-group --no-create-home stranger")
+	before := m.files()
+
+	m.install(first(t).deb)
+	m.says("espm version | cut -d' ' -f1-5", "espm version 1.0.0, commit "+commit+",")
+	m.says("id --name --groups espm", "espm puppet")
+	m.says("getent passwd espm | cut -d: -f6-", "/var/lib/espm:/usr/sbin/nologin")
+	m.says("stat -c '%U:%G %a' /etc/espm /var/lib/espm /run/espm", "root:root 755\nespm:espm 755\nespm:espm 755")
+	m.says("readlink /etc/systemd/system/multi-user.target.wants/espm.service", "/lib/systemd/system/espm.service")
+
+	m.setUp(t)
+	d := m.serve(t)
+	m.use(t)
+
+	config := m.does("cat /etc/espm/espm.yaml")
+	m.install(built(t, source, "1.0.1").deb)
+	m.says("espm version | cut -d' ' -f3", "1.0.1,")
+	m.says("cat /etc/espm/espm.yaml", config)
+	m.says("espm node list | tail -n +2 | cut -d' ' -f1", "web1.test") // of the daemon that is still there
+	d.stop(t)
+	m.does("setpriv --reuid puppet --regid puppet --init-groups espm-enc web1.test") // of the store
+	d = m.serve(t)
+	m.says("espm node list | tail -n +2 | cut -d' ' -f1", "web1.test")
+	d.stop(t)
+
+	data := m.does("find /etc/espm /var/lib/espm -type f | sort | xargs sha256sum")
+	m.dpkg("--remove espm")
+	m.says("find /etc/espm /var/lib/espm -type f | sort | xargs sha256sum", data)
+	if out, err := m.try("ls /usr/bin/espm* /usr/lib/systemd/system/espm.service"); err == nil || strings.Count(out, "No such file") != 2 {
+		t.Errorf("after the removal: %v, %s", err, out)
+	}
+	m.install(first(t).deb) // and back again
+	d = m.serve(t)
+	m.says("espm node list | tail -n +2 | cut -d' ' -f1", "web1.test")
+	d.stop(t)
+
+	m.dpkg("--purge espm")
+	m.says("dpkg-query --show --showformat '${db:Status-Abbrev}' espm 2>&1 || true", "dpkg-query: no packages found matching espm")
+	if after := m.files(); !slices.Equal(after, before) {
+		t.Errorf("left behind, or missing: %v", diff(before, after))
+	}
+}
+
+// The store, the configuration and the CA are made by root, for the daemon's user.
+func (m *machine) setUp(t *testing.T) {
+	t.Helper()
+	out := m.does("espm init --certname puppet.test --ca-key ec-p256")
+	if !strings.Contains(out, "espm serve --config '/etc/espm/espm.yaml'") {
+		t.Errorf("init says: %s", out)
+	}
+	m.says("stat -c '%U:%G' /etc/espm/espm.yaml /var/lib/espm/espm.db /var/lib/espm/ca /var/lib/espm/ca/ca_key.pem",
+		"root:root\nespm:espm\nespm:espm\nespm:espm")
+	m.does("sed -i 's/# group: puppet/group: puppet/' /etc/espm/espm.yaml")
+}
+
+// use is a node's life.
+func (m *machine) use(t *testing.T) {
+	t.Helper()
+	m.says("stat -c '%U:%G %a' /run/espm/espm.sock /run/espm/enc.sock /var/lib/espm/espm.db",
+		"espm:espm 660\nespm:puppet 660\nespm:puppet 640")
+	m.does("cd /root; espm node provision web1.test --parameter role='\"web\"' --out web1; espm node provision web2.test --out web2")
+	m.does("test -s /root/web1/ssl/private_keys/web1.test.pem; rm -r /root/web1 /root/web2")
+	enc := "setpriv --reuid puppet --regid puppet --init-groups espm-enc web1.test"
+	if out := m.does(enc); !strings.Contains(out, `"role": "web"`) {
+		t.Errorf("%s: got %s", enc, out)
+	}
+	stranger := "setpriv --reuid stranger --regid stranger --init-groups "
+	if out, err := m.try(stranger + "espm-enc web1.test"); err == nil || !strings.Contains(out, "enc.group") {
+		t.Errorf("a stranger asks what a node is: %v, %s", err, out)
+	}
+	if out, err := m.try(stranger + "espm node list"); err == nil || !strings.Contains(out, "this user may not use") {
+		t.Errorf("a stranger uses the API: %v, %s", err, out)
+	}
+	m.does("espm node terminate web2.test --wait 60s")
+	if out := m.does("espm cert list"); strings.Count(out, "revoked") != 1 {
+		t.Errorf("after one terminate: %s", out)
+	}
+}
+
+// serving is a daemon that was started as the unit starts it.
+type serving struct {
+	cmd     *exec.Cmd
+	logs    bytes.Buffer
+	manager *net.UnixConn
+}
+
+func (m *machine) serve(t *testing.T) *serving {
+	t.Helper()
+	path := m.path("run/notify")
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	check(t, err)
+	check(t, os.Chmod(path, 0o777))
+	s := &serving{manager: manager}
+	s.cmd = m.command("setpriv", "--reuid", "espm", "--regid", "espm", "--init-groups", "--no-new-privs", "--bounding-set=-all", "espm", "serve")
+	s.cmd.Env = append(s.cmd.Env, "NOTIFY_SOCKET=/run/notify", "WATCHDOG_USEC=6000000000")
+	s.cmd.Stdout, s.cmd.Stderr = &s.logs, &s.logs
+	check(t, s.cmd.Start())
+	t.Cleanup(func() {
+		if s.cmd.ProcessState == nil {
+			check(t, s.cmd.Process.Kill())
+			_ = s.cmd.Wait()
+		}
+	})
+	s.hears(t, "READY=1")
+	s.hears(t, "WATCHDOG=1")
+	// Neither a debugger of its user nor a core dump gets at the keys in its memory: so says the owner.
+	info, err := os.Stat(filepath.Join("/proc", strconv.Itoa(s.cmd.Process.Pid), "environ"))
+	check(t, err)
+	if uid := info.Sys().(*syscall.Stat_t).Uid; uid != 0 {
+		t.Errorf("the daemon's memory is open to user %d", uid)
+	}
+	return s
+}
+
+// hears waits for what the service manager is told.
+func (s *serving) hears(t *testing.T, want string) {
+	t.Helper()
+	check(t, s.manager.SetReadDeadline(time.Now().Add(time.Minute)))
+	b := make([]byte, 100)
+	n, err := s.manager.Read(b)
+	if err != nil || string(b[:n]) != want {
+		_ = s.cmd.Process.Kill()
+		_ = s.cmd.Wait()
+		t.Fatalf("the service manager hears %q, %v, want %q\n%s", b[:n], err, want, &s.logs)
+	}
+}
+
+func (s *serving) stop(t *testing.T) {
+	t.Helper()
+	check(t, s.cmd.Process.Signal(syscall.SIGTERM))
+	s.hears(t, "STOPPING=1")
+	if err := s.cmd.Wait(); err != nil {
+		t.Errorf("the daemon ended with %v\n%s", err, &s.logs)
+	}
+	check(t, s.manager.Close())
+	check(t, os.Remove(s.manager.LocalAddr().String()))
+}
+
+// changing are places that belong to no package: users, logs, dpkg's own records.
+var changing = []string{
+	"dev", "proc", "root", "run/notify", "tmp", "var/cache", "var/lib/dpkg", "var/log",
+	"etc/passwd", "etc/passwd-", "etc/group", "etc/group-", "etc/shadow", "etc/shadow-", "etc/gshadow", "etc/gshadow-",
+	"etc/.pwd.lock", "etc/subuid", "etc/subuid-", "etc/subgid", "etc/subgid-",
+}
+
+// files are the names of all that packages are answerable for.
+func (m *machine) files() (all []string) {
+	m.t.Helper()
+	check(m.t, filepath.WalkDir(m.root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(m.root, path)
+		if slices.Contains(changing, name) {
+			if d.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		all = append(all, name)
+		return err
+	}))
+	return all
+}
+
+func diff(before, after []string) (differ []string) {
+	for _, name := range after {
+		if !slices.Contains(before, name) {
+			differ = append(differ, "+"+name)
+		}
+	}
+	for _, name := range before {
+		if !slices.Contains(after, name) {
+			differ = append(differ, "-"+name)
+		}
+	}
+	return differ
+}

@@ -1,0 +1,252 @@
+package pkgtest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// source is the folder of the module.
+const source = "../.."
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// require skips the test where something is missing, or fails it where all is required.
+func require(t *testing.T, missing error) {
+	t.Helper()
+	switch mode := os.Getenv("ESPM_PACKAGE"); {
+	case mode != "" && mode != "required":
+		t.Fatalf("ESPM_PACKAGE=%s: must be empty or \"required\"", mode)
+	case mode == "required" && missing != nil:
+		t.Fatalf("ESPM_PACKAGE=required, but %v", missing)
+	case missing != nil:
+		t.Skipf("skipped: %v", missing)
+	}
+}
+
+// tool requires a program and returns a function that runs it and returns what it said.
+func tool(t *testing.T, name string) func(args ...string) (string, error) {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		require(t, fmt.Errorf("%s is not installed", name))
+	}
+	return func(args ...string) (string, error) {
+		return run(t, exec.CommandContext(t.Context(), name, args...))
+	}
+}
+
+func run(t *testing.T, cmd *exec.Cmd) (string, error) {
+	t.Helper()
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// packages are those of one version.
+type packages struct{ deb, rpm string }
+
+// built builds a version of the packages from a source folder.
+func built(t *testing.T, from, version string) packages {
+	t.Helper()
+	out := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), "packaging/build")
+	cmd.Dir = from
+	cmd.Env = append(os.Environ(), "VERSION="+version, "COMMIT="+commit, "SOURCE_DATE_EPOCH=1767225600", "OUT="+out)
+	if said, err := run(t, cmd); err != nil {
+		t.Fatalf("packaging/build: %v\n%s", err, said)
+	}
+	var p packages
+	for pattern, name := range map[string]*string{"espm_*.deb": &p.deb, "espm-*.rpm": &p.rpm} {
+		found, err := filepath.Glob(filepath.Join(out, pattern))
+		if err != nil || len(found) != 1 {
+			t.Fatalf("%s: got %v, %v, want one", pattern, found, err)
+		}
+		*name = found[0]
+	}
+	return p
+}
+
+const commit = "0123456789abcdef0123456789abcdef01234567"
+
+// first are the packages of the version that most tests look at.
+var first = func() func(*testing.T) packages {
+	var once sync.Once
+	var p packages
+	return func(t *testing.T) packages {
+		t.Helper()
+		once.Do(func() {
+			all := built(t, source, "1.0.0")
+			for from, to := range map[string]*string{all.deb: &p.deb, all.rpm: &p.rpm} { // they outlive this test
+				*to = filepath.Join(scratch, filepath.Base(from))
+				check(t, os.Rename(from, *to))
+			}
+		})
+		if p.deb == "" {
+			t.Fatal("the packages were not built")
+		}
+		return p
+	}
+}()
+
+// scratch is a folder for all tests.
+var scratch string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "espm-package")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	scratch = dir
+	code := m.Run()
+	if err := os.RemoveAll(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	os.Exit(code)
+}
+
+// debian is a clean root of Debian 12. It is made once and kept.
+var debian = sync.OnceValues(func() (string, error) {
+	if os.Geteuid() != 0 {
+		return "", errors.New("a root of Debian needs root")
+	}
+	dir := os.Getenv("ESPM_PACKAGE_ROOT")
+	if dir == "" {
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			return "", fmt.Errorf("no place for a root of Debian: %w", err)
+		}
+		dir = filepath.Join(cache, "espm", "bookworm")
+	}
+	if err := makeRoot(dir); err != nil {
+		return "", fmt.Errorf("no root of Debian in %s: %w", dir, err)
+	}
+	return dir, nil
+})
+
+// makeRoot makes the root, if it is not there: beside its place, so that what is
+// there is complete.
+func makeRoot(dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer lock.Close() // which unlocks
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(dir, "usr/bin/dpkg")); err == nil {
+		return nil
+	}
+	if _, err := exec.LookPath("debootstrap"); err != nil {
+		return errors.New("debootstrap is not installed")
+	}
+	part := dir + ".part"
+	if err := os.RemoveAll(part); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "debootstrap", "--variant=minbase", "bookworm", part)
+	cmd.WaitDelay = 5 * time.Second
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("debootstrap: %w\n%s", err, out)
+	}
+	return os.Rename(part, dir)
+}
+
+// machine is a copy of the root.
+type machine struct {
+	t    *testing.T
+	root string
+}
+
+func newMachine(t *testing.T) *machine {
+	t.Helper()
+	clean, err := debian()
+	require(t, err)
+	dir, err := os.MkdirTemp("", "espm") // a socket's path has 107 bytes at most
+	check(t, err)
+	t.Cleanup(func() { check(t, os.RemoveAll(dir)) })
+	check(t, os.Chmod(dir, 0o755))
+	m := &machine{t, filepath.Join(dir, "root")}
+	if out, err := run(t, exec.CommandContext(t.Context(), "cp", "-a", clean, m.root)); err != nil {
+		t.Fatalf("cp: %v\n%s", err, out)
+	}
+	return m
+}
+
+func (m *machine) path(name string) string { return filepath.Join(m.root, name) }
+
+// command is one that runs in the machine, with the environment that a shell there would have.
+func (m *machine) command(name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(m.t.Context(), "/usr/sbin/chroot", append([]string{m.root, name}, args...)...)
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "DEBIAN_FRONTEND=noninteractive"}
+	cmd.WaitDelay = 10 * time.Second
+	return cmd
+}
+
+// try runs a shell's command line as root and returns what it printed, both outputs.
+func (m *machine) try(line string) (string, error) {
+	m.t.Helper()
+	return run(m.t, m.command("sh", "-ec", line))
+}
+
+// does runs a line that must succeed, and returns its standard output.
+func (m *machine) does(line string) string {
+	m.t.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd := m.command("sh", "-ec", line)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		m.t.Fatalf("%s: %v\n%s%s", line, err, &stdout, &stderr)
+	}
+	return strings.TrimSpace(stdout.String())
+}
+
+// says fails the test unless the line prints exactly this.
+func (m *machine) says(line, want string) {
+	m.t.Helper()
+	if got := m.does(line); got != want {
+		m.t.Errorf("%s: got %q, want %q", line, got, want)
+	}
+}
+
+// install has dpkg install a package. It must not complain.
+func (m *machine) install(deb string) {
+	m.t.Helper()
+	text, err := os.ReadFile(deb)
+	check(m.t, err)
+	check(m.t, os.WriteFile(m.path("tmp/espm.deb"), text, 0o644))
+	m.dpkg("--install /tmp/espm.deb")
+	check(m.t, os.Remove(m.path("tmp/espm.deb")))
+}
+
+func (m *machine) dpkg(line string) {
+	m.t.Helper()
+	out, err := m.try("dpkg " + line)
+	if err != nil {
+		m.t.Fatalf("dpkg %s: %v\n%s", line, err, out)
+	}
+	for said := range strings.Lines(out) {
+		if strings.Contains(said, "warning") || strings.Contains(said, "rror") || strings.Contains(said, "not found") {
+			m.t.Errorf("dpkg %s complains: %s", line, said)
+		}
+	}
+}
