@@ -46,7 +46,7 @@ var plan = map[string]rule{
 	"internal/ca/directory":    {may: []string{"internal/node", "internal/ca", "internal/durable"}, why: "an authority knows the interface that it implements and the disk, not the store"},
 	"internal/ca/puppetserver": {may: []string{"internal/node", "internal/ca"}, why: "an authority knows the interface that it implements and the network, not the store"},
 	"internal/revoke":          {may: []string{"internal/node", "internal/store", "internal/ca"}, why: "the queue works with any engine and any authority"},
-	"internal/bootstrap":       {may: []string{"internal/node", "internal/durable"}, why: "a bundle is files, wherever its parts come from"},
+	"internal/bootstrap":       {may: []string{"internal/node", "internal/durable", "packaging/bootstrap"}, why: "a bundle is files, wherever its parts come from"},
 	"internal/registry":        {may: []string{"internal/node", "internal/store", "internal/ca", "internal/enc", "internal/bootstrap"}, why: "use cases declare the small interfaces they need, and know no engine, no authority and no transport"},
 	"internal/config":          {may: []string{"internal/node", "internal/enc", "internal/ca"}, why: "it checks settings by the domain's rules and starts nothing"},
 	"internal/rpc": {
@@ -58,13 +58,14 @@ var plan = map[string]rule{
 		may: []string{"internal/node", "internal/bootstrap", "internal/config", "internal/daemon", "internal/enc/encclient", "proto/espm/v1"},
 		why: "the admin's verbs speak to a daemon over the API, so that they can from anywhere; only serve and init name it",
 	},
-	"internal/arch": {why: "it is a test"},
+	"internal/arch":       {why: "it is a test"},
+	"packaging/bootstrap": {stdlib: true, why: "it is one shell script, as packages ship it"},
 	"proto/espm/v1": {why: "clients import it without espm"},
 }
 
-// outside are folders of black-box tests and tools, which start the programs
-// or, as fakes do, are wired like the daemon.
-var outside = []string{"test/"}
+// outside are folders of black-box tests, tools and examples, which start the
+// programs or, as fakes do, are wired like the daemon.
+var outside = []string{"test/", "docs/"}
 
 // wired may only be imported where espm is put together.
 var wired = map[string][]string{
@@ -214,7 +215,7 @@ func TestChain(t *testing.T) {
 // does not take an earlier result of this test from its cache after a change.
 func readSources(t *testing.T) {
 	t.Helper()
-	for _, dir := range []string{"cmd", "internal", "proto", "go.mod"} {
+	for _, dir := range []string{"cmd", "internal", "packaging", "proto", "go.mod"} {
 		err := filepath.WalkDir(filepath.Join(root, dir), func(_ string, _ fs.DirEntry, err error) error { return err })
 		if err != nil {
 			t.Fatal(err)
