@@ -46,7 +46,7 @@ var plan = map[string]rule{
 	"internal/ca/directory":    {may: []string{"internal/node", "internal/ca", "internal/durable"}, why: "an authority knows the interface that it implements and the disk, not the store"},
 	"internal/ca/puppetserver": {may: []string{"internal/node", "internal/ca"}, why: "an authority knows the interface that it implements and the network, not the store"},
 	"internal/revoke":          {may: []string{"internal/node", "internal/store", "internal/ca"}, why: "the queue works with any engine and any authority"},
-	"internal/bootstrap":       {may: []string{"internal/node", "internal/durable", "packaging/bootstrap"}, why: "a bundle is files, wherever its parts come from"},
+	"internal/bootstrap":       {may: []string{"internal/node", "internal/durable"}, why: "a bundle is files, wherever its parts come from"},
 	"internal/registry":        {may: []string{"internal/node", "internal/store", "internal/ca", "internal/enc", "internal/bootstrap"}, why: "use cases declare the small interfaces they need, and know no engine, no authority and no transport"},
 	"internal/config":          {may: []string{"internal/node", "internal/enc", "internal/ca"}, why: "it checks settings by the domain's rules and starts nothing"},
 	"internal/rpc": {
@@ -55,12 +55,12 @@ var plan = map[string]rule{
 	},
 	"internal/daemon": {anything: true, why: "it alone puts espm together"},
 	"internal/cli": {
-		may: []string{"internal/node", "internal/bootstrap", "internal/config", "internal/daemon", "internal/enc/encclient", "proto/espm/v1"},
+		may: []string{"internal/node", "internal/bootstrap", "internal/config", "internal/daemon", "internal/durable", "internal/enc/encclient", "packaging/bootstrap", "proto/espm/v1"},
 		why: "the admin's verbs speak to a daemon over the API, so that they can from anywhere; only serve and init name it",
 	},
 	"internal/arch":       {why: "it is a test"},
 	"packaging/bootstrap": {stdlib: true, why: "it is one shell script, as packages ship it"},
-	"proto/espm/v1": {why: "clients import it without espm"},
+	"proto/espm/v1":       {why: "clients import it without espm"},
 }
 
 // outside are folders of black-box tests, tools and examples, which start the

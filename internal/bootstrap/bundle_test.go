@@ -19,7 +19,7 @@ var bundle = Bundle{
 	PrivateKeyPEM:  Secret("private key"),
 	CAPEM:          []byte("ca"),
 	CRLPEM:         []byte("crl"),
-	PuppetConf:     Server{"puppet.example.com", 8140}.PuppetConf("web01"),
+	PuppetConf:     Server{Name: "puppet.example.com", Port: 8140}.PuppetConf("web01", ""),
 }
 
 // What Write lays down is an agent's --confdir.
