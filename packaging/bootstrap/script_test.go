@@ -419,7 +419,10 @@ func TestShellcheck(t *testing.T) {
 		}
 		t.Skip(err)
 	}
-	if out, err := exec.CommandContext(t.Context(), "shellcheck", "--shell=sh", "runConfigurationManagement-PUPPET", "testdata/bin/puppet").CombinedOutput(); err != nil {
+	scripts, err := filepath.Glob("../../docs/examples/*.sh")
+	check(t, err)
+	args := append([]string{"--shell=sh", "runConfigurationManagement-PUPPET", "testdata/bin/puppet"}, scripts...)
+	if out, err := exec.CommandContext(t.Context(), "shellcheck", args...).CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
