@@ -36,7 +36,7 @@ func ParseRecipients(names []string) ([]age.Recipient, error) {
 	for _, s := range names {
 		some, err := age.ParseRecipients(strings.NewReader(s))
 		if err != nil || len(some) != 1 {
-			return nil, fmt.Errorf("%q is not an age recipient, such as age-keygen prints: age1...", s)
+			return nil, fmt.Errorf("%q is not an age recipient: age1..., as age-keygen prints it", s)
 		}
 		all = append(all, some...)
 	}

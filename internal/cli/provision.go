@@ -52,16 +52,7 @@ func (f *specFlags) spec() (*espmv1.CertificateSpec, error) {
 	return spec, nil
 }
 
-func (a *app) nodeProvisionCmd() *cobra.Command {
-	var f nodeFlags
-	var s specFlags
-	var d deliveryFlags
-	var requestID string
-	var within duration
-	c := &cobra.Command{
-		Use:   "provision NAME (--out DIR | --format tar|cloud-init|json|ignition)",
-		Short: "Register and classify a node and have its certificate signed, before it boots",
-		Long: `Registers and classifies a node and has its certificate signed. Writes what the
+const provisionLong = `Registers and classifies a node and has its certificate signed. Writes what the
 agent needs into DIR, which can be used as its --confdir: puppet.conf,
 ssl/certs/NAME.pem, ssl/certs/ca.pem, ssl/crl.pem and, unless --csr is given,
 ssl/private_keys/NAME.pem.
@@ -81,7 +72,18 @@ Overwrites nothing.
 
 With --claim-within, a node whose first catalog is not asked for by then is
 terminated by itself. Not for a node whose agent runs only once: a run
-while the daemon is down is not noticed.`,
+while the daemon is down is not noticed.`
+
+func (a *app) nodeProvisionCmd() *cobra.Command {
+	var f nodeFlags
+	var s specFlags
+	var d deliveryFlags
+	var requestID string
+	var within duration
+	c := &cobra.Command{
+		Use:   "provision NAME (--out DIR | --format tar|cloud-init|json|ignition)",
+		Short: "Register and classify a node and have its certificate signed, before it boots",
+		Long:  provisionLong,
 		Example: `  espm node provision web1.example.com --class nginx --out web1
   puppet agent --test --confdir "$PWD/web1"
   espm node provision web2.example.com --format cloud-init --out web2.user-data
