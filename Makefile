@@ -32,7 +32,7 @@ e2e:
 	ESPM_E2E=$(E2E) $(GOTEST) --format standard-verbose -- -timeout 40m -run '$(RUN)' ./test/e2e
 
 lint:
-	@test -z "$$(gofmt -l cmd internal test proto)" || { gofmt -l cmd internal test proto; echo 'gofmt: these files need it'; exit 1; }
+	@test -z "$$(gofmt -l cmd docs internal packaging proto test)" || { gofmt -l cmd docs internal packaging proto test; echo 'gofmt: these files need it'; exit 1; }
 	go vet ./...
 	$(TOOL) staticcheck ./...
 	$(TOOL) buf lint proto
