@@ -53,7 +53,7 @@ test-package:
 	ESPM_PACKAGE=$(PACKAGE) $(GOTEST) --format standard-verbose -- -timeout 20m -run '$(RUN)' ./test/package
 
 lint:
-	@test -z "$$(gofmt -l cmd internal packaging test proto)" || { gofmt -l cmd internal packaging test proto; echo 'gofmt: these files need it'; exit 1; }
+	@test -z "$$(gofmt -l cmd docs internal packaging proto test)" || { gofmt -l cmd docs internal packaging proto test; echo 'gofmt: these files need it'; exit 1; }
 	go vet ./...
 	$(TOOL) staticcheck ./...
 	$(TOOL) buf lint proto

@@ -64,18 +64,19 @@ var plan = map[string]rule{
 	},
 	"internal/daemon": {anything: true, why: "it alone puts espm together"},
 	"internal/cli": {
-		may: []string{"internal/node", "internal/backup", "internal/doctor", "internal/durable", "internal/secret", "internal/secretfile", "internal/auth", "internal/audit", "internal/bootstrap", "internal/config", "internal/daemon", "internal/enc/encclient", "internal/version", "proto/espm/v1"},
+		may: []string{"internal/node", "internal/backup", "internal/doctor", "internal/durable", "internal/secret", "internal/secretfile", "internal/auth", "internal/audit", "internal/bootstrap", "internal/config", "internal/daemon", "internal/enc/encclient", "internal/version", "packaging/bootstrap", "proto/espm/v1"},
 		why: "the admin's verbs speak to a daemon over the API, so that they can from anywhere; only serve and init name it",
 	},
 	"packaging/docgen": {may: []string{"internal/cli"}, why: "manual pages and completions are made of the command line alone, and espm does not link what makes them"},
 
-	"internal/arch": {why: "it is a test"},
-	"proto/espm/v1": {why: "clients import it without espm"},
+	"internal/arch":       {why: "it is a test"},
+	"packaging/bootstrap": {stdlib: true, why: "it is one shell script, as packages ship it"},
+	"proto/espm/v1":       {why: "clients import it without espm"},
 }
 
-// outside are folders of black-box tests and tools, which start the programs
-// or, as fakes do, are wired like the daemon.
-var outside = []string{"test/"}
+// outside are folders of black-box tests, tools and examples, which start the
+// programs or, as fakes do, are wired like the daemon.
+var outside = []string{"test/", "docs/"}
 
 // wired may only be imported where espm is put together.
 var wired = map[string][]string{
@@ -227,7 +228,7 @@ func TestChain(t *testing.T) {
 // does not take an earlier result of this test from its cache after a change.
 func readSources(t *testing.T) {
 	t.Helper()
-	for _, dir := range []string{"cmd", "internal", "proto", "go.mod"} {
+	for _, dir := range []string{"cmd", "internal", "packaging", "proto", "go.mod"} {
 		err := filepath.WalkDir(filepath.Join(root, dir), func(_ string, _ fs.DirEntry, err error) error { return err })
 		if err != nil {
 			t.Fatal(err)

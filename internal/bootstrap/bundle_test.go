@@ -15,7 +15,7 @@ var bundle = Bundle{
 	PrivateKeyPEM:  secret.New([]byte("private key")),
 	CAPEM:          []byte("ca"),
 	CRLPEM:         []byte("crl"),
-	PuppetConf:     Server{"puppet.example.com", 8140}.PuppetConf("web01"),
+	PuppetConf:     Server{Name: "puppet.example.com", Port: 8140}.PuppetConf("web01", ""),
 }
 
 // What Write lays down is an agent's --confdir.

@@ -103,6 +103,8 @@ type Issue struct {
 type Puppet struct {
 	Server      string        `yaml:"server"`
 	Port        int           `yaml:"port"`
+	CAServer    string        `yaml:"ca_server"`
+	Template    string        `yaml:"conf_template"`
 	RunInterval time.Duration `yaml:"run_interval"`
 }
 
@@ -176,6 +178,9 @@ func (c *Config) fill(dir string) {
 
 	absolute(dir, &c.Store.Path)
 	absolute(dir, &c.ENC.Socket)
+	if c.Puppet.Template != "" {
+		absolute(dir, &c.Puppet.Template)
+	}
 	if d := c.Authority.Directory; d != nil {
 		if d.Path != "" {
 			absolute(dir, &d.Path)
@@ -234,17 +239,8 @@ func (c *Config) check() error {
 	if pool := *c.Issue.KeyPool; pool < 0 || pool > 1000 {
 		return fmt.Errorf("certificates.key_pool: from 0 to 1000 keys, is %d", pool)
 	}
-	if c.Puppet.Server == "" {
-		return errors.New("puppet.server: must be set: the Puppet Server that provisioned nodes are to use")
-	}
-	if err := node.CheckDNSName("puppet.server", c.Puppet.Server); err != nil {
-		return err // a port or a URL here would only fail on every instance
-	}
-	if c.Puppet.Port < 1 || c.Puppet.Port > 65535 {
-		return fmt.Errorf("puppet.port: from 1 to 65535, is %d", c.Puppet.Port)
-	}
-	if every := c.Puppet.RunInterval; every < time.Minute || every > 30*24*time.Hour {
-		return fmt.Errorf("puppet.run_interval: from 1m0s to 720h0m0s, is %v", every)
+	if err := c.Puppet.check(); err != nil {
+		return err
 	}
 	for i, name := range c.Protected {
 		if _, err := node.ParseCertname(name); err != nil {
@@ -272,6 +268,27 @@ func (a Audit) check() error {
 	}
 	if a.MaxSizeMiB < 1 || a.MaxSizeMiB > 1<<20 {
 		return fmt.Errorf("audit.max_size_mib: from 1 to 1048576 MiB, is %d", a.MaxSizeMiB)
+	}
+	return nil
+}
+
+func (p Puppet) check() error {
+	if p.Server == "" {
+		return errors.New("puppet.server: must be set: the Puppet Server that provisioned nodes are to use")
+	}
+	if err := node.CheckDNSName("puppet.server", p.Server); err != nil {
+		return err // a port or a URL here would only fail on every instance
+	}
+	if p.CAServer != "" {
+		if err := node.CheckDNSName("puppet.ca_server", p.CAServer); err != nil {
+			return err
+		}
+	}
+	if p.Port < 1 || p.Port > 65535 {
+		return fmt.Errorf("puppet.port: from 1 to 65535, is %d", p.Port)
+	}
+	if every := p.RunInterval; every < time.Minute || every > 30*24*time.Hour {
+		return fmt.Errorf("puppet.run_interval: from 1m0s to 720h0m0s, is %v", every)
 	}
 	return nil
 }

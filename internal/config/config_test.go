@@ -53,6 +53,8 @@ certificates:
   key_pool: 0
 puppet:
   server: puppet
+  ca_server: ca.example.com
+  conf_template: agent.conf
   port: 8141
   run_interval: 2h
 protected_certnames: [puppet.example.com, db01]
@@ -69,7 +71,7 @@ log:
 			CRL: CRL{Validity: 2160 * time.Hour, KeepExpired: 168 * time.Hour},
 		}},
 		Issue:     Issue{TTL: 720 * time.Hour, KeyAlgorithm: "rsa-2048", KeyPool: new(0)},
-		Puppet:    Puppet{Server: "puppet", Port: 8141, RunInterval: 2 * time.Hour},
+		Puppet:    Puppet{Server: "puppet", Port: 8141, CAServer: "ca.example.com", Template: "/etc/espm/agent.conf", RunInterval: 2 * time.Hour},
 		Protected: []string{"puppet.example.com", "db01"},
 		Audit:     Audit{Keep: 48 * time.Hour, MaxSizeMiB: 5},
 		Log:       Log{Level: "debug", Format: "json"},
@@ -138,6 +140,7 @@ func TestRules(t *testing.T) {
 		{"certificates: {ttl: -1h}", `certificates.ttl: from 1m0s`},
 		{"certificates: {ttl: 438001h}", `certificates.ttl: from 1m0s`},
 		{"certificates: {key_algorithm: dsa}", `certificates.key_algorithm: "dsa": must be one of `},
+		{"puppet: {server: p, ca_server: 'https://ca'}", `puppet.ca_server`},
 		{"puppet: {server: p, run_interval: 59s}", `puppet.run_interval: from 1m0s to 720h0m0s, is 59s`},
 		{"puppet: {server: p, run_interval: 721h}", `puppet.run_interval: from 1m0s`},
 		{"certificates: {key_pool: -1}", `certificates.key_pool: from 0 to 1000 keys, is -1`},

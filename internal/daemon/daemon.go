@@ -214,6 +214,10 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	server, err := puppetServer(d.config.Puppet)
+	if err != nil {
+		return err
+	}
 	pool := ca.NewPool(ctx, *d.config.Issue.KeyPool, alg)
 	d.closers = append(d.closers, func() error {
 		pool.Close()
@@ -227,7 +231,7 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 		Signed:      authority,
 		Keys:        pool,
 		Revocations: queue,
-		Puppet:      bootstrap.Server{Name: d.config.Puppet.Server, Port: d.config.Puppet.Port},
+		Puppet:      server,
 		Algorithm:   alg,
 		Protected:   d.config.Protected,
 		TTL:         d.config.Issue.TTL,
@@ -246,6 +250,23 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 	d.wg.Go(func() { queue.Run(ctx) })
 	d.wg.Go(func() { d.registry.Run(ctx) })
 	return nil
+}
+
+// puppetServer is what provisioned nodes are told to use.
+func puppetServer(c config.Puppet) (bootstrap.Server, error) {
+	server := bootstrap.Server{Name: c.Server, Port: c.Port, CAServer: c.CAServer}
+	if c.Template == "" {
+		return server, nil
+	}
+	text, err := os.ReadFile(c.Template)
+	if err == nil {
+		err = bootstrap.CheckTemplate(string(text))
+	}
+	if err != nil {
+		return server, fmt.Errorf("puppet.conf_template: %s: %w", c.Template, err)
+	}
+	server.Template = string(text)
+	return server, nil
 }
 
 func (d *daemon) serveAPI(ctx context.Context) error {

@@ -13,6 +13,7 @@ import (
 	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/secret"
 	"github.com/espm-project/espm/internal/store"
@@ -76,7 +77,7 @@ func (r *Registry) recall(ctx context.Context, n node.Node, o *order, request *n
 			return Provisioned{}, false, nil
 		}
 	}
-	b, err := r.bundle(ctx, n.Certname, []byte(cert.PEM), key)
+	b, err := r.bundle(ctx, n, []byte(cert.PEM), key)
 	return Provisioned{n, b}, true, err
 }
 
@@ -267,7 +268,7 @@ func (r *Registry) issue(ctx context.Context, intent node.IssueIntent, o order, 
 		}
 		key = secret.New(text)
 	}
-	b, err := r.bundle(ctx, intent.Certname, encodeCertificate(cert), key)
+	b, err := r.bundle(ctx, n, encodeCertificate(cert), key)
 	if err != nil {
 		return Provisioned{}, err
 	}
@@ -339,16 +340,21 @@ func encodeCertificate(cert *x509.Certificate) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
 }
 
-func (r *Registry) bundle(ctx context.Context, name node.Certname, certificate []byte, key secret.Text) (bootstrap.Bundle, error) {
+func (r *Registry) bundle(ctx context.Context, n node.Node, certificate []byte, key secret.Text) (bootstrap.Bundle, error) {
 	trust, err := r.Authority.Trust(ctx)
 	if err != nil {
 		return bootstrap.Bundle{}, fmt.Errorf("the CA's certificates and CRL: %w", err)
+	}
+	classification, err := enc.Merge(ctx, r.Store, n)
+	if err != nil {
+		return bootstrap.Bundle{}, fmt.Errorf("the environment of %q: %w", n.Certname, err)
 	}
 	return bootstrap.Bundle{
 		CertificatePEM: certificate,
 		PrivateKeyPEM:  key,
 		CAPEM:          trust.CertificatesPEM,
 		CRLPEM:         trust.CRLsPEM,
-		PuppetConf:     r.Puppet.PuppetConf(name),
+		PuppetConf:     r.Puppet.PuppetConf(n.Certname, classification.Environment),
+		MasterURL:      r.Puppet.URL(),
 	}, nil
 }

@@ -242,6 +242,7 @@ func toBundle(b bootstrap.Bundle) *espmv1.Bundle {
 		CaPem:          b.CAPEM,
 		CrlPem:         b.CRLPEM,
 		PuppetConf:     b.PuppetConf,
+		MasterUrl:      b.MasterURL,
 	}
 }
 

@@ -9,14 +9,15 @@
 // In TestLifecycle the CA service is
 // disabled: espm's CA directory is the server's CA, and the CRL that espm publishes its
 // hostcrl. In TestPuppetServersOwnCA the server keeps its CA, and a proxy in front of it
-// loses answers as tests ask for. espm-enc is its node classifier in both. Everything lives in one scratch folder and on
+// loses answers as tests ask for; instances boot for the first time there, each in a root of
+// its own. espm-enc is its node classifier in both. Everything lives in one scratch folder and on
 // loopback; the hosts' own Puppet configuration is neither read for
 // identity nor written, and the test fails if it was.
 //
 //	go test -timeout 40m ./test/e2e
 //
 // It needs root (the server runs as the user puppet, as it does in
-// production), Debian's packages puppetserver, puppet-agent and openssl and, for the
+// production), Debian's packages puppetserver, puppet-agent, openssl and age and, for the
 // root, debootstrap and a mirror of Debian.
 //
 //	ESPM_E2E=           run what can be run, installing the packages where

@@ -69,6 +69,9 @@ func testOwnCA(t *testing.T, h *host) {
 	t.Run("daemon killed", s.daemonKilled)
 	t.Run("terminated", s.terminated)
 	t.Run("same name again", s.sameNameAgain)
+	if h == here {
+		t.Run("first boot", s.firstBoot)
+	}
 	t.Run("autosigning", s.autosigning)
 	t.Run("late terminate", s.lateTerminate)
 	t.Run("late revocation", s.lateRevocation)

@@ -248,8 +248,10 @@ type Bundle struct {
 	CaPem []byte `protobuf:"bytes,3,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
 	// Their CRLs, PEM.
 	CrlPem []byte `protobuf:"bytes,4,opt,name=crl_pem,json=crlPem,proto3" json:"crl_pem,omitempty"`
-	// A puppet.conf for the agent.
-	PuppetConf    string `protobuf:"bytes,5,opt,name=puppet_conf,json=puppetConf,proto3" json:"puppet_conf,omitempty"`
+	// A puppet.conf for the agent, from the site's template where it has one.
+	PuppetConf string `protobuf:"bytes,5,opt,name=puppet_conf,json=puppetConf,proto3" json:"puppet_conf,omitempty"`
+	// The Puppet Server, https://HOST:PORT: the third argument of the first-boot script.
+	MasterUrl     string `protobuf:"bytes,6,opt,name=master_url,json=masterUrl,proto3" json:"master_url,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -315,6 +317,13 @@ func (x *Bundle) GetCrlPem() []byte {
 func (x *Bundle) GetPuppetConf() string {
 	if x != nil {
 		return x.PuppetConf
+	}
+	return ""
+}
+
+func (x *Bundle) GetMasterUrl() string {
+	if x != nil {
+		return x.MasterUrl
 	}
 	return ""
 }
@@ -1266,14 +1275,16 @@ const file_espm_v1_certificate_proto_rawDesc = "" +
 	"extensions\x1a=\n" +
 	"\x0fExtensionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xaa\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc9\x01\n" +
 	"\x06Bundle\x12'\n" +
 	"\x0fcertificate_pem\x18\x01 \x01(\fR\x0ecertificatePem\x12&\n" +
 	"\x0fprivate_key_pem\x18\x02 \x01(\fR\rprivateKeyPem\x12\x15\n" +
 	"\x06ca_pem\x18\x03 \x01(\fR\x05caPem\x12\x17\n" +
 	"\acrl_pem\x18\x04 \x01(\fR\x06crlPem\x12\x1f\n" +
 	"\vpuppet_conf\x18\x05 \x01(\tR\n" +
-	"puppetConf\"\x86\x05\n" +
+	"puppetConf\x12\x1d\n" +
+	"\n" +
+	"master_url\x18\x06 \x01(\tR\tmasterUrl\"\x86\x05\n" +
 	"\vCertificate\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x1a\n" +
 	"\bcertname\x18\x02 \x01(\tR\bcertname\x12\x10\n" +

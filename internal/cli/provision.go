@@ -1,0 +1,161 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/espm-project/espm/internal/node"
+	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+)
+
+// specFlags are those that describe a certificate.
+type specFlags struct {
+	csr, algorithm string
+	ttl            duration
+	names, exts    []string
+}
+
+func (f *specFlags) add(c *cobra.Command) {
+	c.Flags().StringVar(&f.csr, "csr", "", "file with a CSR (PEM): its key is certified, none is made")
+	c.Flags().StringVar(&f.algorithm, "key-algorithm", "", "key to make: ec-p256, rsa-2048, rsa-3072 or rsa-4096 (the daemon's default)")
+	c.Flags().Var(&f.ttl, "ttl", "validity of the certificate, such as 30d (the daemon's default)")
+	c.Flags().StringArrayVar(&f.names, "dns-alt-name", nil, "further DNS name in the certificate; repeatable")
+	c.Flags().StringArrayVar(&f.exts, "extension", nil, "Puppet extension in the certificate, such as pp_role=web; repeatable")
+}
+
+func (f *specFlags) spec() (*espmv1.CertificateSpec, error) {
+	spec := &espmv1.CertificateSpec{KeyAlgorithm: f.algorithm, DnsAltNames: f.names}
+	if f.ttl != 0 {
+		spec.Ttl = durationpb.New(time.Duration(f.ttl))
+	}
+	var err error
+	if spec.Extensions, err = pairs("--extension", f.exts); err != nil {
+		return nil, err
+	}
+	if f.csr != "" {
+		if spec.CsrPem, err = os.ReadFile(f.csr); err != nil {
+			return nil, fmt.Errorf("--csr: %w", err)
+		}
+	}
+	return spec, nil
+}
+
+const provisionLong = `Registers and classifies a node and has its certificate signed. Writes what the
+agent needs into DIR, which can be used as its --confdir: puppet.conf,
+ssl/certs/NAME.pem, ssl/certs/ca.pem, ssl/crl.pem and, unless --csr is given,
+ssl/private_keys/NAME.pem.
+
+With --format it is one document, on standard output or in the file --out:
+
+  tar         those files, in an archive
+  json        the same as one object of strings, with the uid and the request id
+  cloud-init  user data that lays them down and runs the first-boot script
+  ignition    the same for Ignition
+
+With --seal-to only who has the age identity can open it: a gzipped tar
+archive that 'age -d -i IDENTITY | tar -xz' unpacks. User data opens it with the
+identity that the instance has at --identity, and age has to be installed there.
+
+Overwrites nothing.
+
+With --claim-within, a node whose first catalog is not asked for by then is
+terminated by itself. Not for a node whose agent runs only once: a run
+while the daemon is down is not noticed.`
+
+func (a *app) nodeProvisionCmd() *cobra.Command {
+	var f nodeFlags
+	var s specFlags
+	var d deliveryFlags
+	var requestID string
+	var within duration
+	c := &cobra.Command{
+		Use:   "provision NAME (--out DIR | --format tar|cloud-init|json|ignition)",
+		Short: "Register and classify a node and have its certificate signed, before it boots",
+		Long:  provisionLong,
+		Example: `  espm node provision web1.example.com --class nginx --out web1
+  puppet agent --test --confdir "$PWD/web1"
+  espm node provision web2.example.com --format cloud-init --out web2.user-data
+  espm node provision web3.example.com --format tar --seal-to age1... >web3.tar.gz.age`,
+		Args: args("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name, err := node.ParseCertname(args[0])
+			if err != nil {
+				return err
+			}
+			out, err := d.delivery(cmd, name, s.csr != "")
+			if err != nil {
+				return err
+			}
+			n, err := f.node(args[0])
+			if err != nil {
+				return err
+			}
+			spec, err := s.spec()
+			if err != nil {
+				return err
+			}
+			if err := d.checkFree(name); err != nil {
+				return err
+			}
+			if requestID == "" {
+				requestID = uuid.NewString()
+			}
+			req := &espmv1.ProvisionNodeRequest{Node: n, Certificate: spec, RequestId: requestID}
+			if cmd.Flags().Changed("claim-within") {
+				req.ClaimWithin = durationpb.New(time.Duration(within))
+			}
+			return a.provision(cmd.Context(), req, out)
+		},
+	}
+	f.add(c)
+	s.add(c)
+	d.add(c)
+	c.Flags().StringVar(&requestID, "request-id", "", "makes a retry safe: see docs/api.md (a random one)")
+	c.Flags().Var(&within, "claim-within", "terminate the node unless its first catalog is asked for within this time, from 1m to 30d")
+	return c
+}
+
+func (a *app) provision(ctx context.Context, req *espmv1.ProvisionNodeRequest, out *delivery) error {
+	return a.call(func(conn *grpc.ClientConn) error {
+		resp, err := espmv1.NewNodeServiceClient(conn).ProvisionNode(ctx, req)
+		if unanswered(err) {
+			fmt.Fprintf(a.stderr, "espm: the daemon may still have done it: run the same again with --request-id %s\n", req.GetRequestId())
+		}
+		if err != nil {
+			return err
+		}
+		if err := out.write(a.stdout, resp, req.GetRequestId()); err != nil {
+			return fmt.Errorf("%q is provisioned, but its files could not be written: %w; mend that, remove what is in %s, and run the same again with --request-id %s",
+				req.GetNode().GetCertname(), err, out.target(), req.GetRequestId())
+		}
+		if out.out == "" {
+			return nil // standard output has the document, and nothing else
+		}
+		resp.Bundle = nil // the private key is for the file alone
+		return a.show(resp, func(w io.Writer) {
+			nodeTable(w, resp.GetNode())
+			fmt.Fprintf(w, "written to\t%s\n", out.out)
+		})
+	})
+}
+
+// unanswered tells that a call was sent, and that what came of it is not known.
+func unanswered(err error) bool {
+	s, ok := status.FromError(err)
+	if !ok || reason(s) != "" || strings.Contains(s.Message(), "while dialing") {
+		return false
+	}
+	return slices.Contains([]codes.Code{codes.Unavailable, codes.Canceled, codes.DeadlineExceeded}, s.Code())
+}
