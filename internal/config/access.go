@@ -116,3 +116,13 @@ func (c *Config) Access() (auth.Principals, error) {
 	}
 	return auth.NewPrincipals(list)
 }
+
+// PrincipalNames are the certnames of the principals that have one.
+func (c *Config) PrincipalNames() (names []string) {
+	for _, p := range c.Principals {
+		if p.Certname != "" {
+			names = append(names, p.Certname)
+		}
+	}
+	return names
+}

@@ -234,6 +234,7 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 		Puppet:      server,
 		Algorithm:   alg,
 		Protected:   d.config.Protected,
+		Principals:  d.config.PrincipalNames(),
 		TTL:         d.config.Issue.TTL,
 		Now:         time.Now,
 		Log:         d.log,

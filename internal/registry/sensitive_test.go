@@ -25,7 +25,7 @@ func TestRequestHashHoldsNoSecret(t *testing.T) {
 		if _, err := f.Register(ctx, secretive(name, token), id, false); err != nil {
 			t.Fatal(err)
 		}
-		r, found, err := f.store.Request(ctx, id)
+		r, found, err := f.store.Request(ctx, node.Request{ID: id, Principal: node.Self.Name}.Key())
 		if err != nil || !found {
 			t.Fatal("no request: ", err)
 		}
