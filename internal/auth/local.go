@@ -56,7 +56,7 @@ func peerGroups(fd uintptr) ([]uint32, error) {
 	const most = 65536 // NGROUPS_MAX
 	for size := 64; ; size = most {
 		buf := make([]byte, 4*size)
-		length := uint32(len(buf))
+		length := uint32(len(buf)) // #nosec G115 -- at most 4*most
 		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS,
 			uintptr(unsafe.Pointer(&buf[0])), uintptr(unsafe.Pointer(&length)), 0)
 		if errno == unix.ERANGE && size < most {
@@ -83,7 +83,7 @@ type Local struct {
 
 // NewLocal takes the group's name; "" is for none.
 func NewLocal(group string) (Local, error) {
-	l := Local{self: uint32(os.Geteuid())} //nolint:gosec // a user id has 32 bits
+	l := Local{self: uint32(os.Geteuid())} // #nosec G115 -- a user id has 32 bits
 	if group == "" {
 		return l, nil
 	}

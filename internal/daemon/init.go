@@ -304,11 +304,22 @@ func handOver(path string) error {
 	if os.Geteuid() != 0 || folder.Uid == 0 {
 		return nil
 	}
-	return filepath.WalkDir(path, func(name string, _ fs.DirEntry, err error) error {
+	return giveTo(path, int(folder.Uid), int(folder.Gid))
+}
+
+// giveTo gives a file, or a folder and what is in it, to an owner. Who may write there
+// can't lead it out of the folder that the path is in, by a link made meanwhile.
+func giveTo(path string, uid, gid int) (err error) {
+	root, err := os.OpenRoot(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, root.Close()) }()
+	return fs.WalkDir(root.FS(), filepath.Base(path), func(name string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		return os.Lchown(name, int(folder.Uid), int(folder.Gid))
+		return root.Lchown(name, uid, gid)
 	})
 }
 

@@ -252,12 +252,7 @@ func giveOwner(path, place string) error {
 	if err := syscall.Stat(at, &st); err != nil {
 		return fmt.Errorf("owner of %s: %w", at, err)
 	}
-	return filepath.WalkDir(path, func(file string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return os.Lchown(file, int(st.Uid), int(st.Gid))
-	})
+	return giveTo(path, int(st.Uid), int(st.Gid))
 }
 
 // Records puts the counts of a backup into words, in order of kind.

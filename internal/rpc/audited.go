@@ -156,5 +156,5 @@ func outcome(err error) string {
 			return info.GetReason()
 		}
 	}
-	return code.Code(s.Code()).String()
+	return code.Code(s.Code()).String() // #nosec G115 -- 17 codes
 }

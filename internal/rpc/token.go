@@ -136,7 +136,7 @@ func toToken(t node.Token) *espmv1.Token {
 	g := t.Grant
 	grant := &espmv1.Grant{
 		Names: toList(g.Names), Environments: toList(g.Environments), Groups: toList(g.Groups), Extensions: toList(g.Extensions),
-		RequestsPerSecond: g.RequestsPerSecond, OpenProvisions: int32(g.OpenProvisions), // at most 10,000
+		RequestsPerSecond: g.RequestsPerSecond, OpenProvisions: int32(g.OpenProvisions), // #nosec G115 -- at most 10,000
 	}
 	if g.MaxTTL > 0 {
 		grant.MaxTtl = durationpb.New(g.MaxTTL)
