@@ -87,7 +87,6 @@ puppet: {server: puppet.test}
 	s.nodes = espmv1.NewNodeServiceClient(s.conn)
 	bin := binary(t)
 	s.cmd = exec.Command(bin)
-	s.start(t)
 	t.Cleanup(func() {
 		s.conn.Close()
 		_ = s.cmd.Process.Kill()
@@ -96,6 +95,7 @@ puppet: {server: puppet.test}
 			t.Logf("log of the daemon:\n%s", s.log(t))
 		}
 	})
+	s.start(t)
 	return s
 }
 

@@ -20,7 +20,7 @@ import (
 func disk(t *testing.T, size string) string {
 	t.Helper()
 	dir := folder(t)
-	if err := syscall.Mount("none", dir, "tmpfs", 0, "size="+size); err != nil {
+	if err := syscall.Mount("none", dir, "tmpfs", 0, "mode=0755,size="+size); err != nil {
 		t.Skipf("skipped: needs root, to mount a small disk: %v", err)
 	}
 	t.Cleanup(func() {
