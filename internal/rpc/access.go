@@ -44,15 +44,17 @@ func admissionOf(ctx context.Context) (admission, bool) {
 // runs in the connection's own goroutine.
 func (e *edge) tap(ctx context.Context, info *tap.Info) (_ context.Context, err error) {
 	method := strings.TrimPrefix(info.FullMethodName, "/")
-	c := node.Caller{Method: method}
+	c, a := node.Caller{Method: method}, admission{method: method}
 	defer func() {
 		if p := recover(); p != nil {
 			err = e.panicked(method)
 		} else if err != nil {
 			err = e.answer(&call{caller: c, method: method}, err)
 		}
+		if err != nil && a.conn != nil {
+			a.conn.refuse(e.limits.Refused)
+		}
 	}()
-	a := admission{method: method}
 	if c, a.conn, a.valid, err = e.identify(ctx, info.Header); err != nil {
 		c.Method = method
 		return ctx, fmt.Errorf("%w: %w", node.ErrUnauthenticated, err)
