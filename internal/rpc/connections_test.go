@@ -13,14 +13,15 @@ import (
 
 	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/node"
+	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
 // begin sends the headers of a call, without its message; whole says that none will come.
-func begin(t *testing.T, f *http2.Framer, stream uint32, whole bool, headers map[string]string) {
+func begin(t *testing.T, f *http2.Framer, stream uint32, path string, whole bool, headers map[string]string) {
 	t.Helper()
 	all := []hpack.HeaderField{
 		{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "https"}, {Name: ":authority", Value: "localhost"},
-		{Name: ":path", Value: "/espm.v1.NodeService/RegisterNode"}, {Name: "content-type", Value: "application/grpc"},
+		{Name: ":path", Value: path}, {Name: "content-type", Value: "application/grpc"},
 	}
 	for name, value := range headers {
 		all = append(all, hpack.HeaderField{Name: name, Value: value})
@@ -75,7 +76,7 @@ func TestRefusedCallsEndWithTheirConnection(t *testing.T) {
 	})
 	conn := n.rawTLS(t)
 	f := opened(t, conn)
-	begin(t, f, 1, true, map[string]string{"grpc-timeout": "99999999H", "authorization": "Bearer espm_" + strings.Repeat("A", 43)})
+	begin(t, f, 1, "/espm.v1.NodeService/GetNode", true, map[string]string{"grpc-timeout": "99999999H", "authorization": "Bearer espm_" + strings.Repeat("A", 43)})
 	if status, ok := ended(f); !ok || status != "16" {
 		t.Fatalf("got %q, %v", status, ok)
 	}
@@ -101,11 +102,38 @@ func TestManyRefusedCalls(t *testing.T) {
 		conn := n.rawTLS(t, c.shows...)
 		f := opened(t, conn)
 		for i := range c.calls {
-			begin(t, f, uint32(2*i+1), true, nil)
+			begin(t, f, uint32(2*i+1), "/espm.v1.NodeService/RegisterNode", true, nil)
 			if _, ok := ended(f); !ok && i < c.calls-1 {
 				t.Fatalf("%s: the connection ended after %d calls", c.who, i+1)
 			}
 		}
 		endsSoon(t, conn)
+	}
+}
+
+// A call of one who is let in ends where its message does not come; one
+// whose message is there goes on.
+func TestMessagesThatDoNotCome(t *testing.T) {
+	n := newNetworkRig(t, limitsWith(func(l *Limits) { l.Message = time.Second }))
+	admin := n.ca.leaf(t, "admin.test", nil)
+	watch, err := espmv1.NewNodeServiceClient(n.dial(t, admin)).WatchNodes(t.Context(), &espmv1.WatchNodesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := n.rawTLS(t, admin)
+	if err := conn.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	f := opened(t, conn)
+	begin(t, f, 1, "/espm.v1.NodeService/RegisterNode", false, nil)
+	begin(t, f, 3, "/espm.v1.NodeService/WatchNodes", false, nil)
+	for range 2 {
+		if status, ok := ended(f); !ok || status != "1" {
+			t.Errorf("got %q, %v", status, ok)
+		}
+	}
+	n.provision(t, "new.test", "") // the watch began before the two calls, and is there still
+	if ev, err := watch.Recv(); err != nil {
+		t.Errorf("the watch ended: %v, %v", ev, err)
 	}
 }

@@ -18,6 +18,7 @@ type Limits struct {
 	PerAddress  int           // of one peer: an IPv4 address, or an IPv6 network of 64 bits
 	Handshake   time.Duration // from connecting until TLS and HTTP/2 are set up
 	Stranger    time.Duration // from then on until a call is let in, or a listed certificate was shown
+	Message     time.Duration // from a call's headers until its first message is there
 	Refused     int32         // calls on a connection of a stranger; of one who was let in, ten times as many
 	Idle        time.Duration // without a call
 	Stall       time.Duration // that one message of a stream may wait for its reader
@@ -32,6 +33,7 @@ var DefaultLimits = Limits{
 	PerAddress:  512,
 	Handshake:   5 * time.Second,
 	Stranger:    10 * time.Second,
+	Message:     time.Minute,
 	Refused:     100,
 	Idle:        30 * time.Minute,
 	Stall:       2 * time.Minute,
