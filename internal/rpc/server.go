@@ -21,9 +21,8 @@ import (
 )
 
 // maxMessage is the largest request taken, in bytes. It is above what a valid
-// one has, so that the answer to a larger classification names the field; and no more
-// than that, as two bytes on the wire can make a value of eighty in memory.
-const maxMessage = 4 << 20
+// one has, so that the answer to a larger classification names the field.
+const maxMessage = 16 << 20
 
 // Options are a server's parts. All but GRPC are required.
 type Options struct {
