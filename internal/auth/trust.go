@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -142,6 +143,19 @@ func (t *Trust) certificate() (*tls.Certificate, error) {
 	}
 	t.pair = &pair
 	return t.pair, nil
+}
+
+// Names are those that the server's certificate is good for, in lower case.
+func (t *Trust) Names() []string {
+	pair, err := t.certificate()
+	if err != nil {
+		return nil // it was never read, and nothing is served
+	}
+	var names []string
+	for _, name := range append([]string{pair.Leaf.Subject.CommonName}, pair.Leaf.DNSNames...) {
+		names = append(names, strings.ToLower(name))
+	}
+	return names
 }
 
 // stamp tells one state of a file from another; zero: there is none.

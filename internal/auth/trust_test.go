@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -220,12 +221,15 @@ func TestServerCertificateIsReadAgain(t *testing.T) {
 		}
 	}
 	serves(s.server, "")
-	next := issue(t, s.sub, "puppet.test", nil)
+	next := issue(t, s.sub, "puppet.test", func(c *x509.Certificate) { c.DNSNames = []string{"Espm.test"} })
 	s.write(t, s.Certificate, next.pem())
 	serves(s.server, "can't be used, the old one stays")
 	serves(s.server, "") // said once
 	s.write(t, s.Key, next.keyPEM(t))
 	serves(next, "read again")
+	if got := trust.Names(); !slices.Equal(got, []string{"puppet.test", "espm.test"}) {
+		t.Errorf("it is good for %v", got)
+	}
 	os.Remove(s.Key)
 	serves(next, "can't be used, the old one stays")
 }

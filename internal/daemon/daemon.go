@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/espm-project/espm/internal/audit"
+	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/config"
@@ -83,6 +84,7 @@ type daemon struct {
 	registry  *registry.Registry
 	metrics   *metrics.Metrics
 	sources   metrics.Sources
+	trust     *auth.Trust // nil: no network listener
 	enc       *encsock.Server
 	reloads   <-chan os.Signal
 	backups   *snapshots
@@ -235,6 +237,7 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 		Algorithm:   alg,
 		Protected:   d.config.Protected,
 		Principals:  d.config.PrincipalNames(),
+		Served:      d.served,
 		TTL:         d.config.Issue.TTL,
 		Now:         time.Now,
 		Log:         d.log,

@@ -37,11 +37,20 @@ func (d *daemon) access(ctx context.Context) (rpc.Access, error) {
 		if a.Trust, err = auth.NewTrust(files, time.Now, d.log); err != nil {
 			return a, fmt.Errorf("network: %w", err)
 		}
+		d.trust = a.Trust
 	}
 	a.Tokens, a.Records = auth.NewTokens(d.store, time.Now, d.log), d.store
 	a.Limits = auth.NewLimits(time.Now)
 	d.wg.Go(func() { a.Tokens.Run(ctx) })
 	return a, nil
+}
+
+// served are the names that the network listener is reached by. The API asks, which begins after access.
+func (d *daemon) served() []string {
+	if d.trust == nil {
+		return nil
+	}
+	return d.trust.Names()
 }
 
 func (d *daemon) adminGroup() string {

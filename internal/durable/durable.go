@@ -26,7 +26,7 @@ import (
 type Disk interface {
 	// WriteFile replaces path with data in one step. The file gets exactly
 	// mode, whatever the umask; running as root, it keeps the owner of the
-	// file that it replaces. A symbolic link is replaced, not followed.
+	// file that it replaces, unless everybody may put files into the folder. A symbolic link is replaced, not followed.
 	WriteFile(path string, data []byte, mode fs.FileMode) error
 
 	// Append adds data to the end of path, which gets mode if it is new. A
@@ -123,6 +123,13 @@ func keepOwner(f *os.File, path string) error {
 		return err
 	}
 	if int(st.Uid) == 0 && int(st.Gid) == os.Getegid() {
+		return nil
+	}
+	var dir unix.Stat_t
+	if err := unix.Stat(filepath.Dir(path), &dir); err != nil {
+		return err
+	}
+	if dir.Mode&0o002 != 0 { // as in /tmp: who put a file there before must not own a key or a backup after
 		return nil
 	}
 	return f.Chown(int(st.Uid), int(st.Gid))

@@ -56,6 +56,30 @@ func TestWriteFileKeepsTheOwner(t *testing.T) {
 	}
 }
 
+// Where everybody may put files, one that stands there already gets nothing of
+// what is written over it: who put it there would own a key, or a backup with one.
+func TestWriteFileGivesNothingAway(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a file away")
+	}
+	dir := t.TempDir()
+	path := filepath.Join(dir, "backup.tar")
+	write(t, path, "")
+	if err := errors.Join(os.Chown(path, 12345, 23456), os.Chmod(dir, 0o777|os.ModeSticky)); err != nil {
+		t.Fatal(err)
+	}
+	if err := durable.OS.WriteFile(path, []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	if st.Uid != 0 || int(st.Gid) != os.Getegid() {
+		t.Errorf("owner %d:%d, want root", st.Uid, st.Gid)
+	}
+}
+
 func TestWriteFileErrorNamesThePath(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "absent", "f")
 	err := durable.OS.WriteFile(path, nil, 0o600)

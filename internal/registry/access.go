@@ -86,6 +86,8 @@ func (r *Registry) offLimits(name node.Certname) string {
 		return r.protection(name)
 	case slices.Contains(r.Principals, string(name)):
 		return "a principal of espm is known by that name"
+	case slices.Contains(r.Served(), string(name)):
+		return "espm is reached by that name"
 	case name == "puppet":
 		return "agents look for their server under that name"
 	}

@@ -27,6 +27,7 @@ func wantRefused(t *testing.T, what string, err error, field string) {
 func TestGrantOfNames(t *testing.T) {
 	f := newFixture(t)
 	f.Principals = []string{"boss.test"}
+	f.Served = func() []string { return []string{"espm.test"} }
 	if _, err := f.Register(by(t, "token:b"), node.Node{Certname: "db1.ci.test"}, "", false); err != nil {
 		t.Fatal(err)
 	}
@@ -43,6 +44,8 @@ func TestGrantOfNames(t *testing.T) {
 		{"web1.ci.test", []string{"puppet.test"}, nil, "dns_alt_names"},
 		{"web1.ci.test", []string{"puppet"}, nil, "dns_alt_names"},
 		{"web1.ci.test", []string{"boss.test"}, nil, "dns_alt_names"},
+		{"web1.ci.test", []string{"espm.test"}, nil, "dns_alt_names"},
+		{"espm.test", nil, nil, "certname"},
 		{"puppet.test", nil, nil, "certname"},
 		{"boss.test", nil, nil, "certname"},
 		{"puppet", nil, []string{"**"}, "certname"},

@@ -89,6 +89,7 @@ type Options struct {
 	Algorithm   ca.KeyAlgorithm // of a key, where the caller names none
 	Protected   []string        // certnames that are never terminated, besides Puppet.Name and the authority's own
 	Principals  []string        // certnames that callers are known by: only an admin has certificates of them issued
+	Served      func() []string // names that espm's own certificate is good for, likewise; the default has none
 	TTL         time.Duration   // of a certificate whose request names none; default ca.DefaultTTL
 	Now         func() time.Time
 	Log         logrus.FieldLogger
@@ -129,6 +130,9 @@ func New(o Options) *Registry {
 		o.Sightings = NewSightings(o.Store, o.Now, o.Log)
 	}
 	o.TTL = cmp.Or(o.TTL, ca.DefaultTTL)
+	if o.Served == nil {
+		o.Served = func() []string { return nil }
+	}
 	if o.Stage == nil {
 		o.Stage = func(string, time.Duration) {}
 	}

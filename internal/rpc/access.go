@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -30,6 +31,8 @@ type admission struct {
 	method string
 	conn   *conn
 	valid  func(context.Context) error // whether the caller's credentials still hold
+
+	arrived func() bool // the call's first message is there
 }
 
 type admissionKey struct{}
@@ -44,15 +47,17 @@ func admissionOf(ctx context.Context) (admission, bool) {
 // runs in the connection's own goroutine.
 func (e *edge) tap(ctx context.Context, info *tap.Info) (_ context.Context, err error) {
 	method := strings.TrimPrefix(info.FullMethodName, "/")
-	c := node.Caller{Method: method}
+	c, a := node.Caller{Method: method}, admission{method: method}
 	defer func() {
 		if p := recover(); p != nil {
 			err = e.panicked(method)
 		} else if err != nil {
 			err = e.answer(&call{caller: c, method: method}, err)
 		}
+		if err != nil && a.conn != nil {
+			a.conn.refuse(e.limits.Refused)
+		}
 	}()
-	a := admission{method: method}
 	if c, a.conn, a.valid, err = e.identify(ctx, info.Header); err != nil {
 		c.Method = method
 		return ctx, fmt.Errorf("%w: %w", node.ErrUnauthenticated, err)
@@ -65,7 +70,18 @@ func (e *edge) tap(ctx context.Context, info *tap.Info) (_ context.Context, err 
 	if err := e.access.Limits.Request(c); err != nil {
 		return ctx, err
 	}
+	ctx, a.arrived = e.awaited(ctx)
 	return context.WithValue(node.WithCaller(ctx, c), admissionKey{}, a), nil
+}
+
+// awaited ends a call whose first message is not there in time. gRPC reads that of a
+// unary call before it calls any of ours, and would wait for ever.
+func (e *edge) awaited(ctx context.Context) (_ context.Context, arrived func() bool) {
+	if e.limits.Message <= 0 {
+		return ctx, func() bool { return true }
+	}
+	ctx, end := context.WithCancel(ctx)
+	return ctx, time.AfterFunc(e.limits.Message, end).Stop
 }
 
 // identify returns who calls: by its token where it sends one, which then

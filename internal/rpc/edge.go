@@ -43,6 +43,9 @@ func (e *edge) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 		return nil, err
 	}
 	defer done()
+	if a, ok := admissionOf(ctx); ok {
+		a.arrived()
+	}
 	if resp, err = handle(ctx, req); err != nil {
 		return nil, err
 	}
@@ -83,6 +86,9 @@ func (s guarded) RecvMsg(m any) error {
 	err := s.ServerStream.RecvMsg(m)
 	if err == nil && s.call.req == nil {
 		s.call.req = m
+		if a, ok := admissionOf(s.ctx); ok {
+			a.arrived()
+		}
 	}
 	return err
 }

@@ -18,6 +18,8 @@ type Limits struct {
 	PerAddress  int           // of one peer: an IPv4 address, or an IPv6 network of 64 bits
 	Handshake   time.Duration // from connecting until TLS and HTTP/2 are set up
 	Stranger    time.Duration // from then on until a call is let in, or a listed certificate was shown
+	Message     time.Duration // from a call's headers until its first message is there
+	Refused     int32         // calls on a connection of a stranger; of one who was let in, ten times as many
 	Idle        time.Duration // without a call
 	Stall       time.Duration // that one message of a stream may wait for its reader
 	Streams     uint32        // calls at once on a connection
@@ -31,6 +33,8 @@ var DefaultLimits = Limits{
 	PerAddress:  512,
 	Handshake:   5 * time.Second,
 	Stranger:    10 * time.Second,
+	Message:     time.Minute,
+	Refused:     100,
 	Idle:        30 * time.Minute,
 	Stall:       2 * time.Minute,
 	Streams:     100,
@@ -118,6 +122,7 @@ type conn struct {
 	leave   func()
 	closed  atomic.Bool
 	trusted atomic.Bool // somebody who may do something is at the other end
+	refused atomic.Int32
 	proof   *auth.Proof // of a client certificate; nil: none was shown
 }
 
@@ -125,6 +130,17 @@ func (c *conn) Close() error {
 	c.closed.Store(true)
 	c.leave()
 	return c.Conn.Close()
+}
+
+// refuse counts a call that was refused, each of which takes memory as long as
+// the connection lasts, and closes the connection where there were too many.
+func (c *conn) refuse(limit int32) {
+	if c.trusted.Load() {
+		limit *= 10
+	}
+	if limit > 0 && c.refused.Add(1) >= limit {
+		c.Close()
+	}
 }
 
 // sparing keeps strangers from filling the log: what comes too fast is counted.

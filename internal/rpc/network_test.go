@@ -119,7 +119,7 @@ type networkRig struct {
 	trust *auth.Trust
 }
 
-func newNetworkRig(t *testing.T, limits Limits) *networkRig {
+func newNetworkRig(t *testing.T, limits Limits, edits ...func(*Access)) *networkRig {
 	t.Helper()
 	r := prepareRig(t, bolt.Options{})
 	n := &networkRig{rig: r, ca: openIssuer(t, filepath.Join(r.dir, "ca"))}
@@ -133,6 +133,9 @@ func newNetworkRig(t *testing.T, limits Limits) *networkRig {
 		a.Trust = n.trust
 		if a.Principals, err = auth.NewPrincipals(listed); err != nil {
 			t.Fatal(err)
+		}
+		for _, edit := range edits {
+			edit(a)
 		}
 	})
 	return n

@@ -49,6 +49,7 @@ func NewServer(ctx context.Context, o Options) *grpc.Server {
 	s := grpc.NewServer(append(o.GRPC,
 		grpc.Creds(h),
 		grpc.InTapHandle(e.tap),
+		grpc.StatsHandler(connections{}),
 		grpc.WaitForHandlers(true),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(limits.Streams),
