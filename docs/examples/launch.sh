@@ -24,7 +24,7 @@ until answer=$(espm node provision "$name" --group fleet --request-id "$id-$name
 		echo "$file is there: was it launched?" >&2
 		exit 1
 		;;
-	*'[INVALID]'* | *'[REQUEST_ID_REUSED]'* | *'[REQUEST_ID_SPENT]'* | *'See '*)
+	*'[INVALID]'* | *'[PERMISSION_DENIED]'* | *'[UNAUTHENTICATED]'* | *'[REQUEST_ID_REUSED]'* | *'[REQUEST_ID_SPENT]'* | *'See '*)
 		cat "$file.error" >&2 # the same call would fail again
 		exit 1
 		;;

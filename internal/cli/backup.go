@@ -150,7 +150,7 @@ func (a *app) restored(done daemon.Restored) {
 		}
 		fmt.Fprintf(a.stdout, "CA %s: %s, CRL number %s with %d entries, %s\n", done.CA, done.Held.Subject, done.Held.CRL.Number, done.Held.CRL.Entries, which)
 		if !done.Held.Key {
-			fmt.Fprintf(a.stdout, "The CA's private key is not there: put it to %s, mode 0640, before espm is started.\n", filepath.Join(done.CA, "ca_key.pem"))
+			fmt.Fprintf(a.stdout, "The CA's private key is not there: put it to %s, mode 0600 and of the user that espm runs as, before espm is started.\n", filepath.Join(done.CA, "ca_key.pem"))
 		}
 	}
 	for _, kept := range done.Kept {

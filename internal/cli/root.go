@@ -82,8 +82,6 @@ func (a *app) root() *cobra.Command {
 	}
 	root.Args = noVerb(root)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.PersistentFlags().StringVar(&a.address, "address", cmp.Or(os.Getenv("ESPM_ADDRESS"), config.DefaultListen), "where the daemon is: unix:///PATH or HOST:PORT, with TLS (ESPM_ADDRESS)")
-	a.tls.register(root.PersistentFlags())
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "table, json or yaml")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		switch a.output {
@@ -93,7 +91,15 @@ func (a *app) root() *cobra.Command {
 			return usageError{fmt.Errorf("--output: table, json or yaml, is %q", a.output)}
 		}
 	}
-	root.AddCommand(a.initCmd(), a.serveCmd(), a.nodeCmd(), a.groupCmd(), a.certCmd(), a.caCmd(), a.encCmd(), a.tokenCmd(), a.auditCmd(), a.backupCmd(), a.doctorCmd(), a.versionCmd())
+	asking := []*cobra.Command{a.nodeCmd(), a.groupCmd(), a.certCmd(), a.caCmd(), a.encCmd(), a.tokenCmd(), a.auditCmd(), a.backupCmd()}
+	for _, c := range asking {
+		f := c.PersistentFlags()
+		f.StringVar(&a.address, "address", cmp.Or(os.Getenv("ESPM_ADDRESS"), config.DefaultListen), "where the daemon is: unix:///PATH or HOST:PORT, with TLS (ESPM_ADDRESS)")
+		a.tls.register(f)
+	}
+	root.AddCommand(asking...)
+	// These ask no daemon: an --address or a --cert would be taken and mean nothing.
+	root.AddCommand(a.initCmd(), a.serveCmd(), a.doctorCmd(), a.versionCmd())
 	return root
 }
 

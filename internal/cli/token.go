@@ -35,7 +35,8 @@ what was registered with it; rotate gives the same principal a new text.
 
 A provisioner may be confined. A list that is not given does not confine; given
 as '' it allows nothing.`,
-		Example: `  espm token create ci --role provisioner --name-pattern '*.ci.example.com' --expires 30d >ci.token
+		Example: `  umask 077
+  espm token create ci --role provisioner --name-pattern '*.ci.example.com' --expires 30d >ci.token
   ESPM_TOKEN_FILE=ci.token espm node list --address espm.example.com:8443`,
 		Args: args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -223,7 +223,6 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 	pool := ca.NewPool(ctx, *d.config.Issue.KeyPool, alg)
 	d.closers = append(d.closers, func() error {
 		pool.Close()
-		d.log.WithField("keys", pool.String()).Info("key pool closed")
 		return nil
 	})
 	queue := revoke.New(d.store, authority, time.Now, d.log)

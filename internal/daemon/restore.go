@@ -143,9 +143,18 @@ func (t *restore) stage(f backup.File, r io.Reader) error {
 		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 			return err
 		}
-		return durable.WriteStream(path, f.Mode, copied)
+		return durable.WriteStream(path, ownersAlone(f.Mode), copied)
 	}
 	return nil // the configuration, which is the operator's
+}
+
+// ownersAlone takes the group's rights from a file that is not for everybody, such as a
+// key: it gets the folder's group, which may be no group that keeps secrets.
+func ownersAlone(mode fs.FileMode) fs.FileMode {
+	if mode&0o004 == 0 {
+		return mode & 0o700
+	}
+	return mode
 }
 
 // prove opens what was staged and compares it with what the backup says of itself.
@@ -178,7 +187,7 @@ func (t *restore) prove(ctx context.Context, done *Restored) error {
 	if !m.PrivateKey && exists(key) {
 		data, err := os.ReadFile(key)
 		if err == nil {
-			err = durable.OS.WriteFile(filepath.Join(t.ca+staged, "ca_key.pem"), data, 0o640)
+			err = durable.OS.WriteFile(filepath.Join(t.ca+staged, "ca_key.pem"), data, 0o600)
 		}
 		if err != nil {
 			return err

@@ -81,8 +81,8 @@ func (i *Imported) skip(format string, args ...any) {
 // called again; what was adopted is Already then. report gets what is done, a
 // batch at a time, each durable, and how many names there are in all; an error of
 // its ends the import. Only an admin may: who adopts a certificate can have it
-// revoked, and it is none of those that espm issued to him. Errors are node.ErrNotPermitted, ErrInvalid, ErrGroupNotFound, ErrConflict, with
-// nothing done, and node.ErrUnavailable.
+// revoked, and it is none of those that espm issued to him. Errors are node.ErrNotPermitted,
+// ErrInvalid, ErrGroupNotFound, ErrConflict, with nothing done, and node.ErrUnavailable.
 func (r *Registry) Import(ctx context.Context, s ImportSpec, report func(done []Imported, total int) error) error {
 	if err := accessOf(ctx).admin("", "import certificates"); err != nil {
 		return err

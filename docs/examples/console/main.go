@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -102,25 +103,26 @@ func retry[T any](ctx context.Context, call func(ctx context.Context, id string)
 		resp, err := call(try, id)
 		cancel()
 		again := []codes.Code{codes.Unavailable, codes.Aborted, codes.DeadlineExceeded}
-		if err == nil || !slices.Contains(again, status.Code(err)) {
+		wait, asked := delay(err)
+		if err == nil || !asked && !slices.Contains(again, status.Code(err)) {
 			return resp, err
 		}
 		select {
-		case <-time.After(delay(err, pause)):
+		case <-time.After(cmp.Or(wait, pause)):
 		case <-ctx.Done():
 			return resp, err
 		}
 	}
 }
 
-// delay is what espm asks for, where it does.
-func delay(err error, otherwise time.Duration) time.Duration {
+// delay is what espm asks for, where it does: at a limit of the caller's, too.
+func delay(err error) (wait time.Duration, asked bool) {
 	for _, d := range status.Convert(err).Details() {
 		if info, ok := d.(*errdetails.RetryInfo); ok {
-			return info.GetRetryDelay().AsDuration()
+			return info.GetRetryDelay().AsDuration(), true
 		}
 	}
-	return otherwise
+	return 0, false
 }
 
 func reason(err error) string {

@@ -91,15 +91,9 @@ func (a *Authority) do(ctx context.Context, c call) (answer, error) {
 	defer cancel()
 	var sent atomic.Bool
 	traced := httptrace.WithClientTrace(limited, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { sent.Store(true) }})
-	req, err := http.NewRequestWithContext(traced, c.method, a.base.Scheme+"://"+a.base.Host+c.path, bytes.NewReader(c.body))
+	req, err := a.request(traced, c)
 	if err != nil {
 		return answer{}, err
-	}
-	if c.kind != "" {
-		req.Header.Set("Content-Type", c.kind)
-	}
-	if c.since != "" {
-		req.Header.Set("If-Modified-Since", c.since)
 	}
 	begin := time.Now()
 	resp, err := transport.RoundTrip(req) // not http.Client: a redirect would be no answer
@@ -126,6 +120,20 @@ func (a *Authority) do(ctx context.Context, c call) (answer, error) {
 		return got, a.forbidden(c, firstLine(body))
 	}
 	return got, nil
+}
+
+func (a *Authority) request(ctx context.Context, c call) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, c.method, a.base.Scheme+"://"+a.base.Host+c.path, bytes.NewReader(c.body))
+	if err != nil {
+		return nil, err
+	}
+	if c.kind != "" {
+		req.Header.Set("Content-Type", c.kind)
+	}
+	if c.since != "" {
+		req.Header.Set("If-Modified-Since", c.since)
+	}
+	return req, nil
 }
 
 // ask is do for calls where only 2xx is what was hoped for: 404 gives errGone,

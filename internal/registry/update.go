@@ -1,0 +1,78 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+)
+
+// Expect says what a caller decided on: a change is refused where the record
+// is another. The zero Expect takes any.
+type Expect struct {
+	UID      node.UID
+	Revision int64
+}
+
+func (e Expect) check(uid node.UID, revision int64) error {
+	if e.UID != "" && e.UID != uid {
+		return fmt.Errorf("%w: it is registration %s now", node.ErrUIDMismatch, uid)
+	}
+	if e.Revision != 0 && e.Revision != revision {
+		return &staleError{e.Revision, revision}
+	}
+	return nil
+}
+
+// Update changes a live node by applying edit to it. An owner that edit sets
+// has from then on what the registration has; only an admin may. Errors are edit's,
+// those of Register, but for ErrNodeExists, and node.ErrNodeNotFound, ErrUIDMismatch,
+// ErrStale and, of an owner, ErrIssuing.
+func (r *Registry) Update(ctx context.Context, name node.Certname, expect Expect, edit func(*node.Node) error, validateOnly bool) (node.Node, error) {
+	var n node.Node
+	a := accessOf(ctx)
+	err := retry(func() error {
+		old, err := r.node(ctx, name)
+		if err != nil {
+			return err
+		}
+		if err := expect.check(old.UID, old.Revision); err != nil {
+			return fmt.Errorf("node %q: %w", name, err)
+		}
+		n = old.Clone()
+		if err := edit(&n); err != nil {
+			return err
+		}
+		slices.Sort(n.Groups)
+		n.UpdatedAt = r.Now().UTC()
+		if err := node.Join(n.Validate(), a.mayGive(old.Owner, n.Owner), a.write()); err != nil {
+			return err
+		}
+		c := store.NewChange()
+		if n.Owner != old.Owner {
+			if err := r.give(ctx, c, old, n.Owner); err != nil {
+				return err
+			}
+		}
+		c.Audit(r.line(ctx, node.ActionUpdate, n))
+		return r.commitNode(ctx, c, &old, &n, validateOnly)
+	})
+	return n, asStale(err)
+}
+
+// staleError is a revision that the caller gave: no use to try it again.
+type staleError struct{ given, have int64 }
+
+func (e *staleError) Error() string {
+	return fmt.Sprintf("revision %d is not the record's, which is %d", e.given, e.have)
+}
+
+func asStale(err error) error {
+	if stale, ok := errors.AsType[*staleError](err); ok {
+		return fmt.Errorf("%w: %w", node.ErrStale, stale)
+	}
+	return err
+}
