@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +19,7 @@ import (
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
 	"github.com/espm-project/espm/internal/store/bolt"
+	"github.com/espm-project/espm/internal/version"
 )
 
 // snapshots makes backups of a running daemon.
@@ -53,10 +53,7 @@ func (s *snapshots) Snapshot(ctx context.Context, w io.Writer, privateKey bool) 
 }
 
 func (s *snapshots) snapshot(ctx context.Context, w io.Writer, privateKey bool) (err error) {
-	m := backup.Manifest{CreatedAt: time.Now().UTC().Truncate(time.Second), Version: "unknown", Authority: "puppetserver", PrivateKey: privateKey}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		m.Version = info.Main.Version
-	}
+	m := backup.Manifest{CreatedAt: time.Now().UTC().Truncate(time.Second), Version: version.Read().Version, Authority: "puppetserver", PrivateKey: privateKey}
 	spool, err := s.spool(ctx)
 	if err != nil {
 		return err

@@ -7,12 +7,12 @@
 package metrics
 
 import (
-	"runtime"
-	"runtime/debug"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/espm-project/espm/internal/version"
 )
 
 // Metrics are the numbers that are counted as things happen. Its methods may be called at once.
@@ -68,16 +68,9 @@ func New() *Metrics {
 }
 
 func buildInfo() prometheus.Collector {
-	labels := prometheus.Labels{"version": "unknown", "commit": "unknown", "go": runtime.Version()}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		labels["version"] = info.Main.Version
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				labels["commit"] = s.Value
-			}
-		}
-	}
-	g := prometheus.NewGauge(prometheus.GaugeOpts{Name: "espm_build_info", Help: "1, with what runs in the labels.", ConstLabels: labels})
+	v := version.Read()
+	g := prometheus.NewGauge(prometheus.GaugeOpts{Name: "espm_build_info", Help: "1, with what runs in the labels.",
+		ConstLabels: prometheus.Labels{"version": v.Version, "commit": v.Commit, "go": v.Go}})
 	g.Set(1)
 	return g
 }
