@@ -37,6 +37,7 @@ var plan = map[string]rule{
 	"internal/secret":          {stdlib: true, why: "whatever holds a secret uses it"},
 	"internal/version":         {stdlib: true, why: "what a binary is has nothing to do with what it does"},
 	"internal/durable":         {why: "writing a file is below everything"},
+	"internal/serverfile":      {may: []string{"internal/durable"}, why: "what it puts into Puppet's files is for others to know"},
 	"internal/secretfile":      {stdlib: true, why: "reading a key is below everything"},
 	"internal/enc":             {may: []string{"internal/node"}, stdlib: true, why: "it merges and renders what it is given, and is linked into espm-enc"},
 	"internal/enc/encsock":     {may: []string{"internal/node", "internal/enc"}, why: "the socket answers one question from a Source"},
@@ -64,7 +65,7 @@ var plan = map[string]rule{
 	},
 	"internal/daemon": {anything: true, why: "it alone puts espm together"},
 	"internal/cli": {
-		may: []string{"internal/node", "internal/backup", "internal/doctor", "internal/durable", "internal/secret", "internal/secretfile", "internal/auth", "internal/audit", "internal/bootstrap", "internal/config", "internal/daemon", "internal/enc/encclient", "internal/version", "packaging/bootstrap", "proto/espm/v1"},
+		may: []string{"internal/node", "internal/backup", "internal/doctor", "internal/durable", "internal/secret", "internal/secretfile", "internal/serverfile", "internal/auth", "internal/audit", "internal/bootstrap", "internal/config", "internal/daemon", "internal/enc/encclient", "internal/version", "packaging/bootstrap", "proto/espm/v1"},
 		why: "the admin's verbs speak to a daemon over the API, so that they can from anywhere; only serve and init name it",
 	},
 	"packaging/docgen": {may: []string{"internal/cli"}, why: "manual pages and completions are made of the command line alone, and espm does not link what makes them"},

@@ -22,20 +22,22 @@ const (
 	encStore  = "/var/lib/espm/espm.db"
 )
 
-// encCommand is what puppet.conf has to name, for this configuration.
-func (h *Host) encCommand() string {
+// ENCCommand is what puppet.conf has to name: the espm-enc beside this espm, with where it is to ask.
+func ENCCommand(socket, store string) string {
 	command := "/usr/bin/espm-enc"
 	if path, err := os.Executable(); err == nil {
 		command = filepath.Join(filepath.Dir(path), "espm-enc")
 	}
-	if h.Config.ENC.Socket != encSocket {
-		command += " --socket " + h.Config.ENC.Socket
+	if socket != encSocket {
+		command += " --socket " + socket
 	}
-	if h.Config.Store.Path != encStore {
-		command += " --db " + h.Config.Store.Path
+	if store != encStore {
+		command += " --db " + store
 	}
 	return command
 }
+
+func (h *Host) encCommand() string { return ENCCommand(h.Config.ENC.Socket, h.Config.Store.Path) }
 
 func checkPuppetConf(_ context.Context, h *Host) []Finding {
 	if h.settings == nil {
