@@ -41,7 +41,7 @@ var plan = map[string]rule{
 	"internal/secretfile":      {stdlib: true, why: "reading a key is below everything"},
 	"internal/enc":             {may: []string{"internal/node"}, stdlib: true, why: "it merges and renders what it is given, and is linked into espm-enc"},
 	"internal/enc/encsock":     {may: []string{"internal/node", "internal/enc"}, why: "the socket answers one question from a Source"},
-	"internal/enc/encclient":   {may: []string{"internal/node", "internal/enc", "internal/store", "internal/store/bolt"}, why: "it reads the bbolt file itself, but only that: the daemon may be down"},
+	"internal/enc/encclient":   {may: []string{"internal/node", "internal/enc", "internal/store", "internal/store/bolt", "internal/version"}, why: "it reads the bbolt file itself, but only that: the daemon may be down"},
 	"internal/store":           {may: []string{"internal/node"}, stdlib: true, why: "keys and records are the same in every engine, and it is linked into espm-enc"},
 	"internal/store/bolt":      {may: []string{"internal/node", "internal/store"}, why: "an engine knows the interface that it implements"},
 	"internal/store/storetest": {may: []string{"internal/node", "internal/store"}, why: "the suite is for every engine, so it knows none"},
@@ -57,7 +57,7 @@ var plan = map[string]rule{
 	"internal/auth":            {may: []string{"internal/node", "internal/secret", "internal/secretfile", "internal/audit"}, why: "who a caller is and what it may do depends on no transport and no store"},
 	"internal/config":          {may: []string{"internal/node", "internal/auth", "internal/enc", "internal/ca", "internal/ca/pkcs11"}, why: "it checks settings by the domain's rules and starts nothing"},
 	"internal/backup":          {stdlib: true, why: "the form of a backup does not depend on what is in it"},
-	"internal/doctor":          {may: []string{"internal/node", "internal/config"}, why: "it looks at what an operator sees; authorities are asked by the daemon's package for it"},
+	"internal/doctor":          {may: []string{"internal/node", "internal/config", "internal/version"}, why: "it looks at what an operator sees; authorities are asked by the daemon's package for it"},
 	"internal/metrics":         {may: []string{"internal/node", "internal/ca", "internal/version"}, why: "it is told numbers and reads them from small interfaces; what counts knows nothing of it"},
 	"internal/rpc": {
 		may: []string{"internal/node", "internal/auth", "internal/enc", "internal/store", "internal/ca", "internal/bootstrap", "internal/audit", "internal/registry", "proto/espm/v1"},

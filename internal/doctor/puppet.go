@@ -71,10 +71,7 @@ const encLimit = 2 * time.Second
 
 // checkENC runs the ENC as Puppet Server does.
 func checkENC(ctx context.Context, h *Host) []Finding {
-	words := strings.Fields(h.encCommand())
-	if named := strings.Fields(h.settings["external_nodes"]); len(named) > 0 && filepath.Base(named[0]) == "espm-enc" {
-		words = named
-	}
+	words := strings.Fields(h.encWords())
 	name := h.Config.Puppet.Server
 	if !executable(words[0]) {
 		return []Finding{found(Failure, "", "%s is no program: espm-enc belongs beside espm", words[0])}
@@ -83,14 +80,11 @@ func checkENC(ctx context.Context, h *Host) []Finding {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, words[0], append(words[1:], name)...)
 	cmd.Dir, cmd.WaitDelay = "/", time.Second
-	as := "this user"
-	if who := h.settings["user"]; who != "" && os.Geteuid() == 0 {
-		credential, err := credentialOf(who)
-		if err != nil {
-			return []Finding{found(Failure, "", "Puppet's user: %v", err)}
-		}
-		as, cmd.SysProcAttr = who, &syscall.SysProcAttr{Credential: credential}
+	attr, as, err := h.asPuppet()
+	if err != nil {
+		return []Finding{found(Failure, "", "Puppet's user: %v", err)}
 	}
+	cmd.SysProcAttr = attr
 	begun := time.Now()
 	out, err := cmd.Output()
 	took := time.Since(begun)
@@ -107,6 +101,25 @@ func checkENC(ctx context.Context, h *Host) []Finding {
 		return []Finding{found(Failure, "", "espm-enc fails as %s: %v; to try again: %s", as, err, again)}
 	}
 	return []Finding{found(OK, "", "it answers as %s, in %v", as, took.Round(time.Millisecond))}
+}
+
+// encWords is the espm-enc that puppet.conf names, with its arguments, or else what it has to name.
+func (h *Host) encWords() string {
+	command := h.settings["external_nodes"]
+	if words := strings.Fields(command); len(words) > 0 && filepath.Base(words[0]) == "espm-enc" {
+		return command
+	}
+	return h.encCommand()
+}
+
+// asPuppet has a command run as Puppet's user, which only root may, and says as whom it runs.
+func (h *Host) asPuppet() (*syscall.SysProcAttr, string, error) {
+	who := h.settings["user"]
+	if who == "" || os.Geteuid() != 0 {
+		return nil, "this user", nil
+	}
+	credential, err := credentialOf(who)
+	return &syscall.SysProcAttr{Credential: credential}, who, err
 }
 
 func credentialOf(name string) (*syscall.Credential, error) {
