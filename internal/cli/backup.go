@@ -162,13 +162,13 @@ func (a *app) restored(done daemon.Restored) {
 }
 
 func (a *app) restoredAudit(v audit.Verified) {
-	head := "no line"
-	if v.Head.Seq > 0 {
-		head = audit.Anchor{Seq: v.Head.Seq, Hash: v.Head.Hash}.String()
-	}
-	if v.Flaw != nil {
+	head := audit.Anchor{Seq: v.Head.Seq, Hash: v.Head.Hash}
+	switch {
+	case v.Flaw != nil:
 		fmt.Fprintf(a.stderr, "espm: audit: THE CHAIN IS NOT WHOLE, as it was in the backup: %v; head %s\n", v.Flaw, head)
-		return
+	case v.Head.Seq == 0:
+		fmt.Fprintln(a.stdout, "audit: the chain has no line yet")
+	default:
+		fmt.Fprintf(a.stdout, "audit: the chain is whole, %d lines, head %s\n", v.Lines, head)
 	}
-	fmt.Fprintf(a.stdout, "audit: the chain is whole, %d lines, head %s\n", v.Lines, head)
 }
