@@ -64,12 +64,6 @@ error. It restarts nothing; run again, it does what is missing.`,
 			}
 			if kind == serverKind {
 				o.PuppetServer = &server
-			} else if o.Certname == "" {
-				host, err := os.Hostname()
-				if err != nil {
-					return fmt.Errorf("--certname: the host's name is unknown: %w", err)
-				}
-				o.Certname = host
 			}
 			return a.initialize(cmd.Context(), o, apply)
 		},
@@ -91,6 +85,13 @@ error. It restarts nothing; run again, it does what is missing.`,
 }
 
 func (a *app) initialize(ctx context.Context, o daemon.InitOptions, apply bool) error {
+	if o.PuppetServer == nil && o.Certname == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("--certname: the host's name is unknown: %w", err)
+		}
+		o.Certname = host
+	}
 	var host *daemon.PuppetHost
 	if apply { // before anything is made
 		var err error
