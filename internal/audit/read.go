@@ -120,7 +120,7 @@ func (l *Log) Verify(ctx context.Context, expect *Anchor) (Verified, error) {
 		return Verified{}, err
 	}
 	for {
-		v, err := l.walk(ctx, expect)
+		v, err := Walk(ctx, l.store.View, expect)
 		if err != nil || v.Flaw == nil {
 			return v, err
 		}
@@ -134,8 +134,9 @@ func (l *Log) Verify(ctx context.Context, expect *Anchor) (Verified, error) {
 	}
 }
 
-func (l *Log) walk(ctx context.Context, expect *Anchor) (Verified, error) {
-	head, err := l.store.AuditHead(ctx)
+// Walk is Verify on a store that nobody writes to: lines that are not sealed yet are no part of the chain.
+func Walk(ctx context.Context, lines store.View, expect *Anchor) (Verified, error) {
+	head, err := lines.AuditHead(ctx)
 	if err != nil {
 		return Verified{}, err
 	}
@@ -153,7 +154,7 @@ func (l *Log) walk(ctx context.Context, expect *Anchor) (Verified, error) {
 	if expect != nil && expect.Seq == head.Base && expect.Hash != head.BaseHash {
 		return flawed(&Flaw{head.Base, fmt.Sprintf("its hash is %s, and was noted as %s: the chain was rewritten", head.BaseHash, expect.Hash)})
 	}
-	if err := l.checkAll(ctx, head, &check); err != nil {
+	if err := checkAll(ctx, lines, head, &check); err != nil {
 		v.Lines = check.Lines
 		return flawed(err)
 	}
@@ -165,8 +166,8 @@ func (l *Log) walk(ctx context.Context, expect *Anchor) (Verified, error) {
 }
 
 // checkAll checks the lines up to the head, and that no other record stands among them.
-func (l *Log) checkAll(ctx context.Context, head node.AuditHead, check *Checker) error {
-	stray, err := l.store.AuditLines(ctx, 0, 1)
+func checkAll(ctx context.Context, lines store.View, head node.AuditHead, check *Checker) error {
+	stray, err := lines.AuditLines(ctx, 0, 1)
 	if err != nil {
 		return err
 	}
@@ -174,7 +175,7 @@ func (l *Log) checkAll(ctx context.Context, head node.AuditHead, check *Checker)
 		return &Flaw{stray[0].Seq, "it is older than what is kept"}
 	}
 	for check.Last.Seq < head.Seq {
-		records, err := l.store.AuditLines(ctx, check.Last.Seq, int(min(readAtOnce, head.Seq-check.Last.Seq)))
+		records, err := lines.AuditLines(ctx, check.Last.Seq, int(min(readAtOnce, head.Seq-check.Last.Seq)))
 		if err != nil {
 			return err
 		}
@@ -188,11 +189,11 @@ func (l *Log) checkAll(ctx context.Context, head node.AuditHead, check *Checker)
 	if head.Seq > 0 && check.Last.Hash != head.Hash {
 		return &Flaw{head.Seq, "its hash is not that of the chain's head"}
 	}
-	beyond, err := l.store.AuditLines(ctx, head.Seq, 1)
+	beyond, err := lines.AuditLines(ctx, head.Seq, 1)
 	if err != nil || len(beyond) == 0 {
 		return err
 	}
-	if now, err := l.store.AuditHead(ctx); err != nil || now.Seq > head.Seq { // they were sealed meanwhile
+	if now, err := lines.AuditHead(ctx); err != nil || now.Seq > head.Seq { // they were sealed meanwhile
 		return err
 	}
 	return &Flaw{head.Seq + 1, "it stands behind the chain's head"}

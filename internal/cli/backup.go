@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/backup"
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/daemon"
@@ -112,7 +113,7 @@ func (a *app) backupRestoreCmd() *cobra.Command {
 		Use:   "restore FILE",
 		Short: "Put a backup where the configuration says",
 		Long: `Puts the store and the CA's folder of a backup where the configuration says. The
-daemon must be stopped. All of it is checked first; what stands there is replaced only with --overwrite, and
+daemon must be stopped. All of it is checked first, with the audit chain, whose head is told; what stands there is replaced only with --overwrite, and
 kept under another name. A newer CRL of the same CA, there or at a published copy, is
 kept, so that what was revoked since the backup stays so. The configuration in the backup is not
 restored: tar -xOf FILE espm.yaml shows it.`,
@@ -153,8 +154,21 @@ func (a *app) restored(done daemon.Restored) {
 			fmt.Fprintf(a.stdout, "The CA's private key is not there: put it to %s, mode 0600 and of the user that espm runs as, before espm is started.\n", filepath.Join(done.CA, "ca_key.pem"))
 		}
 	}
+	a.restoredAudit(done.Audit)
 	for _, kept := range done.Kept {
 		fmt.Fprintf(a.stdout, "kept: %s\n", kept)
 	}
 	fmt.Fprintf(a.stdout, "The backup is of %s, by espm %s. What happened since is not in it.\n", m.CreatedAt.Format(time.RFC3339), m.Version)
+}
+
+func (a *app) restoredAudit(v audit.Verified) {
+	head := audit.Anchor{Seq: v.Head.Seq, Hash: v.Head.Hash}
+	switch {
+	case v.Flaw != nil:
+		fmt.Fprintf(a.stderr, "espm: audit: THE CHAIN IS NOT WHOLE, as it was in the backup: %v; head %s\n", v.Flaw, head)
+	case v.Head.Seq == 0:
+		fmt.Fprintln(a.stdout, "audit: the chain has no line yet")
+	default:
+		fmt.Fprintf(a.stdout, "audit: the chain is whole, %d lines, head %s\n", v.Lines, head)
+	}
 }

@@ -1,12 +1,11 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"text/tabwriter"
 
@@ -14,6 +13,8 @@ import (
 
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/daemon"
+	"github.com/espm-project/espm/internal/doctor"
+	"github.com/espm-project/espm/internal/serverfile"
 )
 
 // The kinds of authority that init knows, and the flags that belong to one of them.
@@ -31,6 +32,7 @@ func (a *app) initCmd() *cobra.Command {
 	var o daemon.InitOptions
 	var server config.PuppetServer
 	var kind string
+	var apply bool
 	c := &cobra.Command{
 		Use:   "init",
 		Short: "Make a configuration, a store and, unless Puppet Server has one, a CA",
@@ -43,7 +45,12 @@ a package gives /var/lib/espm to the user that the daemon runs as.
 With --authority puppetserver the CA stays Puppet Server's, which has to run: espm
 asks it whether it may sign and revoke, and says what is missing in its auth.conf.
 On the server's own host nothing more is needed; what is left out is asked of
-"puppet config print". Nodes that espm does not know keep the classifier that they have.`,
+"puppet config print". Nodes that espm does not know keep the classifier that they have.
+
+With --apply, on Puppet Server's own host, it also makes what it else prints: the ENC's lines in
+puppet.conf, and the rules that are missing in auth.conf. All else in these files stays, and each is kept as
+it was beside it, as FILE.espm-TIME. A setting that has another value is left, and is an
+error. It restarts nothing; run again, it does what is missing.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Flags().Changed("dir") && o.Dir == "" {
@@ -57,18 +64,8 @@ On the server's own host nothing more is needed; what is left out is asked of
 			}
 			if kind == serverKind {
 				o.PuppetServer = &server
-			} else if o.Certname == "" {
-				host, err := os.Hostname()
-				if err != nil {
-					return fmt.Errorf("--certname: the host's name is unknown: %w", err)
-				}
-				o.Certname = host
 			}
-			made, err := daemon.Init(cmd.Context(), o)
-			if len(made.Steps) > 0 {
-				initTable(a.stdout, made)
-			}
-			return err
+			return a.initialize(cmd.Context(), o, apply)
 		},
 	}
 	f := c.Flags()
@@ -82,8 +79,45 @@ On the server's own host nothing more is needed; what is left out is asked of
 	f.StringVar(&server.Certificate, "certificate", "", "file: the certificate that espm shows it (hostcert of Puppet Server on this host)")
 	f.StringVar(&server.Key, "key", "", "file: the certificate's private key (hostprivkey)")
 	f.StringVar(&server.CA, "ca", "", "file: the CA of the server's certificate (localcacert)")
+	f.BoolVar(&apply, "apply", false, "change Puppet Server's puppet.conf and auth.conf, which are kept as they were beside them")
 	f.BoolVar(&o.Unasked, "no-check", false, "don't ask the server, which may be down")
 	return c
+}
+
+func (a *app) initialize(ctx context.Context, o daemon.InitOptions, apply bool) error {
+	if o.PuppetServer == nil && o.Certname == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("--certname: the host's name is unknown: %w", err)
+		}
+		o.Certname = host
+	}
+	var host *daemon.PuppetHost
+	if apply { // before anything is made
+		var err error
+		if host, err = daemon.FindPuppet(ctx); err != nil {
+			return fmt.Errorf("--apply: %w", err)
+		}
+	}
+	made, err := daemon.Init(ctx, o)
+	if len(made.Steps) > 0 {
+		initTable(a.stdout, made)
+	}
+	if err != nil {
+		return err
+	}
+	g := guide{made: made, command: doctor.ENCCommand(made.ENC, made.Store)}
+	if apply {
+		changes, err := host.Apply(made, g.command)
+		initChanges(a.stdout, changes)
+		if err != nil {
+			g.print(a.stdout)
+			return fmt.Errorf("--apply: %w", err)
+		}
+		g.applied = true
+	}
+	g.print(a.stdout)
+	return nil
 }
 
 // checkKind refuses flags that would be ignored.
@@ -117,22 +151,23 @@ func initTable(out io.Writer, made daemon.Initialized) {
 	if slices.ContainsFunc(made.Steps, func(s daemon.Step) bool { return s.Stood }) {
 		fmt.Fprintln(out, "\nOptions for what stands already had no effect.")
 	}
-	if made.Listen == "" {
-		return
+}
+
+func initChanges(out io.Writer, changes []*serverfile.Change) {
+	if len(changes) > 0 {
+		fmt.Fprintln(out)
 	}
-	if made.PuppetServer != nil {
-		initServer(out, *made.PuppetServer)
-	}
-	next := fmt.Sprintf("espm serve --config '%s'", made.Config)
-	if made.Config == config.DefaultFile && packaged() {
-		next = "systemctl start espm"
-	}
-	fmt.Fprintf(out, "\nNext:\n  %s\n", next)
-	if made.Listen != config.DefaultListen {
-		fmt.Fprintf(out, "  export ESPM_ADDRESS='%s' ESPM_ENC_SOCKET='%s' ESPM_DB='%s'\n", made.Listen, made.ENC, made.Store)
-	}
-	if made.PuppetServer != nil {
-		initENC(out, made)
+	for _, c := range changes {
+		switch {
+		case !c.Needed():
+			fmt.Fprintf(out, "%s has what espm needs: not changed\n", c.Path)
+		case c.Done && c.Backup != "":
+			fmt.Fprintf(out, "%s: changed; as it was: %s\n", c.Path, c.Backup)
+		case c.Done:
+			fmt.Fprintf(out, "%s: made\n", c.Path)
+		default:
+			fmt.Fprintf(out, "%s: not changed\n", c.Path)
+		}
 	}
 }
 
@@ -147,13 +182,37 @@ func packaged() bool {
 	return true
 }
 
-// initServer says what Puppet Server lets espm do, and how it lets it do the rest.
-func initServer(out io.Writer, s daemon.PuppetServer) {
+// guide says what is left to do.
+type guide struct {
+	made    daemon.Initialized
+	command string // what Puppet Server is to ask
+	applied bool   // Puppet's files are as they are to be
+}
+
+func (g guide) print(out io.Writer) {
+	if g.made.PuppetServer != nil {
+		g.server(out, *g.made.PuppetServer)
+	}
+	next := fmt.Sprintf("espm serve --config '%s'", g.made.Config)
+	if g.made.Config == config.DefaultFile && packaged() {
+		next = "systemctl start espm"
+	}
+	fmt.Fprintf(out, "\nNext:\n  %s\n", next)
+	if g.made.Listen != config.DefaultListen {
+		fmt.Fprintf(out, "  export ESPM_ADDRESS='%s' ESPM_ENC_SOCKET='%s' ESPM_DB='%s'\n", g.made.Listen, g.made.ENC, g.made.Store)
+	}
+	g.enc(out)
+}
+
+// server says what Puppet Server lets espm do, and how it lets it do the rest.
+func (g guide) server(out io.Writer, s daemon.PuppetServer) {
 	switch {
 	case s.Client == "":
 		fmt.Fprintf(out, "\n%s was not asked whether it lets espm in.\n", s.URL)
 	case len(s.Rules) == 0:
 		fmt.Fprintf(out, "\n%s, CA service %s, lets %q sign and revoke.\n", s.URL, s.Version, s.Client)
+	case g.applied:
+		fmt.Fprintf(out, "\n%s lets %q sign and revoke once it is restarted.\n", s.URL, s.Client)
 	default:
 		fmt.Fprintf(out, "\n%s does not let %q do all that espm needs. Add to the rules in its auth.conf,\nand reload it (systemctl reload puppetserver):\n", s.URL, s.Client)
 		for _, rule := range s.Rules {
@@ -162,27 +221,22 @@ func initServer(out io.Writer, s daemon.PuppetServer) {
 	}
 }
 
-// initENC says how Puppet Server comes to ask espm what a node is.
-func initENC(out io.Writer, made daemon.Initialized) {
-	command := "/usr/bin/espm-enc"
-	if path, err := exec.LookPath("espm-enc"); err == nil {
-		if abs, err := filepath.Abs(path); err == nil {
-			command = abs
-		}
-	}
-	if made.Listen != config.DefaultListen {
-		command += " --socket " + made.ENC + " --db " + made.Store
-	}
-	file := made.PuppetServer.PuppetConf
-	if file == "" {
-		file = "the server's puppet.conf"
-	}
+// enc says how Puppet Server comes to ask espm what a node is.
+func (g guide) enc(out io.Writer) {
 	fmt.Fprintf(out, `
 While it runs, this must answer as Puppet Server's user:
   runuser -u puppet -- %s %s
-Then classify with it: in %s, after which Puppet Server is restarted,
-  [server]
-  node_terminus = exec
-  external_nodes = %s
-`, command, made.Certname, file, command)
+`, g.command, g.made.Certname)
+	if g.applied {
+		fmt.Fprint(out, "Then Puppet Server may ask it:\n  systemctl restart puppetserver\n")
+		return
+	}
+	file := "the server's puppet.conf"
+	if s := g.made.PuppetServer; s != nil && s.PuppetConf != "" {
+		file = s.PuppetConf
+	}
+	fmt.Fprintf(out, "Then classify with it: in %s, after which Puppet Server is restarted,\n  [server]\n", file)
+	for _, s := range serverfile.ENC(g.command) {
+		fmt.Fprintf(out, "  %s = %s\n", s.Name, s.Value)
+	}
 }

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/espm-project/espm/internal/config"
+	"github.com/espm-project/espm/internal/version"
 )
 
 // app is what the verbs share.
@@ -75,7 +76,7 @@ func (a *app) root() *cobra.Command {
 		Use:           "espm",
 		Short:         "Node lifecycle service for Puppet",
 		Long:          "espm registers, presigns, classifies and terminates Puppet nodes.",
-		Version:       oneLine(),
+		Version:       version.Read().String(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },

@@ -42,6 +42,10 @@ func TestScript(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(root) })
+	fixtures, err := filepath.Abs("../serverfile/testdata")
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir:                "testdata/script",
 		WorkdirRoot:        root,
@@ -55,6 +59,7 @@ func TestScript(t *testing.T) {
 				return err
 			}
 			e.Setenv("NETWORK", port)
+			e.Setenv("FIXTURES", fixtures)
 			e.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector holds up every exit by a second
 			return nil
 		},

@@ -16,7 +16,7 @@ func (a *app) versionCmd() *cobra.Command {
 		Args:  args(),
 		RunE: func(*cobra.Command, []string) error {
 			if a.output == "table" {
-				_, err := fmt.Fprintln(a.stdout, "espm version "+oneLine())
+				_, err := fmt.Fprintln(a.stdout, "espm version "+version.Read().String())
 				return err
 			}
 			b, err := json.MarshalIndent(version.Read(), "", "  ")
@@ -32,9 +32,4 @@ func (a *app) versionCmd() *cobra.Command {
 			return err
 		},
 	}
-}
-
-func oneLine() string {
-	v := version.Read()
-	return fmt.Sprintf("%s, commit %s, %s, %s", v.Version, v.Commit, v.Go, v.System)
 }

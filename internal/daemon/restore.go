@@ -16,10 +16,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/backup"
 	"github.com/espm-project/espm/internal/ca/directory"
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/durable"
+	"github.com/espm-project/espm/internal/store"
 	"github.com/espm-project/espm/internal/store/bolt"
 )
 
@@ -29,6 +31,7 @@ type Restored struct {
 	Store    string               // where it is now
 	CA       string               // the same; "": the backup has none
 	Held     directory.Inspection // of the CA
+	Audit    audit.Verified       // of the audit chain; a flaw was in it when the backup was made
 	NewerCRL bool                 // the CRL is not that of the backup: there was a newer one of the same CA
 	Kept     []string             // what stood before is there now
 }
@@ -159,11 +162,7 @@ func ownersAlone(mode fs.FileMode) fs.FileMode {
 
 // prove opens what was staged and compares it with what the backup says of itself.
 func (t *restore) prove(ctx context.Context, done *Restored) error {
-	r, err := bolt.OpenReader(t.store+staged, 0)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(r.Check(), r.Close()); err != nil {
+	if err := t.proveAudit(ctx, done); err != nil {
 		return err
 	}
 	m := done.Manifest
@@ -194,6 +193,24 @@ func (t *restore) prove(ctx context.Context, done *Restored) error {
 		}
 	}
 	done.Held, err = directory.Inspect(t.ca + staged)
+	return err
+}
+
+// proveAudit looks at every page of the store, and walks the audit chain in it.
+func (t *restore) proveAudit(ctx context.Context, done *Restored) (err error) {
+	r, err := bolt.OpenReader(t.store+staged, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	if err := r.Check(); err != nil {
+		return err
+	}
+	v, err := store.NewView(ctx, r)
+	if err != nil {
+		return err
+	}
+	done.Audit, err = audit.Walk(ctx, v, nil)
 	return err
 }
 

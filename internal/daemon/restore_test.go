@@ -10,8 +10,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/backup"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+	"github.com/espm-project/espm/internal/store/bolt"
 )
 
 // A backup that is whole as an archive, but does not hold what it should, replaces nothing.
@@ -111,5 +114,49 @@ func TestOneBackupAtATime(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(c.Store.Path + spoolName + "*"); len(left) > 0 {
 		t.Errorf("left: %q", left)
+	}
+}
+
+// A chain that was not whole when the backup was made is told, and does not stop the restore.
+func TestRestoreWalksAudit(t *testing.T) {
+	dir, c := trial(t)
+	engine, err := bolt.Open(c.Store.Path, bolt.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := store.New(t.Context(), engine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := node.SealedLine{Seq: 1, Prev: audit.Genesis}
+	line.Hash = audit.Hash(line)
+	altered := line
+	altered.Principal = "somebody else"
+	head := node.AuditHead{Seq: 1, Hash: line.Hash}
+	if _, err := s.Seal(t.Context(), store.ChainStep{New: head, Join: []node.SealedLine{altered}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := engine.Close(); err != nil {
+		t.Fatal(err)
+	}
+	revision, records, err := proveStore(t.Context(), c.Store.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	w := backup.NewWriter(&b, backup.Manifest{Revision: revision, Records: records, PrivateKey: true})
+	kept := contents(t, dir)
+	for _, name := range []string{"espm.db", "ca/ca_crt.pem", "ca/ca_key.pem", "ca/ca_crl.pem"} {
+		data := kept[filepath.Join(dir, name)]
+		if err := w.Add(name, 0o640, int64(len(data)), bytes.NewReader(data)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	done, err := Restore(t.Context(), c, &b, true)
+	if err != nil || done.Audit.Flaw == nil || done.Audit.Flaw.Seq != 1 || done.Audit.Head.Hash != line.Hash || done.Store == "" {
+		t.Errorf("got %+v, %v", done.Audit, err)
 	}
 }

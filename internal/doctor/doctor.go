@@ -89,6 +89,7 @@ var checks = []check{
 	{"group", checkGroup},
 	{"puppet.conf", checkPuppetConf},
 	{"enc", checkENC},
+	{"version", checkVersion},
 	{"authority", checkAuthority},
 	{"hostcrl", checkHostCRL},
 }

@@ -22,20 +22,22 @@ const (
 	encStore  = "/var/lib/espm/espm.db"
 )
 
-// encCommand is what puppet.conf has to name, for this configuration.
-func (h *Host) encCommand() string {
+// ENCCommand is what puppet.conf has to name: the espm-enc beside this espm, with where it is to ask.
+func ENCCommand(socket, store string) string {
 	command := "/usr/bin/espm-enc"
 	if path, err := os.Executable(); err == nil {
 		command = filepath.Join(filepath.Dir(path), "espm-enc")
 	}
-	if h.Config.ENC.Socket != encSocket {
-		command += " --socket " + h.Config.ENC.Socket
+	if socket != encSocket {
+		command += " --socket " + socket
 	}
-	if h.Config.Store.Path != encStore {
-		command += " --db " + h.Config.Store.Path
+	if store != encStore {
+		command += " --db " + store
 	}
 	return command
 }
+
+func (h *Host) encCommand() string { return ENCCommand(h.Config.ENC.Socket, h.Config.Store.Path) }
 
 func checkPuppetConf(_ context.Context, h *Host) []Finding {
 	if h.settings == nil {
@@ -69,10 +71,7 @@ const encLimit = 2 * time.Second
 
 // checkENC runs the ENC as Puppet Server does.
 func checkENC(ctx context.Context, h *Host) []Finding {
-	words := strings.Fields(h.encCommand())
-	if named := strings.Fields(h.settings["external_nodes"]); len(named) > 0 && filepath.Base(named[0]) == "espm-enc" {
-		words = named
-	}
+	words := strings.Fields(h.encWords())
 	name := h.Config.Puppet.Server
 	if !executable(words[0]) {
 		return []Finding{found(Failure, "", "%s is no program: espm-enc belongs beside espm", words[0])}
@@ -81,14 +80,11 @@ func checkENC(ctx context.Context, h *Host) []Finding {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, words[0], append(words[1:], name)...) // #nosec G204 -- what Puppet Server runs, as its user
 	cmd.Dir, cmd.WaitDelay = "/", time.Second
-	as := "this user"
-	if who := h.settings["user"]; who != "" && os.Geteuid() == 0 {
-		credential, err := credentialOf(who)
-		if err != nil {
-			return []Finding{found(Failure, "", "Puppet's user: %v", err)}
-		}
-		as, cmd.SysProcAttr = who, &syscall.SysProcAttr{Credential: credential}
+	attr, as, err := h.asPuppet()
+	if err != nil {
+		return []Finding{found(Failure, "", "Puppet's user: %v", err)}
 	}
+	cmd.SysProcAttr = attr
 	begun := time.Now()
 	out, err := cmd.Output()
 	took := time.Since(begun)
@@ -105,6 +101,25 @@ func checkENC(ctx context.Context, h *Host) []Finding {
 		return []Finding{found(Failure, "", "espm-enc fails as %s: %v; to try again: %s", as, err, again)}
 	}
 	return []Finding{found(OK, "", "it answers as %s, in %v", as, took.Round(time.Millisecond))}
+}
+
+// encWords is the espm-enc that puppet.conf names, with its arguments, or else what it has to name.
+func (h *Host) encWords() string {
+	command := h.settings["external_nodes"]
+	if words := strings.Fields(command); len(words) > 0 && filepath.Base(words[0]) == "espm-enc" {
+		return command
+	}
+	return h.encCommand()
+}
+
+// asPuppet has a command run as Puppet's user, which only root may, and says as whom it runs.
+func (h *Host) asPuppet() (*syscall.SysProcAttr, string, error) {
+	who := h.settings["user"]
+	if who == "" || os.Geteuid() != 0 {
+		return nil, "this user", nil
+	}
+	credential, err := credentialOf(who)
+	return &syscall.SysProcAttr{Credential: credential}, who, err
 }
 
 func credentialOf(name string) (*syscall.Credential, error) {

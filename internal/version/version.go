@@ -21,6 +21,11 @@ type Info struct {
 	System  string `json:"system"` // operating system and architecture
 }
 
+// String is one line.
+func (i Info) String() string {
+	return i.Version + ", commit " + i.Commit + ", " + i.Go + ", " + i.System
+}
+
 const unknown = "unknown"
 
 // Read returns what the linker was told, or else what the go command noted.

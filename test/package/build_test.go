@@ -63,13 +63,13 @@ func TestLintian(t *testing.T) {
 
 func TestShellScripts(t *testing.T) {
 	shellcheck := tool(t, "shellcheck")
-	scripts := []string{filepath.Join(source, "packaging/build")}
-	for _, dir := range []string{"deb", "rpm"} {
-		found, err := filepath.Glob(filepath.Join(source, "packaging", dir, "*"))
+	var scripts []string
+	for _, pattern := range []string{"packaging/build", "packaging/deb/*", "packaging/rpm/*", "packaging/bootstrap/runConfigurationManagement-PUPPET", "docs/examples/*.sh", "test/demo/*.sh"} {
+		found, err := filepath.Glob(filepath.Join(source, pattern))
 		check(t, err)
 		scripts = append(scripts, found...)
 	}
-	if len(scripts) != 7 {
+	if len(scripts) != 11 {
 		t.Errorf("got %v", scripts)
 	}
 	if out, err := shellcheck(append([]string{"--shell=sh", "--norc"}, scripts...)...); err != nil {
@@ -92,6 +92,13 @@ func TestRPM(t *testing.T) {
 		"-rw-r--r-- root:root /usr/lib/sysusers.d/espm.conf",
 		"-rw-r--r-- root:root /usr/lib/tmpfiles.d/espm.conf",
 		"-rw-r--r-- root:root /usr/share/bash-completion/completions/espm",
+		"-rw-r--r-- root:root /usr/share/doc/espm/examples/console/main.go",
+		"-rw-r--r-- root:root /usr/share/doc/espm/examples/espm-puppetserver.yaml",
+		"-rw-r--r-- root:root /usr/share/doc/espm/examples/grafana/espm.json",
+		"-rw-r--r-- root:root /usr/share/doc/espm/examples/launch.sh",
+		"-rw-r--r-- root:root /usr/share/doc/espm/examples/prometheus/espm.rules.yaml",
+		"-rw-r--r-- root:root /usr/share/doc/espm/examples/terraform/main.tf",
+		"-rwxr-xr-x root:root /usr/share/espm/bootstrap/runConfigurationManagement-PUPPET",
 		"-rw-r--r-- root:root /usr/share/fish/vendor_completions.d/espm.fish",
 		"-rw-r--r-- root:root /usr/share/man/man1/espm-node-provision.1.gz",
 		"-rw-r--r-- root:root /usr/share/zsh/site-functions/_espm",
@@ -125,6 +132,8 @@ func TestUnit(t *testing.T) {
 	if err := os.CopyFS(filepath.Join(root, "usr/lib/systemd/system"), unitsOnly{os.DirFS("/usr/lib/systemd/system")}); err != nil {
 		t.Fatal(err)
 	}
+	check(t, os.MkdirAll(filepath.Join(root, "bin"), 0o755))
+	check(t, os.WriteFile(filepath.Join(root, "bin/kill"), nil, 0o755)) // of another package
 	if out, err := analyze("verify", "--root="+root, "--man=no", "espm.service"); err != nil || strings.Contains(out, "espm") {
 		t.Errorf("%v\n%s", err, out)
 	}

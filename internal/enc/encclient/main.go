@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"github.com/espm-project/espm/internal/version"
 )
 
 const usage = `Usage: espm-enc [--socket PATH] [--db PATH] CERTNAME
+       espm-enc --version
 
 Prints the node's classification as YAML. Where it can't, the reason goes to
 standard output and the exit code is 1. Ends within 2 seconds.
@@ -32,12 +35,16 @@ func Main(args []string, stdout io.Writer) int {
 	flags.Usage = func() { fmt.Fprintf(stdout, usage, DefaultSocket, DefaultDB) }
 	flags.StringVar(&c.Socket, "socket", cmp.Or(os.Getenv("ESPM_ENC_SOCKET"), DefaultSocket), "")
 	flags.StringVar(&c.DB, "db", cmp.Or(os.Getenv("ESPM_DB"), DefaultDB), "")
+	which := flags.Bool("version", false, "")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
 	case err != nil:
 		return 2
-	case flags.NArg() != 1:
+	case *which && flags.NArg() == 0:
+		fmt.Fprintf(stdout, "espm-enc version %s\n", version.Read())
+		return 0
+	case flags.NArg() != 1 || *which:
 		flags.Usage()
 		return 2
 	}

@@ -1,0 +1,91 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/espm-project/espm/internal/durable"
+	"github.com/espm-project/espm/internal/serverfile"
+)
+
+// PuppetHost is this host, as far as it is a Puppet Server's.
+type PuppetHost struct {
+	settings map[string]string
+	disk     durable.Disk
+}
+
+// FindPuppet asks Puppet on this host where its files are.
+func FindPuppet(ctx context.Context) (*PuppetHost, error) {
+	settings, err := puppetSettings(ctx, "config", "certname", "cacert", "ca_server", "ca_port")
+	return &PuppetHost{settings, durable.OS}, err
+}
+
+// Conf is the puppet.conf of this host.
+func (h *PuppetHost) Conf() string { return h.settings["config"] }
+
+// Apply lets Puppet Server ask command, which is espm-enc with its arguments, what a node is, and lets espm sign and revoke:
+// what is missing for that in puppet.conf, and the rules that Init has found missing in auth.conf. It
+// returns the files with what became of them. Where one can't be changed, or has another value, it is an
+// error and none is. After any other error a second call does the rest. It restarts nothing.
+func (h *PuppetHost) Apply(made Initialized, command string) ([]*serverfile.Change, error) {
+	program, _, _ := strings.Cut(command, " ")
+	if _, err := os.Stat(program); err != nil {
+		return nil, fmt.Errorf("the program that Puppet Server is to ask: %w", err)
+	}
+	var all []*serverfile.Change
+	if s := made.PuppetServer; s != nil && len(s.Rules) > 0 {
+		c, err := h.planRules(*s)
+		if err != nil {
+			return nil, fmt.Errorf("%w; nothing of Puppet's was changed: add the rules by hand, and run this again", err)
+		}
+		all = append(all, c)
+	}
+	c, err := serverfile.Plan(h.Conf(), func(text []byte) ([]byte, error) {
+		return serverfile.SetPuppetConf(text, serverfile.ENC(command))
+	})
+	if taken, ok := errors.AsType[*serverfile.TakenError](err); ok {
+		return nil, fmt.Errorf("%w, and nothing of Puppet's was changed. %s", err, moveOver(*taken, made.Config))
+	}
+	if err != nil {
+		return nil, err
+	}
+	all = append(all, c)
+	for _, c := range all {
+		if err := c.Apply(h.disk, time.Now()); err != nil {
+			return all, fmt.Errorf("%w; run this again when that is mended", err)
+		}
+	}
+	return all, nil
+}
+
+// moveOver says how a site leaves what it has set.
+func moveOver(taken serverfile.TakenError, config string) string {
+	if taken.Name != "external_nodes" || strings.Contains(taken.Value, "espm-enc") {
+		return "Set it yourself, or take the line out and run this again"
+	}
+	return fmt.Sprintf("So that this ENC goes on answering for nodes that espm does not know, have enc.unknown_nodes: command and enc.command: %s in %s; then take the line out and run this again",
+		taken.Value, config)
+}
+
+// planRules adds the rules to the auth.conf of the server on this host, if it is the one that was asked.
+func (h *PuppetHost) planRules(s PuppetServer) (*serverfile.Change, error) {
+	if !exists(h.settings["cacert"]) || s.URL != caURL(h.settings) {
+		return nil, fmt.Errorf("the CA at %s is not this host's (%s), so its auth.conf is not here", s.URL, h.settings["certname"])
+	}
+	confdir := filepath.Dir(h.Conf())
+	places := []string{
+		filepath.Join(confdir, "puppetserver/conf.d/auth.conf"),               // Debian's
+		filepath.Join(filepath.Dir(confdir), "puppetserver/conf.d/auth.conf"), // the vendor's
+	}
+	for _, path := range places {
+		if exists(path) {
+			return serverfile.Plan(path, func(text []byte) ([]byte, error) { return serverfile.AddRules(text, s.Rules) })
+		}
+	}
+	return nil, fmt.Errorf("there is no auth.conf at %s", strings.Join(places, " or "))
+}

@@ -1,0 +1,124 @@
+package doctor
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/espm-project/espm/internal/version"
+)
+
+// checkVersion compares what one package brings: this program, espm-enc, and the program that the
+// daemon runs, which is another after an upgrade that did not restart it.
+func checkVersion(ctx context.Context, h *Host) []Finding {
+	own := version.Read()
+	words := strings.Fields(h.encWords())
+	all := h.checkENCVersion(ctx, words[0], own)
+	if path, local := strings.CutPrefix(h.Config.Listen, "unix://"); local {
+		all = append(all, checkRunning(ctx, path)...)
+	}
+	return good(all, "%s", own)
+}
+
+func (h *Host) checkENCVersion(ctx context.Context, program string, own version.Info) []Finding {
+	if !executable(program) {
+		return nil // which another check says
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*encLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, "--version")
+	cmd.Dir, cmd.WaitDelay = "/", time.Second
+	var err error
+	if cmd.SysProcAttr, _, err = h.asPuppet(); err != nil {
+		return nil // the same
+	}
+	out, err := cmd.Output()
+	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+	said, ok := strings.CutPrefix(line, "espm-enc version ")
+	switch {
+	case err != nil || !ok:
+		return []Finding{found(Warning, "", "%s can't say which version it is, and espm is %s: install both from one package", program, own)}
+	case said != own.String():
+		return []Finding{found(Warning, "", "%s is %s, and espm is %s: install both from one package", program, said, own)}
+	}
+	return nil
+}
+
+// checkRunning finds a daemon whose program is not this one. Where that can't be seen, as others than root can't, it finds nothing.
+func checkRunning(ctx context.Context, socket string) []Finding {
+	pid, err := listener(ctx, socket)
+	if err != nil {
+		return nil // which another check says
+	}
+	path, err := os.Executable()
+	if err != nil {
+		return nil
+	}
+	running := fmt.Sprintf("/proc/%d/exe", pid)
+	if same, err := sameProgram(path, running); err != nil || same {
+		return nil
+	}
+	from, _ := os.Readlink(running)
+	return []Finding{found(Warning, "systemctl restart espm", "the daemon (process %d) runs another program than %s: %s", pid, path, from)}
+}
+
+// listener is the process that made the socket.
+func listener(ctx context.Context, socket string) (pid int32, err error) {
+	conn, err := (&net.Dialer{Timeout: 2 * time.Second}).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	raw, err := conn.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var peer *unix.Ucred
+	var peerErr error
+	if err := raw.Control(func(fd uintptr) { peer, peerErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return 0, err
+	}
+	if peerErr != nil {
+		return 0, peerErr
+	}
+	if peer.Pid == 0 {
+		return 0, errors.New("it is in another namespace")
+	}
+	return peer.Pid, nil
+}
+
+// sameProgram compares two files, by what is in them if they are not one.
+func sameProgram(a, b string) (bool, error) {
+	infoA, err := os.Stat(a)
+	if err != nil {
+		return false, err
+	}
+	infoB, err := os.Stat(b)
+	if err != nil || os.SameFile(infoA, infoB) {
+		return err == nil, err
+	}
+	sumA, errA := sum(a)
+	sumB, errB := sum(b)
+	return sumA == sumB, errors.Join(errA, errB)
+}
+
+func sum(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	hash := sha256.New()
+	_, err = io.Copy(hash, f)
+	return string(hash.Sum(nil)), err
+}
