@@ -93,6 +93,12 @@ func (m *machine) use(t *testing.T) {
 	if out, err := m.try(stranger + "espm node list"); err == nil || !strings.Contains(out, "this user may not use") {
 		t.Errorf("a stranger uses the API: %v, %s", err, out)
 	}
+	m.says("espm doctor | cut -d' ' -f1 | sort -u", "ok")
+	m.does("chmod o+r /var/lib/espm/espm.db")
+	if out, err := m.try("espm doctor"); err == nil || !strings.Contains(out, "chmod ") {
+		t.Errorf("the doctor of a store that everybody reads: %v, %s", err, out)
+	}
+	m.does("chmod o-r /var/lib/espm/espm.db")
 	m.does("espm node terminate web2.test --wait 60s")
 	if out := m.does("espm cert list"); strings.Count(out, "revoked") != 1 {
 		t.Errorf("after one terminate: %s", out)
