@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 	"text/tabwriter"
@@ -42,6 +43,8 @@ under DIR, for a trial: espm.yaml, espm.db, ca and run. Without it: /etc/espm,
 Run as root, it gives what it makes to the owner of the folder that it is in, as
 a package gives /var/lib/espm to the user that the daemon runs as.
 
+Who has the CA: --authority; where that is not given, a Puppet Server of this host that has one, else espm.
+
 With --authority puppetserver the CA stays Puppet Server's, which has to run: espm
 asks it whether it may sign and revoke, and says what is missing in its auth.conf.
 On the server's own host nothing more is needed; what is left out is asked of
@@ -55,6 +58,12 @@ error. It restarts nothing; run again, it does what is missing.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Flags().Changed("dir") && o.Dir == "" {
 				return usageError{errors.New("--dir: must not be empty; leave it out for the system's folders")}
+			}
+			if kind == "" {
+				var err error
+				if kind, err = a.chooseKind(cmd, o.Dir); err != nil {
+					return err
+				}
 			}
 			if err := checkKind(cmd, kind); err != nil {
 				return err
@@ -71,7 +80,7 @@ error. It restarts nothing; run again, it does what is missing.`,
 	f := c.Flags()
 	f.StringVar(&o.Dir, "dir", "", "folder that everything goes under, for a trial")
 	f.StringVar(&o.Certname, "certname", "", "certname of the Puppet Server: nodes are told to use it, and it is protected (this host's name; with --authority puppetserver what Puppet says)")
-	f.StringVar(&kind, "authority", directoryKind, "who has the CA: directory (espm) or puppetserver")
+	f.StringVar(&kind, "authority", "", "who has the CA: directory (espm) or puppetserver (the server's where this host has one with a CA; directory with --dir)")
 	f.StringVar(&o.CAKey, "ca-key", "rsa-4096", "key of the CA: rsa-4096, rsa-3072, rsa-2048, ec-p384 or ec-p256")
 	f.StringVar(&o.CAKeyURI, "ca-key-uri", "", "the PKCS #11 token that holds the CA's key: pkcs11:token=...;object=...?module-path=...&pin-source=...; one that it has not is made in it, of --ca-key")
 	f.BoolVar(&o.Intermediate, "intermediate", false, "make a root CA and an intermediate CA that signs; then take ca/root_key.pem off this machine")
@@ -86,11 +95,10 @@ error. It restarts nothing; run again, it does what is missing.`,
 
 func (a *app) initialize(ctx context.Context, o daemon.InitOptions, apply bool) error {
 	if o.PuppetServer == nil && o.Certname == "" {
-		host, err := os.Hostname()
-		if err != nil {
-			return fmt.Errorf("--certname: the host's name is unknown: %w", err)
+		var err error
+		if o.Certname, err = daemon.ServerName(ctx, o.Dir); err != nil {
+			return fmt.Errorf("--certname: it is not given, and not to be found out: %w", err)
 		}
-		o.Certname = host
 	}
 	var host *daemon.PuppetHost
 	if apply { // before anything is made
@@ -118,6 +126,29 @@ func (a *app) initialize(ctx context.Context, o daemon.InitOptions, apply bool) 
 	}
 	g.print(a.stdout)
 	return nil
+}
+
+// chooseKind is for who does not say who has the CA: a Puppet Server of this host that has one
+// keeps it. What an earlier init has made stays.
+func (a *app) chooseKind(cmd *cobra.Command, dir string) (string, error) {
+	made, err := config.Load(config.DefaultFile)
+	switch {
+	case dir != "" || slices.ContainsFunc(kindFlags[directoryKind], cmd.Flags().Changed):
+		return directoryKind, nil
+	case err == nil && made.Authority.PuppetServer != nil:
+		return serverKind, nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return directoryKind, nil
+	}
+	ca, err := daemon.FindCA(cmd.Context())
+	if err != nil {
+		return "", fmt.Errorf("--authority is not given, and Puppet on this host was asked in vain whether it has a CA: %w", err)
+	}
+	if ca == "" {
+		return directoryKind, nil
+	}
+	fmt.Fprintf(a.stdout, "Puppet Server keeps its CA, %s. --authority directory would make another.\n\n", ca)
+	return serverKind, nil
 }
 
 // checkKind refuses flags that would be ignored.

@@ -19,7 +19,13 @@ func Examine(ctx context.Context, file string) []doctor.Finding {
 	if err != nil {
 		return []doctor.Finding{{Check: "configuration", Severity: doctor.Failure, What: err.Error()}}
 	}
-	h := doctor.Host{Config: c, Puppet: puppetSettings, Now: time.Now}
+	h := doctor.Host{Config: c, Now: time.Now, Puppet: func(ctx context.Context, names ...string) (map[string]string, error) {
+		settings, err := puppetSettings(ctx, names...)
+		if errors.Is(err, errNoPuppet) {
+			err = doctor.ErrNoPuppet
+		}
+		return settings, err
+	}}
 	h.CA = func(ctx context.Context) (doctor.CA, error) {
 		if dir := c.Authority.Directory; dir != nil {
 			return examineDirectory(dir.Path)

@@ -49,7 +49,7 @@ const asks = time.Minute
 // site finds out what a new configuration says.
 func (o InitOptions) site(ctx context.Context) (site, error) {
 	if o.PuppetServer == nil {
-		return site{Server: o.Certname, Port: 8140, Protected: []string{o.Certname}, Unknown: enc.Fail}, nil
+		return o.ownSite(ctx)
 	}
 	set := *o.PuppetServer
 	for _, file := range []*string{&set.Certificate, &set.Key, &set.CA} {
@@ -95,6 +95,42 @@ func (o InitOptions) site(ctx context.Context) (site, error) {
 		s.Protected = append(s.Protected, host) // the CA's host, where the two are not one
 	}
 	return s, nil
+}
+
+// ownSite is for a CA of espm's. A trial, in a folder of its own, knows nothing of this host.
+func (o InitOptions) ownSite(ctx context.Context) (site, error) {
+	s := site{Server: o.Certname, Port: 8140, Protected: []string{o.Certname}, Unknown: enc.Fail}
+	if o.Dir != "" {
+		return s, nil
+	}
+	settings, err := puppetSettings(ctx, "certname", "group")
+	if errors.Is(err, errNoPuppet) {
+		return s, nil
+	}
+	s.Group = usableGroup(settings["group"])
+	return s, err
+}
+
+// ServerName returns the certname of the Puppet Server on this host: Puppet's, or else the host's name,
+// which it is for a trial in a folder of its own as well.
+func ServerName(ctx context.Context, dir string) (string, error) {
+	if dir == "" {
+		settings, err := puppetSettings(ctx, "certname", "group")
+		if !errors.Is(err, errNoPuppet) {
+			return settings["certname"], err
+		}
+	}
+	return os.Hostname()
+}
+
+// FindCA returns the file of the CA that Puppet Server on this host has; "" where there is no
+// Puppet, or none with a CA.
+func FindCA(ctx context.Context) (string, error) {
+	settings, err := puppetSettings(ctx, "cacert", "certname")
+	if errors.Is(err, errNoPuppet) || err == nil && !exists(settings["cacert"]) {
+		return "", nil
+	}
+	return settings["cacert"], err
 }
 
 // caURL returns where the CA is that Puppet on this host uses. Where the CA's

@@ -4,6 +4,7 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -45,13 +46,14 @@ type Finding struct {
 // Host is what the checks look at.
 type Host struct {
 	Config config.Config
-	// Puppet asks Puppet on this host for its server's settings; an error where there is none.
+	// Puppet asks Puppet on this host for its server's settings; ErrNoPuppet where there is none.
 	Puppet func(ctx context.Context, names ...string) (map[string]string, error)
 	// CA asks the authority how it stands, without changing it.
 	CA  func(ctx context.Context) (CA, error)
 	Now func() time.Time
 
-	settings map[string]string // of Puppet; nil: there is none here
+	settings  map[string]string // of Puppet; nil: they are not known
+	puppetErr error             // why not
 }
 
 // CA is how an authority stands.
@@ -97,12 +99,23 @@ var checks = []check{
 // limit bounds a whole examination.
 const limit = 2 * time.Minute
 
+// ErrNoPuppet says that there is no Puppet on this host, which may well be so.
+var ErrNoPuppet = errors.New("there is no Puppet on this host")
+
+// noSettings is what a check of Puppet's settings finds where there are none.
+func (h *Host) noSettings() []Finding {
+	if errors.Is(h.puppetErr, ErrNoPuppet) {
+		return []Finding{found(OK, "", "%v", ErrNoPuppet)}
+	}
+	return []Finding{found(Failure, "", "Puppet on this host can't be asked: %v", h.puppetErr)}
+}
+
 // Examine makes all checks. Each gives one finding at least.
 func Examine(ctx context.Context, h Host) []Finding {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	// It starts a Ruby: once, for all.
-	h.settings, _ = h.Puppet(ctx, "user", "group", "config", "node_terminus", "external_nodes", "hostcrl", "certname")
+	h.settings, h.puppetErr = h.Puppet(ctx, "user", "group", "config", "node_terminus", "external_nodes", "hostcrl", "certname")
 	var all []Finding
 	for _, c := range checks {
 		found := c.look(ctx, &h)

@@ -147,7 +147,7 @@ func dial(ctx context.Context, path string) error {
 func checkGroup(_ context.Context, h *Host) []Finding {
 	group := h.Config.ENC.Group
 	if h.settings == nil {
-		return []Finding{found(OK, "", "there is no Puppet on this host")}
+		return h.noSettings()
 	}
 	u, err := user.Lookup(h.settings["user"])
 	if err != nil {
@@ -169,7 +169,29 @@ func checkGroup(_ context.Context, h *Host) []Finding {
 		return []Finding{found(Failure, fmt.Sprintf("usermod -a -G %s %s && systemctl restart puppetserver", quote(group), quote(u.Username)),
 			"%s is not in the group %s, of enc.group", u.Username, group)}
 	}
+	if lacks := ownerLacks(h.Config.Store.Path, g.Gid); lacks != "" {
+		return []Finding{found(Failure, fmt.Sprintf("usermod -a -G %s %s && systemctl restart espm", quote(group), quote(lacks)),
+			"%s, whose the store is, is not in the group %s, of enc.group, and so can't give it the socket", lacks, group)}
+	}
 	return []Finding{found(OK, "", "%s is in %s", u.Username, group)}
+}
+
+// ownerLacks returns a file's owner, as who the daemon runs, where that is neither root nor
+// in the group; "" where it is, and where that is not known.
+func ownerLacks(path, gid string) string {
+	info, err := os.Stat(path)
+	if err != nil {
+		return "" // another check says so
+	}
+	uid := strconv.Itoa(int(info.Sys().(*syscall.Stat_t).Uid))
+	owner, err := user.LookupId(uid)
+	if err != nil || uid == "0" {
+		return ""
+	}
+	if ids, err := owner.GroupIds(); err != nil || slices.Contains(ids, gid) {
+		return ""
+	}
+	return owner.Username
 }
 
 // checkHostCRL: Puppet Server reads the CRL from a copy, where espm is the CA.

@@ -41,7 +41,7 @@ func (h *Host) encCommand() string { return ENCCommand(h.Config.ENC.Socket, h.Co
 
 func checkPuppetConf(_ context.Context, h *Host) []Finding {
 	if h.settings == nil {
-		return []Finding{found(OK, "", "there is no Puppet on this host")}
+		return h.noSettings()
 	}
 	const restart = " && systemctl restart puppetserver"
 	set := func(name, value string) string {

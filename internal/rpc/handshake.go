@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/node"
 )
@@ -23,15 +25,17 @@ type handshakes struct {
 	limits Limits
 	tls    credentials.TransportCredentials // nil: there is no network listener
 	log    *sparing
+	audit  *audit.Log
+	now    func() time.Time
 
 	mu  sync.Mutex
 	all map[*conn]bool // that showed a certificate
 }
 
-func newHandshakes(a Access, limits Limits, log logrus.FieldLogger) *handshakes {
-	h := &handshakes{access: a, limits: limits, log: newSparing(log), all: map[*conn]bool{}}
-	if a.Trust != nil {
-		h.tls = credentials.NewTLS(a.Trust.Config())
+func newHandshakes(o Options) *handshakes {
+	h := &handshakes{access: o.Access, limits: o.Limits, log: newSparing(o.Log), audit: o.Audit, now: o.Now, all: map[*conn]bool{}}
+	if o.Access.Trust != nil {
+		h.tls = credentials.NewTLS(o.Access.Trust.Config())
 	}
 	return h
 }
@@ -62,9 +66,22 @@ func (h *handshakes) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthIn
 			fields["subject"], fields["serial"], fields["reason"] = refused.Subject, refused.Serial, refused.Reason.Error()
 		}
 		h.log.Warn("a connection was refused", fields)
+		h.refused(raw, err)
 		return nil, nil, err
 	}
 	return secure, info, nil
+}
+
+// refused leaves an audit line of a connection that showed nothing good. One that
+// showed nothing at all, such as a load balancer's probe, is none.
+func (h *handshakes) refused(raw net.Conn, err error) {
+	if errors.Is(err, io.EOF) {
+		return
+	}
+	who := node.Caller{Peer: raw.RemoteAddr().String()}
+	line := audit.Line(node.WithCaller(context.Background(), who), h.now(), node.ActionConnect)
+	line.Comment = err.Error()
+	h.audit.Refuse(line, "UNAUTHENTICATED")
 }
 
 func (h *handshakes) local(c *conn, local *net.UnixConn) (net.Conn, credentials.AuthInfo, error) {

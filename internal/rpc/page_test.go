@@ -3,6 +3,7 @@ package rpc
 import (
 	"encoding/base64"
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 
@@ -169,5 +170,16 @@ func TestPagesOfLargeRecords(t *testing.T) {
 	}
 	if groups != 7 {
 		t.Errorf("%d groups", groups)
+	}
+}
+
+func TestPageSize(t *testing.T) {
+	for asked, want := range map[int32]int{0: 100, 1: 1, 1000: 1000, 1001: 1000, math.MaxInt32: 1000} {
+		if got, err := pageSize(asked); got != want || err != nil {
+			t.Errorf("%d: got %d, %v, want %d", asked, got, err, want)
+		}
+	}
+	if _, err := pageSize(-1); err == nil {
+		t.Error("a negative size is taken")
 	}
 }

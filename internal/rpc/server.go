@@ -41,7 +41,7 @@ type Options struct {
 // rest is for GracefulStop.
 func NewServer(ctx context.Context, o Options) *grpc.Server {
 	r, limits := o.Registry, o.Limits
-	h := newHandshakes(o.Access, limits, o.Log)
+	h := newHandshakes(o)
 	if o.Access.Trust != nil {
 		go h.watch(ctx)
 	}

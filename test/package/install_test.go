@@ -63,6 +63,29 @@ func TestLife(t *testing.T) {
 	}
 }
 
+// Where Puppet has a CA it stays the CA, unless the operator says otherwise; else init takes from Puppet what it can.
+func TestInitLooksForPuppet(t *testing.T) {
+	m := newMachine(t)
+	m.install(first(t).deb)
+	m.does("useradd --system --user-group --no-create-home puppet")
+	m.does(`cat >/usr/bin/puppet <<'END'
+#!/bin/sh
+for s in certname=server.test serverport=8140 ca_server=server.test ca_port=8140 cacert=/ca.pem group=puppet hostcert=/no \
+	hostprivkey=/no localcacert=/no config=/etc/puppet/puppet.conf node_terminus=plain external_nodes=none; do
+	echo "${s%%=*} = ${s#*=}"
+done
+END
+chmod 755 /usr/bin/puppet; touch /ca.pem`)
+	if out, err := m.try("espm init --no-check"); err == nil || !strings.Contains(out, "Puppet Server keeps its CA, /ca.pem") {
+		t.Errorf("beside a CA, whose files can't be read: %v, %s", err, out)
+	}
+	m.says("ls /etc/espm", "")
+	m.does("rm /ca.pem; espm init --ca-key ec-p256")
+	m.says("grep -E '^  (server|group):' /etc/espm/espm.yaml | tr -d ' '", "group:puppet\nserver:server.test")
+	m.does("touch /ca.pem; espm init") // what was made stays
+	m.says("grep -c directory: /etc/espm/espm.yaml", "1")
+}
+
 // The store, the configuration and the CA are made by root, for the daemon's user.
 func (m *machine) setUp(t *testing.T) {
 	t.Helper()

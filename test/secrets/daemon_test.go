@@ -18,8 +18,11 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
@@ -328,6 +331,37 @@ func (s *site) show(t *testing.T, name string) {
 	}
 }
 
+// bearers makes a token, gives it another text, and calls with both, and with one that is none.
+func (s *site) bearers(t *testing.T) {
+	t.Helper()
+	tokens := espmv1.NewTokenServiceClient(s.conn)
+	made, err := tokens.CreateToken(t.Context(), &espmv1.CreateTokenRequest{Name: "ci", Role: espmv1.Role_ROLE_READER})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.keys.add("a token", []byte(made.GetSecret()))
+	list := func(text string) error {
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+text)
+		_, err := espmv1.NewNodeServiceClient(s.conn).ListNodes(ctx, &espmv1.ListNodesRequest{})
+		return err
+	}
+	if err := list(made.GetSecret()); err != nil {
+		t.Error(err)
+	}
+	next, err := tokens.RotateToken(t.Context(), &espmv1.RotateTokenRequest{Name: "ci"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.keys.add("a rotated token", []byte(next.GetSecret()))
+	wrong := next.GetSecret()[:len(next.GetSecret())-4] + "AAAA"
+	s.keys.add("a wrong token", []byte(wrong))
+	for _, text := range []string{made.GetSecret(), wrong} {
+		if err := list(text); status.Code(err) != codes.Unauthenticated {
+			t.Errorf("got %v", err)
+		}
+	}
+}
+
 func TestNothingSecretIsWritten(t *testing.T) {
 	s := newSite(t)
 	bin := filepath.Join(t.TempDir(), "espm")
@@ -357,6 +391,7 @@ log: {level: trace, format: json}
 	for _, algorithm := range ca.KeyAlgorithms() {
 		made = s.provision(t, string(algorithm)+".test", string(algorithm)).GetNode()
 	}
+	s.bearers(t)
 	s.show(t, made.GetCertname())
 	s.provoke(t, made)
 	s.logged(t, "a call was refused", "certificate issued")

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -88,6 +89,11 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		wg.Go(func() {
 			defer func() { <-slots }()
 			defer conn.Close()
+			defer func() { // it fails this question alone; its value may hold what must not be logged
+				if recover() != nil {
+					s.Log.WithField("stack", string(debug.Stack())).Error("an enc question panicked")
+				}
+			}()
 			if err := s.answer(ctx, conn); err != nil {
 				s.Log.WithError(err).Debug("enc client gone")
 			}

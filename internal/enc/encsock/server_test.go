@@ -349,3 +349,27 @@ func check(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// panicking is a store that fails once in a way that nobody foresaw.
+type panicking struct {
+	enc.Source
+	once sync.Once
+}
+
+func (p *panicking) Node(ctx context.Context, name node.Certname) (node.Node, error) {
+	p.once.Do(func() { panic("hunter2") })
+	return p.Source.Node(ctx, name)
+}
+
+func TestPanicFailsOneQuestion(t *testing.T) {
+	d := start(t, &panicking{Source: newStore(t)}, enc.Unknown{Policy: enc.Fail})
+	if got := d.ask(t, "web01\n"); got != "" {
+		t.Errorf("got %q", got)
+	}
+	if got := d.ask(t, "web01\n"); !strings.HasPrefix(got, "Y ") {
+		t.Errorf("the next question: got %q", got)
+	}
+	if entries := d.log.AllEntries(); len(entries) != 1 || strings.Contains(fmt.Sprint(entries[0].Message, entries[0].Data), "hunter2") {
+		t.Errorf("logged %v", entries)
+	}
+}

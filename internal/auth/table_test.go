@@ -1,0 +1,47 @@
+package auth
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// What each role may call, written down once more: who widens the table has to mean it.
+func TestPermissions(t *testing.T) {
+	want := map[string]string{
+		"a":   `ImportCertificates RetryRevocation DropRevocation CreateGroup UpdateGroup DeleteGroup CreateToken GetToken ListTokens RotateToken RevokeToken CreateBackup`,
+		"ar":  `GetAuthorityStatus ListAuditLines ExportAuditLines VerifyAudit ServerReflectionInfo`,
+		"ap":  `RegisterNode UpdateNode ProvisionNode TerminateNode PresignCertificate SignCertificateRequest RevokeCertificate`,
+		"apr": `GetNode ListNodes WatchNodes GetCertificate ListCertificates GetTrustBundle GetRevocation ListRevocations WatchRevocations GetGroup ListGroups ClassifyNode Check List Watch`,
+	}
+	letters := map[node.Role]string{node.Admin: "a", node.Provisioner: "p", node.Reader: "r"}
+	known := map[string]string{}
+	for roles, methods := range want {
+		for _, m := range strings.Fields(methods) {
+			known[m] = roles
+		}
+	}
+	for _, method := range Methods() {
+		name := method[strings.LastIndexByte(method, '/')+1:]
+		got := ""
+		for _, role := range node.Roles {
+			if Permits(method, role) {
+				got += letters[role]
+			}
+		}
+		if got != known[name] {
+			t.Errorf("%s: %q may, want %q", method, got, known[name])
+		}
+	}
+	for _, role := range append([]node.Role{"", "x"}, node.Roles...) {
+		if Permits("espm.v1.NodeService/NotThere", role) {
+			t.Errorf("%q may call what is not in the table", role)
+		}
+	}
+	for _, role := range []node.Role{"", "x"} {
+		if Permits("grpc.health.v1.Health/Check", role) {
+			t.Errorf("%q may do something", role)
+		}
+	}
+}
