@@ -176,12 +176,6 @@ func mayIssue(n node.Node) error {
 	}
 }
 
-// flight is what calls with one request id share.
-type flight struct {
-	Provisioned
-	hash string
-}
-
 // fly makes calls at once of one caller with one request id one call, and lets it go on
 // when the callers have gone: they may come back for the answer. Without a
 // request id nobody can, so what was done is undone.
@@ -207,18 +201,12 @@ func (r *Registry) fly(ctx context.Context, request *node.Request, do func(conte
 		return p, err
 	}
 	r.calls.Add(1)
-	done := r.flights.DoChan(request.Key(), func() (any, error) {
-		p, err := detached()
-		return flight{p, request.Hash}, err
-	})
+	// Of the same content, too: who asks for something else must not be answered for the others.
+	done := r.flights.DoChan(request.Key()+" "+request.Hash, func() (any, error) { return detached() })
 	select {
 	case res := <-done:
 		r.calls.Done()
-		f := res.Val.(flight)
-		if f.hash != request.Hash {
-			return Provisioned{}, fmt.Errorf("%w: request_id %q is in use just now", node.ErrRequestReused, request.ID)
-		}
-		return f.Provisioned, res.Err
+		return res.Val.(Provisioned), res.Err
 	case <-ctx.Done():
 		go func() {
 			<-done
