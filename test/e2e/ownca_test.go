@@ -35,6 +35,7 @@ func testOwnCA(t *testing.T, h *host) {
 	l := newLab(t, h)
 	l.CA = filepath.Join(l.Server, "ca")
 	s := &ownCA{test: t, lifecycle: &lifecycle{lab: l, server: startPuppetServer(t, l)}}
+	check(t, os.WriteFile(s.clientKey(), readFile(t, s.Server+"/conf/ssl/private_keys/puppet.pem"), 0o600))
 	pair, err := tls.LoadX509KeyPair(s.clientFiles())
 	check(t, err)
 	s.proxy = startProxy(t, fmt.Sprintf("https://localhost:%d", l.Port), pair, s.server.pool)
@@ -82,8 +83,12 @@ func testOwnCA(t *testing.T, h *host) {
 }
 
 func (s *ownCA) clientFiles() (certificate, key string) {
-	return s.Server + "/conf/ssl/certs/puppet.pem", s.Server + "/conf/ssl/private_keys/puppet.pem"
+	return s.Server + "/conf/ssl/certs/puppet.pem", s.clientKey()
 }
+
+// clientKey is a copy: Puppet Server opens its own key to its group whenever it starts, and on this
+// host the group of another root's Puppet is anybody's.
+func (l *lab) clientKey() string { return filepath.Join(l.Root, "client_key.pem") }
 
 // direct are the options to reach the server itself.
 func (s *ownCA) direct() puppetserver.Options {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -84,12 +83,6 @@ func (s *puppetServer) start(t, owner *testing.T) {
 		}
 		return s.ask(nil)
 	})
-	if l.Host != here {
-		// espm runs on this host, where the group of another root's Puppet is anybody's.
-		if err := os.Chmod(l.Server+"/conf/ssl/private_keys/puppet.pem", 0o600); !errors.Is(err, fs.ErrNotExist) {
-			check(t, err)
-		}
-	}
 	t.Logf("Puppet Server %s ready after %v", l.Host.version(t, "puppetserver"), time.Since(begin).Round(time.Second))
 }
 
