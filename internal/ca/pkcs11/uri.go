@@ -27,8 +27,10 @@ type URI struct {
 // Scheme is how such a URI begins.
 const Scheme = "pkcs11:"
 
-// maxURI bounds a URI: two labels, an ID and two paths have less.
+// maxURI bounds a URI, as it was given and as String spells it: two labels, an ID and two paths have less.
 const maxURI = 4096
+
+var errTooLong = fmt.Errorf("must have at most %d bytes, percent-encoded", maxURI)
 
 // ParseURI reads "pkcs11:token=T;object=O?module-path=/M&pin-source=/P", in which id may
 // stand beside or in place of object. Each is percent-encoded where it has other characters than
@@ -36,8 +38,11 @@ const maxURI = 4096
 // the URI itself. The error does not repeat a value.
 func ParseURI(s string) (URI, error) {
 	rest, ok := strings.CutPrefix(s, Scheme)
-	if !ok || len(s) > maxURI {
-		return URI{}, fmt.Errorf("must be a PKCS #11 URI (RFC 7512) of at most %d bytes, such as pkcs11:token=espm;object=ca?module-path=/M&pin-source=/P", maxURI)
+	if !ok {
+		return URI{}, errors.New("must be a PKCS #11 URI (RFC 7512), such as pkcs11:token=espm;object=ca?module-path=/M&pin-source=/P")
+	}
+	if len(s) > maxURI {
+		return URI{}, errTooLong
 	}
 	path, query, _ := strings.Cut(rest, "?")
 	attributes, err := split(path, ";", "token", "object", "id", "type")
@@ -76,6 +81,9 @@ func (u URI) check() error {
 		if !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 			return fmt.Errorf("%s: must be text without control characters", name)
 		}
+	}
+	if len(u.String()) > maxURI {
+		return errTooLong
 	}
 	return nil
 }

@@ -33,22 +33,23 @@ func TestParseURIRefuses(t *testing.T) {
 		"":                               "must be a PKCS #11 URI",
 		"/etc/espm/ca_key.pem":           "must be a PKCS #11 URI",
 		"PKCS11:token=a;object=b" + tail: "must be a PKCS #11 URI",
-		"pkcs11:token=" + strings.Repeat("a", 5000) + tail:  "at most 4096 bytes",
-		"pkcs11:object=b" + tail:                            "token: must be set",
-		"pkcs11:token=a" + tail:                             "object: must be set, or id",
-		"pkcs11:token=;object=b" + tail:                     "token: must not be empty",
-		"pkcs11:token=a;object=b;object=c" + tail:           "object: stands there twice",
-		"pkcs11:token=a;object=%zz" + tail:                  "object: must not be empty, and percent-encoded well",
-		"pkcs11:token=a;object=%00" + tail:                  "object: must be text",
-		"pkcs11:token=a;object=b;serial=1" + tail:           `"serial": is none of the attributes`,
-		"pkcs11:token=a;object=b;type=cert" + tail:          "type: must be private",
-		"pkcs11:token=a;object=b;" + tail:                   `"": is none of the attributes`,
-		"pkcs11:token=a;object=b?pin-source=/p":             "module-path: must be set",
-		"pkcs11:token=a;object=b?module-path=/m":            "pin-source: must be set",
-		"pkcs11:token=a;object=b?module-path=m":             "module-path: must be set",
-		"pkcs11:token=a;object=b" + tail + "&pin-value=1":   "pin-value: is refused",
-		"pkcs11:token=a;object=b;pin-value=1" + tail:        "pin-value: is refused",
-		"pkcs11:token=a;object=b" + tail + "&module-name=x": `"module-name": is none of`,
+		"pkcs11:token=" + strings.Repeat("a", 5000) + tail:         "at most 4096 bytes",
+		"pkcs11:token=a;id=" + strings.Repeat("\xff", 2000) + tail: "at most 4096 bytes, percent-encoded",
+		"pkcs11:object=b" + tail:                                   "token: must be set",
+		"pkcs11:token=a" + tail:                                    "object: must be set, or id",
+		"pkcs11:token=;object=b" + tail:                            "token: must not be empty",
+		"pkcs11:token=a;object=b;object=c" + tail:                  "object: stands there twice",
+		"pkcs11:token=a;object=%zz" + tail:                         "object: must not be empty, and percent-encoded well",
+		"pkcs11:token=a;object=%00" + tail:                         "object: must be text",
+		"pkcs11:token=a;object=b;serial=1" + tail:                  `"serial": is none of the attributes`,
+		"pkcs11:token=a;object=b;type=cert" + tail:                 "type: must be private",
+		"pkcs11:token=a;object=b;" + tail:                          `"": is none of the attributes`,
+		"pkcs11:token=a;object=b?pin-source=/p":                    "module-path: must be set",
+		"pkcs11:token=a;object=b?module-path=/m":                   "pin-source: must be set",
+		"pkcs11:token=a;object=b?module-path=m":                    "module-path: must be set",
+		"pkcs11:token=a;object=b" + tail + "&pin-value=1":          "pin-value: is refused",
+		"pkcs11:token=a;object=b;pin-value=1" + tail:               "pin-value: is refused",
+		"pkcs11:token=a;object=b" + tail + "&module-name=x":        `"module-name": is none of`,
 	} {
 		if u, err := pkcs11.ParseURI(s); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%.80s: got %+v, %v; want %q", s, u, err, want)
@@ -67,7 +68,7 @@ func FuzzParseURI(f *testing.F) {
 			return
 		}
 		if again, err := pkcs11.ParseURI(u.String()); err != nil || !reflect.DeepEqual(again, u) {
-			t.Errorf("%+v, spelled %s, became %+v, %v", u, u, again, err)
+			t.Errorf("%.300q, spelled %.300q, became %.300q, %v", s, u, again, err)
 		}
 	})
 }
