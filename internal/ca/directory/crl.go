@@ -53,13 +53,7 @@ func (c *crlContents) own() []*crlChain { return append([]*crlChain{c.crlChain},
 func parseCRLs(data []byte, chain []*x509.Certificate) (*crlContents, error) {
 	c := &crlContents{crlChain: &crlChain{pem: data}}
 	issuers := make(map[string]bool)
-	rest := data
-	for block, next := pem.Decode(rest); block != nil; block, next = pem.Decode(rest) {
-		encoded := rest[bytes.Index(rest, []byte("-----BEGIN")) : len(rest)-len(next)]
-		if !bytes.HasSuffix(encoded, []byte("\n")) { // the file's last, which need not stay so
-			encoded = append(bytes.Clone(encoded), '\n')
-		}
-		rest = next
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
 		if block.Type != crlType {
 			return nil, fmt.Errorf("holds a PEM block %q, want only %s", block.Type, crlType)
 		}
@@ -67,6 +61,7 @@ func parseCRLs(data []byte, chain []*x509.Certificate) (*crlContents, error) {
 		if err != nil {
 			return nil, fmt.Errorf("parse CRL: %w", err)
 		}
+		encoded := encodePEM(block.Bytes) // without text that stands around it
 		issuers[string(crl.RawIssuer)] = true
 		if bytes.Equal(crl.RawIssuer, chain[0].RawSubject) {
 			if err := c.add(crl, encoded, chain[0]); err != nil {
