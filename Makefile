@@ -5,13 +5,10 @@
 # make package       dist/*.deb and dist/*.rpm, see docs/install.md
 # make test-package  install, upgrade, remove and purge them, see test/package/doc.go
 #
-# E2E=required  a missing Puppet Server is a failure, not a skip
-# PACKAGE=required  the same for what test-package needs
+# ESPM_NEED=all what the host lacks for a test is a failure, not a skip (a variable of the environment)
 # RUN=regexp    only these tests
 # make bench    measure; PART=name runs one part: enc, register, audit, presign, terminate, revoke, crl, connections
 
-E2E  ?=
-PACKAGE ?=
 RUN  ?= .
 TOOL := go tool -modfile=tools/go.mod
 # Repeats at the end what failed, with its output, and why tests were skipped.
@@ -47,10 +44,10 @@ test-pkcs11:
 	CGO_ENABLED=1 $(GOTEST) --format standard-quiet -- -race -timeout 10m -tags pkcs11 -run CAKey ./internal/daemon
 
 e2e:
-	ESPM_E2E=$(E2E) $(GOTEST) --format standard-verbose -- -timeout 40m -run '$(RUN)' ./test/e2e
+	$(GOTEST) --format standard-verbose -- -timeout 40m -run '$(RUN)' ./test/e2e
 
 test-package:
-	ESPM_PACKAGE=$(PACKAGE) $(GOTEST) --format standard-verbose -- -timeout 20m -run '$(RUN)' ./test/package
+	$(GOTEST) --format standard-verbose -- -timeout 20m -run '$(RUN)' ./test/package
 
 lint:
 	@test -z "$$(gofmt -l cmd docs internal packaging proto test)" || { gofmt -l cmd docs internal packaging proto test; echo 'gofmt: these files need it'; exit 1; }

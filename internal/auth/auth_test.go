@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -156,10 +157,15 @@ func TestLimitsAreBounded(t *testing.T) {
 }
 
 func TestLocal(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s")
+	dir, err := os.MkdirTemp("/tmp", "espm") // a socket's path has 107 bytes at most
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "s")
 	l, err := net.Listen("unix", path)
 	if err != nil {
-		t.Skip(err) // a path that is too long
+		t.Fatal(err)
 	}
 	defer l.Close()
 	client, err := net.Dial("unix", path)

@@ -18,6 +18,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/espm-project/espm/internal/secret"
+	"github.com/espm-project/espm/test/need"
 )
 
 func delivery(recipients ...age.Recipient) Delivery {
@@ -215,9 +216,7 @@ func TestUserDataRuns(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if strings.HasSuffix(name, "sealed") {
-				if _, err := exec.LookPath("age"); err != nil {
-					t.Skip(err)
-				}
+				need.Program(t, "age")
 			} else {
 				expectContents(t, files)
 			}

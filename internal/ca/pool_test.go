@@ -22,6 +22,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/test/need"
 )
 
 // cheap counts what it generates and costs nothing; an EC key stands for any.
@@ -203,9 +204,7 @@ func TestParseKeyAlgorithm(t *testing.T) {
 
 // TestRubyReadsKeys loads keys the way Puppet's cert_provider.rb does.
 func TestRubyReadsKeys(t *testing.T) {
-	if _, err := exec.LookPath("ruby"); err != nil {
-		t.Skip("ruby is not installed")
-	}
+	need.Program(t, "ruby")
 	for alg, want := range map[KeyAlgorithm]string{ECP256: "OpenSSL::PKey::EC", RSA2048: "OpenSSL::PKey::RSA"} {
 		key, err := GenerateKey(alg)
 		if err != nil {

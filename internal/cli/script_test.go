@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"os/signal"
@@ -21,6 +20,7 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/espm-project/espm/internal/enc/encclient"
+	"github.com/espm-project/espm/test/need"
 )
 
 func TestMain(m *testing.M) {
@@ -63,12 +63,7 @@ func TestScript(t *testing.T) {
 			e.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector holds up every exit by a second
 			return nil
 		},
-		Condition: func(cond string) (bool, error) {
-			if cond == "root" {
-				return os.Geteuid() == 0, nil
-			}
-			return false, fmt.Errorf("unknown condition %q", cond)
-		},
+		Condition: need.Condition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serving": serving,
 			"exits":   exits,

@@ -21,6 +21,7 @@ import (
 	"github.com/espm-project/espm/internal/enc/encclient"
 	"github.com/espm-project/espm/internal/metrics"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+	"github.com/espm-project/espm/test/need"
 )
 
 const packaging = "../../packaging"
@@ -156,10 +157,7 @@ func isShown(t *testing.T, scrape string) {
 }
 
 func TestAlertRules(t *testing.T) {
-	promtool, err := exec.LookPath("promtool")
-	if err != nil {
-		t.Skip("skipped: no promtool (Debian's package prometheus)")
-	}
+	promtool := need.Program(t, "promtool")
 	for _, args := range [][]string{{"check", "rules", "espm.rules.yaml"}, {"test", "rules", "espm.rules.test.yaml"}} {
 		cmd := exec.CommandContext(t.Context(), promtool, args...)
 		cmd.Dir = filepath.Join(packaging, "prometheus")

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/enc"
+	"github.com/espm-project/espm/test/need"
 )
 
 // fakePuppet puts a command puppet first in PATH, which notes how it was called.
@@ -86,7 +88,7 @@ func TestPuppetAskedInVain(t *testing.T) {
 	}
 	t.Setenv("PATH", t.TempDir())
 	if _, err := os.Stat(vendorPuppet); err == nil {
-		t.Skip("skipped: this host has Puppet from the vendor")
+		need.This(t, errors.New("this host has the vendor's puppet"))
 	}
 	if _, err := fromPuppet(t.Context(), config.PuppetServer{}); err == nil || !strings.Contains(err.Error(), "there is no command puppet") {
 		t.Errorf("without puppet: %v", err)

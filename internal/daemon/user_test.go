@@ -8,17 +8,12 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/espm-project/espm/test/need"
 )
 
 // nobody is a user that owns nothing.
 const nobody = 65534
-
-func needsRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("skipped: needs root, to become another user")
-	}
-}
 
 // runAsNobody starts the daemon of the configuration in dir as another user, and returns what it said.
 func runAsNobody(t *testing.T, dir string) (string, error) {
@@ -54,7 +49,7 @@ func chownAll(t *testing.T, dir string, but string) {
 
 // The key belongs to root alone, and the daemon runs as somebody else.
 func TestCAKeyOfAnotherUser(t *testing.T) {
-	needsRoot(t)
+	need.Root(t, "become another user")
 	dir, _ := trial(t)
 	chownAll(t, dir, "ca_key.pem")
 	out, err := runAsNobody(t, dir)
@@ -65,7 +60,7 @@ func TestCAKeyOfAnotherUser(t *testing.T) {
 
 // The daemon's user was not put in Puppet's group.
 func TestGroupOfOthers(t *testing.T) {
-	needsRoot(t)
+	need.Root(t, "become another user")
 	dir, c := trial(t)
 	file := filepath.Join(dir, "espm.yaml")
 	text, err := os.ReadFile(file)
@@ -84,7 +79,7 @@ func TestGroupOfOthers(t *testing.T) {
 
 // Root sets espm up in folders that a package has given to the daemon's user.
 func TestInitHandsOver(t *testing.T) {
-	needsRoot(t)
+	need.Root(t, "become another user")
 	dir := socketFolder(t)
 	if err := os.Chown(dir, nobody, nobody); err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/espm-project/espm/internal/durable"
+	"github.com/espm-project/espm/test/need"
 )
 
 func TestWriteFile(t *testing.T) {
@@ -36,9 +37,7 @@ func TestWriteFile(t *testing.T) {
 }
 
 func TestWriteFileKeepsTheOwner(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can give a file away")
-	}
+	need.Root(t, "give a file away")
 	path := filepath.Join(t.TempDir(), "f")
 	write(t, path, "old")
 	if err := os.Chown(path, 12345, 23456); err != nil {
@@ -59,9 +58,7 @@ func TestWriteFileKeepsTheOwner(t *testing.T) {
 // Where everybody may put files, one that stands there already gets nothing of
 // what is written over it: who put it there would own a key, or a backup with one.
 func TestWriteFileGivesNothingAway(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can give a file away")
-	}
+	need.Root(t, "give a file away")
 	dir := t.TempDir()
 	path := filepath.Join(dir, "backup.tar")
 	write(t, path, "")
@@ -155,15 +152,7 @@ func TestRemoveTellsWhichStay(t *testing.T) {
 
 // TestFullDisk fills a small file system: what stood before stays as it was.
 func TestFullDisk(t *testing.T) {
-	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
-		t.Skipf("mounting a tmpfs takes root: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
+	dir := need.Disk(t, "64k")
 	path := filepath.Join(dir, "f")
 	if err := durable.OS.WriteFile(path, []byte("before\n"), 0o644); err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/test/need"
 )
 
 // loadAsPuppet reads YAML as Puppet's exec terminus does.
@@ -19,10 +20,7 @@ const loadAsPuppet = `puts JSON.generate(YAML.safe_load(STDIN.read, permitted_cl
 // Ruby's own loader, of YAML 1.1, takes several thousand nasty strings, keys
 // and numbers for what they were registered as.
 func TestRubyReadsWhatWasRegistered(t *testing.T) {
-	ruby, err := exec.LookPath("ruby")
-	if err != nil {
-		t.Skip("ruby is not installed")
-	}
+	ruby := need.Program(t, "ruby")
 	r := rand.New(rand.NewPCG(3, 4))
 	texts := corpus(t, r)
 	keys := map[string]any{}

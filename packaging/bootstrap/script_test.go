@@ -7,8 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/espm-project/espm/test/need"
 )
 
 // The script runs here without Puppet: testdata/puppet stands in for it, and
@@ -20,14 +23,9 @@ var shells = [][]string{{"dash"}, {"busybox", "sh"}, {"bash", "--posix"}}
 func onEachShell(t *testing.T, test func(t *testing.T, i *instance)) {
 	for _, shell := range shells {
 		t.Run(shell[0], func(t *testing.T) {
-			if _, err := exec.LookPath(shell[0]); err != nil {
-				if os.Getenv("ESPM_E2E") == "required" {
-					t.Fatal(err)
-				}
-				t.Skip(err)
-			}
+			need.Program(t, shell[0])
 			t.Parallel()
-			test(t, newInstance(t, shell))
+			test(t, newInstance(t, slices.Clone(shell)))
 		})
 	}
 }
@@ -337,7 +335,7 @@ func TestNoPuppet(t *testing.T) {
 		i.env = append(i.env, "PATH="+tools)
 		i.shell[0] = filepath.Join(tools, filepath.Base(i.shell[0]))
 		if _, err := os.Stat("/opt/puppetlabs/bin/puppet"); err == nil {
-			t.Skip("a puppet of the vendor's is installed")
+			need.This(t, errors.New("this host has the vendor's puppet"))
 		}
 		i.bootAt(t, "puppet").is(t, 98, "there is no puppet")
 	})
@@ -413,12 +411,7 @@ func TestKeyIsNarrowed(t *testing.T) {
 }
 
 func TestShellcheck(t *testing.T) {
-	if _, err := exec.LookPath("shellcheck"); err != nil {
-		if os.Getenv("ESPM_E2E") == "required" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	need.Program(t, "shellcheck")
 	scripts, err := filepath.Glob("../../docs/examples/*.sh")
 	check(t, err)
 	args := append([]string{"--shell=sh", "runConfigurationManagement-PUPPET", "testdata/bin/puppet"}, scripts...)

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/espm-project/espm/test/need"
 )
 
 const examples = "../../docs/examples"
@@ -36,12 +38,7 @@ type site struct {
 func newSite(t *testing.T) *site {
 	t.Helper()
 	for _, tool := range []string{"jq", "openssl"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			if os.Getenv("ESPM_E2E") == "required" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
+		need.Program(t, tool)
 	}
 	dir, err := os.MkdirTemp("/tmp", "espm") // a socket's path has 107 bytes at most
 	check(t, err)

@@ -20,9 +20,9 @@
 // production), Debian's packages puppetserver, puppet-agent, openssl and age and, for the
 // root, debootstrap and a mirror of Debian.
 //
-//	ESPM_E2E=           run what can be run, installing the packages where
+//	ESPM_NEED=          run what can be run, installing the packages where
 //	                    apt can; else skip and say why (also with -short)
-//	ESPM_E2E=required   a missing piece is a failure
+//	ESPM_NEED=all       a missing piece is a failure
 //	ESPM_E2E_TRIXIE=DIR where the root is, or will be made and kept (600 MB, two minutes);
 //	                    in the user's cache folder by default: espm/trixie
 //	ESPM_E2E_BIN=DIR    test the espm and espm-enc in DIR instead of building them

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/espm-project/espm/test/need"
 )
 
 // First boots of instances, with the script, a real agent and the real
@@ -36,9 +38,7 @@ func (s *lifecycle) appliedMotd(t *testing.T, node agent, want string) {
 
 // Sealed user data is all that an instance needs, besides its identity.
 func (s *lifecycle) bootUserData(t *testing.T) {
-	if _, err := exec.LookPath("age"); err != nil {
-		require(t, err)
-	}
+	need.Program(t, "age")
 	i := newInstance(t, s.lab)
 	i.write(t, debianConf, "[main]\ncertname = image\n", 0o644)
 	keygen := run(t, time.Minute, exec.Command("age-keygen"))
@@ -146,7 +146,7 @@ func (s *lifecycle) bootBrokenKey(t *testing.T) {
 func relay6(t *testing.T, port int) {
 	t.Helper()
 	l, err := net.Listen("tcp6", fmt.Sprintf("[::1]:%d", port))
-	require(t, err)
+	need.This(t, err)
 	t.Cleanup(func() { l.Close() })
 	go func() {
 		for {

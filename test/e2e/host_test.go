@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/espm-project/espm/test/need"
 )
 
 // host is where a Puppet Server and an agent are installed: this machine, or
@@ -35,7 +37,7 @@ func onEachHost(t *testing.T, test func(t *testing.T, h *host)) {
 	for _, each := range hosts {
 		t.Run(each.name, func(t *testing.T) {
 			h, err := each.get()
-			require(t, err)
+			need.This(t, err)
 			leaveAlone(t, h)
 			test(t, h)
 		})

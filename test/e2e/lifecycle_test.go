@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/espm-project/espm/test/need"
 )
 
 // lifecycle is the scene: espm as the CA and the classifier of one Puppet Server.
@@ -61,7 +63,7 @@ func (s *lifecycle) anotherAgent(t *testing.T) {
 		}
 		t.Run(each.name, func(t *testing.T) {
 			h, err := each.get()
-			require(t, err)
+			need.This(t, err)
 			leaveAlone(t, h)
 			node, _ := s.espm.provision(t, "guest.example.com", "--class", greeting("hello"), "--parameter", `datacenter="east"`)
 			node.host = h

@@ -168,7 +168,12 @@ func (s *ownCA) signSilence(t *testing.T) {
 			t.Run(strings.ReplaceAll(call, "/", " ")+"/"+what, func(t *testing.T) {
 				s.bothWays(t, func(t *testing.T, a *puppetserver.Authority, looks bool) {
 					if !looks && strings.HasPrefix(call, "GET /puppet-ca/v1/certificate_request") {
-						t.Skip("this call does not come")
+						s.proxy.on(nil)
+						s.sign(t, a, newRequest(t))
+						if n := s.proxy.count(call); n > 0 {
+							t.Errorf("%d of them come", n)
+						}
+						return
 					}
 					s.silence(t, a, call, f, i < len(signCalls)) // the last one is the second of its kind
 				})

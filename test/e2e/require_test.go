@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/espm-project/espm/test/need"
 )
 
 // Where Debian's packages put what the test starts or reads.
@@ -26,25 +28,13 @@ const (
 // where one is required.
 func requirePuppet(t *testing.T) {
 	t.Helper()
-	require(t, havePuppet())
-}
-
-func require(t *testing.T, missing error) {
-	t.Helper()
-	switch mode := os.Getenv("ESPM_E2E"); {
-	case mode != "" && mode != "required":
-		t.Fatalf("ESPM_E2E=%s: must be empty or \"required\"", mode)
-	case mode == "required" && missing != nil:
-		t.Fatalf("ESPM_E2E=required, but %v", missing)
-	case missing != nil:
-		t.Skipf("skipped: %v", missing)
-	}
+	need.This(t, havePuppet())
 }
 
 // havePuppet says what is missing to run a real Puppet Server and agent, after
 // it has installed them where it may.
 var havePuppet = sync.OnceValue(func() error {
-	if testing.Short() && os.Getenv("ESPM_E2E") == "" {
+	if testing.Short() && !need.All() {
 		return errors.New("-short leaves out the real Puppet Server")
 	}
 	if runtime.GOOS != "linux" {
@@ -74,8 +64,8 @@ func missingPiece() error {
 		}
 	}
 	for _, name := range []string{"java", "openssl", "puppet", "ruby"} {
-		if _, err := exec.LookPath(name); err != nil {
-			return fmt.Errorf("%s is not installed: %w", name, err)
+		if _, err := need.Installed(name); err != nil {
+			return err
 		}
 	}
 	if _, err := user.Lookup(puppetUser); err != nil {

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/espm-project/espm/test/need"
 )
 
 // trixie is a root of Debian 13, which has Puppet Server 8.7 and puppet-agent
@@ -50,8 +52,8 @@ func (h *host) make() error {
 	if _, err := os.Stat(h.path(puppetJar)); err == nil {
 		return nil
 	}
-	if _, err := exec.LookPath("debootstrap"); err != nil {
-		return errors.New("debootstrap is not installed")
+	if _, err := need.Installed("debootstrap"); err != nil {
+		return err
 	}
 	part := h.root + ".part"
 	if err := os.RemoveAll(part); err != nil { // it was cut short; nothing stays mounted in it

@@ -14,22 +14,8 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+	"github.com/espm-project/espm/test/need"
 )
-
-// disk mounts a file system of its own, which is small.
-func disk(t *testing.T, size string) string {
-	t.Helper()
-	dir := folder(t)
-	if err := syscall.Mount("none", dir, "tmpfs", 0, "mode=0755,size="+size); err != nil {
-		t.Skipf("skipped: needs root, to mount a small disk: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
-}
 
 // fill takes all the room there is.
 func fill(t *testing.T, dir string) {
@@ -65,7 +51,7 @@ func withText(name, text string) *espmv1.Node {
 const classifiedYAML = "---\nclasses: {}\nparameters:\n  \"text\": \"hello\"\n"
 
 func TestDiskFull(t *testing.T) {
-	dir := disk(t, "8m")
+	dir := need.Disk(t, "8m")
 	s := newServer(t, dir, filepath.Join(dir, "ca"), filepath.Join(dir, "crl.pem"))
 	h := &holders{}
 	for i := range 3 {
@@ -141,7 +127,7 @@ func (s *server) tryTerminate(t *testing.T, p *espmv1.ProvisionNodeResponse) boo
 
 // With room for the store, a terminate is taken and waits for the CA's disk.
 func TestDiskOfTheCAFull(t *testing.T) {
-	dir := disk(t, "1m")
+	dir := need.Disk(t, "1m")
 	store := folder(t)
 	s := newServer(t, store, filepath.Join(dir, "ca"), filepath.Join(store, "crl.pem"))
 	h := &holders{}

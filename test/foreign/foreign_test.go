@@ -21,6 +21,7 @@ import (
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/daemon"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+	"github.com/espm-project/espm/test/need"
 )
 
 // site is a daemon on the network, and the files of its clients.
@@ -151,9 +152,7 @@ func run(t *testing.T, name string, args ...string) (string, error) {
 }
 
 func TestOpenSSL(t *testing.T) {
-	if _, err := exec.LookPath("openssl"); err != nil {
-		t.Skip(err)
-	}
+	need.Program(t, "openssl")
 	s := newSite(t)
 	client := func(more ...string) (string, error) {
 		args := []string{"s_client", "-connect", s.address, "-servername", "localhost", "-alpn", "h2", "-CAfile", s.ca(), "-verify_return_error", "-verify_hostname", "localhost"}

@@ -11,8 +11,8 @@
 // It needs root, debootstrap and a mirror of Debian; lintian, rpm, shellcheck
 // and systemd-analyze for the tests that say so.
 //
-//	ESPM_PACKAGE=            run what can be run; else skip and say why
-//	ESPM_PACKAGE=required    a missing piece is a failure
+//	ESPM_NEED=               run what can be run; else skip and say why
+//	ESPM_NEED=all            a missing piece is a failure
 //	ESPM_PACKAGE_ROOT=DIR    where the root is, or will be made and kept; in the
 //	                         user's cache folder by default: espm/bookworm
 package pkgtest

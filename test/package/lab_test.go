@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/espm-project/espm/test/need"
 )
 
 // source is the folder of the module.
@@ -25,25 +27,10 @@ func check(t *testing.T, err error) {
 	}
 }
 
-// require skips the test where something is missing, or fails it where all is required.
-func require(t *testing.T, missing error) {
-	t.Helper()
-	switch mode := os.Getenv("ESPM_PACKAGE"); {
-	case mode != "" && mode != "required":
-		t.Fatalf("ESPM_PACKAGE=%s: must be empty or \"required\"", mode)
-	case mode == "required" && missing != nil:
-		t.Fatalf("ESPM_PACKAGE=required, but %v", missing)
-	case missing != nil:
-		t.Skipf("skipped: %v", missing)
-	}
-}
-
-// tool requires a program and returns a function that runs it and returns what it said.
+// tool needs a program, and returns a function that runs it and returns what it said.
 func tool(t *testing.T, name string) func(args ...string) (string, error) {
 	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		require(t, fmt.Errorf("%s is not installed", name))
-	}
+	need.Program(t, name)
 	return func(args ...string) (string, error) {
 		return run(t, exec.CommandContext(t.Context(), name, args...))
 	}
@@ -154,8 +141,8 @@ func makeRoot(dir string) error {
 	if _, err := os.Stat(filepath.Join(dir, "usr/bin/dpkg")); err == nil {
 		return nil
 	}
-	if _, err := exec.LookPath("debootstrap"); err != nil {
-		return errors.New("debootstrap is not installed")
+	if _, err := need.Installed("debootstrap"); err != nil {
+		return err
 	}
 	part := dir + ".part"
 	if err := os.RemoveAll(part); err != nil {
@@ -180,7 +167,7 @@ type machine struct {
 func newMachine(t *testing.T) *machine {
 	t.Helper()
 	clean, err := debian()
-	require(t, err)
+	need.This(t, err)
 	dir, err := os.MkdirTemp("", "espm") // a socket's path has 107 bytes at most
 	check(t, err)
 	t.Cleanup(func() { check(t, os.RemoveAll(dir)) })

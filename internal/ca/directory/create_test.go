@@ -14,6 +14,7 @@ import (
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/ca/directory"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/test/need"
 )
 
 func TestCreateMakesWhatPuppetMakes(t *testing.T) {
@@ -117,9 +118,7 @@ func TestCreateNeverOverwrites(t *testing.T) {
 }
 
 func TestCreateInAnEmptyFolderKeepsItsOwner(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can give a folder away")
-	}
+	need.Root(t, "give a folder away")
 	dir := filepath.Join(t.TempDir(), "ca")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	"github.com/espm-project/espm/internal/ca/directory"
 	"github.com/espm-project/espm/internal/durable"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/test/need"
 )
 
 var errFault = errors.New("injected fault")
@@ -241,15 +242,7 @@ func TestCarePublishesOnlyWhatLasts(t *testing.T) {
 
 // TestFullDisk runs the authority on a file system with room for nothing.
 func TestFullDisk(t *testing.T) {
-	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=128k"); err != nil {
-		t.Skipf("mounting a tmpfs takes root: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
+	dir := need.Disk(t, "128k")
 	cadir := filepath.Join(dir, "ca")
 	if err := directory.Create(cadir, directory.CreateOptions{Host: "h", Key: ca.ECP256, Now: now}); err != nil {
 		t.Fatal(err)

@@ -19,6 +19,7 @@ import (
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/ca/directory"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/test/need"
 )
 
 // TestTakeOverPuppetServer goes on from where a real Puppet Server stopped.
@@ -154,9 +155,7 @@ func chmod(t *testing.T, path string, mode os.FileMode) {
 
 // TestKeyOfAnother opens the folder as a user who may not read the key.
 func TestKeyOfAnother(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can become somebody else")
-	}
+	need.Root(t, "become another user")
 	dir := create(t, directory.CreateOptions{Key: ca.ECP256})
 	const nobody = 65534
 	if err := os.Chown(dir, nobody, nobody); err != nil {

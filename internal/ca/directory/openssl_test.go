@@ -8,14 +8,13 @@ import (
 	"testing"
 
 	"github.com/espm-project/espm/internal/ca/directory"
+	"github.com/espm-project/espm/test/need"
 )
 
 // openssl runs it, or skips the test where there is none.
 func openssl(t *testing.T, args ...string) string {
 	t.Helper()
-	if _, err := exec.LookPath("openssl"); err != nil {
-		t.Skip("openssl is not installed")
-	}
+	need.Program(t, "openssl")
 	out, err := exec.CommandContext(t.Context(), "openssl", args...).CombinedOutput()
 	if err != nil {
 		t.Errorf("openssl %s: %v\n%s", strings.Join(args, " "), err, out)

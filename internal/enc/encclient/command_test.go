@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"github.com/espm-project/espm/internal/enc"
+	"github.com/espm-project/espm/test/need"
 )
 
 // Each entry is another ENC, a shell script, and what Puppet gets of it.
@@ -90,9 +90,7 @@ func TestOtherENCHangs(t *testing.T) {
 // A child that made itself independent can't be killed, but isn't waited for.
 func TestOtherENCLeavesADaemon(t *testing.T) {
 	t.Parallel()
-	if _, err := exec.LookPath("setsid"); err != nil {
-		t.Skip("setsid is not installed")
-	}
+	need.Program(t, "setsid")
 	s, _ := newOther(t, `exec 3>"$1"; setsid sh -c 'echo $$ >&3; exec sleep 60' & wait`, "FIFO")
 	alive := fifo(t, s)
 	within(t, Deadline, 10*time.Second, func() { s.expectReason(t, "web02", "did not answer within 2s") })

@@ -15,6 +15,7 @@ import (
 
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
+	"github.com/espm-project/espm/test/need"
 )
 
 // failOnce makes the next transaction fail with EIO, applied or not.
@@ -148,11 +149,7 @@ func TestWithErrno(t *testing.T) {
 }
 
 func TestDiskFull(t *testing.T) {
-	dir := t.TempDir()
-	if err := syscall.Mount("none", dir, "tmpfs", 0, "size=4m"); err != nil {
-		t.Skipf("needs a file system of its own: mount: %v", err)
-	}
-	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
+	dir := need.Disk(t, "4m")
 	ballast := filepath.Join(dir, "ballast")
 	if err := os.WriteFile(ballast, make([]byte, 2<<20), 0o600); err != nil {
 		t.Fatal(err)
