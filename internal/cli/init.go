@@ -59,9 +59,10 @@ error. It restarts nothing; run again, it does what is missing.`,
 			if cmd.Flags().Changed("dir") && o.Dir == "" {
 				return usageError{errors.New("--dir: must not be empty; leave it out for the system's folders")}
 			}
+			o.Puppet = daemon.FindPuppet(cmd.Context())
 			if kind == "" {
 				var err error
-				if kind, err = a.chooseKind(cmd, o.Dir); err != nil {
+				if kind, err = a.chooseKind(cmd, o); err != nil {
 					return err
 				}
 			}
@@ -95,15 +96,17 @@ error. It restarts nothing; run again, it does what is missing.`,
 
 func (a *app) initialize(ctx context.Context, o daemon.InitOptions, apply bool) error {
 	if o.PuppetServer == nil && o.Certname == "" {
+		name := o.Puppet.Certname
+		if o.Dir != "" { // a trial knows nothing of this host's Puppet
+			name = os.Hostname
+		}
 		var err error
-		if o.Certname, err = daemon.ServerName(ctx, o.Dir); err != nil {
+		if o.Certname, err = name(); err != nil {
 			return fmt.Errorf("--certname: it is not given, and not to be found out: %w", err)
 		}
 	}
-	var host *daemon.PuppetHost
 	if apply { // before anything is made
-		var err error
-		if host, err = daemon.FindPuppet(ctx); err != nil {
+		if _, err := o.Puppet.Conf(); err != nil {
 			return fmt.Errorf("--apply: %w", err)
 		}
 	}
@@ -116,7 +119,7 @@ func (a *app) initialize(ctx context.Context, o daemon.InitOptions, apply bool) 
 	}
 	g := guide{made: made, command: doctor.ENCCommand(made.ENC, made.Store)}
 	if apply {
-		changes, err := host.Apply(made, g.command)
+		changes, err := o.Puppet.Apply(made, g.command)
 		initChanges(a.stdout, changes)
 		if err != nil {
 			g.print(a.stdout)
@@ -130,17 +133,17 @@ func (a *app) initialize(ctx context.Context, o daemon.InitOptions, apply bool) 
 
 // chooseKind is for who does not say who has the CA: a Puppet Server of this host that has one
 // keeps it. What an earlier init has made stays.
-func (a *app) chooseKind(cmd *cobra.Command, dir string) (string, error) {
+func (a *app) chooseKind(cmd *cobra.Command, o daemon.InitOptions) (string, error) {
 	made, err := config.Load(config.DefaultFile)
 	switch {
-	case dir != "" || slices.ContainsFunc(kindFlags[directoryKind], cmd.Flags().Changed):
+	case o.Dir != "" || slices.ContainsFunc(kindFlags[directoryKind], cmd.Flags().Changed):
 		return directoryKind, nil
 	case err == nil && made.Authority.PuppetServer != nil:
 		return serverKind, nil
 	case !errors.Is(err, fs.ErrNotExist):
 		return directoryKind, nil
 	}
-	ca, err := daemon.FindCA(cmd.Context())
+	ca, err := o.Puppet.CA()
 	if err != nil {
 		return "", fmt.Errorf("--authority is not given, and Puppet on this host was asked in vain whether it has a CA: %w", err)
 	}

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/espm-project/espm/internal/durable"
@@ -15,37 +17,65 @@ import (
 
 // PuppetHost is this host, as far as it is a Puppet Server's.
 type PuppetHost struct {
-	settings map[string]string
+	settings func() (map[string]string, error) // those that Init needs
 	disk     durable.Disk
 }
 
-// FindPuppet asks Puppet on this host where its files are.
-func FindPuppet(ctx context.Context) (*PuppetHost, error) {
-	settings, err := puppetSettings(ctx, "config", "certname", "cacert", "ca_server", "ca_port")
-	return &PuppetHost{settings, durable.OS}, err
+// FindPuppet returns this host. Its Puppet is asked once, when something of it is needed.
+func FindPuppet(ctx context.Context) *PuppetHost {
+	return &PuppetHost{sync.OnceValues(func() (map[string]string, error) {
+		return puppetSettings(ctx, append(slices.Clone(identity), "certname", "serverport", "ca_server", "ca_port", "cacert", "config",
+			"group", "node_terminus", "external_nodes")...)
+	}), durable.OS}
 }
 
 // Conf is the puppet.conf of this host.
-func (h *PuppetHost) Conf() string { return h.settings["config"] }
+func (h *PuppetHost) Conf() (string, error) {
+	settings, err := h.settings()
+	return settings["config"], err
+}
+
+// CA is the certificate's file of the CA that Puppet Server on this host has; "" where there is no
+// Puppet, or none with a CA.
+func (h *PuppetHost) CA() (string, error) {
+	settings, err := h.settings()
+	if errors.Is(err, errNoPuppet) || err == nil && !exists(settings["cacert"]) {
+		return "", nil
+	}
+	return settings["cacert"], err
+}
+
+// Certname is that of the Puppet Server on this host: Puppet's, or else the host's name.
+func (h *PuppetHost) Certname() (string, error) {
+	settings, err := h.settings()
+	if errors.Is(err, errNoPuppet) {
+		return os.Hostname()
+	}
+	return settings["certname"], err
+}
 
 // Apply lets Puppet Server ask command, which is espm-enc with its arguments, what a node is, and lets espm sign and revoke:
 // what is missing for that in puppet.conf, and the rules that Init has found missing in auth.conf. It
 // returns the files with what became of them. Where one can't be changed, or has another value, it is an
 // error and none is. After any other error a second call does the rest. It restarts nothing.
 func (h *PuppetHost) Apply(made Initialized, command string) ([]*serverfile.Change, error) {
+	settings, err := h.settings()
+	if err != nil {
+		return nil, err
+	}
 	program, _, _ := strings.Cut(command, " ")
 	if _, err := os.Stat(program); err != nil {
 		return nil, fmt.Errorf("the program that Puppet Server is to ask: %w", err)
 	}
 	var all []*serverfile.Change
 	if s := made.PuppetServer; s != nil && len(s.Rules) > 0 {
-		c, err := h.planRules(*s)
+		c, err := planRules(settings, *s)
 		if err != nil {
 			return nil, fmt.Errorf("%w; nothing of Puppet's was changed: add the rules by hand, and run this again", err)
 		}
 		all = append(all, c)
 	}
-	c, err := serverfile.Plan(h.Conf(), func(text []byte) ([]byte, error) {
+	c, err := serverfile.Plan(settings["config"], func(text []byte) ([]byte, error) {
 		return serverfile.SetPuppetConf(text, serverfile.ENC(command))
 	})
 	if taken, ok := errors.AsType[*serverfile.TakenError](err); ok {
@@ -73,11 +103,11 @@ func moveOver(taken serverfile.TakenError, config string) string {
 }
 
 // planRules adds the rules to the auth.conf of the server on this host, if it is the one that was asked.
-func (h *PuppetHost) planRules(s PuppetServer) (*serverfile.Change, error) {
-	if !exists(h.settings["cacert"]) || s.URL != caURL(h.settings) {
-		return nil, fmt.Errorf("the CA at %s is not this host's (%s), so its auth.conf is not here", s.URL, h.settings["certname"])
+func planRules(settings map[string]string, s PuppetServer) (*serverfile.Change, error) {
+	if !exists(settings["cacert"]) || s.URL != caURL(settings) {
+		return nil, fmt.Errorf("the CA at %s is not this host's (%s), so its auth.conf is not here", s.URL, settings["certname"])
 	}
-	confdir := filepath.Dir(h.Conf())
+	confdir := filepath.Dir(settings["config"])
 	places := []string{
 		filepath.Join(confdir, "puppetserver/conf.d/auth.conf"),               // Debian's
 		filepath.Join(filepath.Dir(confdir), "puppetserver/conf.d/auth.conf"), // the vendor's

@@ -38,7 +38,16 @@ func puppetHost(t *testing.T, vendor bool) (h *PuppetHost, auth string) {
 			t.Fatal(err)
 		}
 	}
-	return &PuppetHost{settings, durable.OS}, auth
+	return &PuppetHost{func() (map[string]string, error) { return settings, nil }, durable.OS}, auth
+}
+
+func conf(t *testing.T, h *PuppetHost) string {
+	t.Helper()
+	path, err := h.Conf()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 func lacking() Initialized {
@@ -60,7 +69,7 @@ func applied(t *testing.T, h *PuppetHost, auth string) {
 	if got, want := text(t, auth), "authorization: { rules: [\n        "+theRule+",] }\n"; got != want {
 		t.Errorf("auth.conf is %q, want %q", got, want)
 	}
-	if got, want := text(t, h.Conf()), "[main]\n\n[server]\nnode_terminus = exec\nexternal_nodes = "+theCommand+"\n"; got != want {
+	if got, want := text(t, conf(t, h)), "[main]\n\n[server]\nnode_terminus = exec\nexternal_nodes = "+theCommand+"\n"; got != want {
 		t.Errorf("puppet.conf is %q, want %q", got, want)
 	}
 }
@@ -69,7 +78,7 @@ func applied(t *testing.T, h *PuppetHost, auth string) {
 func backups(t *testing.T, h *PuppetHost, auth string) []string {
 	t.Helper()
 	var all []string
-	for _, path := range []string{h.Conf(), auth} {
+	for _, path := range []string{conf(t, h), auth} {
 		found, err := filepath.Glob(path + ".espm-*")
 		if err != nil {
 			t.Fatal(err)
@@ -104,11 +113,11 @@ func TestApplyLeavesOthers(t *testing.T) {
 		want  string
 	}{
 		"another ENC": {func(h *PuppetHost, _ string, _ *Initialized) error {
-			return os.WriteFile(h.Conf(), []byte("[server]\nexternal_nodes = /opt/other --all\n"), 0o600)
+			return os.WriteFile(conf(t, h), []byte("[server]\nexternal_nodes = /opt/other --all\n"), 0o600)
 		}, "[server] has external_nodes = /opt/other --all, not /bin/sh --socket /x: it is left as it is, and nothing of Puppet's was changed. " +
 			"So that this ENC goes on answering for nodes that espm does not know, have enc.unknown_nodes: command and enc.command: /opt/other --all in /etc/espm/espm.yaml"},
 		"another terminus": {func(h *PuppetHost, _ string, _ *Initialized) error {
-			return os.WriteFile(h.Conf(), []byte("[main]\nnode_terminus = classifier\n"), 0o600)
+			return os.WriteFile(conf(t, h), []byte("[main]\nnode_terminus = classifier\n"), 0o600)
 		}, "[main] has node_terminus = classifier, not exec: it is left as it is, and nothing of Puppet's was changed. Set it yourself"},
 		"another form": {func(_ *PuppetHost, auth string, _ *Initialized) error {
 			return os.WriteFile(auth, []byte("authorization.rules: []\n"), 0o600)
@@ -116,7 +125,8 @@ func TestApplyLeavesOthers(t *testing.T) {
 		"no auth.conf": {func(_ *PuppetHost, auth string, _ *Initialized) error { return os.Remove(auth) }, "there is no auth.conf at "},
 		"no CA here": {func(h *PuppetHost, _ string, made *Initialized) error {
 			made.PuppetServer.URL = "https://puppet:8140" // its ca_server
-			return os.Remove(h.settings["cacert"])
+			cacert, err := h.CA()
+			return errors.Join(err, os.Remove(cacert))
 		}, "the CA at https://puppet:8140 is not this host's (puppet.test), so its auth.conf is not here; nothing"},
 		"another host": {func(_ *PuppetHost, _ string, made *Initialized) error {
 			made.PuppetServer.URL = "https://ca.test:8140"
@@ -129,12 +139,12 @@ func TestApplyLeavesOthers(t *testing.T) {
 			if err := test.spoil(h, auth, &made); err != nil {
 				t.Fatal(err)
 			}
-			before := text(t, h.Conf())
+			before := text(t, conf(t, h))
 			changes, err := h.Apply(made, theCommand)
 			if err == nil || !strings.Contains(err.Error(), test.want) || len(changes) > 0 {
 				t.Errorf("got %v, %v, want %s", changes, err, test.want)
 			}
-			if kept := backups(t, h, auth); len(kept) > 0 || text(t, h.Conf()) != before {
+			if kept := backups(t, h, auth); len(kept) > 0 || text(t, conf(t, h)) != before {
 				t.Errorf("changed nevertheless: %v", kept)
 			}
 		})
@@ -170,7 +180,7 @@ func TestApplyAfterFault(t *testing.T) {
 	for at := 1; at <= 4; at++ {
 		for _, after := range []bool{false, true} {
 			h, auth := puppetHost(t, false)
-			files := map[string]string{h.Conf(): text(t, h.Conf()), auth: text(t, auth)}
+			files := map[string]string{conf(t, h): text(t, conf(t, h)), auth: text(t, auth)}
 			h.disk = &faulty{durable.OS, at, after}
 			changes, err := h.Apply(lacking(), theCommand)
 			if !errors.Is(err, errFault) || len(changes) != 2 || changes[1].Done {

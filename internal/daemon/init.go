@@ -28,8 +28,9 @@ import (
 
 // InitOptions say what Init makes.
 type InitOptions struct {
-	Dir      string // "": the system's folders
-	Certname string // of the Puppet Server; with PuppetServer "": the one of this host, or its URL's host
+	Puppet   *PuppetHost // asked for what is not given; a trial with a CA of its own needs none
+	Dir      string      // "": the system's folders
+	Certname string      // of the Puppet Server; with PuppetServer "": the one of this host, or its URL's host
 
 	// The CA that espm makes and owns, unless PuppetServer is set.
 	CAKey        string // "": RSA-4096
@@ -138,7 +139,7 @@ func Init(ctx context.Context, o InitOptions) (Initialized, error) {
 	stood := exists(l.Config)
 	if !stood {
 		var err error
-		if l.site, err = o.site(ctx); err != nil {
+		if l.site, err = o.site(); err != nil {
 			return Initialized{}, err
 		}
 		if done.PuppetServer, err = o.ask(ctx, l.site); err != nil {

@@ -47,9 +47,9 @@ type PuppetServer struct {
 const asks = time.Minute
 
 // site finds out what a new configuration says.
-func (o InitOptions) site(ctx context.Context) (site, error) {
+func (o InitOptions) site() (site, error) {
 	if o.PuppetServer == nil {
-		return o.ownSite(ctx)
+		return o.ownSite()
 	}
 	set := *o.PuppetServer
 	for _, file := range []*string{&set.Certificate, &set.Key, &set.CA} {
@@ -64,9 +64,7 @@ func (o InitOptions) site(ctx context.Context) (site, error) {
 	var settings map[string]string
 	if set.URL == "" || set.Certificate == "" || set.CA == "" {
 		var err error
-		settings, err = puppetSettings(ctx, append(slices.Clone(identity), "certname", "serverport", "ca_server", "ca_port", "cacert", "config",
-			"group", "node_terminus", "external_nodes")...)
-		if err != nil {
+		if settings, err = o.Puppet.settings(); err != nil {
 			return site{}, fmt.Errorf("%w; run init as root on Puppet Server's host; elsewhere give --url, --certificate, --key and --ca", err)
 		}
 		if set.URL == "" {
@@ -98,39 +96,17 @@ func (o InitOptions) site(ctx context.Context) (site, error) {
 }
 
 // ownSite is for a CA of espm's. A trial, in a folder of its own, knows nothing of this host.
-func (o InitOptions) ownSite(ctx context.Context) (site, error) {
+func (o InitOptions) ownSite() (site, error) {
 	s := site{Server: o.Certname, Port: 8140, Protected: []string{o.Certname}, Unknown: enc.Fail}
 	if o.Dir != "" {
 		return s, nil
 	}
-	settings, err := puppetSettings(ctx, "certname", "group")
+	settings, err := o.Puppet.settings()
 	if errors.Is(err, errNoPuppet) {
 		return s, nil
 	}
 	s.Group = usableGroup(settings["group"])
 	return s, err
-}
-
-// ServerName returns the certname of the Puppet Server on this host: Puppet's, or else the host's name,
-// which it is for a trial in a folder of its own as well.
-func ServerName(ctx context.Context, dir string) (string, error) {
-	if dir == "" {
-		settings, err := puppetSettings(ctx, "certname", "group")
-		if !errors.Is(err, errNoPuppet) {
-			return settings["certname"], err
-		}
-	}
-	return os.Hostname()
-}
-
-// FindCA returns the file of the CA that Puppet Server on this host has; "" where there is no
-// Puppet, or none with a CA.
-func FindCA(ctx context.Context) (string, error) {
-	settings, err := puppetSettings(ctx, "cacert", "certname")
-	if errors.Is(err, errNoPuppet) || err == nil && !exists(settings["cacert"]) {
-		return "", nil
-	}
-	return settings["cacert"], err
 }
 
 // caURL returns where the CA is that Puppet on this host uses. Where the CA's

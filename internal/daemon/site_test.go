@@ -123,13 +123,20 @@ func TestSiteIsWhatPuppetSays(t *testing.T) {
 			url:     "https://p.test:8150", server: "p.test", protected: "p.test", unknown: enc.Blank, certificates: "/c"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			fakePuppet(t, c.puppet)
+			calls := fakePuppet(t, c.puppet)
+			c.options.Puppet = FindPuppet(t.Context())
 			if c.options.PuppetServer == nil {
 				c.options.PuppetServer = &config.PuppetServer{}
 			}
-			got, err := c.options.site(t.Context())
+			got, err := c.options.site()
 			if err != nil {
 				t.Fatal(err)
+			}
+			if _, err := c.options.Puppet.CA(); (err != nil) != (c.puppet == "exit 1") {
+				t.Error(err)
+			}
+			if n := strings.Count(calls(), "\n"); n != 1 {
+				t.Errorf("Puppet was asked %d times", n)
 			}
 			if got.PuppetServer.URL != c.url || got.Server != c.server || strings.Join(got.Protected, " ") != c.protected ||
 				got.Unknown != c.unknown || got.Command != c.command || got.PuppetServer.Certificate != c.certificates || got.Group != "" && name != "without Puppet" {
