@@ -117,7 +117,7 @@ func about(l *node.AuditLine, req any) {
 	case interface{ GetGroup() *espmv1.Group }:
 		setGroup(l, m.GetGroup().GetName())
 	case interface{ GetName() string }:
-		setGroup(l, m.GetName())
+		setNamed(l, m.GetName())
 	case interface{ GetId() string }:
 		if checkID(m.GetId()) == nil {
 			l.Object = "revocation/" + m.GetId()
@@ -134,6 +134,15 @@ func setName(l *node.AuditLine, name string) {
 func setUID(l *node.AuditLine, uid string) {
 	if _, err := uuid.Parse(uid); err == nil {
 		l.UID = node.UID(uid)
+	}
+}
+
+// setNamed fills in a name that is a group's, or a token's where tokens are what the method is about.
+func setNamed(l *node.AuditLine, name string) {
+	if !strings.HasPrefix(l.Method, espmv1.TokenService_ServiceDesc.ServiceName+"/") {
+		setGroup(l, name)
+	} else if node.CheckTokenName("name", name) == nil {
+		l.Object = "token/" + name
 	}
 }
 
