@@ -254,7 +254,7 @@ func (r *Registry) give(ctx context.Context, c *store.Change, n node.Node, owner
 	if n.State == node.Issuing {
 		return fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)
 	}
-	certs, err := r.certificates(ctx, n)
+	certs, err := r.Store.CertificatesOfLife(ctx, n.Certname, n.UID)
 	if err != nil {
 		return err
 	}

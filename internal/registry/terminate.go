@@ -113,7 +113,7 @@ func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why
 	c.Audit(line)
 	c.RemoveNode(n)
 	c.PutTombstone(t.Node)
-	certs, err := r.certificates(ctx, n)
+	certs, err := r.Store.CertificatesOfLife(ctx, n.Certname, n.UID)
 	if err != nil {
 		return t, err
 	}
@@ -138,26 +138,6 @@ func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why
 	r.Log.WithFields(fields).Info("node terminated")
 	t.Revocations, err = r.Store.RevocationsOf(ctx, n.Certname, n.UID)
 	return t, err
-}
-
-// certificates returns all that a registration ever had and that are not forgotten.
-func (r *Registry) certificates(ctx context.Context, n node.Node) ([]node.Certificate, error) {
-	var of []node.Certificate
-	for after := string(n.UID) + "/"; ; {
-		page, err := r.Store.CertificatesOf(ctx, n.Certname, after, 100)
-		if err != nil {
-			return nil, fmt.Errorf("certificates of %q: %w", n.Certname, err)
-		}
-		for _, cert := range page.Items {
-			if cert.UID != n.UID { // they are in order of registration
-				return of, nil
-			}
-			of = append(of, cert)
-		}
-		if after = page.Next; after == "" {
-			return of, nil
-		}
-	}
 }
 
 // earlierLife answers a terminate that does not concern the live registration.
@@ -211,7 +191,7 @@ func (r *Registry) forget(ctx context.Context, n node.Node) error {
 	if _, open, err := r.Store.Intent(ctx, n.UID); err != nil || open {
 		return err
 	}
-	certs, err := r.certificates(ctx, n)
+	certs, err := r.Store.CertificatesOfLife(ctx, n.Certname, n.UID)
 	alive := func(cert node.Certificate) bool { return cert.Receipt == nil && !r.Now().After(cert.NotAfter) }
 	if err != nil || slices.ContainsFunc(certs, alive) {
 		return err

@@ -183,6 +183,28 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
+// Those of one registration are found by their keys: no other life's is read.
+func TestCertificatesOfLife(t *testing.T) {
+	f := newFixture(t)
+	for i, of := range []struct {
+		name node.Certname
+		uid  node.UID
+	}{{"web01", "u1"}, {"web01", "u10"}, {"web01", "u1"}, {"web0", "u1"}, {"web01", "u0"}} {
+		f.do(func(c *store.Change) {
+			c.PutCertificate(node.Certificate{Serial: node.Serial(fmt.Sprintf("%04X", i)), Certname: of.name, UID: of.uid})
+		})
+	}
+	for uid, want := range map[node.UID]string{"u1": "[0000 0002]", "u10": "[0001]", "u0": "[0004]", "u": "[]"} {
+		var serials []node.Serial
+		for _, cert := range must(f.CertificatesOfLife(t.Context(), "web01", uid))(t) {
+			serials = append(serials, cert.Serial)
+			stored := must(f.Certificate(t.Context(), cert.Serial))(t)
+			equal(t, "certificate", cert, stored)
+		}
+		equal(t, "serials of "+string(uid), fmt.Sprint(serials), want)
+	}
+}
+
 // Revocations are done oldest first, and one is pending until its receipt is stored.
 func TestPending(t *testing.T) {
 	f := newFixture(t)
