@@ -192,6 +192,13 @@ func pick[T any](a *authority, hook *T) T {
 	return *hook
 }
 
+// failRevoke sets the hook of Revoke while the queue runs.
+func (a *authority) failRevoke(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.revoke = func(context.Context, []ca.Target) ([]node.Receipt, error) { return nil, err }
+}
+
 // heal takes all faults away.
 func (a *authority) heal() {
 	a.mu.Lock()

@@ -174,7 +174,7 @@ func (r *Registry) sweep(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := r.forget(ctx, n); err != nil && ctx.Err() == nil {
+		if err := retry(func() error { return r.forget(ctx, n) }); err != nil && ctx.Err() == nil {
 			r.Log.WithError(err).WithField("certname", n.Certname).Error("forgetting an old registration")
 		}
 	}
@@ -184,16 +184,18 @@ func (r *Registry) sweep(ctx context.Context) error {
 // forget removes what is left of a registration, once it owes nothing: a
 // certificate whose revocation was dropped can be revoked by its serial until it expires.
 func (r *Registry) forget(ctx context.Context, n node.Node) error {
-	revs, err := r.Store.RevocationsOf(ctx, n.Certname, n.UID)
-	if err != nil || slices.ContainsFunc(revs, node.Revocation.Open) {
-		return err
-	}
+	// The revocations last: an intent turns into one, never the reverse, and of one that is
+	// ordered after its certificate was read, the commit's guard tells.
 	if _, open, err := r.Store.Intent(ctx, n.UID); err != nil || open {
 		return err
 	}
 	certs, err := r.Store.CertificatesOfLife(ctx, n.Certname, n.UID)
 	alive := func(cert node.Certificate) bool { return cert.Receipt == nil && !r.Now().After(cert.NotAfter) }
 	if err != nil || slices.ContainsFunc(certs, alive) {
+		return err
+	}
+	revs, err := r.Store.RevocationsOf(ctx, n.Certname, n.UID)
+	if err != nil || slices.ContainsFunc(revs, node.Revocation.Open) {
 		return err
 	}
 	c := store.NewChange()

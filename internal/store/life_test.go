@@ -54,7 +54,7 @@ func (f *fixture) life(name node.Certname, uid node.UID, serial node.Serial, end
 	cert.Receipt = rev.Receipt
 	f.do(func(c *store.Change) { c.PutRevocation(rev); c.PutCertificate(cert) })
 	f.keys(string(name), "ix/pending/")
-	return must(f.Tombstone(ctx, name, uid))(f.t), []node.Certificate{cert}, []node.Revocation{rev}
+	return must(f.Tombstone(ctx, name, uid))(f.t), must(f.CertificatesOfLife(ctx, name, uid))(f.t), must(f.RevocationsOf(ctx, name, uid))(f.t)
 }
 
 // After its time, a registration leaves nothing behind; what other lives of
@@ -69,6 +69,9 @@ func TestForgetLeavesNothing(t *testing.T) {
 	before := f.dump()
 
 	n, certs, revs := f.life("web01", "u2", "0002", t0.Add(time.Hour))
+	f.do(func(c *store.Change) { c.PutCertificate(certs[0]) })
+	f.stale("a certificate changed since", func(c *store.Change) { c.Forget(n, certs, revs) })
+	certs = must(f.CertificatesOfLife(t.Context(), "web01", "u2"))(t)
 	f.do(func(c *store.Change) { c.Forget(n, certs, revs) })
 
 	after := f.dump()
