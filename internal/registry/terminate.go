@@ -113,21 +113,10 @@ func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why
 	c.Audit(line)
 	c.RemoveNode(n)
 	c.PutTombstone(t.Node)
-	certs, err := r.Store.CertificatesOfLife(ctx, n.Certname, n.UID)
-	if err != nil {
-		return t, err
+	if err := r.orderAll(ctx, c, n, reason); err != nil {
+		return t, fmt.Errorf("terminating %q: %w", n.Certname, err)
 	}
-	if n.Serial != "" {
-		if _, err := r.orderRevocation(ctx, c, node.Revocation{Serial: n.Serial, Reason: reason}); err != nil {
-			return t, err
-		}
-	}
-	for _, cert := range certs { // the others: their revocation was dropped
-		if cert.Serial != n.Serial && cert.Revocation == "" && !r.Now().After(cert.NotAfter) {
-			rev := r.orderFor(c, cert, node.Revocation{Reason: reason})
-			c.Audit(audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev))
-		}
-	}
+	var err error
 	if t.Node.Revision, err = r.Store.Commit(ctx, c); err != nil {
 		return t, fmt.Errorf("terminating %q: %w", n.Certname, err)
 	}
@@ -138,6 +127,31 @@ func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why
 	r.Log.WithFields(fields).Info("node terminated")
 	t.Revocations, err = r.Store.RevocationsOf(ctx, n.Certname, n.UID)
 	return t, err
+}
+
+// orderAll adds the orders to revoke the certificates of a registration that ends: the one that it holds, of
+// which the line of the terminate tells, and others, whose revocation was dropped, while they are valid.
+func (r *Registry) orderAll(ctx context.Context, c *store.Change, n node.Node, reason node.Reason) error {
+	certs, err := r.Store.CertificatesOfLife(ctx, n.Certname, n.UID)
+	if err != nil {
+		return err
+	}
+	found := n.Serial == ""
+	for _, cert := range certs {
+		held := cert.Serial == n.Serial
+		if !held && (cert.Revocation != "" || r.Now().After(cert.NotAfter)) {
+			continue
+		}
+		found = found || held
+		rev := r.orderFor(c, cert, node.Revocation{Reason: reason})
+		if !held {
+			c.Audit(audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev))
+		}
+	}
+	if !found {
+		return store.NoCertificate(n.Serial)
+	}
+	return nil
 }
 
 // earlierLife answers a terminate that does not concern the live registration.
