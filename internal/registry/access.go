@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/espm-project/espm/internal/ca"
-	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
 )
@@ -176,19 +175,15 @@ func (a access) mayJoin(old *node.Node, n node.Node) error {
 
 // mayLive checks the environment that a write brings a node into, also one that comes
 // from its groups: else a group would be a way around.
-func (a access) mayLive(ctx context.Context, groups enc.Groups, old *node.Node, n node.Node) error {
+func (a access) mayLive(environment string, old *node.Node, n node.Node) error {
 	if !a.confined() || a.Grant.Environments == nil {
 		return nil
 	}
 	if old != nil && old.Classification.Environment == n.Classification.Environment && slices.Equal(old.Groups, n.Groups) {
 		return nil
 	}
-	merged, err := enc.Merge(ctx, groups, n)
-	if err != nil {
-		return err
-	}
-	if !slices.Contains(a.Grant.Environments, merged.Environment) {
-		return node.NotPermitted("environment", "%q is none of the environments granted to %s", merged.Environment, a.Name)
+	if !slices.Contains(a.Grant.Environments, environment) {
+		return node.NotPermitted("environment", "%q is none of the environments granted to %s", environment, a.Name)
 	}
 	return nil
 }

@@ -274,10 +274,11 @@ func (r *Registry) commitNode(ctx context.Context, c *store.Change, old *node.No
 		}
 		c.GuardGroups(mark)
 	}
-	if err := checkNode(ctx, r.Store, *n); err != nil {
+	merged, err := checkNode(ctx, r.Store, *n)
+	if err != nil {
 		return err
 	}
-	if err := a.mayLive(ctx, r.Store, old, *n); err != nil {
+	if err := a.mayLive(merged.Environment, old, *n); err != nil {
 		return err
 	}
 	if validateOnly {
