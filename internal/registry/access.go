@@ -221,16 +221,16 @@ func matches(pattern, name string) bool {
 		next := make([]bool, len(name)+1)
 		switch {
 		case pattern[0] == '*':
-			_, any := strings.CutPrefix(pattern, "**")
+			double := strings.HasPrefix(pattern, "**")
 			reached := false
 			for i := range next {
-				if i > 0 && name[i-1] == '.' && !any {
+				if i > 0 && name[i-1] == '.' && !double {
 					reached = false
 				}
 				reached = reached || at[i]
 				next[i] = reached
 			}
-			if any {
+			if double {
 				pattern = pattern[1:]
 			}
 		default:
