@@ -17,8 +17,9 @@ import (
 
 const (
 	sealEvery  = time.Second
-	tendEvery  = time.Hour // old lines leave, and the daemon's log gets the head's hash
-	sealBatch  = 1000      // lines to a commit, roughly, as other writers wait for it
+	tendEvery  = time.Hour        // old lines leave, and the daemon's log gets the head's hash
+	tendAgain  = 10 * time.Minute // after lines could not leave for their size, such as one that is damaged
+	sealBatch  = 1000             // lines to a commit, roughly, as other writers wait for it
 	pruneBatch = 5000
 	// clockDoubt is how long a clock that is wrong at the start has to be put right before lines leave for their age.
 	clockDoubt = 24 * time.Hour
@@ -54,6 +55,7 @@ func (l *Log) Run(ctx context.Context) {
 	tick := time.NewTicker(sealEvery)
 	defer tick.Stop()
 	var tended time.Time
+	var pause time.Duration // until lines leave for their size
 	failing := false
 	for {
 		err := l.Seal(ctx)
@@ -61,9 +63,10 @@ func (l *Log) Run(ctx context.Context) {
 			l.Log.WithError(err).Error("audit lines can't be sealed yet; those of changes are kept until they can")
 		}
 		failing = err != nil
-		if now := l.Now(); !failing && (l.overflows() || now.Sub(tended) >= tendEvery) {
-			tended = now
+		if since := l.Now().Sub(tended); !failing && (since >= tendEvery || since >= pause && l.overflows()) {
+			tended, pause = l.Now(), 0
 			if err := errors.Join(l.Prune(ctx), l.anchor(ctx)); err != nil && ctx.Err() == nil {
+				pause = tendAgain
 				l.Log.WithError(err).Error("looking after the audit log")
 			}
 		}

@@ -348,23 +348,3 @@ func TestRefusedWhileTheStoreFails(t *testing.T) {
 		t.Errorf("%+v", head)
 	}
 }
-
-// Run seals what an earlier process left, and at its end what is in memory.
-func TestRun(t *testing.T) {
-	r := newRig(t, audit.Options{})
-	r.do(t, "a.test")
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan struct{})
-	go func() { r.Run(ctx); close(ended) }()
-	for range 30 {
-		r.Refuse(audit.Line(ctx, r.now, node.ActionTerminate), "INVALID")
-	}
-	cancel()
-	<-ended
-	if head := r.head(t); head.Seq != 12 {
-		t.Errorf("%+v, want a line of a change, ten refusals and a sum", head)
-	}
-	if v := r.verify(t, nil); v.Flaw != nil {
-		t.Errorf("%+v", v)
-	}
-}

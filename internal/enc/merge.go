@@ -58,7 +58,7 @@ func classify(ctx context.Context, src Source, name node.Certname) (node.Node, n
 // Merge returns what a node's own part and its groups make together: the node
 // beats its groups, a group beats its ancestors. Classes add up; an
 // environment and the value of a parameter are taken whole from the nearest
-// that sets them, and so does the mark that it is sensitive. The errors are those of Inherit and Inherited.Check.
+// that sets them, and so does the mark that it is sensitive. The errors are those of Inherit and Inherited.Merge.
 func Merge(ctx context.Context, src Groups, n node.Node) (node.Classification, error) {
 	if len(n.Groups) == 0 {
 		return n.Classification, nil
@@ -67,11 +67,7 @@ func Merge(ctx context.Context, src Groups, n node.Node) (node.Classification, e
 	if err != nil {
 		return node.Classification{}, err
 	}
-	if err := h.Check(n); err != nil {
-		return node.Classification{}, err
-	}
-	maps.Copy(h.settings, flatten(n.Classification))
-	return h.settings.classification(), nil
+	return h.Merge(n)
 }
 
 // Inherited is what groups and their ancestors make together, for any node
@@ -116,6 +112,20 @@ func (h *Inherited) Check(n node.Node) error {
 		}
 	}
 	return nil
+}
+
+// Merge returns what a node that is in these groups is classified as. The error is Check's.
+func (h *Inherited) Merge(n node.Node) (node.Classification, error) {
+	if err := h.Check(n); err != nil {
+		return node.Classification{}, err
+	}
+	merged := flatten(n.Classification)
+	for key, v := range h.settings {
+		if _, own := merged[key]; !own {
+			merged[key] = v
+		}
+	}
+	return merged.classification(), nil
 }
 
 // CheckSize makes sure that the groups leave room for any node's own part in

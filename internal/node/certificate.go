@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"math/big"
+	"strings"
 	"time"
 )
 
@@ -84,6 +85,9 @@ func (r Request) Key() string {
 	}
 	return r.Principal + " " + r.ID
 }
+
+// RequestIDOf returns the id of a Request.Key, as its caller gave it.
+func RequestIDOf(key string) string { return key[strings.LastIndexByte(key, ' ')+1:] }
 
 // Revocation is a durable order to revoke one certificate. It is open until
 // it has a receipt or is dropped.

@@ -153,3 +153,14 @@ func TestSpec(t *testing.T) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
+
+func TestRequestIDOf(t *testing.T) {
+	for _, r := range []Request{{ID: "r/1"}, {ID: "r-1", Principal: "token:ci"}, {ID: "r:1", Principal: "local:some user"}} {
+		if got := RequestIDOf(r.Key()); got != r.ID {
+			t.Errorf("of %q: %q", r.Key(), got)
+		}
+	}
+	if got := RequestIDOf(""); got != "" {
+		t.Errorf("of none: %q", got)
+	}
+}

@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/espm-project/espm/internal/ca"
-	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
 )
@@ -176,19 +175,15 @@ func (a access) mayJoin(old *node.Node, n node.Node) error {
 
 // mayLive checks the environment that a write brings a node into, also one that comes
 // from its groups: else a group would be a way around.
-func (a access) mayLive(ctx context.Context, groups enc.Groups, old *node.Node, n node.Node) error {
+func (a access) mayLive(environment string, old *node.Node, n node.Node) error {
 	if !a.confined() || a.Grant.Environments == nil {
 		return nil
 	}
 	if old != nil && old.Classification.Environment == n.Classification.Environment && slices.Equal(old.Groups, n.Groups) {
 		return nil
 	}
-	merged, err := enc.Merge(ctx, groups, n)
-	if err != nil {
-		return err
-	}
-	if !slices.Contains(a.Grant.Environments, merged.Environment) {
-		return node.NotPermitted("environment", "%q is none of the environments granted to %s", merged.Environment, a.Name)
+	if !slices.Contains(a.Grant.Environments, environment) {
+		return node.NotPermitted("environment", "%q is none of the environments granted to %s", environment, a.Name)
 	}
 	return nil
 }
@@ -226,16 +221,16 @@ func matches(pattern, name string) bool {
 		next := make([]bool, len(name)+1)
 		switch {
 		case pattern[0] == '*':
-			_, any := strings.CutPrefix(pattern, "**")
+			double := strings.HasPrefix(pattern, "**")
 			reached := false
 			for i := range next {
-				if i > 0 && name[i-1] == '.' && !any {
+				if i > 0 && name[i-1] == '.' && !double {
 					reached = false
 				}
 				reached = reached || at[i]
 				next[i] = reached
 			}
-			if any {
+			if double {
 				pattern = pattern[1:]
 			}
 		default:
@@ -254,7 +249,7 @@ func (r *Registry) give(ctx context.Context, c *store.Change, n node.Node, owner
 	if n.State == node.Issuing {
 		return fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)
 	}
-	certs, err := r.certificates(ctx, n)
+	certs, err := r.Store.CertificatesOfLife(ctx, n.Certname, n.UID)
 	if err != nil {
 		return err
 	}

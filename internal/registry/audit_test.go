@@ -2,11 +2,14 @@ package registry_test
 
 import (
 	"context"
+	"crypto/x509"
+	"errors"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/espm-project/espm/internal/audit"
+	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/registry"
 )
@@ -22,7 +25,7 @@ func (f *fixture) lines(t *testing.T) (all []node.SealedLine) {
 	return all
 }
 
-// Who asked is in the lines of all that a call does, also of what goes on without its caller.
+// Who asked, and with which request id, is in the lines of all that a call does, also of what goes on without its caller.
 func TestLinesSayWhoAsked(t *testing.T) {
 	f := newFixture(t)
 	who := node.Caller{Name: "token:ci", Role: node.Provisioner, Peer: "192.0.2.1:5", Method: "espm.v1.NodeService/ProvisionNode"}
@@ -37,14 +40,40 @@ func TestLinesSayWhoAsked(t *testing.T) {
 		t.Error("answered a caller who is gone")
 	}
 	f.Wait()
-	var got []node.Action
+	if _, err := f.Revoke(ctx, registry.RevokeRequest{Certname: "a.test"}, 0, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Issue(ctx, "a.test", "", registry.Spec{}, "r3", false); err != nil {
+		t.Fatal(err)
+	}
+	f.authority.sign = func(ctx context.Context, req ca.Request) (*x509.Certificate, error) {
+		if _, err := f.authority.Authority.Sign(ctx, req); err != nil {
+			t.Error(err)
+		}
+		return nil, errLost
+	}
+	if _, err := f.Provision(ctx, node.Node{Certname: "c.test"}, registry.Spec{}, "r4", false); !errors.Is(err, errLost) {
+		t.Errorf("got %v", err)
+	}
+	type said struct {
+		action  node.Action
+		request string
+	}
+	var got []said
 	for _, l := range f.lines(t) {
-		got = append(got, l.Action)
-		if l.Principal != who.Name || l.Role != who.Role || l.Peer != who.Peer || l.Method != who.Method || l.RequestID == "" || l.Serial == "" {
+		got = append(got, said{l.Action, l.RequestID})
+		if l.Principal != who.Name || l.Role != who.Role || l.Peer != who.Peer || l.Method != who.Method || l.Serial == "" {
 			t.Errorf("%+v", l)
 		}
 	}
-	if want := []node.Action{node.ActionProvision, node.ActionIssue, node.ActionProvision, node.ActionIssue}; !slices.Equal(got, want) {
+	want := []said{
+		{node.ActionProvision, "r1"}, {node.ActionIssue, "r1"},
+		{node.ActionProvision, "r2"}, {node.ActionIssue, "r2"},
+		{node.ActionOrder, ""},
+		{node.ActionBegin, "r3"}, {node.ActionIssue, "r3"},
+		{node.ActionProvision, "r4"}, {node.ActionSettle, "r4"},
+	}
+	if !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	if l := f.lines(t)[1]; l.Serial != p.Node.Serial || l.UID != p.Node.UID || l.Revision != p.Node.Revision || !l.Time.Equal(f.clock.Now().Truncate(time.Microsecond)) {

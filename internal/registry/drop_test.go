@@ -3,9 +3,11 @@ package registry_test
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"github.com/espm-project/espm/internal/ca/directory"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/registry"
+	"github.com/espm-project/espm/internal/store"
 )
 
 // revokeAndDrop leaves a node's certificate valid, after its revocation was ordered.
@@ -56,10 +59,48 @@ func TestTerminateRevokesAllThatIsValid(t *testing.T) {
 		second = p.Node
 	})
 	f.held(t, "web1.test", second.Serial)
+	before := len(f.lines(t))
+	var mu sync.Mutex
+	read := map[string]int{}
+	f.engine.onGet(func(ctx context.Context, key string) (store.Record, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if strings.HasPrefix(key, "cert/") {
+			read[key]++
+		}
+		return f.engine.Engine.Get(ctx, key)
+	})
+	f.terminate(t, "web1.test", "", 0)
+	if once := map[string]int{"cert/" + string(first.Serial): 1, "cert/" + string(second.Serial): 1}; !maps.Equal(read, once) {
+		t.Errorf("read %v, want %v", read, once)
+	}
+	lines := f.lines(t)[before:]
+	if len(lines) != 2 || lines[0].Action != node.ActionTerminate || lines[0].Serial != second.Serial || lines[1].Action != node.ActionOrder || lines[1].Serial != first.Serial {
+		t.Errorf("audit lines: %+v", lines)
+	}
 	f.run(t)
-	f.terminate(t, "web1.test", "", 20*time.Second)
+	f.terminate(t, "web1.test", second.UID, 20*time.Second)
 	if revoked := f.revoked(t); !revoked[first.Serial] || !revoked[second.Serial] {
 		t.Errorf("revoked %v, want %s and %s", revoked, first.Serial, second.Serial)
+	}
+}
+
+// A registration whose certificate has no record is not terminated: it could not be revoked.
+func TestTerminateWithoutTheCertificatesRecord(t *testing.T) {
+	f := newFixture(t)
+	p := f.provision(t, "web1.test", "")
+	f.engine.onGet(func(ctx context.Context, key string) (store.Record, error) {
+		if strings.HasPrefix(key, "cert/") {
+			return store.Record{}, store.ErrNoKey
+		}
+		return f.engine.Engine.Get(ctx, key)
+	})
+	_, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "web1.test"}, 0, false)
+	if !errors.Is(err, node.ErrCertificateNotFound) || !strings.Contains(err.Error(), string(p.Node.Serial)) {
+		t.Errorf("got %v", err)
+	}
+	if n, err := f.Get(t.Context(), "web1.test", ""); err != nil || n.Serial != p.Node.Serial {
+		t.Errorf("got %+v, %v", n, err)
 	}
 }
 

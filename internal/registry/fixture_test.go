@@ -107,10 +107,18 @@ func (c *clock) advance(d time.Duration) {
 	c.now = c.now.Add(d)
 }
 
-// faultyEngine is the real one; its hook, where set, stands in for Commit.
+// faultyEngine is the real one; each hook, where set, stands in for the call.
 type faultyEngine struct {
 	store.Engine
 	commit atomic.Pointer[func(context.Context, store.Batch) (int64, error)]
+	get    atomic.Pointer[func(context.Context, string) (store.Record, error)]
+}
+
+func (e *faultyEngine) Get(ctx context.Context, key string) (store.Record, error) {
+	if hook := e.get.Load(); hook != nil {
+		return (*hook)(ctx, key)
+	}
+	return e.Engine.Get(ctx, key)
 }
 
 func (e *faultyEngine) Commit(ctx context.Context, b store.Batch) (int64, error) {
@@ -118,6 +126,11 @@ func (e *faultyEngine) Commit(ctx context.Context, b store.Batch) (int64, error)
 		return (*hook)(ctx, b)
 	}
 	return e.Engine.Commit(ctx, b)
+}
+
+// onGet sets the hook of Get.
+func (e *faultyEngine) onGet(hook func(context.Context, string) (store.Record, error)) {
+	e.get.Store(&hook)
 }
 
 // onCommit sets the hook; nil takes it away.
@@ -177,6 +190,13 @@ func pick[T any](a *authority, hook *T) T {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return *hook
+}
+
+// failRevoke sets the hook of Revoke while the queue runs.
+func (a *authority) failRevoke(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.revoke = func(context.Context, []ca.Target) ([]node.Receipt, error) { return nil, err }
 }
 
 // heal takes all faults away.

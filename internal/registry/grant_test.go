@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"context"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/registry"
+	"github.com/espm-project/espm/internal/store"
 )
 
 // want checks for a refusal of a field; "" for none.
@@ -200,6 +202,28 @@ func TestGrantOfClassification(t *testing.T) {
 	wantRefused(t, "out of a group that an admin put it in", edit(groups, func(n *node.Node) { n.Groups = nil }), "groups")
 	wantRefused(t, "out of its own group", edit(groups, func(n *node.Node) { n.Groups = []string{"hardened"} }), "")
 	wantRefused(t, "labels", edit(node.Grant{Groups: []string{}, Environments: []string{}}, func(n *node.Node) { n.Labels = map[string]string{"a": "b"} }), "")
+}
+
+// One look at a group serves all checks of a write.
+func TestGroupsAreReadOnceForAWrite(t *testing.T) {
+	f := newFixture(t)
+	if _, err := f.CreateGroup(admin(t), node.Group{Name: "web", Classification: node.Classification{Environment: "ci"}}, false); err != nil {
+		t.Fatal(err)
+	}
+	reads := 0
+	f.engine.onGet(func(ctx context.Context, key string) (store.Record, error) {
+		if key == "group/web" {
+			reads++
+		}
+		return f.engine.Engine.Get(ctx, key)
+	})
+	ctx := granted(t, "token:a", node.Grant{Environments: []string{"ci"}})
+	if _, err := f.Register(ctx, node.Node{Certname: "web1.test", Groups: []string{"web"}}, "", false); err != nil {
+		t.Fatal(err)
+	}
+	if reads != 1 {
+		t.Errorf("read %d times", reads)
+	}
 }
 
 func TestGrantOfReadingGroups(t *testing.T) {

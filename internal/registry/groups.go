@@ -16,16 +16,16 @@ import (
 )
 
 // checkNode makes sure that a node's groups exist and agree, and that the
-// result is one that Puppet takes.
-func checkNode(ctx context.Context, groups enc.Groups, n node.Node) error {
+// result is one that Puppet takes. It returns what they make together.
+func checkNode(ctx context.Context, groups enc.Groups, n node.Node) (node.Classification, error) {
 	if len(n.Groups) == 0 {
-		return nil
+		return n.Classification, nil
 	}
 	h, err := inherit(ctx, groups, n.Groups)
 	if err != nil {
-		return err
+		return node.Classification{}, err
 	}
-	return h.Check(n)
+	return h.Merge(n)
 }
 
 func inherit(ctx context.Context, groups enc.Groups, names []string) (*enc.Inherited, error) {

@@ -119,7 +119,7 @@ func (r *Registry) importNames(ctx context.Context, s ImportSpec) ([]string, err
 	if err := node.Join(append(bad, like.Validate())...); err != nil {
 		return nil, err
 	}
-	if err := checkNode(ctx, r.Store, like); err != nil {
+	if _, err := checkNode(ctx, r.Store, like); err != nil {
 		if conflict, ok := errors.AsType[*node.ConflictError](err); ok {
 			conflict.Nodes = nil // there is no node of that name
 		}

@@ -164,7 +164,7 @@ func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o 
 	n.State, n.Serial, n.UpdatedAt = node.Issuing, "", r.Now().UTC()
 	c := store.NewChange()
 	line := r.line(ctx, node.ActionBegin, n)
-	line.Serial, line.RequestID = intent.Serial, intent.RequestID
+	line.Serial, line.RequestID = intent.Serial, node.RequestIDOf(intent.RequestID)
 	c.Audit(line)
 	if request != nil && isNew {
 		intent.NewRequest = true
@@ -312,7 +312,7 @@ func (r *Registry) keep(ctx context.Context, intent node.IssueIntent, cert *x509
 		n.Serial = node.SerialOf(cert.SerialNumber)
 		c := store.NewChange()
 		line := r.line(ctx, node.ActionIssue, n)
-		line.RequestID = intent.RequestID
+		line.RequestID = node.RequestIDOf(intent.RequestID)
 		c.Audit(line)
 		c.PutNode(&old, n)
 		c.PutCertificate(record(intent, n.Owner, cert))

@@ -73,7 +73,7 @@ func (r *Registry) check(name node.Certname, s Spec) (order, error) {
 // are those of Register, node.ErrUnavailable, and ErrProtected for a launch deadline.
 func (r *Registry) Provision(ctx context.Context, n node.Node, s Spec, requestID string, validateOnly bool) (Provisioned, error) {
 	o, specErr := r.check(n.Certname, s)
-	if err := node.Join(n.Validate(), checkRequestID(requestID), specErr); err != nil {
+	if err := node.Join(n.Validate(), CheckRequestID(requestID), specErr); err != nil {
 		return Provisioned{}, err
 	}
 	if err := r.mayOrder(ctx, &o); err != nil {
@@ -123,7 +123,7 @@ func pick(earlier *node.Node, n node.Node) node.Node {
 // ErrCertificateExists, ErrIssuing, ErrRequestReused, ErrRequestSpent, ErrUnavailable.
 func (r *Registry) Issue(ctx context.Context, name node.Certname, uid node.UID, s Spec, requestID string, validateOnly bool) (Provisioned, error) {
 	o, specErr := r.check(name, s)
-	if err := node.Join(checkRequestID(requestID), specErr); err != nil {
+	if err := node.Join(CheckRequestID(requestID), specErr); err != nil {
 		return Provisioned{}, err
 	}
 	n, err := r.node(ctx, name)

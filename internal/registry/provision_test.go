@@ -108,17 +108,20 @@ func TestIntentWaitsForTheAuthority(t *testing.T) {
 	}
 }
 
+// signForAnother signs a certificate for a key that nobody has.
+func (f *fixture) signForAnother(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
+	other, err := ca.GenerateKey(ca.ECP256)
+	if err != nil {
+		return nil, err
+	}
+	r.Key = other
+	return f.authority.Authority.Sign(ctx, r)
+}
+
 func TestCertificateOfAnotherIsRefused(t *testing.T) {
 	f := newFixture(t)
 	f.run(t)
-	f.authority.sign = func(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
-		other, err := ca.GenerateKey(ca.ECP256)
-		if err != nil {
-			return nil, err
-		}
-		r.Key = other
-		return f.authority.Authority.Sign(ctx, r)
-	}
+	f.authority.sign = f.signForAnother
 	if _, err := f.Provision(t.Context(), node.Node{Certname: "web1.test"}, registry.Spec{}, "", false); err == nil {
 		t.Fatal("a certificate for another key was accepted")
 	}

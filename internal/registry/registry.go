@@ -177,8 +177,8 @@ func (r *Registry) line(ctx context.Context, action node.Action, n node.Node) no
 
 func newUID() node.UID { return node.UID(uuid.Must(uuid.NewV7()).String()) }
 
-// checkRequestID keeps request ids printable and short.
-func checkRequestID(id string) error {
+// CheckRequestID keeps request ids printable and short; none is as good. The error is node.ErrInvalid.
+func CheckRequestID(id string) error {
 	if len(id) > 128 {
 		return node.Invalid("request_id", "at most 128 bytes, has %d", len(id))
 	}
@@ -194,7 +194,7 @@ func checkRequestID(id string) error {
 // caller's. Errors: node.ErrInvalid, ErrNotPermitted, ErrNodeExists, ErrGroupNotFound, ErrConflict,
 // ErrRequestReused, ErrRequestSpent.
 func (r *Registry) Register(ctx context.Context, n node.Node, requestID string, validateOnly bool) (node.Node, error) {
-	if err := node.Join(n.Validate(), checkRequestID(requestID)); err != nil {
+	if err := node.Join(n.Validate(), CheckRequestID(requestID)); err != nil {
 		return n, err
 	}
 	if err := r.mayName(ctx, n.Certname); err != nil {
@@ -274,10 +274,11 @@ func (r *Registry) commitNode(ctx context.Context, c *store.Change, old *node.No
 		}
 		c.GuardGroups(mark)
 	}
-	if err := checkNode(ctx, r.Store, *n); err != nil {
+	merged, err := checkNode(ctx, r.Store, *n)
+	if err != nil {
 		return err
 	}
-	if err := a.mayLive(ctx, r.Store, old, *n); err != nil {
+	if err := a.mayLive(merged.Environment, old, *n); err != nil {
 		return err
 	}
 	if validateOnly {

@@ -136,7 +136,8 @@ func (r *Registry) stir() {
 	}
 }
 
-// refuse orders the revocation of a certificate that verify did not pass.
+// refuse orders the revocation of a certificate that verify did not pass. The
+// authority may not find it again: where it can't be ordered, the log has its serial.
 func (r *Registry) refuse(ctx context.Context, intent node.IssueIntent, cert *x509.Certificate) error {
 	if cert == nil || verify(cert, intent) == nil {
 		return nil
@@ -144,12 +145,12 @@ func (r *Registry) refuse(ctx context.Context, intent node.IssueIntent, cert *x5
 	serial := node.SerialOf(cert.SerialNumber)
 	c := store.NewChange()
 	owner, err := r.ownerOf(ctx, intent)
-	if err != nil {
-		return err
+	if err == nil {
+		rev := r.Revocations.Order(c, node.Revocation{Serial: serial, Certname: intent.Certname, UID: intent.UID, Owner: owner})
+		c.Audit(audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev))
+		_, err = r.Store.Commit(ctx, c)
 	}
-	rev := r.Revocations.Order(c, node.Revocation{Serial: serial, Certname: intent.Certname, UID: intent.UID, Owner: owner})
-	c.Audit(audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev))
-	if _, err := r.Store.Commit(ctx, c); err != nil {
+	if err != nil {
 		return fmt.Errorf("serial %s, which the authority issued to nobody, has to be revoked by hand: %w", serial, err)
 	}
 	r.Revocations.Kick()
@@ -200,7 +201,7 @@ func (r *Registry) settle(ctx context.Context, intent node.IssueIntent) error {
 		c := store.NewChange()
 		c.RemoveIntent(open)
 		line := r.line(ctx, node.ActionSettle, node.Node{Certname: intent.Certname, UID: intent.UID, Serial: found.Serial})
-		line.RequestID = intent.RequestID
+		line.RequestID = node.RequestIDOf(intent.RequestID)
 		adopt := alive && intent.CallerKey && found.Certificate != nil && verify(found.Certificate, intent) == nil
 		if adopt {
 			adopted := n.Clone()

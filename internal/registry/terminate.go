@@ -113,21 +113,10 @@ func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why
 	c.Audit(line)
 	c.RemoveNode(n)
 	c.PutTombstone(t.Node)
-	certs, err := r.certificates(ctx, n)
-	if err != nil {
-		return t, err
+	if err := r.orderAll(ctx, c, n, reason); err != nil {
+		return t, fmt.Errorf("terminating %q: %w", n.Certname, err)
 	}
-	if n.Serial != "" {
-		if _, err := r.orderRevocation(ctx, c, node.Revocation{Serial: n.Serial, Reason: reason}); err != nil {
-			return t, err
-		}
-	}
-	for _, cert := range certs { // the others: their revocation was dropped
-		if cert.Serial != n.Serial && cert.Revocation == "" && !r.Now().After(cert.NotAfter) {
-			rev := r.orderFor(c, cert, node.Revocation{Reason: reason})
-			c.Audit(audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev))
-		}
-	}
+	var err error
 	if t.Node.Revision, err = r.Store.Commit(ctx, c); err != nil {
 		return t, fmt.Errorf("terminating %q: %w", n.Certname, err)
 	}
@@ -140,24 +129,29 @@ func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why
 	return t, err
 }
 
-// certificates returns all that a registration ever had and that are not forgotten.
-func (r *Registry) certificates(ctx context.Context, n node.Node) ([]node.Certificate, error) {
-	var of []node.Certificate
-	for after := string(n.UID) + "/"; ; {
-		page, err := r.Store.CertificatesOf(ctx, n.Certname, after, 100)
-		if err != nil {
-			return nil, fmt.Errorf("certificates of %q: %w", n.Certname, err)
+// orderAll adds the orders to revoke the certificates of a registration that ends: the one that it holds, of
+// which the line of the terminate tells, and others, whose revocation was dropped, while they are valid.
+func (r *Registry) orderAll(ctx context.Context, c *store.Change, n node.Node, reason node.Reason) error {
+	certs, err := r.Store.CertificatesOfLife(ctx, n.Certname, n.UID)
+	if err != nil {
+		return err
+	}
+	found := n.Serial == ""
+	for _, cert := range certs {
+		held := cert.Serial == n.Serial
+		if !held && (cert.Revocation != "" || r.Now().After(cert.NotAfter)) {
+			continue
 		}
-		for _, cert := range page.Items {
-			if cert.UID != n.UID { // they are in order of registration
-				return of, nil
-			}
-			of = append(of, cert)
-		}
-		if after = page.Next; after == "" {
-			return of, nil
+		found = found || held
+		rev := r.orderFor(c, cert, node.Revocation{Reason: reason})
+		if !held {
+			c.Audit(audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev))
 		}
 	}
+	if !found {
+		return store.NoCertificate(n.Serial)
+	}
+	return nil
 }
 
 // earlierLife answers a terminate that does not concern the live registration.
@@ -194,7 +188,7 @@ func (r *Registry) sweep(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := r.forget(ctx, n); err != nil && ctx.Err() == nil {
+		if err := retry(func() error { return r.forget(ctx, n) }); err != nil && ctx.Err() == nil {
 			r.Log.WithError(err).WithField("certname", n.Certname).Error("forgetting an old registration")
 		}
 	}
@@ -204,16 +198,18 @@ func (r *Registry) sweep(ctx context.Context) error {
 // forget removes what is left of a registration, once it owes nothing: a
 // certificate whose revocation was dropped can be revoked by its serial until it expires.
 func (r *Registry) forget(ctx context.Context, n node.Node) error {
-	revs, err := r.Store.RevocationsOf(ctx, n.Certname, n.UID)
-	if err != nil || slices.ContainsFunc(revs, node.Revocation.Open) {
-		return err
-	}
+	// The revocations last: an intent turns into one, never the reverse, and of one that is
+	// ordered after its certificate was read, the commit's guard tells.
 	if _, open, err := r.Store.Intent(ctx, n.UID); err != nil || open {
 		return err
 	}
-	certs, err := r.certificates(ctx, n)
+	certs, err := r.Store.CertificatesOfLife(ctx, n.Certname, n.UID)
 	alive := func(cert node.Certificate) bool { return cert.Receipt == nil && !r.Now().After(cert.NotAfter) }
 	if err != nil || slices.ContainsFunc(certs, alive) {
+		return err
+	}
+	revs, err := r.Store.RevocationsOf(ctx, n.Certname, n.UID)
+	if err != nil || slices.ContainsFunc(revs, node.Revocation.Open) {
 		return err
 	}
 	c := store.NewChange()

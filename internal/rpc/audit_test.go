@@ -197,6 +197,7 @@ func TestRefusedCallsHaveLines(t *testing.T) {
 	r := newRig(t)
 	ctx := t.Context()
 	r.register(t, &espmv1.Node{Certname: "a.test"})
+	tokens := espmv1.NewTokenServiceClient(r.conn)
 	const key = "-----BEGIN PRIVATE KEY-----"
 	var last int64
 	r.fresh(t, &last)
@@ -204,30 +205,51 @@ func TestRefusedCallsHaveLines(t *testing.T) {
 		call                        func() error
 		action                      node.Action
 		outcome, certname, uid, req string
-	}{
+		object                      string
+	}{ // ten at most: more of one caller in a minute are summed up
 		{func() error {
 			_, err := r.nodes.TerminateNode(ctx, &espmv1.TerminateNodeRequest{Certname: "puppet.test", Uid: someUID})
 			return err
-		}, node.ActionTerminate, "CERTNAME_PROTECTED", "puppet.test", someUID, ""},
+		}, node.ActionTerminate, "CERTNAME_PROTECTED", "puppet.test", someUID, "", ""},
 		{func() error {
 			_, err := r.nodes.ProvisionNode(ctx, &espmv1.ProvisionNodeRequest{Node: &espmv1.Node{Certname: "a.test"}, RequestId: "r-1"})
 			return err
-		}, node.ActionProvision, "NODE_EXISTS", "a.test", "", "r-1"},
+		}, node.ActionProvision, "NODE_EXISTS", "a.test", "", "r-1", ""},
 		{func() error {
 			_, err := r.nodes.RegisterNode(ctx, &espmv1.RegisterNodeRequest{Node: &espmv1.Node{Certname: key, Uid: key}, RequestId: key})
 			return err
-		}, node.ActionRegister, "INVALID", "", "", ""},
+		}, node.ActionRegister, "INVALID", "", "", "", ""},
+		{func() error { // a key in the field of a uid, which a parser of UUIDs takes
+			_, err := r.nodes.TerminateNode(ctx, &espmv1.TerminateNodeRequest{Certname: "a.test", Uid: "000102030405060708090a0b0c0d0e0f"})
+			return err
+		}, node.ActionTerminate, "INVALID", "a.test", "", "", ""},
+		{func() error {
+			_, err := r.nodes.RegisterNode(ctx, &espmv1.RegisterNodeRequest{Node: &espmv1.Node{Certname: "b.test", Uid: strings.ToUpper(someUID)}, RequestId: strings.Repeat("r", 129)})
+			return err
+		}, node.ActionRegister, "INVALID", "b.test", "", "", ""},
 		{func() error {
 			_, err := r.nodes.TerminateNode(ctx, &espmv1.TerminateNodeRequest{Certname: "a.test", Wait: durationpb.New(-1)})
 			return err
-		}, node.ActionTerminate, "INVALID", "a.test", "", ""},
+		}, node.ActionTerminate, "INVALID", "a.test", "", "", ""},
 		{func() error {
 			stream, err := r.certs.ImportCertificates(ctx, &espmv1.ImportCertificatesRequest{Groups: []string{"none"}})
 			if err == nil {
 				_, err = stream.Recv()
 			}
 			return err
-		}, node.ActionImport, "GROUP_NOT_FOUND", "", "", ""},
+		}, node.ActionImport, "GROUP_NOT_FOUND", "", "", "", ""},
+		{func() error {
+			_, err := r.groups.DeleteGroup(ctx, &espmv1.DeleteGroupRequest{Name: "ci"})
+			return err
+		}, node.ActionGroupDelete, "GROUP_NOT_FOUND", "", "", "", "group/ci"},
+		{func() error {
+			_, err := tokens.CreateToken(ctx, &espmv1.CreateTokenRequest{Name: key, Role: espmv1.Role_ROLE_READER})
+			return err
+		}, node.ActionTokenCreate, "INVALID", "", "", "", ""},
+		{func() error {
+			_, err := tokens.RevokeToken(ctx, &espmv1.RevokeTokenRequest{Name: "ci.1_a"})
+			return err
+		}, node.ActionTokenRevoke, "TOKEN_NOT_FOUND", "", "", "", "token/ci.1_a"},
 	} {
 		if err := tt.call(); err == nil {
 			t.Errorf("%s is not refused", tt.action)
@@ -238,8 +260,8 @@ func TestRefusedCallsHaveLines(t *testing.T) {
 			continue
 		}
 		l := lines[0]
-		if l.GetAction() != string(tt.action) || l.GetOutcome() != tt.outcome || l.GetCertname() != tt.certname || l.GetUid() != tt.uid || l.GetRequestId() != tt.req || l.GetRevision() != 0 {
-			t.Errorf("%v, want %+v", l, tt)
+		if l.GetAction() != string(tt.action) || l.GetOutcome() != tt.outcome || l.GetCertname() != tt.certname || l.GetUid() != tt.uid || l.GetRequestId() != tt.req || l.GetObject() != tt.object || l.GetRevision() != 0 {
+			t.Errorf("%v, want %s %s of %q %q, request %q, object %q", l, tt.action, tt.outcome, tt.certname, tt.uid, tt.req, tt.object)
 		}
 		if strings.Contains(l.String(), "PRIVATE") || l.GetMethod() == "" {
 			t.Errorf("%v", l)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"strings"
 
-	"github.com/google/uuid"
 	"google.golang.org/genproto/googleapis/rpc/code"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/registry"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
@@ -110,14 +110,14 @@ func about(l *node.AuditLine, req any) {
 			l.Serial = serial
 		}
 	}
-	if m, ok := req.(interface{ GetRequestId() string }); ok && isToken(m.GetRequestId()) {
+	if m, ok := req.(interface{ GetRequestId() string }); ok && registry.CheckRequestID(m.GetRequestId()) == nil {
 		l.RequestID = m.GetRequestId()
 	}
 	switch m := req.(type) {
 	case interface{ GetGroup() *espmv1.Group }:
 		setGroup(l, m.GetGroup().GetName())
 	case interface{ GetName() string }:
-		setGroup(l, m.GetName())
+		setNamed(l, m.GetName())
 	case interface{ GetId() string }:
 		if checkID(m.GetId()) == nil {
 			l.Object = "revocation/" + m.GetId()
@@ -132,8 +132,17 @@ func setName(l *node.AuditLine, name string) {
 }
 
 func setUID(l *node.AuditLine, uid string) {
-	if _, err := uuid.Parse(uid); err == nil {
+	if checkUID(uid) == nil {
 		l.UID = node.UID(uid)
+	}
+}
+
+// setNamed fills in a name that is a group's, or a token's where tokens are what the method is about.
+func setNamed(l *node.AuditLine, name string) {
+	if !strings.HasPrefix(l.Method, espmv1.TokenService_ServiceDesc.ServiceName+"/") {
+		setGroup(l, name)
+	} else if node.CheckTokenName("name", name) == nil {
+		l.Object = "token/" + name
 	}
 }
 
@@ -141,11 +150,6 @@ func setGroup(l *node.AuditLine, name string) {
 	if node.CheckGroupName("group", name) == nil {
 		l.Object = "group/" + name
 	}
-}
-
-// isToken reports whether a text could be a request id.
-func isToken(id string) bool {
-	return len(id) <= 128 && !strings.ContainsFunc(id, func(c rune) bool { return c <= ' ' || c > '~' })
 }
 
 // outcome is the reason of an error that became a status; gRPC's word for it where there is none.

@@ -256,7 +256,8 @@ func (c *Change) GiveRevocation(r node.Revocation, owner string) {
 	c.PutRevocation(r)
 }
 
-// Forget removes a tombstone and all that belongs to that registration.
+// Forget removes a tombstone and all that belongs to that registration. It fails if one of the
+// certificates is ordered to be revoked, or comes to anything else, after it was read.
 func (c *Change) Forget(n node.Node, certs []node.Certificate, revs []node.Revocation) {
 	c.remove(tombstoneKey(n.Certname, n.UID))
 	c.remove(tombstoneTimeKey(n))
@@ -264,9 +265,7 @@ func (c *Change) Forget(n node.Node, certs []node.Certificate, revs []node.Revoc
 		c.RemoveRequest(key)
 	}
 	for _, cert := range certs {
-		c.remove(certKey(cert.Serial))
-		c.remove(certOfKey(cert))
-		c.remove(certOwnerKey(cert))
+		c.RemoveCertificate(cert)
 	}
 	for _, r := range revs {
 		c.remove(revocationKey(r.ID))

@@ -107,8 +107,12 @@ func tombstoneKey(name node.Certname, uid node.UID) string {
 	return tombstonePrefix(name) + string(uid)
 }
 
+func certOfLifePrefix(name node.Certname, uid node.UID) string {
+	return certOfPrefix(name) + string(uid) + "/"
+}
+
 func certOfKey(c node.Certificate) string {
-	return certOfPrefix(c.Certname) + string(c.UID) + "/" + string(c.Serial)
+	return certOfLifePrefix(c.Certname, c.UID) + string(c.Serial)
 }
 
 func revocationsOfPrefix(name node.Certname) string { return "ix/revocation-of/" + string(name) + "/" }

@@ -54,7 +54,7 @@ func (f *fixture) life(name node.Certname, uid node.UID, serial node.Serial, end
 	cert.Receipt = rev.Receipt
 	f.do(func(c *store.Change) { c.PutRevocation(rev); c.PutCertificate(cert) })
 	f.keys(string(name), "ix/pending/")
-	return must(f.Tombstone(ctx, name, uid))(f.t), []node.Certificate{cert}, []node.Revocation{rev}
+	return must(f.Tombstone(ctx, name, uid))(f.t), must(f.CertificatesOfLife(ctx, name, uid))(f.t), must(f.RevocationsOf(ctx, name, uid))(f.t)
 }
 
 // After its time, a registration leaves nothing behind; what other lives of
@@ -69,6 +69,9 @@ func TestForgetLeavesNothing(t *testing.T) {
 	before := f.dump()
 
 	n, certs, revs := f.life("web01", "u2", "0002", t0.Add(time.Hour))
+	f.do(func(c *store.Change) { c.PutCertificate(certs[0]) })
+	f.stale("a certificate changed since", func(c *store.Change) { c.Forget(n, certs, revs) })
+	certs = must(f.CertificatesOfLife(t.Context(), "web01", "u2"))(t)
 	f.do(func(c *store.Change) { c.Forget(n, certs, revs) })
 
 	after := f.dump()
@@ -180,6 +183,28 @@ func TestCertificates(t *testing.T) {
 		equal(t, "of web01, in order of registration", serials(func(after string, n int) (store.Page[node.Certificate], error) {
 			return f.CertificatesOf(ctx, "web01", after, n)
 		}, limit), []node.Serial{"0003", "0001", "0000"})
+	}
+}
+
+// Those of one registration are found by their keys: no other life's is read.
+func TestCertificatesOfLife(t *testing.T) {
+	f := newFixture(t)
+	for i, of := range []struct {
+		name node.Certname
+		uid  node.UID
+	}{{"web01", "u1"}, {"web01", "u10"}, {"web01", "u1"}, {"web0", "u1"}, {"web01", "u0"}} {
+		f.do(func(c *store.Change) {
+			c.PutCertificate(node.Certificate{Serial: node.Serial(fmt.Sprintf("%04X", i)), Certname: of.name, UID: of.uid})
+		})
+	}
+	for uid, want := range map[node.UID]string{"u1": "[0000 0002]", "u10": "[0001]", "u0": "[0004]", "u": "[]"} {
+		var serials []node.Serial
+		for _, cert := range must(f.CertificatesOfLife(t.Context(), "web01", uid))(t) {
+			serials = append(serials, cert.Serial)
+			stored := must(f.Certificate(t.Context(), cert.Serial))(t)
+			equal(t, "certificate", cert, stored)
+		}
+		equal(t, "serials of "+string(uid), fmt.Sprint(serials), want)
 	}
 }
 

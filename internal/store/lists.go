@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"math"
 	"slices"
@@ -286,19 +287,35 @@ func (v View) AllRevocationsOf(ctx context.Context, name node.Certname) ([]node.
 
 // revocations follows keys of an index to at most limit revocations.
 func (v View) revocations(ctx context.Context, index iter.Seq2[Record, error], limit int) ([]node.Revocation, error) {
-	var out []node.Revocation
+	return resolve[node.Revocation](ctx, v, index, limit, revocationKey)
+}
+
+// CertificatesOfLife returns all certificates that a registration ever had and that are not forgotten.
+func (v View) CertificatesOfLife(ctx context.Context, name node.Certname, uid node.UID) ([]node.Certificate, error) {
+	certs, err := resolve[node.Certificate](ctx, v, v.scan(ctx, certOfLifePrefix(name, uid), ""), math.MaxInt,
+		func(serial string) string { return certKey(node.Serial(serial)) })
+	if err != nil {
+		return nil, fmt.Errorf("certificates of %q: %w", name, err)
+	}
+	return certs, nil
+}
+
+// resolve follows keys of an index, by their last part, to at most limit records. Those that
+// are gone since the index was read are left out.
+func resolve[T any](ctx context.Context, v View, index iter.Seq2[Record, error], limit int, target func(last string) string) ([]T, error) {
+	var out []T
 	for rec, err := range index {
 		if err != nil {
 			return nil, err
 		}
-		r, err := v.Revocation(ctx, lastPart(rec.Key))
-		if errors.Is(err, node.ErrRevocationNotFound) {
-			continue // forgotten since the index was read
+		item, err := get[T](ctx, v, target(lastPart(rec.Key)))
+		if errors.Is(err, ErrNoKey) {
+			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		if out = append(out, r); len(out) == limit {
+		if out = append(out, item); len(out) == limit {
 			break
 		}
 	}

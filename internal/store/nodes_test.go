@@ -192,6 +192,7 @@ func TestEngineErrorsPass(t *testing.T) {
 		"GroupsMark":      second(f.GroupsMark(t.Context())),
 		"Pending":         second(f.Pending(t.Context(), "", 1)),
 		"CertificatesOf":  second(f.CertificatesOf(t.Context(), "a", "", 1)),
+		"those of a life": second(f.CertificatesOfLife(t.Context(), "a", "u")),
 		"ENC":             second(f.ENC(t.Context())),
 		"SetENC":          f.SetENC(t.Context(), store.ENCSettings{}),
 		"Commit":          second(f.Commit(t.Context(), store.NewChange())),

@@ -1,0 +1,59 @@
+package registry_test
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/sirupsen/logrus"
+	logtest "github.com/sirupsen/logrus/hooks/test"
+
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/registry"
+	"github.com/espm-project/espm/internal/store"
+)
+
+// A certificate that is nobody's, whose revocation can't be ordered: the log has its serial, whatever failed.
+func TestRefusedCertificateThatCantBeRevokedIsNamed(t *testing.T) {
+	broken := fmt.Errorf("%w: the disk is broken", node.ErrUnavailable)
+	for what, fault := range map[string]func(*faultyEngine){
+		"a read": func(e *faultyEngine) {
+			e.onGet(func(ctx context.Context, key string) (store.Record, error) {
+				if strings.HasPrefix(key, "node/") {
+					return store.Record{}, broken
+				}
+				return e.Engine.Get(ctx, key)
+			})
+		},
+		"the commit": func(e *faultyEngine) {
+			e.onCommit(func(context.Context, store.Batch) (int64, error) { return 0, broken })
+		},
+	} {
+		t.Run(what+" fails", func(t *testing.T) {
+			f := newFixture(t)
+			log := logtest.NewLocal(f.options.Log.(*logrus.Logger))
+			var serial node.Serial
+			f.authority.sign = func(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
+				cert, err := f.signForAnother(ctx, r)
+				if err == nil {
+					serial = node.SerialOf(cert.SerialNumber)
+				}
+				fault(f.engine)
+				return cert, err
+			}
+			if _, err := f.Provision(t.Context(), node.Node{Certname: "web1.test"}, registry.Spec{}, "", false); err == nil {
+				t.Fatal("a certificate for another key was accepted")
+			}
+			for _, entry := range log.AllEntries() {
+				err, _ := entry.Data[logrus.ErrorKey].(error)
+				if err != nil && strings.Contains(err.Error(), "serial "+string(serial)+", which the authority issued to nobody, has to be revoked by hand") {
+					return
+				}
+			}
+			t.Errorf("%s is not in the log", serial)
+		})
+	}
+}
