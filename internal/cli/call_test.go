@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
 // A daemon that dies in the middle of a call may have done it: whoever asked
@@ -66,5 +68,19 @@ func TestCallExplains(t *testing.T) {
 		if err == nil || !strings.Contains(describe(err), c.says) {
 			t.Errorf("got %v, want %q", err, c.says)
 		}
+	}
+}
+
+// A new text that can't be written is gone: whoever asked must learn that the old one is too.
+func TestTokenTextThatCannotBeWritten(t *testing.T) {
+	var stdout bytes.Buffer
+	a := &app{output: "table", stdout: &stdout}
+	resp := &espmv1.RotateTokenResponse{Secret: "espm_text", Token: &espmv1.Token{Name: "ci"}}
+	err := a.showSecret(secretFile{filepath.Join(t.TempDir(), "gone", "ci.token")}, &resp.Secret, resp, resp.GetToken())
+	if err == nil || !strings.Contains(err.Error(), "the token ci is lost") || !strings.Contains(err.Error(), "espm token rotate ci --out FILE") {
+		t.Errorf("got %v", err)
+	}
+	if said := stdout.String() + err.Error(); strings.Contains(said, "espm_text") {
+		t.Error(said)
 	}
 }

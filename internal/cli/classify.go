@@ -52,7 +52,7 @@ func (f *classifyFlags) classification() (*espmv1.Classification, error) {
 		name, text, given := strings.Cut(arg, "=")
 		params := &espmv1.ClassParameters{}
 		if given {
-			v, err := in.parseJSON("--class "+name, text, len(f.sensitive) > 0)
+			v, err := in.parseJSON("--class "+name, text)
 			if err != nil {
 				return nil, err
 			}
@@ -69,9 +69,9 @@ func (f *classifyFlags) classification() (*espmv1.Classification, error) {
 	for _, arg := range f.parameters {
 		name, text, given := strings.Cut(arg, "=")
 		if !given {
-			return nil, usageError{fmt.Errorf("--parameter %s: wants NAME=JSON", name)}
+			return nil, usageError{errors.New("--parameter: wants NAME=JSON")} // what it got may be the value alone
 		}
-		v, err := in.parseJSON("--parameter "+name, text, len(f.sensitive) > 0)
+		v, err := in.parseJSON("--parameter "+name, text)
 		if err != nil {
 			return nil, err
 		}
@@ -83,9 +83,9 @@ func (f *classifyFlags) classification() (*espmv1.Classification, error) {
 	return c, nil
 }
 
-// parseJSON reads a value, from a file where the text is @FILE. The error does not
-// repeat one that may be sensitive.
-func (in *input) parseJSON(flag, text string, sensitive bool) (*structpb.Value, error) {
+// parseJSON reads a value, from a file where the text is @FILE. Its errors never repeat
+// the value, nor do a decoder's: whether it is sensitive is marked in the store, perhaps.
+func (in *input) parseJSON(flag, text string) (*structpb.Value, error) {
 	data := []byte(text)
 	if path, ok := strings.CutPrefix(text, "@"); ok {
 		var err error
@@ -93,21 +93,14 @@ func (in *input) parseJSON(flag, text string, sensitive bool) (*structpb.Value, 
 			return nil, fmt.Errorf("%s: %w", flag, err)
 		}
 	}
-	v := &structpb.Value{}
-	err := json.Unmarshal(data, new(any)) // its errors say more
-	if err == nil {
-		err = v.UnmarshalJSON(data)
-	}
-	switch {
-	case err == nil:
-		return v, nil
-	case sensitive:
+	if !json.Valid(data) {
 		return nil, usageError{fmt.Errorf(`%s: is not JSON; a string is written '"text"'`, flag)}
-	case text == "" || !strings.ContainsAny(text[:1], `{["@`):
-		return nil, usageError{fmt.Errorf(`%s: is not JSON; a string is written '%q'`, flag, text)}
-	default:
-		return nil, usageError{fmt.Errorf("%s: is not JSON: %w", flag, err)}
 	}
+	v := &structpb.Value{}
+	if v.UnmarshalJSON(data) != nil {
+		return nil, usageError{fmt.Errorf("%s: has a name twice, a number that is too large, or a string that is not UTF-8", flag)}
+	}
+	return v, nil
 }
 
 // pairs turns K=V arguments into a map.

@@ -10,11 +10,13 @@ import (
 	"net"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/daemon"
@@ -55,11 +57,43 @@ func (a *app) dial(ctx context.Context) (*grpc.ClientConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return grpc.NewClient("dns:///"+a.address, append(options, grpc.WithTransportCredentials(credentials.NewTLS(config)))...)
+	return grpc.NewClient("dns:///"+a.address, append(options, grpc.WithTransportCredentials(patient{credentials.NewTLS(config)}))...)
+}
+
+// refused tells that the daemon did not take the client certificate: rpc has one alert for
+// whatever is wrong with it. TLS 1.3 shows it to the client's first reading, after its side of the handshake.
+func (a *app) refused(s *status.Status) bool {
+	return a.tls.cert != "" && strings.Contains(s.Message(), "remote error: tls: bad certificate")
+}
+
+// patient are credentials for a connection that the daemon may have closed already when gRPC first writes.
+type patient struct {
+	credentials.TransportCredentials
+}
+
+func (p patient) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return p.TransportCredentials.ClientHandshake(ctx, authority, heard{raw})
+}
+
+// Clone keeps the handshake above, as gRPC clones what it is given.
+func (p patient) Clone() credentials.TransportCredentials {
+	return patient{p.TransportCredentials.Clone()}
+}
+
+// heard leaves it to the reader to find that the other side has closed the connection: before the end it
+// reads the alert that says why, of which a write that fails knows nothing.
+type heard struct{ net.Conn }
+
+func (h heard) Write(b []byte) (int, error) {
+	n, err := h.Conn.Write(b)
+	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+		return len(b), nil
+	}
+	return n, err
 }
 
 // config fills in what is not given with Puppet's files on this host.
-func (t tlsFlags) config(ctx context.Context) (*tls.Config, error) {
+func (t *tlsFlags) config(ctx context.Context) (*tls.Config, error) {
 	if (t.cert == "") != (t.key == "") {
 		return nil, usageError{errors.New("--cert and --key belong together")}
 	}

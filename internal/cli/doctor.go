@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -38,15 +37,7 @@ warning, 2 a failure.`,
 
 func (a *app) showFindings(findings []doctor.Finding) error {
 	if a.output != "table" {
-		b, err := json.MarshalIndent(findings, "", "  ")
-		if err == nil && a.output == "yaml" {
-			b, err = toYAML(b)
-		}
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(a.stdout, "%s\n", b)
-		return err
+		return a.whole(findings)
 	}
 	for _, f := range findings {
 		fmt.Fprintf(a.stdout, "%-8s %s: %s\n", f.Severity, f.Check, f.What)

@@ -6,9 +6,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 
 	"go.yaml.in/yaml/v3"
-	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
@@ -28,25 +29,121 @@ func (in *input) read(path string) ([]byte, error) {
 }
 
 // parseClassification reads a classification in YAML, or JSON, with the fields of the
-// API. Errors don't repeat what stands there: it may be secret.
+// API. Errors say the line and the field, and never what stands there: it may be secret.
 func parseClassification(data []byte) (*espmv1.Classification, error) {
 	var doc yaml.Node
 	if err := yaml.Unmarshal(data, &doc); err != nil {
-		return nil, err
+		return nil, notYAML(err)
 	}
 	if err := plain(&doc); err != nil {
 		return nil, err
 	}
-	var v map[string]any
-	if err := doc.Decode(&v); err != nil || v == nil {
-		return nil, errors.New("must be a map, such as {classes: {ntp: {}}}")
+	top := &yaml.Node{Line: 1} // of an empty file
+	if len(doc.Content) > 0 {
+		top = doc.Content[0]
 	}
-	b, err := json.Marshal(v)
-	if err != nil {
-		return nil, err
+	c := &espmv1.Classification{Classes: map[string]*espmv1.ClassParameters{}}
+	return c, fields(top, "", "a map, such as {classes: {ntp: {}}}", map[string]func(*yaml.Node) error{
+		"environment": func(n *yaml.Node) error { return decode(n, "environment", "a string", &c.Environment) },
+		"sensitive":   func(n *yaml.Node) error { return decode(n, "sensitive", "a list of strings", &c.Sensitive) },
+		"parameters":  func(n *yaml.Node) (err error) { c.Parameters, err = values(n, "parameters"); return err },
+		"classes": func(n *yaml.Node) error {
+			return each(n, "classes", "a map of classes, such as {ntp: {}}", func(name string, n *yaml.Node) error {
+				class, path := &espmv1.ClassParameters{}, "classes["+name+"]"
+				c.Classes[name] = class
+				return fields(n, path, "a map, such as {parameters: {port: 3306}}, or {}", map[string]func(*yaml.Node) error{
+					"parameters": func(n *yaml.Node) (err error) { class.Parameters, err = values(n, path+".parameters"); return err },
+				})
+			})
+		},
+	})
+}
+
+var yamlLine = regexp.MustCompile(`^yaml: (line [0-9]+): `)
+
+// notYAML keeps of a parser's error where it was: that of an unknown anchor has the
+// anchor's name, and a password may begin with an asterisk.
+func notYAML(err error) error {
+	at := ""
+	if found := yamlLine.FindStringSubmatch(err.Error()); found != nil {
+		at = found[1] + ": "
 	}
-	c := &espmv1.Classification{}
-	return c, protojson.Unmarshal(b, c)
+	return errors.New(at + "is not YAML; a string that begins with one of *&!%@`|>{[\"'# must be quoted")
+}
+
+func wants(n *yaml.Node, path, shape string) error {
+	if path != "" {
+		path += ": "
+	}
+	return fmt.Errorf("line %d: %smust be %s", n.Line, path, shape)
+}
+
+// each goes through a map.
+func each(n *yaml.Node, path, shape string, do func(key string, value *yaml.Node) error) error {
+	if n.Kind != yaml.MappingNode {
+		return wants(n, path, shape)
+	}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if err := do(n.Content[i].Value, n.Content[i+1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fields goes through a map of known keys. One that is null is as if it were not there.
+func fields(n *yaml.Node, path, shape string, known map[string]func(*yaml.Node) error) error {
+	return each(n, path, shape, func(key string, value *yaml.Node) error {
+		read, ok := known[key]
+		switch {
+		case !ok && path == "":
+			return fmt.Errorf("line %d: unknown field %q", value.Line, key)
+		case !ok:
+			return fmt.Errorf("line %d: %s: unknown field %q; wants %s", value.Line, path, key, shape)
+		case value.ShortTag() == "!!null":
+			return nil
+		}
+		return read(value)
+	})
+}
+
+func values(n *yaml.Node, path string) (map[string]*structpb.Value, error) {
+	out := map[string]*structpb.Value{}
+	return out, each(n, path, "a map of names and values", func(name string, n *yaml.Node) error {
+		var v any
+		if err := decode(n, path+"["+name+"]", "a value as in JSON", &v); err != nil {
+			return err
+		}
+		value, err := structpb.NewValue(v)
+		if err != nil {
+			return wants(n, path+"["+name+"]", "a value as in JSON")
+		}
+		out[name] = value
+		return nil
+	})
+}
+
+// decode takes no number for a string, as a decoder of YAML would.
+func decode(n *yaml.Node, path, shape string, to any) error {
+	texts := []*yaml.Node{n}
+	switch to.(type) {
+	case *any:
+		texts = nil
+	case *[]string:
+		if n.Kind != yaml.SequenceNode {
+			return wants(n, path, shape)
+		}
+		texts = n.Content
+	}
+	for _, text := range texts {
+		if text.Kind != yaml.ScalarNode || text.ShortTag() != "!!str" {
+			return wants(text, path, shape)
+		}
+	}
+	if n.Decode(to) != nil {
+		return wants(n, path, shape)
+	}
+	return nil
 }
 
 // plain refuses what JSON can't say, or YAML's versions read in different ways.
@@ -63,9 +160,20 @@ func plain(n *yaml.Node) error {
 			return refuse("not a string, number, boolean or null as in JSON: a string that looks like another thing must be quoted")
 		}
 	}
+	seen := map[string]bool{}
 	for i, child := range n.Content {
-		if n.Kind == yaml.MappingNode && i%2 == 0 && child.ShortTag() != "!!str" {
-			return fmt.Errorf("line %d: a key must be a string: quote it", child.Line)
+		if n.Kind == yaml.MappingNode && i%2 == 0 {
+			if child.Kind != yaml.ScalarNode || child.ShortTag() != "!!str" {
+				return fmt.Errorf("line %d: a key must be a string: quote it", child.Line)
+			}
+			if seen[child.Value] {
+				return fmt.Errorf("line %d: a key stands here for the second time", child.Line)
+			}
+			seen[child.Value] = true
+			if value := n.Content[i+1]; n.Style&yaml.FlowStyle != 0 && value.ShortTag() == "!!null" && value.Value == "" {
+				// {token:text} is one key, and would be named as a field.
+				return fmt.Errorf("line %d: a key in {} has no value: a space belongs behind its colon, and null is written out", child.Line)
+			}
 		}
 		if err := plain(child); err != nil {
 			return err

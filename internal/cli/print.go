@@ -15,29 +15,33 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// toJSON returns a message as JSON with the field names of the .proto files.
-func toJSON(m proto.Message) ([]byte, error) {
-	raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
-	if err != nil {
+// encode returns a message or another value whole, as JSON or YAML, in lines. A message has the
+// field names of the .proto files.
+func (a *app) encode(v any) ([]byte, error) {
+	if m, ok := v.(proto.Message); ok {
+		raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+		if err != nil {
+			return nil, err
+		}
+		v = json.RawMessage(raw) // indented below: protojson varies its white space on purpose
+	}
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false) // a command is to be copied as it is
+	if err := enc.Encode(v); err != nil || a.output != "yaml" {
+		return b.Bytes(), err
+	}
+	var parsed any
+	if err := json.Unmarshal(b.Bytes(), &parsed); err != nil {
 		return nil, err
 	}
-	var b bytes.Buffer // protojson varies its white space on purpose
-	err = json.Indent(&b, raw, "", "  ")
-	b.WriteByte('\n')
-	return b.Bytes(), err
+	return yaml.Marshal(parsed)
 }
 
-// show prints one message: as the table that the function writes, or whole.
-func (a *app) show(m proto.Message, table func(io.Writer)) error {
-	if a.output == "table" {
-		w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
-		table(w)
-		return w.Flush()
-	}
-	b, err := toJSON(m)
-	if err == nil && a.output == "yaml" {
-		b, err = toYAML(b)
-	}
+// whole prints what is no table.
+func (a *app) whole(v any) error {
+	b, err := a.encode(v)
 	if err != nil {
 		return err
 	}
@@ -45,13 +49,14 @@ func (a *app) show(m proto.Message, table func(io.Writer)) error {
 	return err
 }
 
-func toYAML(b []byte) ([]byte, error) {
-	var v any
-	dec := json.NewDecoder(bytes.NewReader(b))
-	if err := dec.Decode(&v); err != nil {
-		return nil, err
+// show prints one message: as the table that the function writes, or whole.
+func (a *app) show(m proto.Message, table func(io.Writer)) error {
+	if a.output != "table" {
+		return a.whole(m)
 	}
-	return yaml.Marshal(v)
+	w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
+	table(w)
+	return w.Flush()
 }
 
 // pager prints a list page by page, so that a long one is never held whole: a
@@ -83,14 +88,11 @@ func (p *pager) page(items []proto.Message, row func(proto.Message) []string) er
 }
 
 func (p *pager) item(m proto.Message) error {
-	b, err := toJSON(m)
+	b, err := p.app.encode(m)
 	if err != nil {
 		return err
 	}
 	if p.app.output == "yaml" {
-		if b, err = toYAML(b); err != nil {
-			return err
-		}
 		text := strings.TrimRight(string(b), "\n")
 		b = []byte("- " + strings.ReplaceAll(text, "\n", "\n  ") + "\n")
 	} else {

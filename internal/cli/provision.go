@@ -130,7 +130,7 @@ func (a *app) nodeProvisionCmd() *cobra.Command {
 func (a *app) provision(ctx context.Context, req *espmv1.ProvisionNodeRequest, out *delivery) error {
 	return a.call(func(conn *grpc.ClientConn) error {
 		resp, err := espmv1.NewNodeServiceClient(conn).ProvisionNode(ctx, req)
-		if unanswered(err) {
+		if a.unanswered(err) {
 			fmt.Fprintf(a.stderr, "espm: the daemon may still have done it: run the same again with --request-id %s\n", req.GetRequestId())
 		}
 		if err != nil {
@@ -152,9 +152,9 @@ func (a *app) provision(ctx context.Context, req *espmv1.ProvisionNodeRequest, o
 }
 
 // unanswered tells that a call was sent, and that what came of it is not known.
-func unanswered(err error) bool {
+func (a *app) unanswered(err error) bool {
 	s, ok := status.FromError(err)
-	if !ok || reason(s) != "" || strings.Contains(s.Message(), "while dialing") {
+	if !ok || reason(s) != "" || a.refused(s) || strings.Contains(s.Message(), "while dialing") {
 		return false
 	}
 	return slices.Contains([]codes.Code{codes.Unavailable, codes.Canceled, codes.DeadlineExceeded}, s.Code())

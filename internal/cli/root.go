@@ -153,6 +153,8 @@ func (a *app) call(f func(*grpc.ClientConn) error) error {
 	switch {
 	case !ok || s.Code() != codes.Unavailable || reason(s) != "":
 		return err
+	case a.refused(s):
+		return fmt.Errorf("the daemon at %s refused the certificate %s (--cert, ESPM_CERT): it is revoked, expired, of another CA or not for clients, or its CRL can't be checked; the daemon's log says which", a.address, a.tls.cert)
 	case strings.Contains(s.Message(), syscall.EACCES.Error()):
 		return fmt.Errorf("this user may not use %s (--address, ESPM_ADDRESS): %s", a.address, s.Message())
 	default:

@@ -1,12 +1,10 @@
 package cli
 
 import (
-	"fmt"
 	"os"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/daemon"
@@ -27,10 +25,6 @@ func (a *app) serveCmd() *cobra.Command {
 				// The heap is small and its garbage short-lived: collecting it a
 				// quarter as often gives some 20 % more registrations a second.
 				debug.SetGCPercent(400)
-			}
-			// It holds private keys: no core dump, and no debugger of the same user.
-			if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-				return fmt.Errorf("keep memory out of core dumps: %w", err)
 			}
 			return daemon.Run(cmd.Context(), c, a.stderr)
 		},

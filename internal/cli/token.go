@@ -2,16 +2,24 @@ package cli
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/espm-project/espm/internal/bootstrap"
+	"github.com/espm-project/espm/internal/durable"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
@@ -22,8 +30,58 @@ func (a *app) tokenCmd() *cobra.Command {
 // defaultExpires is the API's.
 const defaultExpires = duration(90 * 24 * time.Hour)
 
+// secretFile is where a token's text goes in place of standard output. A shell's > would empty
+// the file before anything is known of the call.
+type secretFile struct{ path string }
+
+func (s *secretFile) register(f *pflag.FlagSet, usage string) {
+	f.StringVar(&s.path, "out", "", usage)
+}
+
+// check is asked before the call: a token whose text could not be written is lost.
+func (s *secretFile) check(f *pflag.FlagSet, replace bool) error {
+	if !f.Changed("out") {
+		return nil
+	}
+	if s.path == "" {
+		return usageError{errors.New("--out: must name a file")}
+	}
+	if !replace {
+		if err := bootstrap.CheckFreeFile(s.path); err != nil {
+			return fmt.Errorf("--out: %w", err)
+		}
+	}
+	info, err := os.Lstat(s.path)
+	switch {
+	case err == nil && !info.Mode().IsRegular():
+		return fmt.Errorf("--out: %s is no regular file", s.path)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("--out: %w", err)
+	}
+	if err := unix.Access(filepath.Dir(s.path), unix.W_OK|unix.X_OK); err != nil {
+		return fmt.Errorf("--out: write to the folder of %s: %w", s.path, err)
+	}
+	return nil
+}
+
+// showSecret prints a token's text or, with --out, writes it and prints the record.
+func (a *app) showSecret(out secretFile, text *string, resp proto.Message, t *espmv1.Token) error {
+	if out.path == "" {
+		return a.show(resp, func(w io.Writer) { fmt.Fprintln(w, *text) })
+	}
+	if err := durable.OS.WriteFile(out.path, []byte(*text+"\n"), 0o600); err != nil {
+		return fmt.Errorf("the new text of the token %s is lost: %w; mend that and give it another: espm token rotate %s --out FILE", t.GetName(), err, t.GetName())
+	}
+	*text = "" // it is for the file alone
+	return a.show(resp, func(w io.Writer) {
+		tokenTable(w, t)
+		fmt.Fprintf(w, "written to\t%s\n", out.path)
+	})
+}
+
 func (a *app) tokenCreateCmd() *cobra.Command {
 	var role string
+	var out secretFile
 	var grant grantFlags
 	expires := defaultExpires
 	c := &cobra.Command{
@@ -35,14 +93,16 @@ what was registered with it; rotate gives the same principal a new text.
 
 A provisioner may be confined. A list that is not given does not confine; given
 as '' it allows nothing.`,
-		Example: `  umask 077
-  espm token create ci --role provisioner --name-pattern '*.ci.example.com' --expires 30d >ci.token
+		Example: `  espm token create ci --role provisioner --name-pattern '*.ci.example.com' --expires 30d --out ci.token
   ESPM_TOKEN_FILE=ci.token espm node list --address espm.example.com:8443`,
 		Args: args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, ok := espmv1.Role_value["ROLE_"+strings.ToUpper(role)]
 			if !ok || r == 0 {
 				return usageError{fmt.Errorf("--role: admin, provisioner or reader, is %q", role)}
+			}
+			if err := out.check(cmd.Flags(), false); err != nil {
+				return err
 			}
 			req := &espmv1.CreateTokenRequest{
 				Name: args[0], Role: espmv1.Role(r), Grant: grant.message(cmd.Flags()), Ttl: durationpb.New(time.Duration(expires)),
@@ -52,13 +112,14 @@ as '' it allows nothing.`,
 				if err != nil {
 					return err
 				}
-				return a.show(resp, func(w io.Writer) { fmt.Fprintln(w, resp.GetSecret()) })
+				return a.showSecret(out, &resp.Secret, resp, resp.GetToken())
 			})
 		},
 	}
 	f := c.Flags()
 	f.StringVar(&role, "role", "", "admin, provisioner or reader")
 	f.Var(&expires, "expires", "its life, such as 30d; 1 minute to 10 years")
+	out.register(f, "file to write the text into, mode 0600, in place of standard output; none may stand there")
 	grant.register(f)
 	return c
 }
@@ -174,24 +235,33 @@ func tokenTable(w io.Writer, t *espmv1.Token) {
 }
 
 func (a *app) tokenRotateCmd() *cobra.Command {
+	var out secretFile
 	expires := defaultExpires
 	c := &cobra.Command{
 		Use:   "rotate NAME",
 		Short: "Give a token a new text and a new life; the old text ends at once",
 		Long: `Prints a new text for the principal token:NAME, this once. The old one lets nobody in from
-then on. A revoked token lives again, with the role and the nodes that it had.`,
-		Args: args("NAME"),
+then on. A revoked token lives again, with the role and the nodes that it had.
+
+With --out the file is replaced in one step, once the new text is there: where the
+rotation fails, it has the old one still.`,
+		Example: "  espm token rotate ci --expires 30d --out ci.token",
+		Args:    args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := out.check(cmd.Flags(), true); err != nil {
+				return err
+			}
 			return a.call(func(conn *grpc.ClientConn) error {
 				resp, err := espmv1.NewTokenServiceClient(conn).RotateToken(cmd.Context(), &espmv1.RotateTokenRequest{Name: args[0], Ttl: durationpb.New(time.Duration(expires))})
 				if err != nil {
 					return err
 				}
-				return a.show(resp, func(w io.Writer) { fmt.Fprintln(w, resp.GetSecret()) })
+				return a.showSecret(out, &resp.Secret, resp, resp.GetToken())
 			})
 		},
 	}
 	c.Flags().Var(&expires, "expires", "its new life, such as 30d; 1 minute to 10 years")
+	out.register(c.Flags(), "file to write the text into, mode 0600, in place of standard output; one that stands there is replaced")
 	return c
 }
 

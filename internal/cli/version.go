@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -19,17 +18,7 @@ func (a *app) versionCmd() *cobra.Command {
 				_, err := fmt.Fprintln(a.stdout, "espm version "+version.Read().String())
 				return err
 			}
-			b, err := json.MarshalIndent(version.Read(), "", "  ")
-			if err == nil && a.output == "yaml" {
-				b, err = toYAML(b)
-			} else {
-				b = append(b, '\n')
-			}
-			if err != nil {
-				return err
-			}
-			_, err = a.stdout.Write(b)
-			return err
+			return a.whole(version.Read())
 		},
 	}
 }

@@ -82,11 +82,3 @@ func TestNothingThere(t *testing.T) {
 		t.Error("all is missing, and that is no failure")
 	}
 }
-
-func TestQuote(t *testing.T) {
-	for in, want := range map[string]string{"/a/b-c_1.pem": "/a/b-c_1.pem", "/a b": "'/a b'", "/it's": `'/it'\''s'`, "": "''", "$(x)": "'$(x)'"} {
-		if got := quote(in); got != want {
-			t.Errorf("%s: %s", in, got)
-		}
-	}
-}

@@ -17,20 +17,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/espm-project/espm/internal/shell"
 )
 
 const start = "systemctl start espm"
-
-// quote makes a path a word of the shell.
-func quote(path string) string {
-	plain := func(r rune) bool {
-		return strings.ContainsRune("/._-+@:", r) || r >= '0' && r <= '9' || r|32 >= 'a' && r|32 <= 'z'
-	}
-	if path != "" && strings.IndexFunc(path, func(r rune) bool { return !plain(r) }) < 0 {
-		return path
-	}
-	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
-}
 
 // checkMode finds what is wrong with a file's mode and, where one is wanted, its group.
 func checkMode(path string, mode fs.FileMode, group string) []Finding {
@@ -44,7 +35,7 @@ func checkMode(path string, mode fs.FileMode, group string) []Finding {
 		if have&^mode&0o007 != 0 || have&mode != mode {
 			bad = Failure // others get at it, or who must can't
 		}
-		all = append(all, found(bad, fmt.Sprintf("chmod %04o %s", mode, quote(path)), "%s has mode %04o instead of %04o", path, have, mode))
+		all = append(all, found(bad, fmt.Sprintf("chmod %04o %s", mode, shell.Quote(path)), "%s has mode %04o instead of %04o", path, have, mode))
 	}
 	if group == "" {
 		return all
@@ -55,7 +46,7 @@ func checkMode(path string, mode fs.FileMode, group string) []Finding {
 	case err != nil:
 		all = append(all, found(Failure, "", "enc.group: %v; the configuration must name a group of this host", err))
 	case stat != nil && want.Gid != strconv.Itoa(int(stat.Gid)):
-		all = append(all, found(Failure, fmt.Sprintf("chgrp %s %s", quote(group), quote(path)), "%s has not the group %s, of enc.group", path, group))
+		all = append(all, found(Failure, fmt.Sprintf("chgrp %s %s", shell.Quote(group), shell.Quote(path)), "%s has not the group %s, of enc.group", path, group))
 	}
 	return all
 }
@@ -88,7 +79,7 @@ func checkDisk(_ context.Context, h *Host) []Finding {
 			continue
 		}
 		free := int64(s.Bavail) * s.Bsize // #nosec G115 -- no disk has 2^63 bytes
-		look := "du -xh --max-depth=2 " + quote(dir) + " | sort -h | tail"
+		look := "du -xh --max-depth=2 " + shell.Quote(dir) + " | sort -h | tail"
 		switch {
 		case free < fullBytes:
 			all = append(all, found(Failure, look, "%s has %d MiB free", dir, free>>20))
@@ -112,7 +103,7 @@ func checkCAKey(_ context.Context, h *Host) []Finding {
 	case err != nil:
 		return []Finding{found(Failure, "", "%v", err)}
 	case info.Mode().Perm()&0o007 != 0:
-		return []Finding{found(Failure, "chmod o-rwx "+quote(path), "%s is open to everybody (mode %04o); the daemon refuses it", path, info.Mode().Perm())}
+		return []Finding{found(Failure, "chmod o-rwx "+shell.Quote(path), "%s is open to everybody (mode %04o); the daemon refuses it", path, info.Mode().Perm())}
 	}
 	return []Finding{found(OK, "", "%s", path)}
 }
@@ -166,11 +157,11 @@ func checkGroup(_ context.Context, h *Host) []Finding {
 	}
 	ids, err := u.GroupIds()
 	if err != nil || !slices.Contains(ids, g.Gid) {
-		return []Finding{found(Failure, fmt.Sprintf("usermod -a -G %s %s && systemctl restart puppetserver", quote(group), quote(u.Username)),
+		return []Finding{found(Failure, fmt.Sprintf("usermod -a -G %s %s && systemctl restart puppetserver", shell.Quote(group), shell.Quote(u.Username)),
 			"%s is not in the group %s, of enc.group", u.Username, group)}
 	}
 	if lacks := ownerLacks(h.Config.Store.Path, g.Gid); lacks != "" {
-		return []Finding{found(Failure, fmt.Sprintf("usermod -a -G %s %s && systemctl restart espm", quote(group), quote(lacks)),
+		return []Finding{found(Failure, fmt.Sprintf("usermod -a -G %s %s && systemctl restart espm", shell.Quote(group), shell.Quote(lacks)),
 			"%s, whose the store is, is not in the group %s, of enc.group, and so can't give it the socket", lacks, group)}
 	}
 	return []Finding{found(OK, "", "%s is in %s", u.Username, group)}
@@ -213,7 +204,7 @@ func checkHostCRL(_ context.Context, h *Host) []Finding {
 		case !bytes.Equal(own, copied):
 			all = append(all, found(Failure, start, "%s is not the CRL of %s: who was revoked since is let in. The daemon writes it within a minute, or logs why it can't", path, d.Path))
 		case !readable(path, h.settings["user"]):
-			all = append(all, found(Failure, "chmod o+r "+quote(path), "%s can't be read by %s", path, h.settings["user"]))
+			all = append(all, found(Failure, "chmod o+r "+shell.Quote(path), "%s can't be read by %s", path, h.settings["user"]))
 		}
 	}
 	if want := h.settings["hostcrl"]; want != "" && !slices.Contains(d.Publish, want) {

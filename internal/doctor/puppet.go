@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/shell"
 )
 
 // Where espm-enc looks by itself; see its --help.
@@ -45,7 +46,7 @@ func checkPuppetConf(_ context.Context, h *Host) []Finding {
 	}
 	const restart = " && systemctl restart puppetserver"
 	set := func(name, value string) string {
-		return fmt.Sprintf("puppet config set --section server %s %s%s", name, quote(value), restart)
+		return fmt.Sprintf("puppet config set --section server %s %s%s", name, shell.Quote(value), restart)
 	}
 	var all []Finding
 	if have := h.settings["node_terminus"]; have != "exec" {

@@ -12,8 +12,9 @@ import (
 	"os/user"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
+
+	"github.com/espm-project/espm/internal/shell"
 )
 
 // MaxSize of a file. A chain and an RSA key of 16384 bits have 20 KiB.
@@ -96,16 +97,7 @@ func check(what, path string, info fs.FileInfo, groupName func(gid uint32) strin
 }
 
 func refused(what, path, open string, mode, mended fs.FileMode) error {
-	return fmt.Errorf("%s %s is %s (mode %04o); mend it: chmod %04o %s", what, path, open, mode, mended, quoted(path))
-}
-
-// quoted writes a path for a shell.
-func quoted(path string) string {
-	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-"
-	if strings.Trim(path, plain) == "" {
-		return path
-	}
-	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
+	return fmt.Errorf("%s %s is %s (mode %04o); mend it: chmod %04o %s", what, path, open, mode, mended, shell.Quote(path))
 }
 
 // groupName returns "" for a group without one.
