@@ -76,60 +76,95 @@ type restore struct {
 	ca     string // "": none
 	hasCA  bool   // the backup has one
 	locks  []io.Closer
+	mine   bool // all locks are held: what is staged is of this restore
 }
 
+// close gives the locks free, and removes what was staged before that, as another restore may
+// stage its own from then on.
 func (t *restore) close() error {
 	var errs []error
+	if t.mine {
+		errs = append(errs, t.clear())
+	}
 	for _, l := range t.locks {
 		errs = append(errs, l.Close())
-	}
-	if err := os.Remove(t.store + staged); !errors.Is(err, fs.ErrNotExist) {
-		errs = append(errs, err)
-	}
-	if t.ca != "" {
-		errs = append(errs, os.RemoveAll(t.ca+staged))
 	}
 	return errors.Join(errs...)
 }
 
-// take makes sure that no daemon runs, and none starts, on what stands there, and that it may be replaced.
+// take makes sure that no daemon runs, and none starts, on what stands there, that it may be replaced,
+// and that no other restore is under way, also where nothing stands.
 func (t *restore) take(overwrite bool) error {
-	var stand []string
-	if exists(t.store) {
-		stand = append(stand, t.store)
-		f, err := os.OpenFile(t.store, os.O_RDWR, 0)
-		if err != nil {
+	stand, err := t.lockStanding()
+	if err != nil {
+		return err
+	}
+	if len(stand) > 0 && !overwrite {
+		return fmt.Errorf("already there: %s; nothing was changed; --overwrite replaces them, and keeps what they are under another name", strings.Join(stand, " and "))
+	}
+	for _, path := range t.places() {
+		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 			return err
 		}
-		t.locks = append(t.locks, f)
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			return fmt.Errorf("store %s is in use: stop espm first", t.store)
+	}
+	// A lock on what stands goes aside with it; the folder's stays until the end.
+	folder := filepath.Dir(t.store)
+	if err := t.flock(folder, os.O_RDONLY, "another restore is under way in "+folder); err != nil {
+		return err
+	}
+	t.mine = true
+	return t.clear() // of a restore that was killed
+}
+
+func (t *restore) lockStanding() (stand []string, err error) {
+	if exists(t.store) {
+		stand = append(stand, t.store)
+		if err := t.flock(t.store, os.O_RDWR, fmt.Sprintf("store %s is in use: stop espm first", t.store)); err != nil {
+			return nil, err
 		}
 	}
 	if t.ca != "" && exists(t.ca) {
 		stand = append(stand, t.ca)
 		l, err := directory.Lock(t.ca)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		t.locks = append(t.locks, l)
 	}
-	if len(stand) > 0 && !overwrite {
-		return fmt.Errorf("already there: %s; nothing was changed; --overwrite replaces them, and keeps what they are under another name", strings.Join(stand, " and "))
+	return stand, nil
+}
+
+// flock locks a file or a folder; where somebody else has it locked, held is the error.
+func (t *restore) flock(path string, flag int, held string) error {
+	f, err := os.OpenFile(path, flag, 0)
+	if err != nil {
+		return err
 	}
-	for _, path := range []string{t.store, t.ca} {
-		if path == "" {
-			continue
-		}
-		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
-			return err
-		}
-	}
-	_ = os.Remove(t.store + staged) // of a restore that was killed
-	if t.ca != "" {
-		return os.RemoveAll(t.ca + staged)
+	t.locks = append(t.locks, f)
+	switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return errors.New(held)
+	case err != nil:
+		return fmt.Errorf("lock %s: %w", path, err)
 	}
 	return nil
+}
+
+// places are what is restored, the CA first.
+func (t *restore) places() []string {
+	if t.ca == "" {
+		return []string{t.store}
+	}
+	return []string{t.ca, t.store}
+}
+
+// clear removes what was staged.
+func (t *restore) clear() error {
+	var errs []error
+	for _, path := range t.places() {
+		errs = append(errs, os.RemoveAll(path+staged))
+	}
+	return errors.Join(errs...)
 }
 
 // stage writes one file of the backup beside its place.

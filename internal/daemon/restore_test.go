@@ -160,3 +160,70 @@ func TestRestoreWalksAudit(t *testing.T) {
 		t.Errorf("got %+v, %v", done.Audit, err)
 	}
 }
+
+// made is a backup of what trial made, without the CA's key.
+func made(t *testing.T, dir string) []byte {
+	t.Helper()
+	kept := contents(t, dir)
+	var b bytes.Buffer
+	w := backup.NewWriter(&b, backup.Manifest{Revision: 2, Records: map[string]int{"schema": 1, "enc": 1}})
+	for _, name := range []string{"espm.db", "ca/ca_crt.pem", "ca/ca_crl.pem"} {
+		data := kept[filepath.Join(dir, name)]
+		if err := w.Add(name, 0o640, int64(len(data)), bytes.NewReader(data)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// gate is read when all of a backup but its manifest was.
+type gate struct{ came, let chan struct{} }
+
+func (g gate) Read([]byte) (int, error) {
+	close(g.came)
+	<-g.let
+	return 0, io.EOF
+}
+
+// A restore that is refused leaves alone what another one has staged.
+func TestSecondRestoreIsRefused(t *testing.T) {
+	for what, c := range map[string]struct {
+		stands bool
+		says   string
+	}{
+		"over what stands":    {true, "in use"},
+		"where nothing stood": {false, "another restore is under way"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			dir, conf := trial(t)
+			whole := made(t, dir)
+			if !c.stands {
+				if err := errors.Join(os.Remove(conf.Store.Path), os.RemoveAll(conf.Authority.Directory.Path)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			g := gate{make(chan struct{}), make(chan struct{})}
+			at := bytes.LastIndex(whole, []byte("MANIFEST.json"))
+			first := make(chan error, 1)
+			go func() {
+				_, err := Restore(t.Context(), conf, io.MultiReader(bytes.NewReader(whole[:at]), g, bytes.NewReader(whole[at:])), true)
+				first <- err
+			}()
+			<-g.came
+			before := contents(t, dir)
+			if _, err := Restore(t.Context(), conf, bytes.NewReader(whole), true); err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("the second: %v", err)
+			}
+			if after := contents(t, dir); len(after) != len(before) || !exists(conf.Store.Path+staged) {
+				t.Errorf("there were %d files, there are %d", len(before), len(after))
+			}
+			close(g.let)
+			if err := <-first; err != nil {
+				t.Errorf("the first: %v", err)
+			}
+		})
+	}
+}
