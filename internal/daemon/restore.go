@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -33,11 +32,11 @@ type Restored struct {
 	Held     directory.Inspection // of the CA
 	Audit    audit.Verified       // of the audit chain; a flaw was in it when the backup was made
 	NewerCRL bool                 // the CRL is not that of the backup: there was a newer one of the same CA
-	Kept     []string             // what stood before is there now
+	Kept     []string             // what stood before is there now; also what a restore that was killed had replaced
 }
 
 const (
-	staged = ".restore-" // what is on its way in
+	staged = ".restore-" // what is on its way in; in its turn, the number of its inode follows
 	before = ".before-restore-"
 )
 
@@ -49,10 +48,7 @@ const (
 // same CA is found, in the CA's folder or at a published copy, it is taken. So is the CA's private key,
 // from the folder that is replaced, where the backup has none.
 func Restore(ctx context.Context, c config.Config, r io.Reader, overwrite bool) (done Restored, err error) {
-	t := restore{config: c, stamp: time.Now().UTC().Format("20060102T150405Z"), store: c.Store.Path}
-	if dir := c.Authority.Directory; dir != nil {
-		t.ca = filepath.Clean(dir.Path)
-	}
+	t := newRestore(c)
 	defer func() { err = errors.Join(err, t.close()) }()
 	if err := t.take(overwrite); err != nil {
 		return done, err
@@ -77,6 +73,16 @@ type restore struct {
 	hasCA  bool   // the backup has one
 	locks  []io.Closer
 	mine   bool // all locks are held: what is staged is of this restore
+	kept   []string
+	rename func(from, to string, flags uint) error
+}
+
+func newRestore(c config.Config) *restore {
+	t := &restore{config: c, stamp: time.Now().UTC().Format("20060102T150405Z"), store: c.Store.Path, rename: rename}
+	if dir := c.Authority.Directory; dir != nil {
+		t.ca = filepath.Clean(dir.Path)
+	}
+	return t
 }
 
 // close gives the locks free, and removes what was staged before that, as another restore may
@@ -86,6 +92,11 @@ func (t *restore) close() error {
 	if t.mine {
 		errs = append(errs, t.clear())
 	}
+	return errors.Join(append(errs, t.unlock())...)
+}
+
+func (t *restore) unlock() error {
+	var errs []error
 	for _, l := range t.locks {
 		errs = append(errs, l.Close())
 	}
@@ -158,13 +169,14 @@ func (t *restore) places() []string {
 	return []string{t.ca, t.store}
 }
 
-// clear removes what was staged.
+// clear removes what was staged, and keeps what stood.
 func (t *restore) clear() error {
 	var errs []error
 	for _, path := range t.places() {
-		errs = append(errs, os.RemoveAll(path+staged))
+		errs = append(errs, t.settle(path), os.RemoveAll(path+staged))
 	}
-	return errors.Join(errs...)
+	_, err := durable.RemoveStale(filepath.Dir(t.store), func(name string) bool { return name == filepath.Base(t.store+staged) })
+	return errors.Join(append(errs, err)...)
 }
 
 // stage writes one file of the backup beside its place.
@@ -256,64 +268,6 @@ func (t *restore) newerCRL() (bool, error) {
 		return false, err
 	}
 	return true, durable.OS.WriteFile(filepath.Join(t.ca+staged, "ca_crl.pem"), data, 0o644)
-}
-
-// switchOver puts what was staged in its place. Each of the two is replaced in one step.
-// The CA goes first: with the old store it is a CA that knows less of what was signed, but all that was revoked.
-func (t *restore) switchOver(done *Restored) error {
-	if t.ca != "" {
-		if err := giveOwner(t.ca+staged, t.ca); err != nil {
-			return err
-		}
-		if err := t.exchange(t.ca, done); err != nil {
-			return err
-		}
-		done.CA = t.ca
-	}
-	if err := giveOwner(t.store+staged, t.store); err != nil {
-		return err
-	}
-	if err := t.exchange(t.store, done); err != nil {
-		return err
-	}
-	done.Store = t.store
-	return nil
-}
-
-// exchange puts what is staged for path there, and what was there aside.
-func (t *restore) exchange(path string, done *Restored) error {
-	next, aside := path+staged, path+before+t.stamp
-	if !exists(path) {
-		if err := os.Rename(next, path); err != nil {
-			return err
-		}
-		return durable.SyncFolder(filepath.Dir(path))
-	}
-	// Under its last name from here on, so that what stood is never where a clean-up looks.
-	if err := unix.Renameat2(unix.AT_FDCWD, next, unix.AT_FDCWD, aside, unix.RENAME_NOREPLACE); err != nil {
-		return fmt.Errorf("rename %s to %s: %w", next, aside, err)
-	}
-	if err := unix.Renameat2(unix.AT_FDCWD, aside, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE); err != nil {
-		return fmt.Errorf("exchange %s and %s: %w", aside, path, err)
-	}
-	done.Kept = append(done.Kept, aside)
-	return durable.SyncFolder(filepath.Dir(path))
-}
-
-// giveOwner gives all below path the owner that place has, or its folder. Only root may.
-func giveOwner(path, place string) error {
-	if os.Geteuid() != 0 {
-		return nil
-	}
-	var st syscall.Stat_t
-	at := place
-	if !exists(place) {
-		at = filepath.Dir(place)
-	}
-	if err := syscall.Stat(at, &st); err != nil {
-		return fmt.Errorf("owner of %s: %w", at, err)
-	}
-	return giveTo(path, int(st.Uid), int(st.Gid))
 }
 
 // Records puts the counts of a backup into words, in order of kind.

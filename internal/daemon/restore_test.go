@@ -167,7 +167,7 @@ func made(t *testing.T, dir string) []byte {
 	kept := contents(t, dir)
 	var b bytes.Buffer
 	w := backup.NewWriter(&b, backup.Manifest{Revision: 2, Records: map[string]int{"schema": 1, "enc": 1}})
-	for _, name := range []string{"espm.db", "ca/ca_crt.pem", "ca/ca_crl.pem"} {
+	for _, name := range []string{"espm.db", "ca/ca_crt.pem", "ca/inventory.txt", "ca/ca_crl.pem"} {
 		data := kept[filepath.Join(dir, name)]
 		if err := w.Add(name, 0o640, int64(len(data)), bytes.NewReader(data)); err != nil {
 			t.Fatal(err)
