@@ -117,6 +117,23 @@ func TestOneBackupAtATime(t *testing.T) {
 	}
 }
 
+// A daemon that was killed at a backup leaves a copy of the whole store; the next one removes it at its start.
+func TestKilledBackup(t *testing.T) {
+	dir, c := trial(t)
+	left := c.Store.Path + spoolName + "123456"
+	other := filepath.Join(dir, "other.db"+spoolName+"1")
+	if err := errors.Join(os.WriteFile(left, nil, 0o600), os.WriteFile(other, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	_, stop := start(t, c)
+	if exists(left) || !exists(other) {
+		t.Errorf("it stayed: %v; another's stayed: %v", exists(left), exists(other))
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
 // A chain that was not whole when the backup was made is told, and does not stop the restore.
 func TestRestoreWalksAudit(t *testing.T) {
 	dir, c := trial(t)

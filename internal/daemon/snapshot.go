@@ -89,13 +89,19 @@ func (s *snapshots) snapshot(ctx context.Context, w io.Writer, privateKey bool) 
 	return out.Close()
 }
 
-// spool copies the store. What an earlier process left is removed.
+// removeSpools removes the copies of the store that a process left which was killed at a backup. Who calls it has
+// the store locked.
+func removeSpools(store string) (int, error) {
+	stale, err := beside(store, spoolName)
+	for _, file := range stale {
+		err = errors.Join(err, os.Remove(file))
+	}
+	return len(stale), err
+}
+
+// spool copies the store.
 func (s *snapshots) spool(ctx context.Context) (*os.File, error) {
 	pattern := s.config.Store.Path + spoolName
-	stale, _ := filepath.Glob(pattern + "*") // fails for a bad pattern alone
-	for _, file := range stale {
-		_ = os.Remove(file)
-	}
 	f, err := os.CreateTemp(filepath.Dir(pattern), filepath.Base(pattern)+"*") // with mode 0600
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", node.ErrUnavailable, err)
