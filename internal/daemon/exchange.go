@@ -15,6 +15,9 @@ import (
 	"github.com/espm-project/espm/internal/durable"
 )
 
+// rootKey is the file of an intermediate CA's root, which espm never needs.
+const rootKey = "root_key.pem"
+
 // switchOver puts what was staged in its place. Each of the two is replaced in one step.
 // The CA goes first: with the old store it is a CA that knows less of what was signed, but all that was revoked.
 func (t *restore) switchOver(done *Restored) error {
@@ -34,6 +37,11 @@ func (t *restore) switchOver(done *Restored) error {
 		return err
 	}
 	done.Store, done.Kept = t.store, t.kept
+	for _, kept := range t.kept {
+		if root := filepath.Join(kept, rootKey); exists(root) && !exists(filepath.Join(t.ca, rootKey)) {
+			done.RootKey = root
+		}
+	}
 	return nil
 }
 

@@ -31,6 +31,8 @@ type Restored struct {
 	CA       string               // the same; "": the backup has none
 	Held     directory.Inspection // of the CA
 	Audit    audit.Verified       // of the audit chain; a flaw was in it when the backup was made
+	InToken  bool                 // the CA's key is to be in a token
+	RootKey  string               // the root's private key, which is only in what was kept; "": it is not
 	NewerCRL bool                 // the CRL is not that of the backup: there was a newer one of the same CA
 	Kept     []string             // what stood before is there now; also what a restore that was killed had replaced
 }
@@ -46,7 +48,7 @@ const (
 //
 // A certificate that was revoked after the backup stays revoked: where a newer CRL of the
 // same CA is found, in the CA's folder or at a published copy, it is taken. So is the CA's private key,
-// from the folder that is replaced, where the backup has none.
+// from the folder that is replaced, where the backup has none and no token has it.
 func Restore(ctx context.Context, c config.Config, r io.Reader, overwrite bool) (done Restored, err error) {
 	t := newRestore(c)
 	defer func() { err = errors.Join(err, t.close()) }()
@@ -229,17 +231,18 @@ func (t *restore) prove(ctx context.Context, done *Restored) error {
 	if done.NewerCRL, err = t.newerCRL(); err != nil {
 		return err
 	}
-	key := filepath.Join(t.ca, "ca_key.pem")
-	if !m.PrivateKey && exists(key) {
+	done.InToken = t.config.Authority.Directory.Key != ""
+	key, next := filepath.Join(t.ca, "ca_key.pem"), filepath.Join(t.ca+staged, "ca_key.pem")
+	if !done.InToken && !exists(next) && exists(key) {
 		data, err := os.ReadFile(key)
 		if err == nil {
-			err = durable.OS.WriteFile(filepath.Join(t.ca+staged, "ca_key.pem"), data, 0o600)
+			err = durable.OS.WriteFile(next, data, 0o600)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	done.Held, err = directory.Inspect(t.ca + staged)
+	done.Held, err = directory.Inspect(t.ca+staged, done.InToken)
 	return err
 }
 

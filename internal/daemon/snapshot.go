@@ -53,7 +53,7 @@ func (s *snapshots) Snapshot(ctx context.Context, w io.Writer, privateKey bool) 
 }
 
 func (s *snapshots) snapshot(ctx context.Context, w io.Writer, privateKey bool) (err error) {
-	m := backup.Manifest{CreatedAt: time.Now().UTC().Truncate(time.Second), Version: version.Read().Version, Authority: "puppetserver", PrivateKey: privateKey}
+	m := backup.Manifest{CreatedAt: time.Now().UTC().Truncate(time.Second), Version: version.Read().Version, Authority: "puppetserver"}
 	spool, err := s.spool(ctx)
 	if err != nil {
 		return err
@@ -64,9 +64,7 @@ func (s *snapshots) snapshot(ctx context.Context, w io.Writer, privateKey bool) 
 	}
 	dir := s.config.Authority.Directory
 	if dir != nil {
-		m.Authority = "directory"
-	} else {
-		m.PrivateKey = false // there is none of espm's
+		m.Authority, m.KeyInToken = "directory", dir.Key != ""
 	}
 	out := backup.NewWriter(w, m)
 	if s.config.File != "" {
@@ -165,9 +163,15 @@ func addCA(ctx context.Context, out *backup.Writer, dir string, privateKey bool)
 }
 
 func addCAFile(out *backup.Writer, dir, rel string, privateKey bool) error {
-	err := addFile(out, backup.CAFolder+filepath.ToSlash(rel), filepath.Join(dir, rel), func(data []byte) bool {
-		return privateKey || !bytes.Contains(data, []byte("PRIVATE KEY-----"))
+	name, isKey := backup.CAFolder+filepath.ToSlash(rel), false
+	err := addFile(out, name, filepath.Join(dir, rel), func(data []byte) bool {
+		isKey = bytes.Contains(data, []byte("PRIVATE KEY-----"))
+		return privateKey || !isKey
 	})
+	if err == nil && isKey && privateKey {
+		out.Manifest.Keys = append(out.Manifest.Keys, name)
+		out.Manifest.PrivateKey = out.Manifest.PrivateKey || name == backup.CAKeyName
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

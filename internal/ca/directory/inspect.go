@@ -15,21 +15,20 @@ import (
 
 // Inspection is what a CA folder holds.
 type Inspection struct {
-	ca.Status      // as Brief has it, without Files
-	Key       bool // the private key is there
+	ca.Status                  // as Brief has it, without Files
+	Key       bool             // ca_key.pem is there
+	Public    crypto.PublicKey // of the CA's certificate
 }
 
 // Lock takes the folder, which must exist, as Open does, until Close.
 func Lock(path string) (io.Closer, error) { return lock(path) }
 
 // Inspect looks at a CA folder that nobody works on, and changes nothing: certificates, CRLs, that these
-// belong together and, where it is there, that the private key is theirs.
-func Inspect(path string) (Inspection, error) {
-	public, has := crypto.PublicKey(nil), false
-	switch key, err := loadKey(filepath.Join(path, "ca_key.pem")); {
-	case err == nil:
-		public, has = key.Public(), true
-	case !errors.Is(err, fs.ErrNotExist):
+// belong together and, where it is there, that the private key is theirs. Where the key is in
+// a token a ca_key.pem does not count: it is not read.
+func Inspect(path string, inToken bool) (Inspection, error) {
+	public, has, err := inspectKey(filepath.Join(path, "ca_key.pem"), inToken)
+	if err != nil {
 		return Inspection{}, err
 	}
 	chain, crl, err := readCRLs(path, public)
@@ -39,7 +38,22 @@ func Inspect(path string) (Inspection, error) {
 	a := Authority{chain: chain, own: &crlFile{}}
 	status := a.brief(crl.crlChain)
 	status.Files = nil
-	return Inspection{status, has}, nil
+	return Inspection{status, has, chain[0].PublicKey}, nil
+}
+
+func inspectKey(path string, inToken bool) (public crypto.PublicKey, has bool, err error) {
+	if inToken {
+		_, err := os.Lstat(path)
+		return nil, err == nil, nil
+	}
+	key, err := loadKey(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	return key.Public(), true, nil
 }
 
 // NewestCRL returns the content of the file, of ca_crl.pem in the folder and

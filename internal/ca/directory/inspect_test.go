@@ -30,7 +30,7 @@ func TestNewestCRL(t *testing.T) {
 			write(t, filepath.Join(dir, "ca_crl.pem"), own)
 			foreign := filepath.Join(create(t, directory.CreateOptions{Key: ca.ECP256}), "ca_crl.pem")
 			change(t, dir)
-			if _, err := directory.Inspect(dir); err != nil {
+			if _, err := directory.Inspect(dir, false); err != nil {
 				t.Error(err)
 			}
 			data, err := directory.NewestCRL(dir, filepath.Join(dir, "absent.pem"), foreign, copied)
@@ -58,7 +58,7 @@ func TestInspectNamesTheFile(t *testing.T) {
 	} {
 		dir := create(t, directory.CreateOptions{Key: ca.ECP256})
 		change(t, dir)
-		_, inspected := directory.Inspect(dir)
+		_, inspected := directory.Inspect(dir, false)
 		_, newest := directory.NewestCRL(dir)
 		for what, err := range map[string]error{"Inspect": inspected, "NewestCRL": newest} {
 			if err == nil || !strings.Contains(err.Error(), filepath.Join(dir, name)) {
