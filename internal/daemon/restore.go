@@ -211,20 +211,34 @@ func ownersAlone(mode fs.FileMode) fs.FileMode {
 
 // prove opens what was staged and compares it with what the backup says of itself.
 func (t *restore) prove(ctx context.Context, done *Restored) error {
-	if err := t.proveAudit(ctx, done); err != nil {
+	if err := withStore(ctx, t.store+staged, func(r *bolt.Reader, v store.View) error { return prove(ctx, r, v, done) }); err != nil {
 		return err
-	}
-	m := done.Manifest
-	revision, records, err := proveStore(ctx, t.store+staged)
-	if err != nil {
-		return err
-	}
-	if revision != m.Revision || !maps.Equal(records, m.Records) {
-		return fmt.Errorf("the store has revision %d and the records %v, the backup says %d and %v", revision, records, m.Revision, m.Records)
 	}
 	if t.ca == "" {
 		return nil
 	}
+	return t.proveCA(done)
+}
+
+// prove looks at every page of the store, walks the audit chain in it, and counts its records.
+func prove(ctx context.Context, r *bolt.Reader, v store.View, done *Restored) (err error) {
+	if err := r.Check(); err != nil {
+		return err
+	}
+	if done.Audit, err = audit.Walk(ctx, v, nil); err != nil {
+		return err
+	}
+	revision, records, err := count(ctx, v)
+	if err != nil {
+		return err
+	}
+	if m := done.Manifest; revision != m.Revision || !maps.Equal(records, m.Records) {
+		return fmt.Errorf("the store has revision %d and the records %v, the backup says %d and %v", revision, records, m.Revision, m.Records)
+	}
+	return nil
+}
+
+func (t *restore) proveCA(done *Restored) (err error) {
 	if !t.hasCA {
 		return errors.New("the configuration has authority.directory, but the backup no CA folder: it was made with Puppet Server's own CA")
 	}
@@ -243,24 +257,6 @@ func (t *restore) prove(ctx context.Context, done *Restored) error {
 		}
 	}
 	done.Held, err = directory.Inspect(t.ca+staged, done.InToken)
-	return err
-}
-
-// proveAudit looks at every page of the store, and walks the audit chain in it.
-func (t *restore) proveAudit(ctx context.Context, done *Restored) (err error) {
-	r, err := bolt.OpenReader(t.store+staged, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, r.Close()) }()
-	if err := r.Check(); err != nil {
-		return err
-	}
-	v, err := store.NewView(ctx, r)
-	if err != nil {
-		return err
-	}
-	done.Audit, err = audit.Walk(ctx, v, nil)
 	return err
 }
 

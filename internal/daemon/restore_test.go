@@ -156,7 +156,12 @@ func TestRestoreWalksAudit(t *testing.T) {
 	if err := engine.Close(); err != nil {
 		t.Fatal(err)
 	}
-	revision, records, err := proveStore(t.Context(), c.Store.Path)
+	var revision int64
+	var records map[string]int
+	err = withStore(t.Context(), c.Store.Path, func(_ *bolt.Reader, v store.View) (err error) {
+		revision, records, err = count(t.Context(), v)
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

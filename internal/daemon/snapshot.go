@@ -59,7 +59,11 @@ func (s *snapshots) snapshot(ctx context.Context, w io.Writer, privateKey bool) 
 		return err
 	}
 	defer func() { err = errors.Join(err, spool.Close(), os.Remove(spool.Name())) }()
-	if m.Revision, m.Records, err = proveStore(ctx, spool.Name()); err != nil {
+	err = withStore(ctx, spool.Name(), func(_ *bolt.Reader, v store.View) (err error) {
+		m.Revision, m.Records, err = count(ctx, v)
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	dir := s.config.Authority.Directory
@@ -114,17 +118,22 @@ func (s *snapshots) spool(ctx context.Context) (*os.File, error) {
 	return f, nil
 }
 
-// proveStore opens a store that nobody has open, reads all its records, and tells what it holds.
-func proveStore(ctx context.Context, path string) (revision int64, records map[string]int, err error) {
+// withStore opens a store that nobody has open, for as long as do takes.
+func withStore(ctx context.Context, path string, do func(r *bolt.Reader, v store.View) error) (err error) {
 	r, err := bolt.OpenReader(path, 0)
 	if err != nil {
-		return 0, nil, err
+		return err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
 	v, err := store.NewView(ctx, r)
 	if err != nil {
-		return 0, nil, err
+		return err
 	}
+	return do(r, v)
+}
+
+// count reads all records of a store, and tells what it holds.
+func count(ctx context.Context, v store.View) (revision int64, records map[string]int, err error) {
 	if revision, err = v.Revision(ctx); err != nil {
 		return 0, nil, err
 	}
