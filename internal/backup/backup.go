@@ -30,6 +30,7 @@ const (
 	StoreName    = "espm.db"
 	ConfigName   = "espm.yaml"
 	CAFolder     = "ca/"
+	CAKeyName    = CAFolder + "ca_key.pem"
 	manifestName = "MANIFEST.json"
 )
 
@@ -44,10 +45,12 @@ type Manifest struct {
 	Format     int            `json:"format"`
 	CreatedAt  time.Time      `json:"created_at"`
 	Version    string         `json:"espm_version"`
-	Authority  string         `json:"authority"` // directory or puppetserver
-	PrivateKey bool           `json:"private_key"`
-	Revision   int64          `json:"revision"` // of the store
-	Records    map[string]int `json:"records"`  // in the store, by kind
+	Authority  string         `json:"authority"`              // directory or puppetserver
+	PrivateKey bool           `json:"private_key"`            // ca_key.pem, which signs, is in it
+	KeyInToken bool           `json:"key_in_token,omitempty"` // so no backup has it
+	Keys       []string       `json:"private_keys,omitempty"` // files with a private key: that one, a root's
+	Revision   int64          `json:"revision"`               // of the store
+	Records    map[string]int `json:"records"`                // in the store, by kind
 	Files      []File         `json:"files"`
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -33,8 +34,9 @@ func (a *app) backupCreateCmd() *cobra.Command {
 		Short: "Make a backup of a running espm",
 		Long: `Writes a consistent snapshot of the store, the configuration and, with a CA of
 espm's own, the CA's folder to FILE, or to a new file in DIR: a tar archive with mode 0600, checked before it
-takes the place of a FILE that stands already. The CA's private key is left out unless
---private-key is given: keep such a backup like the key itself.`,
+takes the place of a FILE that stands already. Private keys in the CA's folder, the CA's and its
+root's, are left out unless --private-key is given: keep such a backup like the keys themselves. A key in a token
+is in no backup.`,
 		Args: args("FILE|DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path := args[0]
@@ -51,18 +53,26 @@ takes the place of a FILE that stands already. The CA's private key is left out 
 					return err
 				}
 				fmt.Fprintf(a.stdout, "%s\nSHA-256 %s, %d files, store at revision %d: %s\n", path, sum, len(m.Files), m.Revision, daemon.Records(m.Records))
-				switch {
-				case m.PrivateKey:
-					fmt.Fprintln(a.stdout, "It holds the CA's private key: whoever has it can make certificates. Keep it like the key.")
-				case m.Authority == "directory":
-					fmt.Fprintln(a.stdout, "It does not hold the CA's private key: keep that elsewhere, or use --private-key.")
-				}
+				a.backedUpKeys(m)
 				return nil
 			})
 		},
 	}
 	c.Flags().BoolVar(&key, "private-key", false, "take the CA's private keys along")
 	return c
+}
+
+func (a *app) backedUpKeys(m backup.Manifest) {
+	if len(m.Keys) > 0 {
+		fmt.Fprintf(a.stdout, "It holds private keys: %s. Whoever has a CA's can make certificates: keep it like them.\n", strings.Join(m.Keys, ", "))
+	}
+	switch {
+	case m.PrivateKey || m.Authority != "directory":
+	case m.KeyInToken:
+		fmt.Fprintln(a.stdout, "It does not hold the key that the CA signs with: a token has it, and gives it to no backup.")
+	default:
+		fmt.Fprintln(a.stdout, "It does not hold the CA's private key: keep that elsewhere, or use --private-key.")
+	}
 }
 
 // receive writes a backup to path, whole and proven or not at all.
@@ -150,13 +160,23 @@ func (a *app) restored(done daemon.Restored) {
 			which = "newer than the backup's: what was revoked since stays revoked"
 		}
 		fmt.Fprintf(a.stdout, "CA %s: %s, CRL number %s with %d entries, %s\n", done.CA, done.Held.Subject, done.Held.CRL.Number, done.Held.CRL.Entries, which)
-		if !done.Held.Key {
-			fmt.Fprintf(a.stdout, "The CA's private key is not there: put it to %s, mode 0600 and of the user that espm runs as, before espm is started.\n", filepath.Join(done.CA, "ca_key.pem"))
+		key := filepath.Join(done.CA, "ca_key.pem")
+		switch {
+		case done.InToken:
+			fmt.Fprintln(a.stdout, "The CA's private key is in the token of authority.directory.key: espm looks at its start whether it is this CA's.")
+			if done.Held.Key {
+				fmt.Fprintf(a.stdout, "%s came with the backup, and is not needed: take it off this machine.\n", key)
+			}
+		case !done.Held.Key:
+			fmt.Fprintf(a.stdout, "The CA's private key is not there: put it to %s, mode 0600 and of the user that espm runs as, before espm is started.\n", key)
 		}
 	}
 	a.restoredAudit(done.Audit)
 	for _, kept := range done.Kept {
 		fmt.Fprintf(a.stdout, "kept: %s\n", kept)
+	}
+	if done.RootKey != "" {
+		fmt.Fprintf(a.stdout, "The root's private key was not restored, it is in %s: keep it elsewhere before you remove that.\n", done.RootKey)
 	}
 	fmt.Fprintf(a.stdout, "The backup is of %s, by espm %s. What happened since is not in it.\n", m.CreatedAt.Format(time.RFC3339), m.Version)
 }

@@ -61,6 +61,15 @@ func (d *daemon) token(setting string) (crypto.Signer, error) {
 	if setting == "" {
 		return nil, nil
 	}
+	key, err := openToken(setting)
+	if err != nil {
+		return nil, err
+	}
+	d.closers = append(d.closers, key.Close)
+	return key, nil
+}
+
+func openToken(setting string) (*pkcs11.Key, error) {
 	uri, err := pkcs11.ParseURI(setting)
 	if err != nil {
 		return nil, fmt.Errorf("authority.directory.key: %w", err)
@@ -69,7 +78,6 @@ func (d *daemon) token(setting string) (crypto.Signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("authority.directory.key: %w", err)
 	}
-	d.closers = append(d.closers, key.Close)
 	return key, nil
 }
 

@@ -134,6 +134,11 @@ func (d *daemon) openStore(ctx context.Context) error {
 		return fmt.Errorf("store: %w", err)
 	}
 	d.closers = append(d.closers, engine.Close)
+	if n, err := removeSpools(path); err != nil {
+		d.log.WithError(err).Warn("can't remove what a killed backup left")
+	} else if n > 0 {
+		d.log.WithFields(logrus.Fields{"path": path + spoolName + "*", "files": n}).Info("removed what a killed backup left")
+	}
 	if err := giveGroup(path, d.config.ENC.Group, 0o640); err != nil {
 		return fmt.Errorf("enc.group: %w", err)
 	}

@@ -2,12 +2,14 @@ package daemon
 
 import (
 	"context"
+	"crypto"
 	"errors"
 	"fmt"
 	"time"
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/ca/directory"
+	"github.com/espm-project/espm/internal/ca/pkcs11"
 	"github.com/espm-project/espm/internal/ca/puppetserver"
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/doctor"
@@ -28,24 +30,46 @@ func Examine(ctx context.Context, file string) []doctor.Finding {
 	}}
 	h.CA = func(ctx context.Context) (doctor.CA, error) {
 		if dir := c.Authority.Directory; dir != nil {
-			return examineDirectory(dir.Path)
+			return examineDirectory(dir)
 		}
 		return examineServer(ctx, *c.Authority.PuppetServer)
 	}
+	h.Token = func() error { return examineToken(c.Authority.Directory) }
 	ok := doctor.Finding{Check: "configuration", Severity: doctor.OK, What: c.File}
 	return append([]doctor.Finding{ok}, doctor.Examine(ctx, h)...)
 }
 
-func examineDirectory(path string) (doctor.CA, error) {
-	status, err := directory.Inspect(path)
+func examineDirectory(dir *config.Directory) (doctor.CA, error) {
+	inToken := dir.Key != ""
+	status, err := directory.Inspect(dir.Path, inToken)
 	if err != nil {
 		return doctor.CA{}, err
 	}
 	out := examined(status.Status)
-	if !status.Key {
-		out.Problems = append(out.Problems, doctor.Problem{What: fmt.Sprintf("%s has no ca_key.pem: espm can't sign", path)})
+	if !status.Key && !inToken {
+		out.Problems = append(out.Problems, doctor.Problem{What: fmt.Sprintf("%s has no ca_key.pem: espm can't sign", dir.Path)})
 	}
 	return out, nil
+}
+
+// examineToken opens the token's key, as the daemon does at its start, and compares it with the CA's certificate.
+func examineToken(dir *config.Directory) (err error) {
+	key, err := openToken(dir.Key)
+	if errors.Is(err, pkcs11.ErrNotBuiltIn) {
+		return fmt.Errorf("%w: %w", doctor.ErrNoTokens, pkcs11.ErrNotBuiltIn)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, key.Close()) }()
+	status, err := directory.Inspect(dir.Path, true)
+	if err != nil {
+		return err
+	}
+	if public, ok := status.Public.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(key.Public()) {
+		return fmt.Errorf("the token's key does not belong to %q, the CA of %s", status.Subject, dir.Path)
+	}
+	return nil
 }
 
 func examined(s ca.Status) doctor.CA {

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,12 +31,14 @@ type Restored struct {
 	CA       string               // the same; "": the backup has none
 	Held     directory.Inspection // of the CA
 	Audit    audit.Verified       // of the audit chain; a flaw was in it when the backup was made
+	InToken  bool                 // the CA's key is to be in a token
+	RootKey  string               // the root's private key, which is only in what was kept; "": it is not
 	NewerCRL bool                 // the CRL is not that of the backup: there was a newer one of the same CA
-	Kept     []string             // what stood before is there now
+	Kept     []string             // what stood before is there now; also what a restore that was killed had replaced
 }
 
 const (
-	staged = ".restore-" // what is on its way in
+	staged = ".restore-" // what is on its way in; in its turn, the number of its inode follows
 	before = ".before-restore-"
 )
 
@@ -47,12 +48,9 @@ const (
 //
 // A certificate that was revoked after the backup stays revoked: where a newer CRL of the
 // same CA is found, in the CA's folder or at a published copy, it is taken. So is the CA's private key,
-// from the folder that is replaced, where the backup has none.
+// from the folder that is replaced, where the backup has none and no token has it.
 func Restore(ctx context.Context, c config.Config, r io.Reader, overwrite bool) (done Restored, err error) {
-	t := restore{config: c, stamp: time.Now().UTC().Format("20060102T150405Z"), store: c.Store.Path}
-	if dir := c.Authority.Directory; dir != nil {
-		t.ca = filepath.Clean(dir.Path)
-	}
+	t := newRestore(c)
 	defer func() { err = errors.Join(err, t.close()) }()
 	if err := t.take(overwrite); err != nil {
 		return done, err
@@ -76,60 +74,111 @@ type restore struct {
 	ca     string // "": none
 	hasCA  bool   // the backup has one
 	locks  []io.Closer
+	mine   bool // all locks are held: what is staged is of this restore
+	kept   []string
+	rename func(from, to string, flags uint) error
 }
 
+func newRestore(c config.Config) *restore {
+	t := &restore{config: c, stamp: time.Now().UTC().Format("20060102T150405Z"), store: c.Store.Path, rename: rename}
+	if dir := c.Authority.Directory; dir != nil {
+		t.ca = filepath.Clean(dir.Path)
+	}
+	return t
+}
+
+// close gives the locks free, and removes what was staged before that, as another restore may
+// stage its own from then on.
 func (t *restore) close() error {
+	var errs []error
+	if t.mine {
+		errs = append(errs, t.clear())
+	}
+	return errors.Join(append(errs, t.unlock())...)
+}
+
+func (t *restore) unlock() error {
 	var errs []error
 	for _, l := range t.locks {
 		errs = append(errs, l.Close())
 	}
-	if err := os.Remove(t.store + staged); !errors.Is(err, fs.ErrNotExist) {
-		errs = append(errs, err)
-	}
-	if t.ca != "" {
-		errs = append(errs, os.RemoveAll(t.ca+staged))
-	}
 	return errors.Join(errs...)
 }
 
-// take makes sure that no daemon runs, and none starts, on what stands there, and that it may be replaced.
+// take makes sure that no daemon runs, and none starts, on what stands there, that it may be replaced,
+// and that no other restore is under way, also where nothing stands.
 func (t *restore) take(overwrite bool) error {
-	var stand []string
-	if exists(t.store) {
-		stand = append(stand, t.store)
-		f, err := os.OpenFile(t.store, os.O_RDWR, 0)
-		if err != nil {
+	stand, err := t.lockStanding()
+	if err != nil {
+		return err
+	}
+	if len(stand) > 0 && !overwrite {
+		return fmt.Errorf("already there: %s; nothing was changed; --overwrite replaces them, and keeps what they are under another name", strings.Join(stand, " and "))
+	}
+	for _, path := range t.places() {
+		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 			return err
 		}
-		t.locks = append(t.locks, f)
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			return fmt.Errorf("store %s is in use: stop espm first", t.store)
+	}
+	// A lock on what stands goes aside with it; the folder's stays until the end.
+	folder := filepath.Dir(t.store)
+	if err := t.flock(folder, os.O_RDONLY, "another restore is under way in "+folder); err != nil {
+		return err
+	}
+	t.mine = true
+	return t.clear() // of a restore that was killed
+}
+
+func (t *restore) lockStanding() (stand []string, err error) {
+	if exists(t.store) {
+		stand = append(stand, t.store)
+		if err := t.flock(t.store, os.O_RDWR, fmt.Sprintf("store %s is in use: stop espm first", t.store)); err != nil {
+			return nil, err
 		}
 	}
 	if t.ca != "" && exists(t.ca) {
 		stand = append(stand, t.ca)
 		l, err := directory.Lock(t.ca)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		t.locks = append(t.locks, l)
 	}
-	if len(stand) > 0 && !overwrite {
-		return fmt.Errorf("already there: %s; nothing was changed; --overwrite replaces them, and keeps what they are under another name", strings.Join(stand, " and "))
+	return stand, nil
+}
+
+// flock locks a file or a folder; where somebody else has it locked, held is the error.
+func (t *restore) flock(path string, flag int, held string) error {
+	f, err := os.OpenFile(path, flag, 0)
+	if err != nil {
+		return err
 	}
-	for _, path := range []string{t.store, t.ca} {
-		if path == "" {
-			continue
-		}
-		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
-			return err
-		}
-	}
-	_ = os.Remove(t.store + staged) // of a restore that was killed
-	if t.ca != "" {
-		return os.RemoveAll(t.ca + staged)
+	t.locks = append(t.locks, f)
+	switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return errors.New(held)
+	case err != nil:
+		return fmt.Errorf("lock %s: %w", path, err)
 	}
 	return nil
+}
+
+// places are what is restored, the CA first.
+func (t *restore) places() []string {
+	if t.ca == "" {
+		return []string{t.store}
+	}
+	return []string{t.ca, t.store}
+}
+
+// clear removes what was staged, and keeps what stood.
+func (t *restore) clear() error {
+	var errs []error
+	for _, path := range t.places() {
+		errs = append(errs, t.settle(path), os.RemoveAll(path+staged))
+	}
+	_, err := durable.RemoveStale(filepath.Dir(t.store), func(name string) bool { return name == filepath.Base(t.store+staged) })
+	return errors.Join(append(errs, err)...)
 }
 
 // stage writes one file of the backup beside its place.
@@ -162,55 +211,52 @@ func ownersAlone(mode fs.FileMode) fs.FileMode {
 
 // prove opens what was staged and compares it with what the backup says of itself.
 func (t *restore) prove(ctx context.Context, done *Restored) error {
-	if err := t.proveAudit(ctx, done); err != nil {
+	if err := withStore(ctx, t.store+staged, func(r *bolt.Reader, v store.View) error { return prove(ctx, r, v, done) }); err != nil {
 		return err
-	}
-	m := done.Manifest
-	revision, records, err := proveStore(ctx, t.store+staged)
-	if err != nil {
-		return err
-	}
-	if revision != m.Revision || !maps.Equal(records, m.Records) {
-		return fmt.Errorf("the store has revision %d and the records %v, the backup says %d and %v", revision, records, m.Revision, m.Records)
 	}
 	if t.ca == "" {
 		return nil
 	}
+	return t.proveCA(done)
+}
+
+// prove looks at every page of the store, walks the audit chain in it, and counts its records.
+func prove(ctx context.Context, r *bolt.Reader, v store.View, done *Restored) (err error) {
+	if err := r.Check(); err != nil {
+		return err
+	}
+	if done.Audit, err = audit.Walk(ctx, v, nil); err != nil {
+		return err
+	}
+	revision, records, err := count(ctx, v)
+	if err != nil {
+		return err
+	}
+	if m := done.Manifest; revision != m.Revision || !maps.Equal(records, m.Records) {
+		return fmt.Errorf("the store has revision %d and the records %v, the backup says %d and %v", revision, records, m.Revision, m.Records)
+	}
+	return nil
+}
+
+func (t *restore) proveCA(done *Restored) (err error) {
 	if !t.hasCA {
 		return errors.New("the configuration has authority.directory, but the backup no CA folder: it was made with Puppet Server's own CA")
 	}
 	if done.NewerCRL, err = t.newerCRL(); err != nil {
 		return err
 	}
-	key := filepath.Join(t.ca, "ca_key.pem")
-	if !m.PrivateKey && exists(key) {
+	done.InToken = t.config.Authority.Directory.Key != ""
+	key, next := filepath.Join(t.ca, "ca_key.pem"), filepath.Join(t.ca+staged, "ca_key.pem")
+	if !done.InToken && !exists(next) && exists(key) {
 		data, err := os.ReadFile(key)
 		if err == nil {
-			err = durable.OS.WriteFile(filepath.Join(t.ca+staged, "ca_key.pem"), data, 0o600)
+			err = durable.OS.WriteFile(next, data, 0o600)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	done.Held, err = directory.Inspect(t.ca + staged)
-	return err
-}
-
-// proveAudit looks at every page of the store, and walks the audit chain in it.
-func (t *restore) proveAudit(ctx context.Context, done *Restored) (err error) {
-	r, err := bolt.OpenReader(t.store+staged, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, r.Close()) }()
-	if err := r.Check(); err != nil {
-		return err
-	}
-	v, err := store.NewView(ctx, r)
-	if err != nil {
-		return err
-	}
-	done.Audit, err = audit.Walk(ctx, v, nil)
+	done.Held, err = directory.Inspect(t.ca+staged, done.InToken)
 	return err
 }
 
@@ -221,64 +267,6 @@ func (t *restore) newerCRL() (bool, error) {
 		return false, err
 	}
 	return true, durable.OS.WriteFile(filepath.Join(t.ca+staged, "ca_crl.pem"), data, 0o644)
-}
-
-// switchOver puts what was staged in its place. Each of the two is replaced in one step.
-// The CA goes first: with the old store it is a CA that knows less of what was signed, but all that was revoked.
-func (t *restore) switchOver(done *Restored) error {
-	if t.ca != "" {
-		if err := giveOwner(t.ca+staged, t.ca); err != nil {
-			return err
-		}
-		if err := t.exchange(t.ca, done); err != nil {
-			return err
-		}
-		done.CA = t.ca
-	}
-	if err := giveOwner(t.store+staged, t.store); err != nil {
-		return err
-	}
-	if err := t.exchange(t.store, done); err != nil {
-		return err
-	}
-	done.Store = t.store
-	return nil
-}
-
-// exchange puts what is staged for path there, and what was there aside.
-func (t *restore) exchange(path string, done *Restored) error {
-	next, aside := path+staged, path+before+t.stamp
-	if !exists(path) {
-		if err := os.Rename(next, path); err != nil {
-			return err
-		}
-		return durable.SyncFolder(filepath.Dir(path))
-	}
-	// Under its last name from here on, so that what stood is never where a clean-up looks.
-	if err := unix.Renameat2(unix.AT_FDCWD, next, unix.AT_FDCWD, aside, unix.RENAME_NOREPLACE); err != nil {
-		return fmt.Errorf("rename %s to %s: %w", next, aside, err)
-	}
-	if err := unix.Renameat2(unix.AT_FDCWD, aside, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE); err != nil {
-		return fmt.Errorf("exchange %s and %s: %w", aside, path, err)
-	}
-	done.Kept = append(done.Kept, aside)
-	return durable.SyncFolder(filepath.Dir(path))
-}
-
-// giveOwner gives all below path the owner that place has, or its folder. Only root may.
-func giveOwner(path, place string) error {
-	if os.Geteuid() != 0 {
-		return nil
-	}
-	var st syscall.Stat_t
-	at := place
-	if !exists(place) {
-		at = filepath.Dir(place)
-	}
-	if err := syscall.Stat(at, &st); err != nil {
-		return fmt.Errorf("owner of %s: %w", at, err)
-	}
-	return giveTo(path, int(st.Uid), int(st.Gid))
 }
 
 // Records puts the counts of a backup into words, in order of kind.

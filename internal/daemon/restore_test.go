@@ -117,6 +117,23 @@ func TestOneBackupAtATime(t *testing.T) {
 	}
 }
 
+// A daemon that was killed at a backup leaves a copy of the whole store; the next one removes it at its start.
+func TestKilledBackup(t *testing.T) {
+	dir, c := trial(t)
+	left := c.Store.Path + spoolName + "123456"
+	other := filepath.Join(dir, "other.db"+spoolName+"1")
+	if err := errors.Join(os.WriteFile(left, nil, 0o600), os.WriteFile(other, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	_, stop := start(t, c)
+	if exists(left) || !exists(other) {
+		t.Errorf("it stayed: %v; another's stayed: %v", exists(left), exists(other))
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
 // A chain that was not whole when the backup was made is told, and does not stop the restore.
 func TestRestoreWalksAudit(t *testing.T) {
 	dir, c := trial(t)
@@ -139,7 +156,12 @@ func TestRestoreWalksAudit(t *testing.T) {
 	if err := engine.Close(); err != nil {
 		t.Fatal(err)
 	}
-	revision, records, err := proveStore(t.Context(), c.Store.Path)
+	var revision int64
+	var records map[string]int
+	err = withStore(t.Context(), c.Store.Path, func(_ *bolt.Reader, v store.View) (err error) {
+		revision, records, err = count(t.Context(), v)
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,5 +180,72 @@ func TestRestoreWalksAudit(t *testing.T) {
 	done, err := Restore(t.Context(), c, &b, true)
 	if err != nil || done.Audit.Flaw == nil || done.Audit.Flaw.Seq != 1 || done.Audit.Head.Hash != line.Hash || done.Store == "" {
 		t.Errorf("got %+v, %v", done.Audit, err)
+	}
+}
+
+// made is a backup of what trial made, without the CA's key.
+func made(t *testing.T, dir string) []byte {
+	t.Helper()
+	kept := contents(t, dir)
+	var b bytes.Buffer
+	w := backup.NewWriter(&b, backup.Manifest{Revision: 2, Records: map[string]int{"schema": 1, "enc": 1}})
+	for _, name := range []string{"espm.db", "ca/ca_crt.pem", "ca/inventory.txt", "ca/ca_crl.pem"} {
+		data := kept[filepath.Join(dir, name)]
+		if err := w.Add(name, 0o640, int64(len(data)), bytes.NewReader(data)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// gate is read when all of a backup but its manifest was.
+type gate struct{ came, let chan struct{} }
+
+func (g gate) Read([]byte) (int, error) {
+	close(g.came)
+	<-g.let
+	return 0, io.EOF
+}
+
+// A restore that is refused leaves alone what another one has staged.
+func TestSecondRestoreIsRefused(t *testing.T) {
+	for what, c := range map[string]struct {
+		stands bool
+		says   string
+	}{
+		"over what stands":    {true, "in use"},
+		"where nothing stood": {false, "another restore is under way"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			dir, conf := trial(t)
+			whole := made(t, dir)
+			if !c.stands {
+				if err := errors.Join(os.Remove(conf.Store.Path), os.RemoveAll(conf.Authority.Directory.Path)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			g := gate{make(chan struct{}), make(chan struct{})}
+			at := bytes.LastIndex(whole, []byte("MANIFEST.json"))
+			first := make(chan error, 1)
+			go func() {
+				_, err := Restore(t.Context(), conf, io.MultiReader(bytes.NewReader(whole[:at]), g, bytes.NewReader(whole[at:])), true)
+				first <- err
+			}()
+			<-g.came
+			before := contents(t, dir)
+			if _, err := Restore(t.Context(), conf, bytes.NewReader(whole), true); err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("the second: %v", err)
+			}
+			if after := contents(t, dir); len(after) != len(before) || !exists(conf.Store.Path+staged) {
+				t.Errorf("there were %d files, there are %d", len(before), len(after))
+			}
+			close(g.let)
+			if err := <-first; err != nil {
+				t.Errorf("the first: %v", err)
+			}
+		})
 	}
 }

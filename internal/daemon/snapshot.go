@@ -53,20 +53,22 @@ func (s *snapshots) Snapshot(ctx context.Context, w io.Writer, privateKey bool) 
 }
 
 func (s *snapshots) snapshot(ctx context.Context, w io.Writer, privateKey bool) (err error) {
-	m := backup.Manifest{CreatedAt: time.Now().UTC().Truncate(time.Second), Version: version.Read().Version, Authority: "puppetserver", PrivateKey: privateKey}
+	m := backup.Manifest{CreatedAt: time.Now().UTC().Truncate(time.Second), Version: version.Read().Version, Authority: "puppetserver"}
 	spool, err := s.spool(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, spool.Close(), os.Remove(spool.Name())) }()
-	if m.Revision, m.Records, err = proveStore(ctx, spool.Name()); err != nil {
+	err = withStore(ctx, spool.Name(), func(_ *bolt.Reader, v store.View) (err error) {
+		m.Revision, m.Records, err = count(ctx, v)
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	dir := s.config.Authority.Directory
 	if dir != nil {
-		m.Authority = "directory"
-	} else {
-		m.PrivateKey = false // there is none of espm's
+		m.Authority, m.KeyInToken = "directory", dir.Key != ""
 	}
 	out := backup.NewWriter(w, m)
 	if s.config.File != "" {
@@ -89,13 +91,19 @@ func (s *snapshots) snapshot(ctx context.Context, w io.Writer, privateKey bool) 
 	return out.Close()
 }
 
-// spool copies the store. What an earlier process left is removed.
+// removeSpools removes the copies of the store that a process left which was killed at a backup. Who calls it has
+// the store locked.
+func removeSpools(store string) (int, error) {
+	stale, err := beside(store, spoolName)
+	for _, file := range stale {
+		err = errors.Join(err, os.Remove(file))
+	}
+	return len(stale), err
+}
+
+// spool copies the store.
 func (s *snapshots) spool(ctx context.Context) (*os.File, error) {
 	pattern := s.config.Store.Path + spoolName
-	stale, _ := filepath.Glob(pattern + "*") // fails for a bad pattern alone
-	for _, file := range stale {
-		_ = os.Remove(file)
-	}
 	f, err := os.CreateTemp(filepath.Dir(pattern), filepath.Base(pattern)+"*") // with mode 0600
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", node.ErrUnavailable, err)
@@ -110,17 +118,22 @@ func (s *snapshots) spool(ctx context.Context) (*os.File, error) {
 	return f, nil
 }
 
-// proveStore opens a store that nobody has open, reads all its records, and tells what it holds.
-func proveStore(ctx context.Context, path string) (revision int64, records map[string]int, err error) {
+// withStore opens a store that nobody has open, for as long as do takes.
+func withStore(ctx context.Context, path string, do func(r *bolt.Reader, v store.View) error) (err error) {
 	r, err := bolt.OpenReader(path, 0)
 	if err != nil {
-		return 0, nil, err
+		return err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
 	v, err := store.NewView(ctx, r)
 	if err != nil {
-		return 0, nil, err
+		return err
 	}
+	return do(r, v)
+}
+
+// count reads all records of a store, and tells what it holds.
+func count(ctx context.Context, v store.View) (revision int64, records map[string]int, err error) {
 	if revision, err = v.Revision(ctx); err != nil {
 		return 0, nil, err
 	}
@@ -159,9 +172,15 @@ func addCA(ctx context.Context, out *backup.Writer, dir string, privateKey bool)
 }
 
 func addCAFile(out *backup.Writer, dir, rel string, privateKey bool) error {
-	err := addFile(out, backup.CAFolder+filepath.ToSlash(rel), filepath.Join(dir, rel), func(data []byte) bool {
-		return privateKey || !bytes.Contains(data, []byte("PRIVATE KEY-----"))
+	name, isKey := backup.CAFolder+filepath.ToSlash(rel), false
+	err := addFile(out, name, filepath.Join(dir, rel), func(data []byte) bool {
+		isKey = bytes.Contains(data, []byte("PRIVATE KEY-----"))
+		return privateKey || !isKey
 	})
+	if err == nil && isKey && privateKey {
+		out.Manifest.Keys = append(out.Manifest.Keys, name)
+		out.Manifest.PrivateKey = out.Manifest.PrivateKey || name == backup.CAKeyName
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

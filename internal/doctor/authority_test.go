@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -80,5 +83,38 @@ func TestNothingThere(t *testing.T) {
 	}
 	if Worst(got) != Failure {
 		t.Error("all is missing, and that is no failure")
+	}
+}
+
+// What a token has is no failure for not being in a file; a file beside it is told.
+func TestKeyInToken(t *testing.T) {
+	for what, c := range map[string]struct {
+		err  error
+		file bool
+		want []Severity
+		says string
+	}{
+		"well":                {want: []Severity{OK}, says: "a token has it, and it is the CA's"},
+		"away":                {err: errors.New("could not find the token"), want: []Severity{Failure}, says: "could not find the token"},
+		"not built for it":    {err: fmt.Errorf("%w: build it so", ErrNoTokens), want: []Severity{Warning}, says: "a token has it; this espm can't look into it: build it so"},
+		"a file is there too": {file: true, want: []Severity{Warning}, says: "take it off this machine"},
+		"and it is away":      {file: true, err: errors.New("away"), want: []Severity{Warning, Failure}, says: "ca_key.pem is there too"},
+	} {
+		var h Host
+		h.Config.Authority.Directory = &config.Directory{Path: t.TempDir(), Key: "pkcs11:token=a;object=b"}
+		h.Token = func() error { return c.err }
+		if c.file {
+			if err := os.WriteFile(filepath.Join(h.Config.Authority.Directory.Path, "ca_key.pem"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got := checkCAKey(t.Context(), &h)
+		var severities []Severity
+		for _, f := range got {
+			severities = append(severities, f.Severity)
+		}
+		if !slices.Equal(severities, c.want) || !strings.Contains(got[0].What, c.says) {
+			t.Errorf("%s: %+v", what, got)
+		}
 	}
 }

@@ -49,8 +49,11 @@ type Host struct {
 	// Puppet asks Puppet on this host for its server's settings; ErrNoPuppet where there is none.
 	Puppet func(ctx context.Context, names ...string) (map[string]string, error)
 	// CA asks the authority how it stands, without changing it.
-	CA  func(ctx context.Context) (CA, error)
-	Now func() time.Time
+	CA func(ctx context.Context) (CA, error)
+	// Token looks whether the token's key can be had and is the CA's; ErrNoTokens where this
+	// espm can't tell. Asked only where the configuration names one.
+	Token func() error
+	Now   func() time.Time
 
 	settings  map[string]string // of Puppet; nil: they are not known
 	puppetErr error             // why not
@@ -101,6 +104,9 @@ const limit = 2 * time.Minute
 
 // ErrNoPuppet says that there is no Puppet on this host, which may well be so.
 var ErrNoPuppet = errors.New("there is no Puppet on this host")
+
+// ErrNoTokens says that this espm can't look into tokens.
+var ErrNoTokens = errors.New("this espm can't look into it")
 
 // noSettings is what a check of Puppet's settings finds where there are none.
 func (h *Host) noSettings() []Finding {

@@ -98,6 +98,9 @@ func checkCAKey(_ context.Context, h *Host) []Finding {
 		return []Finding{found(OK, "", "Puppet Server has it")}
 	}
 	path := filepath.Join(d.Path, "ca_key.pem")
+	if d.Key != "" {
+		return checkToken(h, path)
+	}
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:
@@ -106,6 +109,21 @@ func checkCAKey(_ context.Context, h *Host) []Finding {
 		return []Finding{found(Failure, "chmod o-rwx "+shell.Quote(path), "%s is open to everybody (mode %04o); the daemon refuses it", path, info.Mode().Perm())}
 	}
 	return []Finding{found(OK, "", "%s", path)}
+}
+
+// checkToken: a file beside the token is what the token is to make needless.
+func checkToken(h *Host, file string) []Finding {
+	var all []Finding
+	if _, err := os.Lstat(file); err == nil {
+		all = append(all, found(Warning, "", "a token has the CA's key, but %s is there too: take it off this machine", file))
+	}
+	switch err := h.Token(); {
+	case errors.Is(err, ErrNoTokens):
+		all = append(all, found(Warning, "", "a token has it; %v", err))
+	case err != nil:
+		all = append(all, found(Failure, "", "%v", err))
+	}
+	return good(all, "a token has it, and it is the CA's")
 }
 
 func checkDaemon(ctx context.Context, h *Host) []Finding {

@@ -1,6 +1,8 @@
 package directory
 
 import (
+	"crypto"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -13,65 +15,52 @@ import (
 
 // Inspection is what a CA folder holds.
 type Inspection struct {
-	ca.Status      // as Brief has it, without Files
-	Key       bool // the private key is there
+	ca.Status                  // as Brief has it, without Files
+	Key       bool             // ca_key.pem is there
+	Public    crypto.PublicKey // of the CA's certificate
 }
 
 // Lock takes the folder, which must exist, as Open does, until Close.
 func Lock(path string) (io.Closer, error) { return lock(path) }
 
 // Inspect looks at a CA folder that nobody works on, and changes nothing: certificates, CRLs, that these
-// belong together and, where it is there, that the private key is theirs.
-func Inspect(path string) (Inspection, error) {
-	certFile, listFile, keyFile := filepath.Join(path, "ca_crt.pem"), filepath.Join(path, "ca_crl.pem"), filepath.Join(path, "ca_key.pem")
-	data, err := os.ReadFile(certFile)
-	if err != nil {
-		return Inspection{}, fmt.Errorf("CA certificate: %w", err)
-	}
-	certs, _, err := parseCertificates(data)
-	if err != nil {
-		return Inspection{}, fmt.Errorf("CA certificate %s: %w", certFile, err)
-	}
-	public, has := certs[0].PublicKey, false
-	switch key, err := loadKey(keyFile); {
-	case err == nil:
-		public, has = key.Public(), true
-	case !errors.Is(err, fs.ErrNotExist):
-		return Inspection{}, err
-	}
-	chain, _, err := loadChain(certFile, public)
+// belong together and, where it is there, that the private key is theirs. Where the key is in
+// a token a ca_key.pem does not count: it is not read.
+func Inspect(path string, inToken bool) (Inspection, error) {
+	public, has, err := inspectKey(filepath.Join(path, "ca_key.pem"), inToken)
 	if err != nil {
 		return Inspection{}, err
 	}
-	if data, err = os.ReadFile(listFile); err != nil {
-		return Inspection{}, fmt.Errorf("CRL: %w", err)
-	}
-	crl, err := parseCRLs(data, chain)
+	chain, crl, err := readCRLs(path, public)
 	if err != nil {
-		return Inspection{}, fmt.Errorf("CRL %s: %w", listFile, err)
+		return Inspection{}, err
 	}
 	a := Authority{chain: chain, own: &crlFile{}}
 	status := a.brief(crl.crlChain)
 	status.Files = nil
-	return Inspection{status, has}, nil
+	return Inspection{status, has, chain[0].PublicKey}, nil
+}
+
+func inspectKey(path string, inToken bool) (public crypto.PublicKey, has bool, err error) {
+	if inToken {
+		_, err := os.Lstat(path)
+		return nil, err == nil, nil
+	}
+	key, err := loadKey(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	return key.Public(), true, nil
 }
 
 // NewestCRL returns the content of the file, of ca_crl.pem in the folder and
 // the others, whose CRL of the folder's CA has the highest number; nil: it is the folder's
 // own. Files that can't be read, or that are another CA's, don't count.
 func NewestCRL(path string, others ...string) ([]byte, error) {
-	data, err := os.ReadFile(filepath.Join(path, "ca_crt.pem"))
-	if err != nil {
-		return nil, fmt.Errorf("CA certificate: %w", err)
-	}
-	chain, _, err := parseCertificates(data)
-	if err != nil {
-		return nil, err
-	}
-	if data, err = os.ReadFile(filepath.Join(path, "ca_crl.pem")); err != nil {
-		return nil, fmt.Errorf("CRL: %w", err)
-	}
-	held, err := parseCRLs(data, chain)
+	chain, held, err := readCRLs(path, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -87,4 +76,34 @@ func NewestCRL(path string, others ...string) ([]byte, error) {
 		}
 	}
 	return found, nil
+}
+
+// readCRLs reads ca_crt.pem, of the CA with that public key, and ca_crl.pem. Where no key is known,
+// the first certificate is the CA's.
+func readCRLs(path string, public crypto.PublicKey) ([]*x509.Certificate, *crlContents, error) {
+	certFile, listFile := filepath.Join(path, "ca_crt.pem"), filepath.Join(path, "ca_crl.pem")
+	if public == nil {
+		data, err := os.ReadFile(certFile)
+		if err != nil {
+			return nil, nil, fmt.Errorf("CA certificate: %w", err)
+		}
+		certs, _, err := parseCertificates(data)
+		if err != nil {
+			return nil, nil, fmt.Errorf("CA certificate %s: %w", certFile, err)
+		}
+		public = certs[0].PublicKey
+	}
+	chain, _, err := loadChain(certFile, public)
+	if err != nil {
+		return nil, nil, err
+	}
+	data, err := os.ReadFile(listFile)
+	if err != nil {
+		return nil, nil, fmt.Errorf("CRL: %w", err)
+	}
+	crl, err := parseCRLs(data, chain)
+	if err != nil {
+		return nil, nil, fmt.Errorf("CRL %s: %w", listFile, err)
+	}
+	return chain, crl, nil
 }
