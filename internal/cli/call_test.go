@@ -3,7 +3,6 @@ package cli
 import (
 	"bytes"
 	"net"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -12,16 +11,14 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/espm-project/espm/test/testbed"
 )
 
 // A daemon that dies in the middle of a call may have done it: whoever asked
 // must learn with which request id to ask again, also if it was chosen for them.
 func TestProvisionWithoutAnswer(t *testing.T) {
-	dir, err := os.MkdirTemp("/tmp", "espm") // a socket's path has 107 bytes at most
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := testbed.Dir(t)
 	l, err := net.Listen("unix", filepath.Join(dir, "s"))
 	if err != nil {
 		t.Fatal(err)
