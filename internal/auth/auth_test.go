@@ -7,7 +7,6 @@ import (
 	"io"
 	"math"
 	"net"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -16,6 +15,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/test/testbed"
 )
 
 func TestPrincipals(t *testing.T) {
@@ -157,11 +157,7 @@ func TestLimitsAreBounded(t *testing.T) {
 }
 
 func TestLocal(t *testing.T) {
-	dir, err := os.MkdirTemp("/tmp", "espm") // a socket's path has 107 bytes at most
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := testbed.Dir(t)
 	path := filepath.Join(dir, "s")
 	l, err := net.Listen("unix", path)
 	if err != nil {

@@ -3,7 +3,6 @@ package cli
 import (
 	"bytes"
 	"net"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -14,16 +13,13 @@ import (
 	"google.golang.org/grpc/status"
 
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+	"github.com/espm-project/espm/test/testbed"
 )
 
 // A daemon that dies in the middle of a call may have done it: whoever asked
 // must learn with which request id to ask again, also if it was chosen for them.
 func TestProvisionWithoutAnswer(t *testing.T) {
-	dir, err := os.MkdirTemp("/tmp", "espm") // a socket's path has 107 bytes at most
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := testbed.Dir(t)
 	l, err := net.Listen("unix", filepath.Join(dir, "s"))
 	if err != nil {
 		t.Fatal(err)

@@ -17,10 +17,11 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
-	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/espm-project/espm/internal/enc/encclient"
+	"github.com/espm-project/espm/test/health"
 	"github.com/espm-project/espm/test/need"
+	"github.com/espm-project/espm/test/testbed"
 )
 
 func TestMain(m *testing.M) {
@@ -37,11 +38,7 @@ func TestMain(m *testing.M) {
 // TestScript runs the manual: each script is a session of an operator, with a
 // daemon of its own.
 func TestScript(t *testing.T) {
-	root, err := os.MkdirTemp("/tmp", "espm") // a socket's path has 107 bytes at most
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(root) })
+	root := testbed.Dir(t)
 	fixtures, err := filepath.Abs("../serverfile/testdata")
 	if err != nil {
 		t.Fatal(err)
@@ -94,14 +91,8 @@ func serving(ts *testscript.TestScript, neg bool, args []string) {
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	for {
-		_, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{}, grpc.WaitForReady(true))
-		if err == nil {
-			return
-		}
-		if ctx.Err() != nil {
-			ts.Fatalf("the daemon does not serve: %v", err)
-		}
+	if err := health.Serves(ctx, conn); err != nil {
+		ts.Fatalf("the daemon does not serve: %v", err)
 	}
 }
 

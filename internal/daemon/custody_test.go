@@ -18,7 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
-	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/espm-project/espm/test/health"
 )
 
 // A store that others could read, or put another in place of, is not opened, nor changed.
@@ -136,7 +137,7 @@ func serves(t *testing.T, address string) {
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if _, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{}, grpc.WaitForReady(true)); err != nil {
+	if err := health.Serves(ctx, conn); err != nil {
 		t.Fatalf("it does not serve: %v", err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/espm-project/espm/internal/store"
 	"github.com/espm-project/espm/internal/store/bolt"
+	"github.com/espm-project/espm/test/testbed"
 )
 
 // manager listens where a service manager would.
@@ -21,7 +22,7 @@ type manager struct {
 
 func newManager(t *testing.T, watchdog string) *manager {
 	t.Helper()
-	path := filepath.Join(socketFolder(t), "notify")
+	path := filepath.Join(testbed.Dir(t), "notify")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)

@@ -15,13 +15,14 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/store"
 	"github.com/espm-project/espm/internal/store/bolt"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+	"github.com/espm-project/espm/test/health"
+	"github.com/espm-project/espm/test/testbed"
 )
 
 // The test binary runs itself as a daemon of another user.
@@ -42,14 +43,10 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// trial makes everything under a folder with a short name, as a socket's path has 107 bytes at most.
+// trial makes everything under a folder of its own.
 func trial(t *testing.T) (string, config.Config) {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "espm")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := testbed.Dir(t)
 	made, err := Init(t.Context(), InitOptions{Dir: dir, Certname: "puppet.test", CAKey: "ec-p256"})
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +74,7 @@ func start(t *testing.T, c config.Config) (conn *grpc.ClientConn, stop func() er
 	t.Cleanup(func() { conn.Close() })
 	wait, cancelWait := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancelWait()
-	if _, err := healthv1.NewHealthClient(conn).Check(wait, &healthv1.HealthCheckRequest{}, grpc.WaitForReady(true)); err != nil {
+	if err := health.Serves(wait, conn); err != nil {
 		t.Fatalf("the daemon does not serve: %v", errors.Join(err, stop()))
 	}
 	return conn, stop

@@ -6,20 +6,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/espm-project/espm/test/testbed"
 )
 
-func socketFolder(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "espm") // a socket's path has 107 bytes at most
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
 func TestListen(t *testing.T) {
-	path := filepath.Join(socketFolder(t), "s")
+	path := filepath.Join(testbed.Dir(t), "s")
 	l, err := listen(path, "")
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +40,7 @@ func TestListen(t *testing.T) {
 }
 
 func TestListenRefuses(t *testing.T) {
-	dir := socketFolder(t)
+	dir := testbed.Dir(t)
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)

@@ -23,6 +23,7 @@ import (
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/doctor"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+	"github.com/espm-project/espm/test/testbed"
 )
 
 // A CA whose key never was outside of its token issues and revokes, waits while the token is
@@ -164,11 +165,7 @@ func TestCAKeyMovesIntoToken(t *testing.T) {
 
 func trialOf(t *testing.T, o InitOptions) (string, config.Config) {
 	t.Helper()
-	var err error
-	if o.Dir, err = os.MkdirTemp("/tmp", "espm"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(o.Dir) })
+	o.Dir = testbed.Dir(t)
 	o.Certname = "puppet.test"
 	made, err := Init(t.Context(), o)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/espm-project/espm/test/need"
+	"github.com/espm-project/espm/test/testbed"
 )
 
 // nobody is a user that owns nothing.
@@ -80,7 +81,7 @@ func TestGroupOfOthers(t *testing.T) {
 // Root sets espm up in folders that a package has given to the daemon's user.
 func TestInitHandsOver(t *testing.T) {
 	need.Root(t, "become another user")
-	dir := socketFolder(t)
+	dir := testbed.Dir(t)
 	if err := os.Chown(dir, nobody, nobody); err != nil {
 		t.Fatal(err)
 	}

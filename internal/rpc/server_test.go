@@ -39,6 +39,7 @@ import (
 	"github.com/espm-project/espm/internal/store"
 	"github.com/espm-project/espm/internal/store/bolt"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+	"github.com/espm-project/espm/test/testbed"
 )
 
 // rig is a whole espm behind a socket: a real store and a real CA directory,
@@ -123,11 +124,7 @@ func newRigWith(t *testing.T, o bolt.Options) *rig {
 // prepareRig makes all but the server.
 func prepareRig(t *testing.T, o bolt.Options) *rig {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "rpc") // t.TempDir may be too long for a socket's path
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := testbed.Dir(t)
 	r := &rig{dir: dir, log: &bytes.Buffer{}}
 	engine, err := bolt.Open(filepath.Join(dir, "espm.db"), o)
 	if err != nil {

@@ -13,7 +13,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
-	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/espm-project/espm/test/health"
 )
 
 // lab is a scratch folder with the programs to measure.
@@ -133,7 +134,7 @@ func (d *daemon) start(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close()
-	if _, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{}, grpc.WaitForReady(true)); err != nil {
+	if err := health.Serves(ctx, conn); err != nil {
 		text, _ := os.ReadFile(log.Name())
 		return fmt.Errorf("espm serve: %w\n%s", err, text)
 	}

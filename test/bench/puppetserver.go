@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"text/template"
 	"time"
+
+	"github.com/espm-project/espm/test/debian"
 )
 
 // serverStart bounds Puppet Server's start: 45 s on two idle cores, ten times that on busy ones.
@@ -38,7 +40,13 @@ func findHosts() (hosts []host, missing []string) {
 	if os.Geteuid() != 0 {
 		return nil, []string{"a Puppet Server needs root here, to run as the user puppet"}
 	}
-	for _, root := range []string{"", trixie()} {
+	roots := []string{""}
+	if trixie, err := debian.Folder("ESPM_E2E_TRIXIE", "trixie"); err != nil {
+		missing = append(missing, err.Error())
+	} else {
+		roots = append(roots, trixie) // which test/e2e makes, with Puppet Server 8
+	}
+	for _, root := range roots {
 		out, err := exec.Command("dpkg-query", "--admindir", filepath.Join(root, "/var/lib/dpkg"), "-W", "-f", "${Version}", "puppetserver").Output()
 		if err != nil {
 			missing = append(missing, fmt.Sprintf("no puppetserver package in %s/", root))
@@ -48,18 +56,6 @@ func findHosts() (hosts []host, missing []string) {
 		hosts = append(hosts, host{root, version})
 	}
 	return hosts, missing
-}
-
-// trixie is the folder in which test/e2e keeps a Debian with Puppet Server 8.
-func trixie() string {
-	if dir := os.Getenv("ESPM_E2E_TRIXIE"); dir != "" {
-		return dir
-	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		cache = os.TempDir()
-	}
-	return filepath.Join(cache, "espm", "trixie")
 }
 
 // puppetServer is a Puppet Server with a CA of its own, in a folder of the

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/espm-project/espm/test/need"
+	"github.com/espm-project/espm/test/testbed"
 )
 
 const examples = "../../docs/examples"
@@ -40,19 +41,12 @@ func newSite(t *testing.T) *site {
 	for _, tool := range []string{"jq", "openssl"} {
 		need.Program(t, tool)
 	}
-	dir, err := os.MkdirTemp("/tmp", "espm") // a socket's path has 107 bytes at most
-	check(t, err)
-	t.Cleanup(func() { check(t, os.RemoveAll(dir)) })
-	s := &site{dir: dir, bin: filepath.Join(dir, "bin")}
-	for _, sub := range []string{"bin", "cloud", "work"} {
+	dir := testbed.Dir(t)
+	s := &site{dir: dir, bin: testbed.Build(t, "cmd/espm", "docs/examples/console")}
+	for _, sub := range []string{"cloud", "work"} {
 		check(t, os.Mkdir(filepath.Join(dir, sub), 0o755))
 	}
 	check(t, os.WriteFile(filepath.Join(s.bin, "cloud"), []byte(cloud), 0o755))
-	build := exec.Command("go", "build", "-o", s.bin, "../../cmd/espm", examples+"/console")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
 	s.env = append(os.Environ(), "PATH="+s.bin+":"+os.Getenv("PATH"), "ESPM_ADDRESS=unix://"+s.socket(), "CLOUD="+filepath.Join(dir, "cloud"), "PAUSE=0.01")
 	s.run(t, "espm", "init", "--dir", filepath.Join(dir, "d"), "--certname", "puppet.test", "--ca-key", "ec-p256").is(t, 0)
 	return s

@@ -18,12 +18,13 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
 	"github.com/espm-project/espm/internal/durable"
 	"github.com/espm-project/espm/internal/node"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+	"github.com/espm-project/espm/test/health"
+	"github.com/espm-project/espm/test/testbed"
 )
 
 // Counts of the random crash test.
@@ -37,12 +38,9 @@ const (
 // provision and terminate, each asking again until it has an answer, as a
 // control plane does; some give up, and then nobody may hold the certificate.
 func TestKilledUnderLoad(t *testing.T) {
-	dir := t.TempDir()
-	if len(dir) > 70 { // a socket's path has 107 bytes at most
-		dir = shortDir(t)
-	}
+	dir := testbed.Dir(t)
 	newCA(t, dir)
-	d := &target{dir: dir, binary: build(t)}
+	d := &target{dir: dir, binary: filepath.Join(testbed.Build(t, "cmd/espm"), "espm")}
 	d.configure(t)
 	d.start(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
@@ -98,27 +96,6 @@ type target struct {
 	kills       atomic.Int64
 }
 
-func build(t *testing.T) string {
-	t.Helper()
-	bin := filepath.Join(t.TempDir(), "espm")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "../../cmd/espm")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	return bin
-}
-
-func shortDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "espm")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
 func (d *target) address() string { return "unix://" + filepath.Join(d.dir, "espm.sock") }
 
 func (d *target) configure(t *testing.T) {
@@ -166,7 +143,7 @@ func (d *target) stop(t *testing.T) {
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	if _, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{}, grpc.WaitForReady(true)); err != nil {
+	if err := health.Serves(ctx, conn); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {

@@ -23,7 +23,7 @@
 //	ESPM_NEED=          run what can be run, installing the packages where
 //	                    apt can; else skip and say why (also with -short)
 //	ESPM_NEED=all       a missing piece is a failure
-//	ESPM_E2E_TRIXIE=DIR where the root is, or will be made and kept (600 MB, two minutes);
+//	ESPM_E2E_TRIXIE=DIR an absolute path: where the root is, or will be made and kept (600 MB, two minutes);
 //	                    in the user's cache folder by default: espm/trixie
 //	ESPM_E2E_BIN=DIR    test the espm and espm-enc in DIR instead of building them
 //	ESPM_E2E_KEEP=1     keep the scratch folder of a test that failed

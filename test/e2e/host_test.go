@@ -66,8 +66,7 @@ func (h *host) command(scratch, dir string, argv ...string) *exec.Cmd {
 		cmd.Dir, cmd.SysProcAttr = dir, ownGroup()
 		return cmd
 	}
-	// Changing the user would let it outlive the tests, see ownGroup.
-	return h.enter(scratch, dir, append([]string{"setpriv", "--pdeathsig", "KILL"}, argv...))
+	return enter(mount, h.root, scratch, dir, argv)
 }
 
 // asPuppet is command as the user puppet of the host, who is in the group
@@ -81,12 +80,16 @@ func (h *host) asPuppet(t *testing.T, scratch, dir string, argv ...string) *exec
 		return cmd
 	}
 	_, group := here.puppetIDs(t)
-	return h.enter(scratch, dir, append([]string{"setpriv", "--reuid", strconv.Itoa(uid), "--regid", strconv.Itoa(gid),
+	// A change of the user forgets what enter asked for.
+	return enter(mount, h.root, scratch, dir, append([]string{"setpriv", "--reuid", strconv.Itoa(uid), "--regid", strconv.Itoa(gid),
 		"--groups", strconv.Itoa(group), "--pdeathsig", "KILL"}, argv...))
 }
 
-func (h *host) enter(scratch, dir string, argv []string) *exec.Cmd {
-	cmd := exec.Command("unshare", append([]string{"--mount", "sh", "-ec", mount, "enter", h.root, scratch, dir}, argv...)...)
+// enter is a command that root runs in a folder of another root, which a script makes ready in a
+// namespace of its own: mount, or one that does more. It ends with the tests, as ownGroup's do.
+func enter(script, root, scratch, dir string, argv []string) *exec.Cmd {
+	args := append([]string{"--mount", "sh", "-ec", script, "enter", root, scratch, dir, "setpriv", "--pdeathsig", "KILL"}, argv...)
+	cmd := exec.Command("unshare", args...)
 	cmd.SysProcAttr = ownGroup()
 	return cmd
 }

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -82,9 +81,7 @@ func (i *instance) read(t *testing.T, path string) string {
 // run runs a command inside, as root.
 func (i *instance) run(t *testing.T, argv ...string) booted {
 	t.Helper()
-	args := append([]string{"--mount", "sh", "-ec", mountInstance, "enter", i.root, i.lab.Root, "/", "setpriv", "--pdeathsig", "KILL"}, argv...)
-	cmd := exec.Command("unshare", args...)
-	cmd.SysProcAttr = ownGroup()
+	cmd := enter(mountInstance, i.root, i.lab.Root, "/", argv)
 	cmd.Env = []string{"PATH=" + i.path, "HOME=/root", "LANG=C.UTF-8"}
 	r := run(t, 3*time.Minute, cmd)
 	t.Logf("%s: exit %d after %v", argv[len(argv)-1], r.code, r.took.Round(100*time.Millisecond))

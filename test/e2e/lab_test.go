@@ -5,12 +5,12 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"text/template"
-	"time"
+
+	"github.com/espm-project/espm/test/testbed"
 )
 
 // lab is the scratch folder of one test and the paths in it.
@@ -69,21 +69,16 @@ func (l *lab) encCommand() []string {
 	}
 }
 
-// binaries puts espm and espm-enc into dir: those of ESPM_E2E_BIN, or built, static as they are shipped.
+// binaries puts espm and espm-enc into dir: those of ESPM_E2E_BIN, or built.
 func binaries(t *testing.T, dir string) string {
 	t.Helper()
 	check(t, os.Mkdir(dir, 0o755))
-	if given := os.Getenv("ESPM_E2E_BIN"); given != "" {
-		for _, name := range []string{"espm", "espm-enc"} {
-			check(t, os.WriteFile(filepath.Join(dir, name), readFile(t, filepath.Join(given, name)), 0o755))
-		}
-		return dir
+	from := os.Getenv("ESPM_E2E_BIN")
+	if from == "" {
+		from = testbed.Build(t, "cmd/espm", "cmd/espm-enc")
 	}
-	cmd := exec.Command("go", "build", "-o", dir, "./cmd/espm", "./cmd/espm-enc")
-	cmd.Dir = "../.."
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if r := run(t, 10*time.Minute, cmd); r.code != 0 {
-		t.Fatalf("go build: exit %d\n%s", r.code, r.stderr)
+	for _, name := range []string{"espm", "espm-enc"} {
+		check(t, os.WriteFile(filepath.Join(dir, name), readFile(t, filepath.Join(from, name)), 0o755))
 	}
 	return dir
 }

@@ -18,7 +18,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -27,6 +26,8 @@ import (
 	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/enc/encclient"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+	"github.com/espm-project/espm/test/health"
+	"github.com/espm-project/espm/test/testbed"
 )
 
 // server is a real daemon. Its sockets, configuration and log are in run,
@@ -40,32 +41,10 @@ type server struct {
 	nodes          espmv1.NodeServiceClient
 }
 
-func binary(t *testing.T) string {
-	t.Helper()
-	bin := filepath.Join(t.TempDir(), "espm")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "../../cmd/espm")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	return bin
-}
-
-// folder has a short name, as a socket's path has 107 bytes at most.
-func folder(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "espm")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
 // newServer makes a CA and a configuration, and starts the daemon.
 func newServer(t *testing.T, store, caDir, publish string) *server {
 	t.Helper()
-	s := &server{run: folder(t), store: store, ca: caDir, published: publish}
+	s := &server{run: testbed.Dir(t), store: store, ca: caDir, published: publish}
 	if err := directory.Create(s.ca, directory.CreateOptions{Host: "puppet.test", Key: ca.ECP256}); err != nil {
 		t.Fatal(err)
 	}
@@ -85,8 +64,7 @@ puppet: {server: puppet.test}
 		t.Fatal(err)
 	}
 	s.nodes = espmv1.NewNodeServiceClient(s.conn)
-	bin := binary(t)
-	s.cmd = exec.Command(bin)
+	s.cmd = exec.Command(filepath.Join(testbed.Build(t, "cmd/espm"), "espm"))
 	t.Cleanup(func() {
 		s.conn.Close()
 		_ = s.cmd.Process.Kill()
@@ -117,10 +95,11 @@ func (s *server) start(t *testing.T) {
 
 func (s *server) serving(t *testing.T) {
 	t.Helper()
-	eventually(t, "the daemon serves", func(ctx context.Context) error {
-		_, err := healthv1.NewHealthClient(s.conn).Check(ctx, &healthv1.HealthCheckRequest{})
-		return err
-	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := health.Serves(ctx, s.conn); err != nil {
+		t.Fatal("the daemon does not serve: ", err)
+	}
 }
 
 // end stops the daemon, by SIGTERM and in order, or kills it.

@@ -15,6 +15,7 @@ import (
 
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 	"github.com/espm-project/espm/test/need"
+	"github.com/espm-project/espm/test/testbed"
 )
 
 // fill takes all the room there is.
@@ -128,7 +129,7 @@ func (s *server) tryTerminate(t *testing.T, p *espmv1.ProvisionNodeResponse) boo
 // With room for the store, a terminate is taken and waits for the CA's disk.
 func TestDiskOfTheCAFull(t *testing.T) {
 	dir := need.Disk(t, "1m")
-	store := folder(t)
+	store := testbed.Dir(t)
 	s := newServer(t, store, filepath.Join(dir, "ca"), filepath.Join(store, "crl.pem"))
 	h := &holders{}
 	h.add(s.provision(t, "kept.test"))
@@ -154,7 +155,7 @@ func TestDiskOfTheCAFull(t *testing.T) {
 }
 
 func TestPublishedFolderMissing(t *testing.T) {
-	dir := folder(t)
+	dir := testbed.Dir(t)
 	missing := filepath.Join(dir, "missing")
 	s := newServer(t, dir, filepath.Join(dir, "ca"), filepath.Join(missing, "crl.pem"))
 	if log := s.log(t); !strings.Contains(log, missing) || !strings.Contains(log, "level=warning") {

@@ -10,6 +10,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/espm-project/espm/test/testbed"
 )
 
 // ordinary restarts a daemon that runs as root as somebody to whom modes mean something.
@@ -51,7 +53,7 @@ func walk(t *testing.T, dir string, do func(path string, info fs.FileInfo) error
 // With a CA folder that can't be written a terminate is taken and waits, a
 // provision is told to come back, and both go on once it is mended.
 func TestFolderOfTheCAReadOnly(t *testing.T) {
-	dir := folder(t)
+	dir := testbed.Dir(t)
 	s := newServer(t, dir, filepath.Join(dir, "ca"), filepath.Join(dir, "crl.pem"))
 	s.ordinary(t)
 	h := &holders{}

@@ -22,6 +22,7 @@ import (
 	"github.com/espm-project/espm/internal/daemon"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 	"github.com/espm-project/espm/test/need"
+	"github.com/espm-project/espm/test/testbed"
 )
 
 // site is a daemon on the network, and the files of its clients.
@@ -38,11 +39,7 @@ principals:
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "espm") // a socket's path has 107 bytes at most
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := testbed.Dir(t)
 	made, err := daemon.Init(t.Context(), daemon.InitOptions{Dir: dir, Certname: "puppet.test", CAKey: "ec-p256"})
 	if err != nil {
 		t.Fatal(err)

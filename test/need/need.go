@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/espm-project/espm/test/testbed"
 )
 
 const variable = "ESPM_NEED"
@@ -82,11 +84,7 @@ func root(to string) error {
 // and returns the folder that it is mounted on.
 func Disk(t testing.TB, size string) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "espm") // a socket's path has 107 bytes at most
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := testbed.Dir(t)
 	if err := syscall.Mount("none", dir, "tmpfs", 0, "mode=0755,size="+size); err != nil {
 		This(t, fmt.Errorf("root alone can mount a small disk: %w", err))
 	}

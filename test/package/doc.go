@@ -13,6 +13,6 @@
 //
 //	ESPM_NEED=               run what can be run; else skip and say why
 //	ESPM_NEED=all            a missing piece is a failure
-//	ESPM_PACKAGE_ROOT=DIR    where the root is, or will be made and kept; in the
+//	ESPM_PACKAGE_ROOT=DIR    an absolute path: where the root is, or will be made and kept; in the
 //	                         user's cache folder by default: espm/bookworm
 package pkgtest

@@ -2,7 +2,6 @@ package pkgtest
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -10,10 +9,10 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
+	"github.com/espm-project/espm/test/debian"
 	"github.com/espm-project/espm/test/need"
 )
 
@@ -105,58 +104,13 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// debian is a clean root of Debian 12. It is made once and kept.
-var debian = sync.OnceValues(func() (string, error) {
+// bookworm is a clean root of Debian 12. It is made once and kept.
+var bookworm = sync.OnceValues(func() (string, error) {
 	if os.Geteuid() != 0 {
 		return "", errors.New("a root of Debian needs root")
 	}
-	dir := os.Getenv("ESPM_PACKAGE_ROOT")
-	if dir == "" {
-		cache, err := os.UserCacheDir()
-		if err != nil {
-			return "", fmt.Errorf("no place for a root of Debian: %w", err)
-		}
-		dir = filepath.Join(cache, "espm", "bookworm")
-	}
-	if err := makeRoot(dir); err != nil {
-		return "", fmt.Errorf("no root of Debian in %s: %w", dir, err)
-	}
-	return dir, nil
+	return debian.Root("ESPM_PACKAGE_ROOT", "bookworm", "usr/bin/dpkg", nil)
 })
-
-// makeRoot makes the root, if it is not there: beside its place, so that what is
-// there is complete.
-func makeRoot(dir string) error {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return err
-	}
-	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return err
-	}
-	defer lock.Close() // which unlocks
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return err
-	}
-	if _, err := os.Stat(filepath.Join(dir, "usr/bin/dpkg")); err == nil {
-		return nil
-	}
-	if _, err := need.Installed("debootstrap"); err != nil {
-		return err
-	}
-	part := dir + ".part"
-	if err := os.RemoveAll(part); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "debootstrap", "--variant=minbase", "bookworm", part)
-	cmd.WaitDelay = 5 * time.Second
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("debootstrap: %w\n%s", err, out)
-	}
-	return os.Rename(part, dir)
-}
 
 // machine is a copy of the root.
 type machine struct {
@@ -166,7 +120,7 @@ type machine struct {
 
 func newMachine(t *testing.T) *machine {
 	t.Helper()
-	clean, err := debian()
+	clean, err := bookworm()
 	need.This(t, err)
 	dir, err := os.MkdirTemp("", "espm") // a socket's path has 107 bytes at most
 	check(t, err)

@@ -20,7 +20,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -32,6 +31,8 @@ import (
 	"github.com/espm-project/espm/internal/ca/directory"
 	"github.com/espm-project/espm/internal/enc/encclient"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
+	"github.com/espm-project/espm/test/health"
+	"github.com/espm-project/espm/test/testbed"
 )
 
 // site is a folder with all that a daemon has, and the daemon.
@@ -46,12 +47,7 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "espm") // a socket's path has 107 bytes at most
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	s := &site{dir: dir, keys: newSearch(), caKey: newSearch(), values: newSearch()}
+	s := &site{dir: testbed.Dir(t), keys: newSearch(), caKey: newSearch(), values: newSearch()}
 	if err := directory.Create(s.path("ca"), directory.CreateOptions{Host: "puppet.test", Key: ca.ECP256}); err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +91,7 @@ func (s *site) start(t *testing.T, cmd *exec.Cmd) {
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if _, err := healthv1.NewHealthClient(s.conn).Check(ctx, &healthv1.HealthCheckRequest{}, grpc.WaitForReady(true)); err != nil {
+	if err := health.Serves(ctx, s.conn); err != nil {
 		t.Fatal("the daemon does not serve: ", err)
 	}
 }
@@ -364,12 +360,7 @@ func (s *site) bearers(t *testing.T) {
 
 func TestNothingSecretIsWritten(t *testing.T) {
 	s := newSite(t)
-	bin := filepath.Join(t.TempDir(), "espm")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "../../cmd/espm")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
+	bin := filepath.Join(testbed.Build(t, "cmd/espm"), "espm")
 	config := `store: {path: espm.db}
 listen: unix://espm.sock
 enc: {socket: enc.sock}

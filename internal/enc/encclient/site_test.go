@@ -18,6 +18,7 @@ import (
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
 	"github.com/espm-project/espm/internal/store/bolt"
+	"github.com/espm-project/espm/test/testbed"
 )
 
 // childEnv makes the test binary an espm-enc, to be run as another user.
@@ -48,9 +49,7 @@ const webYAML = "---\nenvironment: \"production\"\nclasses:\n  \"ntp\": {}\npara
 
 func newSite(t *testing.T, unknown enc.Unknown) *site {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "espm") // a socket's path must be short
-	check(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := testbed.Dir(t)
 	s := &site{Client: Client{Socket: filepath.Join(dir, "enc.sock"), DB: filepath.Join(dir, "espm.db")}}
 	engine, st := s.open(t)
 	check(t, st.SetENC(t.Context(), store.ENCSettings{UnknownNodes: unknown.Policy, Command: unknown.Command}))
@@ -62,7 +61,7 @@ func newSite(t *testing.T, unknown enc.Unknown) *site {
 		Parameters:  map[string]any{"role": "web"},
 	}})
 	c.PutNode(nil, node.Node{Certname: "torn", UID: "u2", Groups: []string{"gone"}})
-	_, err = st.Commit(t.Context(), c)
+	_, err := st.Commit(t.Context(), c)
 	check(t, err)
 	check(t, engine.Close())
 	return s

@@ -22,6 +22,7 @@ import (
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
 	"github.com/espm-project/espm/internal/store/bolt"
+	"github.com/espm-project/espm/test/testbed"
 )
 
 // The protocol, byte by byte.
@@ -225,14 +226,13 @@ func start(t *testing.T, src enc.Source, unknown enc.Unknown) *daemon {
 
 func prepare(t *testing.T, src enc.Source, unknown enc.Unknown) *daemon {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "espm") // a socket's path must be short
-	check(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := testbed.Dir(t)
 	log, hook := test.NewNullLogger()
 	d := &daemon{sightings: &sightings{}, socket: filepath.Join(dir, "enc.sock"), log: hook}
 	d.server = &Server{Source: src, Unknown: unknown, Sightings: d.sightings, Log: log}
-	d.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: d.socket, Net: "unix"})
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: d.socket, Net: "unix"})
 	check(t, err)
+	d.listener = l
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	t.Cleanup(func() { d.cancel(); d.wait() })
 	return d
