@@ -146,7 +146,7 @@ func (a *Authority) listed(ctx context.Context, serials ...node.Serial) (number 
 	if err != nil {
 		return "", nil, err
 	}
-	crl, err := t.crl()
+	c, err := t.crls()
 	if err != nil {
 		return "", nil, fmt.Errorf("%w: %w", node.ErrUnavailable, err)
 	}
@@ -157,12 +157,12 @@ func (a *Authority) listed(ctx context.Context, serials ...node.Serial) (number 
 		}
 	}
 	listed = make(map[node.Serial]bool, len(serials))
-	for _, e := range crl.RevokedCertificateEntries {
+	for _, e := range c.own.RevokedCertificateEntries {
 		if s, ok := bytes[string(e.SerialNumber.Bytes())]; ok {
 			listed[s] = true
 		}
 	}
-	return crl.Number.String(), listed, nil
+	return c.own.Number.String(), listed, nil
 }
 
 // quiet lets a revocation whose answer was lost come to its end, which can
