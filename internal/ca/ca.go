@@ -49,6 +49,11 @@ type Authority interface {
 	// with a serial, stand nevertheless; a *RefusedError says why the others have none.
 	Revoke(ctx context.Context, targets []Target) ([]node.Receipt, error)
 
+	// Listed returns the number of the CA's CRL if that lists a serial, else "". The answer is final while no
+	// Revoke is under way: no earlier one, of this process or of one before, adds the serial
+	// later. Where that can't be told now, the error wraps node.ErrUnavailable.
+	Listed(ctx context.Context, serial node.Serial) (crlNumber string, err error)
+
 	// Status tells how the CA's certificate and its CRLs stand.
 	Status(ctx context.Context) (Status, error)
 
@@ -99,16 +104,6 @@ func Brief(ctx context.Context, authority Authority) (Status, error) {
 		return a.Brief(ctx)
 	}
 	return authority.Status(ctx)
-}
-
-// Listed returns the number of the CRL on which an authority has a serial already, "" where
-// it has none, or can't tell without asking. An authority that can has the method Listed.
-func Listed(authority any, serial node.Serial) (crlNumber string) {
-	a, ok := authority.(interface{ Listed(node.Serial) string })
-	if !ok {
-		return ""
-	}
-	return a.Listed(serial)
 }
 
 // Request asks for one leaf certificate. Exactly one of Key and CSR is set.

@@ -168,7 +168,10 @@ func (a *app) revocationDropCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "drop ID --comment TEXT",
 		Short: "Give up a pending revocation: its certificate stays valid",
-		Args:  args("ID"),
+		Long: `Gives up a pending revocation: its certificate stays valid, and the node has it again, unless it
+got another. One that the CRL lists already is not given up any more. While the CA is at work on
+revocations, or can't tell what became of an earlier try, nothing changes: ask again.`,
+		Args: args("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if comment == "" {
 				return usageError{errors.New("--comment: say why the certificate may stay valid")}

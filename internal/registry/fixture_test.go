@@ -175,8 +175,6 @@ func (a *authority) Find(ctx context.Context, q ca.Query) (ca.Found, error) {
 	return a.Authority.Find(ctx, q)
 }
 
-func (a *authority) Listed(serial node.Serial) string { return ca.Listed(a.Authority, serial) }
-
 func (a *authority) RevokesByName() bool { return a.byName }
 
 func (a *authority) Revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {

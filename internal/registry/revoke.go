@@ -90,7 +90,7 @@ func (r *Registry) RetryRevocation(ctx context.Context, id string) (node.Revocat
 }
 
 // DropRevocation closes an open revocation without carrying it out: its certificate
-// stays valid. The comment says why, and is required. Errors: node.ErrNotPermitted, ErrRevocationNotFound, ErrRevocationClosed.
+// stays valid. The comment says why, and is required. Errors: node.ErrNotPermitted, and those of revoke.Queue.Drop.
 func (r *Registry) DropRevocation(ctx context.Context, id, comment string) (node.Revocation, error) {
 	if err := accessOf(ctx).admin("", "drop a revocation"); err != nil {
 		return node.Revocation{}, err

@@ -11,6 +11,8 @@
 //
 // An order that the authority refuses, though it can act, keeps the reason and
 // when it is tried next; an admin may have it tried at once (Retry), or not at all (Drop).
+// What an order's record says can't tell whether the authority has carried it out already, as an answer
+// may be lost, and a daemon killed, in between. So a drop takes turns with Run, and asks the authority.
 package revoke
 
 import (
@@ -32,6 +34,7 @@ import (
 // Authority revokes; see ca.Authority.
 type Authority interface {
 	Revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error)
+	Listed(ctx context.Context, serial node.Serial) (crlNumber string, err error)
 }
 
 // Store keeps the orders; see store.Store.
@@ -50,6 +53,7 @@ type Queue struct {
 	log       logrus.FieldLogger
 	now       func() time.Time // of what is recorded; pauses go by time.Now, also where a test freezes this one
 
+	turn    chan struct{} // holds one while open orders may come to their end: Run has a page of them, or a drop one
 	wake    chan struct{} // holds one: there is something new to do
 	stopped chan struct{} // closed when Run has ended
 
@@ -62,7 +66,10 @@ type Queue struct {
 
 // New returns a Queue.
 func New(s Store, a Authority, now func() time.Time, log logrus.FieldLogger) *Queue {
-	return &Queue{store: s, authority: a, log: log, now: now, wake: make(chan struct{}, 1), stopped: make(chan struct{}), done: make(chan struct{})}
+	return &Queue{
+		store: s, authority: a, log: log, now: now,
+		turn: make(chan struct{}, 1), wake: make(chan struct{}, 1), stopped: make(chan struct{}), done: make(chan struct{}),
+	}
 }
 
 // Order adds the order to revoke a certificate to a change; it stands once
@@ -146,69 +153,25 @@ func (q *Queue) Retry(ctx context.Context, id string) (node.Revocation, error) {
 	return r, err
 }
 
-// Drop closes an open order without carrying it out: the certificate is left
-// as it is. One that the authority is at work on may be revoked nevertheless,
-// and has its receipt then. The live registration that held it has it again, if
-// it got no other since. Errors: node.ErrRevocationNotFound, ErrRevocationClosed, also
-// where the authority can tell that it is on the CRL already.
-func (q *Queue) Drop(ctx context.Context, id, comment string) (node.Revocation, error) {
-	r, err := q.change(ctx, id, node.ActionDrop, func(c *store.Change, r *node.Revocation) error {
-		if number := ca.Listed(q.authority, r.Serial); number != "" {
-			return fmt.Errorf("%w: %s, of %q, is on CRL %s already, which is not published everywhere yet", node.ErrRevocationClosed, id, r.Certname, number)
-		}
-		r.Drop = &node.Drop{Comment: comment, DroppedAt: q.now().UTC()}
-		cert, err := q.store.Certificate(ctx, r.Serial)
-		if errors.Is(err, node.ErrCertificateNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if cert.UID == "" { // it has a record for the order alone
-			c.RemoveCertificate(cert)
-			return nil
-		}
-		cert.Revocation = ""
-		c.PutCertificate(cert)
-		return q.giveBack(ctx, c, cert)
-	})
-	if err != nil {
-		return r, err
+// open returns an open order.
+func (q *Queue) open(ctx context.Context, id string) (node.Revocation, error) {
+	r, err := q.store.Revocation(ctx, id)
+	switch {
+	case err != nil:
+	case r.Receipt != nil:
+		err = fmt.Errorf("%w: %s, of %q, is carried out", node.ErrRevocationClosed, id, r.Certname)
+	case r.Drop != nil:
+		err = fmt.Errorf("%w: %s, of %q, was dropped", node.ErrRevocationClosed, id, r.Certname)
 	}
-	q.log.WithFields(logrus.Fields{"id": r.ID, "certname": r.Certname, "serial": r.Serial, "comment": comment}).Warn("revocation dropped")
-	q.ended()
-	return r, nil
-}
-
-// giveBack gives a certificate that is not revoked after all to the live
-// registration that it was taken from, unless that has another, or is about to.
-func (q *Queue) giveBack(ctx context.Context, c *store.Change, cert node.Certificate) error {
-	old, err := q.store.Node(ctx, cert.Certname)
-	if errors.Is(err, node.ErrNodeNotFound) {
-		return nil
-	}
-	now := q.now()
-	if err != nil || old.UID != cert.UID || old.State != node.Registered || old.Serial != "" || now.After(cert.NotAfter) {
-		return err
-	}
-	n := old.Clone()
-	n.State, n.Serial, n.UpdatedAt = node.Provisioned, cert.Serial, now.UTC()
-	c.PutNode(&old, n)
-	return nil
+	return r, err
 }
 
 // change changes an open order.
 func (q *Queue) change(ctx context.Context, id string, action node.Action, change func(*store.Change, *node.Revocation) error) (node.Revocation, error) {
 	for {
-		r, err := q.store.Revocation(ctx, id)
+		r, err := q.open(ctx, id)
 		if err != nil {
 			return r, err
-		}
-		switch {
-		case r.Receipt != nil:
-			return r, fmt.Errorf("%w: %s, of %q, is carried out", node.ErrRevocationClosed, id, r.Certname)
-		case r.Drop != nil:
-			return r, fmt.Errorf("%w: %s, of %q, was dropped", node.ErrRevocationClosed, id, r.Certname)
 		}
 		c := store.NewChange()
 		if err := change(c, &r); err != nil {

@@ -39,6 +39,9 @@ func (a authority) Revoke(_ context.Context, targets []ca.Target) ([]node.Receip
 	return receipts, err
 }
 
+// Listed says that nothing is.
+func (a authority) Listed(context.Context, node.Serial) (string, error) { return "", nil }
+
 func newStore(t *testing.T) *store.Store {
 	t.Helper()
 	engine, err := bolt.Open(filepath.Join(t.TempDir(), "espm.db"), bolt.Options{})
@@ -53,7 +56,7 @@ func newStore(t *testing.T) *store.Store {
 	return s
 }
 
-func newQueue(s revoke.Store, a authority) *revoke.Queue {
+func newQueue(s revoke.Store, a revoke.Authority) *revoke.Queue {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	return revoke.New(s, a, time.Now, log)
@@ -77,7 +80,7 @@ func order(t *testing.T, s *store.Store, q *revoke.Queue, name node.Certname) no
 // committed them may have died in between.
 func TestOrdersOfAnEarlierRun(t *testing.T) {
 	s := newStore(t)
-	q := newQueue(s, func([]ca.Target) error { return nil })
+	q := newQueue(s, authority(func([]ca.Target) error { return nil }))
 	var revs []node.Revocation
 	for i := range 5 {
 		revs = append(revs, order(t, s, q, node.Certname(fmt.Sprintf("n%d.test", i))))
@@ -104,7 +107,7 @@ func TestOrdersOfAnEarlierRun(t *testing.T) {
 // Waiting ends with the queue, which will do no more.
 func TestWaitEndsWithTheQueue(t *testing.T) {
 	s := newStore(t)
-	q := newQueue(s, func([]ca.Target) error { return node.ErrUnavailable })
+	q := newQueue(s, authority(func([]ca.Target) error { return node.ErrUnavailable }))
 	revs := []node.Revocation{order(t, s, q, "n.test")}
 	ctx, cancel := context.WithCancel(t.Context())
 	go q.Run(ctx)
@@ -115,7 +118,7 @@ func TestWaitEndsWithTheQueue(t *testing.T) {
 }
 
 // bubble runs a test in which time is made, with a store and a running queue in it.
-func bubble(t *testing.T, a authority, test func(t *testing.T, s *store.Store, q *revoke.Queue)) {
+func bubble(t *testing.T, a revoke.Authority, test func(t *testing.T, s *store.Store, q *revoke.Queue)) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(t)
 		q := newQueue(s, a)
@@ -126,14 +129,6 @@ func bubble(t *testing.T, a authority, test func(t *testing.T, s *store.Store, q
 		defer cancel()
 		test(t, s, q)
 	})
-}
-
-// run runs a queue until the test ends.
-func run(t *testing.T, q *revoke.Queue) {
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() { q.Run(ctx) })
-	t.Cleanup(func() { cancel(); wg.Wait() })
 }
 
 func open(t *testing.T, s *store.Store, after string) []node.Revocation {

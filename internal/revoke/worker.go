@@ -91,36 +91,51 @@ func (q *Queue) round(ctx context.Context) time.Duration {
 // the next one is. An error says that the authority, or the store, can't act.
 func (q *Queue) step(ctx context.Context) (time.Duration, error) {
 	next, after := recheck, ""
-	for more := true; more; {
-		page, err := q.store.Pending(ctx, after, maxBatch)
-		if err != nil || len(page) == 0 {
+	for {
+		last, wait, err := q.page(ctx, after)
+		next = min(next, wait)
+		if err != nil || last == "" {
 			return next, err
 		}
-		// What is ordered meanwhile has woken Run, and waits for others there.
-		more, after = len(page) == maxBatch, page[len(page)-1].ID
-		var due []node.Revocation
-		for _, r := range page {
-			if wait := left(r.Failure, time.Now()); wait > 0 {
-				next = min(next, wait)
-			} else {
-				due = append(due, r)
-			}
-		}
-		if len(due) == 0 {
-			continue
-		}
-		refused, err := q.carryOutDue(ctx, due)
-		if err == nil {
-			err = q.putOff(ctx, refused)
-		}
-		if err != nil {
-			return next, err
-		}
-		if len(refused) > 0 {
-			next = min(next, minBackoff)
+		after = last
+	}
+}
+
+// page carries out what is due of a page of orders. It returns the last of them, "" where no
+// more follow, and how long it is until the next is due. From the read of the orders until it is kept what became
+// of them none can be dropped: it would be carried out nevertheless.
+func (q *Queue) page(ctx context.Context, after string) (last string, next time.Duration, err error) {
+	next = recheck
+	if !q.take(ctx) {
+		return "", next, ctx.Err()
+	}
+	defer q.give()
+	page, err := q.store.Pending(ctx, after, maxBatch)
+	if err != nil || len(page) == 0 {
+		return "", next, err
+	}
+	if len(page) == maxBatch { // what is ordered meanwhile has woken Run, and waits for others there
+		last = page[len(page)-1].ID
+	}
+	var due []node.Revocation
+	for _, r := range page {
+		if wait := left(r.Failure, time.Now()); wait > 0 {
+			next = min(next, wait)
+		} else {
+			due = append(due, r)
 		}
 	}
-	return next, nil
+	if len(due) == 0 {
+		return last, next, nil
+	}
+	refused, err := q.carryOutDue(ctx, due)
+	if err == nil {
+		err = q.putOff(ctx, refused)
+	}
+	if len(refused) > 0 {
+		next = min(next, minBackoff)
+	}
+	return last, next, err
 }
 
 // refusal is an order that the authority will not carry out, and why.
@@ -208,8 +223,7 @@ func (q *Queue) carryOut(ctx context.Context, batch []node.Revocation) error {
 	return err
 }
 
-// keep commits receipts, by the id of their orders. Whoever dropped an order
-// meanwhile was too late: it is carried out.
+// keep commits receipts, by the id of their orders.
 func (q *Queue) keep(ctx context.Context, batch []node.Revocation, receipts map[string]*node.Receipt) error {
 	if len(receipts) == 0 {
 		return nil
@@ -218,7 +232,7 @@ func (q *Queue) keep(ctx context.Context, batch []node.Revocation, receipts map[
 		if r.Receipt = receipts[r.ID]; r.Receipt == nil {
 			return nil
 		}
-		r.Failure, r.Drop = nil, nil
+		r.Failure = nil
 		line := audit.OfRevocation(ctx, q.now(), node.ActionReceipt, r)
 		line.Comment = "CRL " + r.Receipt.CRLNumber
 		c.Audit(line)
@@ -232,7 +246,7 @@ func (q *Queue) keep(ctx context.Context, batch []node.Revocation, receipts map[
 		}
 		cert.Revocation, cert.Receipt = r.ID, r.Receipt
 		c.PutCertificate(cert)
-		return q.takeAway(ctx, c, cert)
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("keeping the receipts of %d revocations: %w", len(receipts), err)
@@ -243,22 +257,6 @@ func (q *Queue) keep(ctx context.Context, batch []node.Revocation, receipts map[
 			q.log.WithFields(logrus.Fields{"certname": r.Certname, "uid": r.UID, "serial": r.Serial, "crl_number": receipt.CRLNumber}).Info("certificate revoked")
 		}
 	}
-	return nil
-}
-
-// takeAway takes a certificate that is revoked from the node that a drop, which came too
-// late, gave it back to.
-func (q *Queue) takeAway(ctx context.Context, c *store.Change, cert node.Certificate) error {
-	old, err := q.store.Node(ctx, cert.Certname)
-	if errors.Is(err, node.ErrNodeNotFound) {
-		return nil
-	}
-	if err != nil || old.Serial != cert.Serial {
-		return err
-	}
-	n := old.Clone()
-	n.State, n.Serial, n.UpdatedAt = node.Registered, "", q.now().UTC()
-	c.PutNode(&old, n)
 	return nil
 }
 
@@ -273,15 +271,13 @@ func (q *Queue) putOff(ctx context.Context, refused []refusal) error {
 	}
 	err := q.rewrite(ctx, orders, func(c *store.Change, r node.Revocation) error {
 		c.Unaudited() // all tries but the first: one may fail for days
-		if r.Open() {
-			if r.Failure == nil {
-				line := audit.OfRevocation(ctx, q.now(), node.ActionRefusal, r)
-				line.Outcome = "refused"
-				c.Audit(line)
-			}
-			r.Failure = fail(r.Failure, why[r.ID], time.Now())
-			c.PutRevocation(r)
+		if r.Failure == nil {
+			line := audit.OfRevocation(ctx, q.now(), node.ActionRefusal, r)
+			line.Outcome = "refused"
+			c.Audit(line)
 		}
+		r.Failure = fail(r.Failure, why[r.ID], time.Now())
+		c.PutRevocation(r)
 		return nil
 	})
 	if err != nil {

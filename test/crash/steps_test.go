@@ -29,7 +29,7 @@ import (
 // The test binary runs itself as the child that is killed.
 const (
 	childDir  = "ESPM_CRASH_DIR"
-	childDoes = "ESPM_CRASH_DOES" // import; else a node's life
+	childDoes = "ESPM_CRASH_DOES" // import or drop; else a node's life
 	childStep = "ESPM_CRASH_STEP" // which step, from 1
 	childWhen = "ESPM_CRASH_WHEN" // before or after
 )
@@ -50,21 +50,25 @@ type killer struct {
 	at    int64
 	after bool
 	count atomic.Int64
+	last  func() // called just before, where set
 }
 
 func (k *killer) step(do func() error) error {
 	hit := k.count.Add(1) == k.at
 	if hit && !k.after {
-		die()
+		k.die()
 	}
 	err := do()
 	if hit {
-		die()
+		k.die()
 	}
 	return err
 }
 
-func die() {
+func (k *killer) die() {
+	if k.last != nil {
+		k.last()
+	}
 	syscall.Kill(os.Getpid(), syscall.SIGKILL)
 	select {}
 }
@@ -125,8 +129,11 @@ func child(dir string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if os.Getenv(childDoes) == "import" {
+	switch os.Getenv(childDoes) {
+	case "import":
 		return importAll(ctx, w)
+	case "drop":
+		return dropAll(ctx, w, k)
 	}
 	go w.queue.Run(ctx)
 	csr, err := os.ReadFile(filepath.Join(dir, "csr.pem"))

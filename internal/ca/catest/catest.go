@@ -149,8 +149,10 @@ func (s *suite) findUnknown() {
 func (s *suite) revokeOnce() {
 	cert := s.sign(s.request(s.name(), ecKey(s.T)))
 	before := s.crl()
+	s.checkListed(cert, "")
 	receipts := s.revoke(cert)
 	after := s.crl()
+	s.checkListed(cert, after.Number.String())
 	s.checkReceipts(receipts, after, cert)
 	if after.Number.Cmp(before.Number) <= 0 {
 		s.Errorf("CRL number %d after %d, must rise", after.Number, before.Number)
@@ -210,6 +212,9 @@ func (s *suite) cancelledBefore() {
 	}
 	if _, err := s.ca.Revoke(ctx, []ca.Target{{Serial: "0A0B", Certname: s.name()}}); err == nil {
 		s.Error("Revoke went on after its context ended")
+	}
+	if _, err := s.ca.Listed(ctx, "0A0B"); err == nil {
+		s.Error("Listed went on after its context ended")
 	}
 }
 
@@ -286,6 +291,13 @@ func (s *suite) checkReceipts(receipts []node.Receipt, crl *x509.RevocationList,
 		if receipts[i].PublishedAt.IsZero() {
 			s.Error("receipt without a time")
 		}
+	}
+}
+
+func (s *suite) checkListed(cert *x509.Certificate, want string) {
+	s.Helper()
+	if number, err := s.ca.Listed(s.Context(), node.SerialOf(cert.SerialNumber)); err != nil || number != want {
+		s.Errorf("%s is on CRL %q, %v, want %q", cert.Subject, number, err, want)
 	}
 }
 

@@ -154,6 +154,10 @@ func TestRevokeFaults(t *testing.T) {
 					disk.arm(-1, false, false)
 				}
 				checkTrust(t, a, dir)
+				number, err := a.Listed(t.Context(), target(cert).Serial)
+				if want := i > 0 || applied; err != nil || (number == "2") != want {
+					t.Errorf("on CRL %q, %v, want it there %v", number, err, want)
+				}
 				receipt := revoke(t, a, target(cert))[0]
 				if got := receipt.CRLNumber; got != "2" {
 					t.Errorf("receipt names CRL %s, want 2: one for each revocation", got)
@@ -213,6 +217,37 @@ func TestUnappliedWriteMayNotLast(t *testing.T) {
 	}
 	if disk.steps[0] != "write ca_crl.pem" {
 		t.Errorf("steps %q, want ca_crl.pem written again", disk.steps)
+	}
+}
+
+// blindDisk writes files that can't be read again.
+type blindDisk struct{ durable.Disk }
+
+func (blindDisk) WriteFile(path string, data []byte, mode fs.FileMode) error {
+	return errors.Join(errFault, durable.OS.WriteFile(path+".away", data, mode), os.Remove(path), os.Mkdir(path, 0o755))
+}
+
+// What a failed write left where it can't be read is not guessed.
+func TestListedWhereTheFileCannotTell(t *testing.T) {
+	dir := create(t, directory.CreateOptions{Key: ca.ECP256})
+	a := open(t, dir, directory.Options{Disk: blindDisk{durable.OS}})
+	const serial = "0A0B"
+	if number, err := a.Listed(t.Context(), serial); err != nil || number != "" {
+		t.Errorf("on CRL %q, %v", number, err)
+	}
+	if _, err := a.Revoke(t.Context(), []ca.Target{{Serial: serial}}); !errors.Is(err, errFault) {
+		t.Fatal(err)
+	}
+	if number, err := a.Listed(t.Context(), serial); !errors.Is(err, node.ErrUnavailable) {
+		t.Errorf("on CRL %q, %v", number, err)
+	}
+	path := filepath.Join(dir, "ca_crl.pem")
+	if err := errors.Join(os.Remove(path), os.Rename(path+".away", path)); err != nil {
+		t.Fatal(err)
+	}
+	a = reopen(t, a, dir, directory.Options{})
+	if number, err := a.Listed(t.Context(), serial); err != nil || number != "1" {
+		t.Errorf("on CRL %q, %v", number, err)
 	}
 }
 

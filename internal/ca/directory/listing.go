@@ -1,6 +1,8 @@
 package directory
 
 import (
+	"context"
+	"fmt"
 	"math/big"
 	"sync"
 	"time"
@@ -152,10 +154,21 @@ type delta struct {
 	added, removed []serialKey
 }
 
-// Listed returns the number of the CA's CRL if that lists a serial, else "". Its copies may not do so yet.
-func (a *Authority) Listed(serial node.Serial) string {
-	if !a.revoked(serial) {
-		return ""
+// Listed returns the number of the CA's CRL if that lists a serial, else "". Its copies may not
+// do so yet. The file is looked at only where a write of it failed, so that it may hold what was not to be.
+func (a *Authority) Listed(ctx context.Context, serial node.Serial) (string, error) {
+	a.revoking.Lock()
+	defer a.revoking.Unlock()
+	if err := ctx.Err(); err != nil {
+		return "", unavailable(err)
 	}
-	return a.crl.Load().number.String()
+	if a.unsynced && !a.revoked(serial) {
+		if _, err := a.look(true); err != nil {
+			return "", fmt.Errorf("CRL: %w", err)
+		}
+	}
+	if !a.revoked(serial) {
+		return "", nil
+	}
+	return a.crl.Load().number.String(), nil
 }

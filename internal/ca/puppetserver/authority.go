@@ -96,6 +96,7 @@ type Authority struct {
 	batch    int           // how many names the next batch has at most
 	pace     pace
 	lost     time.Time     // when the answer to a revocation was lost; zero: none
+	unread   bool          // a revocation was sent since the CRL was asked for: that as last seen can't tell of it
 	longest  time.Duration // that a /clean took
 	poison   map[node.Serial]bool
 }
@@ -127,7 +128,7 @@ func New(o Options) (*Authority, error) {
 		unanswered:  unanswered{since: map[question]time.Time{}},
 	}
 	if o.Interrupted {
-		a.lost = time.Now()
+		a.lost, a.unread = time.Now(), true
 	}
 	a.revoking <- struct{}{}
 	return a, nil

@@ -49,6 +49,7 @@ func (r *revocation) cleanBatch(ctx context.Context, names []node.Certname) erro
 		body: encode(map[string][]node.Certname{"certnames": names}),
 	}
 	begin := time.Now()
+	a.unread = true
 	got, err := a.do(ctx, c)
 	if err != nil {
 		r.lose(err)
@@ -100,6 +101,7 @@ func (r *revocation) fail(name node.Certname, err error) error {
 // that would delete too, is not ours: then the certificate stays.
 func (r *revocation) cleanSingly(ctx context.Context, names []node.Certname) error {
 	for _, name := range names {
+		r.a.unread = true
 		_, err := r.a.ask(ctx, setStatus(name, "revoked", 0))
 		status, ok := errors.AsType[*statusError](err)
 		switch {

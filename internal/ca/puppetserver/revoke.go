@@ -34,18 +34,28 @@ func (a *Authority) Revoke(ctx context.Context, targets []ca.Target) ([]node.Rec
 	if len(targets) == 0 {
 		return nil, ctx.Err()
 	}
-	select {
-	case <-a.revoking:
-		defer func() { a.revoking <- struct{}{} }()
-	case <-ctx.Done():
-		return nil, unreachable(ctx, errors.New("another revocation is under way"))
+	if err := a.begin(ctx); err != nil {
+		return nil, err
 	}
+	defer a.end()
 	receipts, err := a.revoke(ctx, targets)
 	if err != nil {
 		return receipts, fmt.Errorf("revoke %d certificates: %w", len(targets), err)
 	}
 	return receipts, nil
 }
+
+// begin waits until nobody revokes; end lets others do so.
+func (a *Authority) begin(ctx context.Context) error {
+	select {
+	case <-a.revoking:
+		return nil
+	case <-ctx.Done():
+		return unreachable(ctx, errors.New("another revocation is under way"))
+	}
+}
+
+func (a *Authority) end() { a.revoking <- struct{}{} }
 
 func (a *Authority) revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
 	if err := a.quiet(ctx); err != nil {
@@ -127,6 +137,7 @@ func (a *Authority) receipts(ctx context.Context, targets []ca.Target) (receipts
 	if err != nil {
 		return nil, false, err
 	}
+	a.unread = !a.lost.IsZero()
 	receipts, complete = make([]node.Receipt, len(targets)), true
 	url := a.base.JoinPath(apiPath, "certificate_revocation_list/ca").String()
 	for i, t := range targets {
@@ -140,41 +151,12 @@ func (a *Authority) receipts(ctx context.Context, targets []ca.Target) (receipts
 	return receipts, complete, nil
 }
 
-// listed says which of the serials the server's CRL of this moment lists, and its number.
-func (a *Authority) listed(ctx context.Context, serials ...node.Serial) (number string, listed map[node.Serial]bool, err error) {
-	t, err := a.trusted(ctx, 0)
-	if err != nil {
-		return "", nil, err
-	}
-	crl, err := t.crl()
-	if err != nil {
-		return "", nil, fmt.Errorf("%w: %w", node.ErrUnavailable, err)
-	}
-	bytes := make(map[string]node.Serial, len(serials))
-	for _, s := range serials {
-		if n, ok := s.Int(); ok {
-			bytes[string(n.Bytes())] = s
-		}
-	}
-	listed = make(map[node.Serial]bool, len(serials))
-	for _, e := range crl.RevokedCertificateEntries {
-		if s, ok := bytes[string(e.SerialNumber.Bytes())]; ok {
-			listed[s] = true
-		}
-	}
-	return crl.Number.String(), listed, nil
-}
-
 // quiet lets a revocation whose answer was lost come to its end, which can
 // still remove what has the name by then.
 func (a *Authority) quiet(ctx context.Context) error {
-	if a.lost.IsZero() {
-		return ctx.Err()
-	}
 	for {
-		left := a.quietTime(ctx) - time.Since(a.lost)
-		if left <= 0 {
-			a.lost = time.Time{}
+		left := a.atWork(ctx)
+		if left == 0 {
 			return ctx.Err()
 		}
 		timer := time.NewTimer(min(left, askAgain))
@@ -185,6 +167,18 @@ func (a *Authority) quiet(ctx context.Context) error {
 			return unreachable(ctx, errors.New("waiting for a revocation whose answer was lost"))
 		}
 	}
+}
+
+// atWork is how much longer the server may be at a revocation whose answer was lost.
+func (a *Authority) atWork(ctx context.Context) time.Duration {
+	if a.lost.IsZero() {
+		return 0
+	}
+	left := max(a.quietTime(ctx)-time.Since(a.lost), 0)
+	if left == 0 {
+		a.lost = time.Time{}
+	}
+	return left
 }
 
 const (
@@ -236,6 +230,7 @@ func (r *revocation) plan(ctx context.Context, targets []ca.Target) error {
 	if err != nil {
 		return err
 	}
+	r.a.unread = false
 	standing, strange, err := r.a.standing(ctx, names)
 	if err != nil {
 		return err

@@ -1,11 +1,11 @@
 package puppetserver
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
-	"encoding/pem"
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
@@ -29,7 +29,7 @@ func (a *Authority) Status(ctx context.Context) (ca.Status, error) {
 	return s, nil
 }
 
-// Brief is Status without what takes a look at each entry. A CRL is parsed once, when it changed.
+// Brief is Status without what takes a look at each entry. The CRLs are parsed once, when they changed.
 func (a *Authority) Brief(ctx context.Context) (ca.Status, error) {
 	s, _, err := a.brief(ctx)
 	return s, err
@@ -40,24 +40,14 @@ func (a *Authority) brief(ctx context.Context) (ca.Status, *x509.RevocationList,
 	if err != nil {
 		return ca.Status{}, nil, fmt.Errorf("the CA's certificates and CRL: %w", err)
 	}
-	own, err := t.crl()
-	if err != nil {
+	c, err := t.crls()
+	if err = errors.Join(err, c.foreignErr); err != nil {
 		return ca.Status{}, nil, fmt.Errorf("%w: %w", node.ErrUnavailable, err)
 	}
-	s := ca.Status{
-		Subject: t.chain[0].Subject.String(), NotAfter: t.chain[0].NotAfter, CRL: statusOf(own), Bytes: len(t.CRLsPEM),
-	}
-	for block, rest := pem.Decode(t.CRLsPEM); block != nil; block, rest = pem.Decode(rest) {
-		if bytes.Equal(block.Bytes, own.Raw) {
-			continue
-		}
-		crl, err := x509.ParseRevocationList(block.Bytes)
-		if err != nil {
-			return ca.Status{}, nil, fmt.Errorf("%s: %w", crlPath, err)
-		}
-		s.Foreign = append(s.Foreign, statusOf(crl))
-	}
-	return s, own, nil
+	return ca.Status{
+		Subject: t.chain[0].Subject.String(), NotAfter: t.chain[0].NotAfter,
+		CRL: statusOf(c.own), Foreign: slices.Clone(c.foreign), Bytes: len(t.CRLsPEM),
+	}, c.own, nil
 }
 
 func statusOf(crl *x509.RevocationList) ca.CRLStatus {

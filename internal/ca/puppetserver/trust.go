@@ -1,9 +1,11 @@
 package puppetserver
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
@@ -28,10 +30,17 @@ const (
 type trust struct {
 	ca.Trust
 	chain   []*x509.Certificate
-	crl     func() (*x509.RevocationList, error) // the signing CA's, parsed when first wanted
-	chained time.Time                            // when the chain was asked for
-	asked   time.Time                            // when the CRL was asked for
-	since   time.Time                            // the server's time before that; zero: unknown
+	crls    func() (crls, error) // CRLsPEM, parsed when first wanted
+	chained time.Time            // when the chain was asked for
+	asked   time.Time            // when the CRL was asked for
+	since   time.Time            // the server's time before that; zero: unknown
+}
+
+// crls is what the server hands out as its CRL.
+type crls struct {
+	own        *x509.RevocationList // the signing CA's
+	foreign    []ca.CRLStatus
+	foreignErr error // why one of them can't be read; no revocation depends on it
 }
 
 // Trust returns the chain and the CRLs, at most five seconds old, or a day
@@ -135,22 +144,31 @@ func (a *Authority) fetchCRL(ctx context.Context, t *trust) error {
 	if block, _ := pem.Decode(got.body); block == nil || block.Type != "X509 CRL" {
 		return fmt.Errorf("%w: %s is no CRL", node.ErrUnavailable, crlPath)
 	}
-	issuer, crls := t.chain[0], got.body
-	t.CRLsPEM, t.asked, t.since = crls, now, got.start
-	t.crl = sync.OnceValues(func() (*x509.RevocationList, error) { return findCRL(crls, issuer) })
+	issuer, text := t.chain[0], got.body
+	t.CRLsPEM, t.asked, t.since = text, now, got.start
+	t.crls = sync.OnceValues(func() (crls, error) { return parseCRLs(text, issuer) })
 	return nil
 }
 
-// findCRL returns the CRL of the signing CA.
-func findCRL(crls []byte, issuer *x509.Certificate) (*x509.RevocationList, error) {
-	for block, rest := pem.Decode(crls); block != nil; block, rest = pem.Decode(rest) {
-		crl, err := x509.ParseRevocationList(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", crlPath, err)
+// parseCRLs finds the CRL of the signing CA.
+func parseCRLs(text []byte, issuer *x509.Certificate) (crls, error) {
+	var c crls
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if c.own != nil && bytes.Equal(block.Bytes, c.own.Raw) {
+			continue
 		}
-		if crl.CheckSignatureFrom(issuer) == nil {
-			return crl, nil
+		crl, err := x509.ParseRevocationList(block.Bytes)
+		switch {
+		case err != nil:
+			c.foreignErr = fmt.Errorf("%s: %w", crlPath, err)
+		case c.own == nil && crl.CheckSignatureFrom(issuer) == nil:
+			c.own = crl
+		default:
+			c.foreign = append(c.foreign, statusOf(crl))
 		}
 	}
-	return nil, fmt.Errorf("%s: none is signed by %s", crlPath, issuer.Subject)
+	if c.own == nil {
+		return crls{}, errors.Join(fmt.Errorf("%s: none is signed by %s", crlPath, issuer.Subject), c.foreignErr)
+	}
+	return c, nil
 }

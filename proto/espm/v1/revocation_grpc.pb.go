@@ -54,8 +54,10 @@ type RevocationServiceClient interface {
 	// NOT_FOUND, REVOCATION_NOT_FOUND. FAILED_PRECONDITION, REVOCATION_CLOSED.
 	RetryRevocation(ctx context.Context, in *RetryRevocationRequest, opts ...grpc.CallOption) (*RetryRevocationResponse, error)
 	// DropRevocation closes a pending revocation without carrying it out: the certificate stays
-	// as it is, valid in most cases. If the authority is at work on it just now it may be
-	// revoked nevertheless. Errors as for RetryRevocation.
+	// as it is, valid in most cases, and the registration that held it has it again, unless it got another.
+	// Errors as for RetryRevocation; REVOCATION_CLOSED also where the CRL lists it already, though it has no
+	// receipt yet. UNAVAILABLE: the authority is at work on revocations (waited for, for 5 seconds), or can't
+	// tell what became of an earlier try; nothing has changed, ask again.
 	DropRevocation(ctx context.Context, in *DropRevocationRequest, opts ...grpc.CallOption) (*DropRevocationResponse, error)
 	// WatchRevocations streams revocations that are ordered or come a step further, in
 	// order of revision, until the client ends it; as NodeService.WatchNodes.
@@ -166,8 +168,10 @@ type RevocationServiceServer interface {
 	// NOT_FOUND, REVOCATION_NOT_FOUND. FAILED_PRECONDITION, REVOCATION_CLOSED.
 	RetryRevocation(context.Context, *RetryRevocationRequest) (*RetryRevocationResponse, error)
 	// DropRevocation closes a pending revocation without carrying it out: the certificate stays
-	// as it is, valid in most cases. If the authority is at work on it just now it may be
-	// revoked nevertheless. Errors as for RetryRevocation.
+	// as it is, valid in most cases, and the registration that held it has it again, unless it got another.
+	// Errors as for RetryRevocation; REVOCATION_CLOSED also where the CRL lists it already, though it has no
+	// receipt yet. UNAVAILABLE: the authority is at work on revocations (waited for, for 5 seconds), or can't
+	// tell what became of an earlier try; nothing has changed, ask again.
 	DropRevocation(context.Context, *DropRevocationRequest) (*DropRevocationResponse, error)
 	// WatchRevocations streams revocations that are ordered or come a step further, in
 	// order of revision, until the client ends it; as NodeService.WatchNodes.

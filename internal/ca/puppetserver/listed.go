@@ -1,0 +1,66 @@
+package puppetserver
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// Listed asks the server for its CRL. Where it does not answer, the CRL as it was last seen
+// tells, unless a revocation was sent since; where the server may still be at one whose
+// answer was lost, the error is a *node.BusyError.
+func (a *Authority) Listed(ctx context.Context, serial node.Serial) (crlNumber string, err error) {
+	if err := a.begin(ctx); err != nil {
+		return "", err
+	}
+	defer a.end()
+	if left := a.atWork(ctx); left > 0 {
+		return "", &node.BusyError{
+			Reason:     "the answer to a revocation was lost, and Puppet Server may still be at it",
+			RetryAfter: (left + time.Second - 1).Truncate(time.Second),
+		}
+	}
+	number, listed, err := a.listed(ctx, serial)
+	if err != nil && !a.unread {
+		number, listed, err = a.trust.Load().lists(serial)
+	}
+	if err != nil || !listed[serial] {
+		return "", err
+	}
+	return number, nil
+}
+
+// listed says which of the serials the server's CRL of this moment lists, and its number.
+func (a *Authority) listed(ctx context.Context, serials ...node.Serial) (number string, listed map[node.Serial]bool, err error) {
+	t, err := a.trusted(ctx, 0)
+	if err != nil {
+		return "", nil, err
+	}
+	return t.lists(serials...)
+}
+
+// lists says which of the serials the CRL lists, and its number. A trust that was never had lists none.
+func (t *trust) lists(serials ...node.Serial) (number string, listed map[node.Serial]bool, err error) {
+	if t == nil {
+		return "", nil, nil
+	}
+	c, err := t.crls()
+	if err != nil {
+		return "", nil, fmt.Errorf("%w: %w", node.ErrUnavailable, err)
+	}
+	bytes := make(map[string]node.Serial, len(serials))
+	for _, s := range serials {
+		if n, ok := s.Int(); ok {
+			bytes[string(n.Bytes())] = s
+		}
+	}
+	listed = make(map[node.Serial]bool, len(serials))
+	for _, e := range c.own.RevokedCertificateEntries {
+		if s, ok := bytes[string(e.SerialNumber.Bytes())]; ok {
+			listed[s] = true
+		}
+	}
+	return c.own.Number.String(), listed, nil
+}

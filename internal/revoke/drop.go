@@ -1,0 +1,112 @@
+package revoke
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+)
+
+// dropPatience is how long a drop waits for its turn, and then for the authority's answer.
+const dropPatience = 5 * time.Second
+
+// take waits for the turn, false where ctx ends before; give ends it. It goes to those who
+// wait in their order, so that a drop comes between two pages.
+func (q *Queue) take(ctx context.Context) bool {
+	select {
+	case q.turn <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (q *Queue) give() { <-q.turn }
+
+// Drop closes an open order without carrying it out: the certificate is left
+// as it is. The live registration that held it has it again, if it got no other since.
+// Errors: node.ErrRevocationNotFound; ErrRevocationClosed, also where the CRL has the certificate
+// already; ErrUnavailable where the authority is at work on a batch, which may
+// be for as long as that takes it, or can't tell what became of an earlier try.
+func (q *Queue) Drop(ctx context.Context, id, comment string) (node.Revocation, error) {
+	r, err := q.open(ctx, id)
+	if err != nil {
+		return r, err
+	}
+	patience, cancel := context.WithTimeout(ctx, dropPatience)
+	defer cancel()
+	if !q.take(patience) {
+		return r, &node.BusyError{
+			Reason:     fmt.Sprintf("the CA is at work on revocations, and serial %s of %q may be being carried out", r.Serial, r.Certname),
+			RetryAfter: dropPatience,
+		}
+	}
+	defer q.give()
+	if err := q.unlisted(ctx, r); err != nil {
+		return r, err
+	}
+	r, err = q.change(ctx, id, node.ActionDrop, func(c *store.Change, r *node.Revocation) error {
+		r.Drop = &node.Drop{Comment: comment, DroppedAt: q.now().UTC()}
+		return q.release(ctx, c, *r)
+	})
+	if err != nil {
+		return r, err
+	}
+	q.log.WithFields(logrus.Fields{"id": r.ID, "certname": r.Certname, "serial": r.Serial, "comment": comment}).Warn("revocation dropped")
+	q.ended()
+	return r, nil
+}
+
+// unlisted makes sure that no earlier try of an order has put its certificate on the CRL.
+func (q *Queue) unlisted(ctx context.Context, r node.Revocation) error {
+	limited, cancel := context.WithTimeout(ctx, dropPatience)
+	defer cancel()
+	number, err := q.authority.Listed(limited, r.Serial)
+	switch {
+	case err != nil:
+		return fmt.Errorf("serial %s of %q may be revoked already: %w", r.Serial, r.Certname, err)
+	case number != "":
+		return fmt.Errorf("%w: %s, of %q, is on CRL %s already, and has its receipt soon", node.ErrRevocationClosed, r.ID, r.Certname, number)
+	}
+	return nil
+}
+
+// release frees the certificate of a dropped order.
+func (q *Queue) release(ctx context.Context, c *store.Change, r node.Revocation) error {
+	cert, err := q.store.Certificate(ctx, r.Serial)
+	if errors.Is(err, node.ErrCertificateNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if cert.UID == "" { // it has a record for the order alone
+		c.RemoveCertificate(cert)
+		return nil
+	}
+	cert.Revocation = ""
+	c.PutCertificate(cert)
+	return q.giveBack(ctx, c, cert)
+}
+
+// giveBack gives a certificate that is not revoked after all to the live
+// registration that it was taken from, unless that has another, or is about to.
+func (q *Queue) giveBack(ctx context.Context, c *store.Change, cert node.Certificate) error {
+	old, err := q.store.Node(ctx, cert.Certname)
+	if errors.Is(err, node.ErrNodeNotFound) {
+		return nil
+	}
+	now := q.now()
+	if err != nil || old.UID != cert.UID || old.State != node.Registered || old.Serial != "" || now.After(cert.NotAfter) {
+		return err
+	}
+	n := old.Clone()
+	n.State, n.Serial, n.UpdatedAt = node.Provisioned, cert.Serial, now.UTC()
+	c.PutNode(&old, n)
+	return nil
+}
