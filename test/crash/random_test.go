@@ -54,10 +54,13 @@ func TestKilledUnderLoad(t *testing.T) {
 		wg.Go(func() { histories[i].live(ctx, t, d, i) })
 	}
 	killing.Go(func() {
+		var took time.Duration // to start: a busy machine gets time to do something between two kills
 		for busy.Load() {
-			pause(ctx, time.Duration(20+rand.IntN(300))*time.Millisecond)
+			pause(ctx, 20*time.Millisecond+rand.N(300*time.Millisecond+2*took))
 			d.kill(t)
+			begin := time.Now()
 			d.start(t)
+			took = time.Since(begin)
 		}
 	})
 	wg.Wait()
