@@ -1,6 +1,7 @@
 package puppetserver
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"testing"
@@ -83,4 +84,16 @@ func TestListedAfterAnEarlierProcess(t *testing.T) {
 	cannotTell(t, a, "0ABC")
 	n.stub.set(func() { n.stub.down = false })
 	isListed(t, a, "0ABC", false)
+}
+
+// Who gave up is not told what was last seen, though nobody revokes.
+func TestListedCancelled(t *testing.T) {
+	a := newNames(t).stub.open(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 50 {
+		if _, err := a.Listed(ctx, "0ABC"); !errors.Is(err, context.Canceled) || !errors.Is(err, node.ErrUnavailable) {
+			t.Fatalf("got %v", err)
+		}
+	}
 }

@@ -47,6 +47,9 @@ func (a *Authority) Revoke(ctx context.Context, targets []ca.Target) ([]node.Rec
 
 // begin waits until nobody revokes; end lets others do so.
 func (a *Authority) begin(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return unreachable(ctx, ctx.Err())
+	}
 	select {
 	case <-a.revoking:
 		return nil
