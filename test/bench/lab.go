@@ -94,7 +94,16 @@ func (l lab) beside(ctx context.Context, s *puppetServer) (*daemon, error) {
 	if err := os.Mkdir(d.dir, 0o700); err != nil {
 		return nil, err
 	}
-	certificate, key, trust := s.files()
+	certificate, theirs, trust := s.files()
+	// A copy: Puppet Server opens its own key to its group, which on this host is anybody's if it runs in another root.
+	text, err := os.ReadFile(theirs)
+	if err != nil {
+		return nil, err
+	}
+	key := filepath.Join(d.dir, "client_key.pem")
+	if err := os.WriteFile(key, text, 0o600); err != nil {
+		return nil, err
+	}
 	path := filepath.Join(d.dir, "espm.yaml")
 	config := fmt.Sprintf("store: {path: espm.db}\nlisten: unix://%s\nenc: {socket: run/enc.sock}\npuppet: {server: localhost, port: %d}\n"+
 		"authority: {puppetserver: {url: %q, certificate: %q, key: %q, ca: %q}}\n",
