@@ -1,16 +1,11 @@
 package crash
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -52,40 +47,19 @@ func dropAll(ctx context.Context, w *world, k *killer) error {
 // Revocations are dropped before and after each durable step of theirs, and the
 // process is killed there: the node holds a valid certificate, or none.
 func TestDropKilledAtEachStep(t *testing.T) {
-	steps := 0
-	for _, when := range []string{"before", "after"} {
-		for at := 1; ; at++ {
-			killed := false
-			t.Run(fmt.Sprintf("%s step %d", when, at), func(t *testing.T) { killed = killDropAt(t, at, when) })
-			if t.Failed() || !killed {
-				break
-			}
-			steps++
-		}
-	}
+	steps := killEachStep(t, killDropAt)
 	if !t.Failed() && steps < 20 {
 		t.Errorf("only %d kills: the child has more durable steps than that", steps)
 	}
 	t.Logf("%d kills", steps)
 }
 
-func killDropAt(t *testing.T, at int, when string) (killed bool) {
+func killDropAt(t *testing.T, at int, when string) bool {
 	dir := t.TempDir()
 	newCA(t, dir)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, os.Args[0])
-	cmd.Env = append(os.Environ(), childDir+"="+dir, childDoes+"=drop", childStep+"="+strconv.Itoa(at), childWhen+"="+when)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
-		if !ok || status.Signal() != syscall.SIGKILL {
-			t.Fatalf("the child failed by itself: %v: %s", err, stderr.Bytes())
-		}
-		killed = true
-	}
+	out, killed := runChild(ctx, t, dir, "drop", at, when)
 	w, err := open(dir, unwrapped, durable.OS)
 	if err != nil {
 		t.Fatal(err)

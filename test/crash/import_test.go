@@ -5,11 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"os"
-	"os/exec"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -35,40 +31,19 @@ func importAll(ctx context.Context, w *world) error {
 // An import is killed before and after each durable step: what is there
 // belongs together, and a second import does the rest.
 func TestImportKilledAtEachStep(t *testing.T) {
-	kills := 0
-	for _, when := range []string{"before", "after"} {
-		for at := 1; ; at++ {
-			killed := false
-			t.Run(fmt.Sprintf("%s step %d", when, at), func(t *testing.T) { killed = killImportAt(t, at, when) })
-			if t.Failed() || !killed {
-				break
-			}
-			kills++
-		}
-	}
+	kills := killEachStep(t, killImportAt)
 	if !t.Failed() && kills != 2*foreign {
 		t.Errorf("%d kills, want one before and after each of %d commits", kills, foreign)
 	}
 }
 
-func killImportAt(t *testing.T, at int, when string) (killed bool) {
+func killImportAt(t *testing.T, at int, when string) bool {
 	dir := t.TempDir()
 	newCA(t, dir)
 	serials := signForeign(t, dir)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, os.Args[0])
-	cmd.Env = append(os.Environ(), childDir+"="+dir, childDoes+"=import", childStep+"="+strconv.Itoa(at), childWhen+"="+when)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
-		if !ok || status.Signal() != syscall.SIGKILL {
-			t.Fatalf("the child failed by itself: %v: %s", err, stderr.Bytes())
-		}
-		killed = true
-	}
+	out, killed := runChild(ctx, t, dir, "import", at, when)
 	w, err := open(dir, unwrapped, durable.OS)
 	if err != nil {
 		t.Fatal(err)

@@ -54,13 +54,13 @@ func TestKilledUnderLoad(t *testing.T) {
 		wg.Go(func() { histories[i].live(ctx, t, d, i) })
 	}
 	killing.Go(func() {
-		var took time.Duration // to start: a busy machine gets time to do something between two kills
+		var late time.Duration // at its start: a busy machine gets time to do something between two kills
 		for busy.Load() {
-			pause(ctx, 20*time.Millisecond+rand.N(300*time.Millisecond+2*took))
+			pause(ctx, 20*time.Millisecond+rand.N(300*time.Millisecond+4*late))
 			d.kill(t)
 			begin := time.Now()
 			d.start(t)
-			took = time.Since(begin)
+			late = max(0, time.Since(begin)-300*time.Millisecond)
 		}
 	})
 	wg.Wait()

@@ -220,24 +220,46 @@ func listen(out []byte) said {
 }
 
 func TestKilledAtEachStep(t *testing.T) {
-	steps := 0
-	for _, when := range []string{"before", "after"} {
-		for at := 1; ; at++ {
-			killed := false
-			t.Run(fmt.Sprintf("%s step %d", when, at), func(t *testing.T) { killed = killAt(t, at, when) })
-			if t.Failed() || !killed {
-				break
-			}
-			steps++
-		}
-	}
+	steps := killEachStep(t, killAt)
 	if !t.Failed() && steps < 30 {
 		t.Errorf("only %d kills: the child has far more durable steps than that", steps)
 	}
 	t.Logf("%d kills", steps)
 }
 
-func killAt(t *testing.T, at int, when string) (killed bool) {
+// killEachStep has a child killed before and after each of its durable steps, until it has no more, and counts them.
+func killEachStep(t *testing.T, kill func(t *testing.T, at int, when string) (killed bool)) (kills int) {
+	for _, when := range []string{"before", "after"} {
+		for at := 1; ; at++ {
+			killed := false
+			t.Run(fmt.Sprintf("%s step %d", when, at), func(t *testing.T) { killed = kill(t, at, when) })
+			if t.Failed() || !killed {
+				break
+			}
+			kills++
+		}
+	}
+	return kills
+}
+
+// runChild runs the child, which is killed at the step if it comes to it, and returns what it said.
+func runChild(ctx context.Context, t *testing.T, dir, does string, at int, when string) (out []byte, killed bool) {
+	t.Helper()
+	cmd := exec.CommandContext(ctx, os.Args[0])
+	cmd.Env = append(os.Environ(), childDir+"="+dir, childDoes+"="+does, childStep+"="+strconv.Itoa(at), childWhen+"="+when)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err == nil {
+		return out, false
+	}
+	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
+		t.Fatalf("the child failed by itself: %v: %s", err, stderr.Bytes())
+	}
+	return out, true
+}
+
+func killAt(t *testing.T, at int, when string) bool {
 	dir := t.TempDir()
 	newCA(t, dir)
 	csr, key, err := newCSR("sent.test")
@@ -247,18 +269,7 @@ func killAt(t *testing.T, at int, when string) (killed bool) {
 	if err := os.WriteFile(filepath.Join(dir, "csr.pem"), csr, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), childDir+"="+dir, childStep+"="+strconv.Itoa(at), childWhen+"="+when)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
-		if !ok || status.Signal() != syscall.SIGKILL {
-			t.Fatalf("the child failed by itself: %v: %s", err, stderr.Bytes())
-		}
-		killed = true
-	}
+	out, killed := runChild(t.Context(), t, dir, "", at, when)
 	s := listen(out)
 	w, err := open(dir, unwrapped, durable.OS)
 	if err != nil {
