@@ -58,7 +58,7 @@ var plan = map[string]rule{
 	"internal/auth":            {may: []string{"internal/node", "internal/secret", "internal/secretfile", "internal/audit"}, why: "who a caller is and what it may do depends on no transport and no store"},
 	"internal/config":          {may: []string{"internal/node", "internal/auth", "internal/enc", "internal/ca", "internal/ca/pkcs11"}, why: "it checks settings by the domain's rules and starts nothing"},
 	"internal/backup":          {stdlib: true, why: "the form of a backup does not depend on what is in it"},
-	"internal/doctor":          {may: []string{"internal/node", "internal/config", "internal/shell", "internal/version"}, why: "it looks at what an operator sees; authorities are asked by the daemon's package for it"},
+	"internal/doctor":          {may: []string{"internal/node", "internal/auth", "internal/config", "internal/shell", "internal/version"}, why: "it looks at what an operator sees; authorities are asked by the daemon's package for it"},
 	"internal/metrics":         {may: []string{"internal/node", "internal/ca", "internal/version"}, why: "it is told numbers and reads them from small interfaces; what counts knows nothing of it"},
 	"internal/rpc": {
 		may: []string{"internal/node", "internal/auth", "internal/enc", "internal/store", "internal/ca", "internal/bootstrap", "internal/audit", "internal/registry", "proto/espm/v1"},

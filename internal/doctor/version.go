@@ -10,11 +10,9 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/version"
 )
 
@@ -79,22 +77,11 @@ func listener(ctx context.Context, socket string) (pid int32, err error) {
 		return 0, err
 	}
 	defer conn.Close()
-	raw, err := conn.(syscall.Conn).SyscallConn()
-	if err != nil {
-		return 0, err
+	peer, err := auth.PeerOf(conn.(*net.UnixConn))
+	if err == nil && peer.PID == 0 {
+		err = errors.New("it is in another namespace")
 	}
-	var peer *unix.Ucred
-	var peerErr error
-	if err := raw.Control(func(fd uintptr) { peer, peerErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
-		return 0, err
-	}
-	if peerErr != nil {
-		return 0, peerErr
-	}
-	if peer.Pid == 0 {
-		return 0, errors.New("it is in another namespace")
-	}
-	return peer.Pid, nil
+	return peer.PID, err
 }
 
 // sameProgram compares two files, by what is in them if they are not one.
