@@ -1,13 +1,19 @@
-# make demo    see it work, in a scratch folder
-# make test    everything: unit, conformance, crash, race detector, end to end
-# make e2e     end to end alone: real Puppet Servers and agents, see test/e2e/doc.go
-# make test-pkcs11   the CA's key in a token, of SoftHSM
-# make package       dist/*.deb and dist/*.rpm, see docs/install.md
-# make test-package  install, upgrade, remove and purge them, see test/package/doc.go
+# make demo        see it work, in a scratch folder: no root, no Puppet
+# make test        everything. It says first what the host lacks; as root on Debian it installs that
+# make test-quick  what takes seconds: without root, network, race detector and Puppet
 #
-# ESPM_NEED=all what the host lacks for a test is a failure, not a skip (a variable of the environment)
-# RUN=regexp    only these tests
-# make bench    measure; PART=name runs one part: enc, register, audit, presign, terminate, revoke, crl, connections
+# Parts of make test:
+#   make unit          all packages with the race detector: conformance, crashes, faults
+#   make e2e           real Puppet Servers and agents, see test/e2e/doc.go
+#   make test-pkcs11   the CA's key in a token, of SoftHSM
+#   make test-package  the packages installed, upgraded, removed and purged, see test/package/doc.go
+#
+# make package     dist/*.deb and dist/*.rpm, see docs/install.md
+# make fuzz        each fuzz target for FUZZTIME
+# make bench       measure; PART=name runs one part, see test/bench
+#
+# RUN=regexp       only these tests
+# ESPM_NEED=all    a variable of the environment: what the host lacks for a test is a failure, not a skip
 
 RUN  ?= .
 TOOL := go tool -modfile=tools/go.mod
@@ -20,31 +26,43 @@ export CGO_ENABLED ?= 0
 # G301, as folders are open where Puppet's are, and secrets have modes of their own.
 GOSEC := -quiet -terse -severity medium -exclude-generated -exclude=G301,G304
 
-.PHONY: build package demo test test-pkcs11 e2e test-package lint generate check-generated fuzz bench clean
+# The race detector needs a C compiler.
+RACE = $(if $(shell command -v gcc),CGO_ENABLED=1,CGO_ENABLED=0) $(GOTEST) --format standard-quiet -- $(if $(shell command -v gcc),-race)
+OTHERS = -e /test/e2e -e /test/package
 
+.PHONY: build package demo test test-quick unit test-pkcs11 e2e test-package lint generate check-generated fuzz bench clean
+
+# -v names each package that is compiled: the first build takes minutes.
 build:
-	go build -trimpath -o bin/ ./cmd/...
+	go build -v -trimpath -o bin/ ./cmd/...
 
-# VERSION and COMMIT are git's, unless they are set.
 package:
 	packaging/build
 
-demo: build
+demo:
+	@test/prepare demo
+	@$(MAKE) --no-print-directory build
 	test/demo/demo.sh
 
-# The race detector needs cgo. Packages run one after the other, as some start
-# daemons and a JVM.
 test:
-	CGO_ENABLED=1 $(GOTEST) --format standard-quiet -- -race -p 1 -timeout 30m -run '$(RUN)' $$(go list ./... | grep -v -e /test/e2e -e /test/package)
-	$(MAKE) --no-print-directory e2e
+	@test/prepare all
+	@$(MAKE) --no-print-directory -j2 e2e unit test-pkcs11 test-package
 
-# The CA's key in a token, of SoftHSM: apt install softhsm2 opensc
+test-quick:
+	@test/prepare quick
+	$(GOTEST) --format standard-quiet -- -short -timeout 10m -run '$(RUN)' $$(go list ./... | grep -v $(OTHERS))
+
+unit:
+	$(RACE) -p 2 -timeout 30m -run '$(RUN)' $$(go list ./... | grep -v $(OTHERS))
+
 test-pkcs11:
-	CGO_ENABLED=1 $(GOTEST) --format standard-quiet -- -race -p 1 -timeout 10m -tags pkcs11 -run '$(RUN)' ./internal/ca/pkcs11/...
-	CGO_ENABLED=1 $(GOTEST) --format standard-quiet -- -race -timeout 10m -tags pkcs11 -run CAKey ./internal/daemon
+	$(if $(shell command -v gcc),\
+	$(RACE) -p 1 -timeout 10m -tags pkcs11 -run '$(RUN)' ./internal/ca/pkcs11/... && \
+	$(RACE) -timeout 10m -tags pkcs11 -run CAKey ./internal/daemon,\
+	@echo 'skipped: a PKCS #11 token needs a C compiler')
 
 e2e:
-	$(GOTEST) --format standard-verbose -- -timeout 40m -run '$(RUN)' ./test/e2e
+	$(GOTEST) --format standard-verbose -- -timeout 60m -run '$(RUN)' ./test/e2e
 
 test-package:
 	$(GOTEST) --format standard-verbose -- -timeout 20m -run '$(RUN)' ./test/package
@@ -54,6 +72,7 @@ lint:
 	go vet ./...
 	$(TOOL) staticcheck ./...
 	$(TOOL) buf lint proto
+	$(TOOL) buf breaking proto --against proto/released.binpb
 	CGO_ENABLED=1 go vet -tags pkcs11 ./internal/ca/pkcs11/... ./internal/daemon
 	CGO_ENABLED=1 $(TOOL) staticcheck -tags pkcs11 ./internal/ca/pkcs11/... ./internal/daemon
 	@$(TOOL) gosec $(GOSEC) ./cmd/... ./internal/... || { echo 'gosec: mend it, or write "// #nosec RULE -- why" behind the line'; exit 1; }

@@ -3,13 +3,20 @@ package version
 
 import (
 	"cmp"
+	_ "embed"
 	"runtime"
 	"runtime/debug"
+	"strings"
 )
+
+// released is the version of this source tree. A release changes the file and CHANGELOG.md.
+//
+//go:embed VERSION
+var released string
 
 // Set by the linker when a package is built: see packaging/build.
 var (
-	number string
+	number string // of a package that is built with a version of its own
 	commit string
 )
 
@@ -28,8 +35,8 @@ func (i Info) String() string {
 
 const unknown = "unknown"
 
-// Read returns what the linker was told, or else what the go command noted.
-// What neither knows is "unknown".
+// Read returns the version of the source tree, and the commit that the linker was told
+// or that the go command noted. A commit that neither knows is "unknown".
 func Read() Info {
 	built, _ := debug.ReadBuildInfo() // nil without modules
 	return read(number, commit, built)
@@ -37,9 +44,7 @@ func Read() Info {
 
 func read(number, commit string, built *debug.BuildInfo) Info {
 	noted := map[string]string{}
-	main := ""
 	if built != nil {
-		main = built.Main.Version
 		for _, s := range built.Settings {
 			noted[s.Key] = s.Value
 		}
@@ -52,7 +57,7 @@ func read(number, commit string, built *debug.BuildInfo) Info {
 		commit = revision + changed
 	}
 	return Info{
-		Version: cmp.Or(number, main, unknown),
+		Version: cmp.Or(number, strings.TrimSpace(released)),
 		Commit:  cmp.Or(commit, unknown),
 		Go:      runtime.Version(),
 		System:  runtime.GOOS + "/" + runtime.GOARCH,

@@ -14,14 +14,13 @@
 // loopback; the hosts' own Puppet configuration is neither read for
 // identity nor written, and the test fails if it was.
 //
-//	go test -timeout 40m ./test/e2e
+//	go test -timeout 60m ./test/e2e
 //
 // It needs root (the server runs as the user puppet, as it does in
 // production), Debian's packages puppetserver, puppet-agent, openssl and age and, for the
-// root, debootstrap and a mirror of Debian.
+// root, debootstrap and a mirror of Debian. test/prepare installs them.
 //
-//	ESPM_NEED=          run what can be run, installing the packages where
-//	                    apt can; else skip and say why (also with -short)
+//	ESPM_NEED=          run what can be run; else skip and say why (also with -short)
 //	ESPM_NEED=all       a missing piece is a failure
 //	ESPM_E2E_TRIXIE=DIR an absolute path: where the root is, or will be made and kept (600 MB, two minutes);
 //	                    in the user's cache folder by default: espm/trixie

@@ -1,16 +1,13 @@
 package e2e
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/user"
 	"path/filepath"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/espm-project/espm/test/need"
 )
@@ -30,22 +27,14 @@ func requirePuppet(t *testing.T) {
 	need.This(t, havePuppet())
 }
 
-// havePuppet says what is missing to run a real Puppet Server and agent, after
-// it has installed them where it may.
+// havePuppet says what is missing to run a real Puppet Server and agent.
+// test/prepare installs it.
 var havePuppet = sync.OnceValue(func() error {
 	if testing.Short() && !need.All() {
 		return errors.New("-short leaves out the real Puppet Server")
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("a real Puppet Server needs root here, to run as the user puppet")
-	}
-	if missing := missingPiece(); missing != nil {
-		if _, err := exec.LookPath("apt-get"); err != nil {
-			return fmt.Errorf("%w, and there is no apt-get to install it", missing)
-		}
-		if err := installPuppet(); err != nil {
-			return fmt.Errorf("%w: %w", missing, err)
-		}
 	}
 	if err := missingPiece(); err != nil {
 		return err
@@ -66,22 +55,6 @@ func missingPiece() error {
 	}
 	if _, err := user.Lookup(puppetUser); err != nil {
 		return err
-	}
-	return nil
-}
-
-func installPuppet() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
-	defer cancel()
-	for _, args := range [][]string{
-		{"update"},
-		{"install", "-y", "--no-install-recommends", "puppetserver", "puppet-agent", "openssl"},
-	} {
-		cmd := exec.CommandContext(ctx, "apt-get", append([]string{"-q", "-o", "DPkg::Lock::Timeout=120"}, args...)...)
-		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("apt-get %s: %w\n%s", args[0], err, tail(out, 20))
-		}
 	}
 	return nil
 }

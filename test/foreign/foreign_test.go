@@ -1,11 +1,12 @@
 // Package foreign speaks to espm's network listener with clients that are not
-// espm's: openssl and grpcurl.
+// espm's: openssl, grpcurl and Python.
 package foreign
 
 import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -228,5 +229,41 @@ func TestGRPCurl(t *testing.T) {
 	}
 	if out, err := run(t, bin, "-cacert", s.ca(), s.address, "list"); err == nil || strings.Contains(out, "espm.v1") {
 		t.Errorf("reflection for a stranger: %v\n%s", err, out)
+	}
+}
+
+// Debian 12's compiler is older than some options of .proto files. What it makes has to work.
+func TestPython(t *testing.T) {
+	python := need.Program(t, "/usr/bin/python3") // Debian's, whatever else is in PATH
+	protos, err := filepath.Glob("../../proto/espm/v1/*.proto")
+	if err != nil || len(protos) == 0 {
+		t.Fatal(err, protos)
+	}
+	dir := t.TempDir()
+	generate := append([]string{"-m", "grpc_tools.protoc", "-I", "../../proto", "--python_out", dir, "--grpc_python_out", dir}, protos...)
+	if out, err := run(t, python, generate...); err != nil {
+		if strings.Contains(out, "No module named") {
+			need.This(t, errors.New("python3-grpc-tools is not installed"))
+		}
+		t.Fatalf("%v\n%s", err, out)
+	}
+	s := newSite(t)
+	program := filepath.Join(dir, "client.py")
+	const client = `
+import sys, grpc
+from espm.v1 import node_pb2, node_pb2_grpc
+address, ca, token = sys.argv[1:]
+tls = grpc.ssl_channel_credentials(open(ca, "rb").read())
+bearer = grpc.access_token_call_credentials(token)
+with grpc.secure_channel(address, grpc.composite_channel_credentials(tls, bearer)) as channel:
+    answer = node_pb2_grpc.NodeServiceStub(channel).GetNode(node_pb2.GetNodeRequest(certname="control.test"), timeout=60)
+    print(node_pb2.NodeState.Name(answer.node.state))
+`
+	if err := os.WriteFile(program, []byte(client), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := run(t, python, program, s.address, s.ca(), s.token)
+	if err != nil || strings.TrimSpace(out) != "NODE_STATE_PROVISIONED" {
+		t.Errorf("%v\n%s", err, out)
 	}
 }

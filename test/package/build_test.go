@@ -65,12 +65,12 @@ func TestLintian(t *testing.T) {
 func TestShellScripts(t *testing.T) {
 	shellcheck := tool(t, "shellcheck")
 	var scripts []string
-	for _, pattern := range []string{"packaging/build", "packaging/deb/*", "packaging/rpm/*", "test/demo/*.sh"} {
+	for _, pattern := range []string{"packaging/build", "packaging/deb/*", "packaging/rpm/*", "test/demo/*.sh", "test/prepare"} {
 		found, err := filepath.Glob(filepath.Join(source, pattern))
 		check(t, err)
 		scripts = append(scripts, found...)
 	}
-	if len(scripts) != 8 {
+	if len(scripts) != 9 {
 		t.Errorf("got %v", scripts)
 	}
 	if out, err := shellcheck(append([]string{"--shell=sh", "--norc"}, scripts...)...); err != nil {
@@ -99,6 +99,8 @@ func TestRPM(t *testing.T) {
 		"-rw-r--r-- root:root /usr/share/doc/espm/examples/launch.sh",
 		"-rw-r--r-- root:root /usr/share/doc/espm/examples/prometheus/espm.rules.yaml",
 		"-rw-r--r-- root:root /usr/share/doc/espm/examples/terraform/main.tf",
+		"-rw-r--r-- root:root /usr/share/doc/espm/LICENSE",
+		"-rw-r--r-- root:root /usr/share/espm/proto/espm/v1/node.proto",
 		"-rwxr-xr-x root:root /usr/share/espm/bootstrap/runConfigurationManagement-PUPPET",
 		"-rw-r--r-- root:root /usr/share/fish/vendor_completions.d/espm.fish",
 		"-rw-r--r-- root:root /usr/share/man/man1/espm-node-provision.1.gz",

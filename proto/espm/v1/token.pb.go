@@ -423,7 +423,7 @@ type CreateTokenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The record.
 	Token *Token `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
-	// The token's text, which begins with "espm_".
+	// The token's text, which begins with "espm_". It is shown this once. Keep it out of logs.
 	Secret        string `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -735,7 +735,7 @@ type RotateTokenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The record.
 	Token *Token `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
-	// The new text.
+	// The new text. It is shown this once. Keep it out of logs.
 	Secret        string `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -913,10 +913,10 @@ const file_espm_v1_token_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\x04role\x18\x02 \x01(\x0e2\r.espm.v1.RoleR\x04role\x12$\n" +
 	"\x05grant\x18\x03 \x01(\v2\x0e.espm.v1.GrantR\x05grant\x12+\n" +
-	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"X\n" +
+	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"S\n" +
 	"\x13CreateTokenResponse\x12$\n" +
-	"\x05token\x18\x01 \x01(\v2\x0e.espm.v1.TokenR\x05token\x12\x1b\n" +
-	"\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01R\x06secret\"%\n" +
+	"\x05token\x18\x01 \x01(\v2\x0e.espm.v1.TokenR\x05token\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\tR\x06secret\"%\n" +
 	"\x0fGetTokenRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"8\n" +
 	"\x10GetTokenResponse\x12$\n" +
@@ -930,10 +930,10 @@ const file_espm_v1_token_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"U\n" +
 	"\x12RotateTokenRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12+\n" +
-	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"X\n" +
+	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"S\n" +
 	"\x13RotateTokenResponse\x12$\n" +
-	"\x05token\x18\x01 \x01(\v2\x0e.espm.v1.TokenR\x05token\x12\x1b\n" +
-	"\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01R\x06secret\"(\n" +
+	"\x05token\x18\x01 \x01(\v2\x0e.espm.v1.TokenR\x05token\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\tR\x06secret\"(\n" +
 	"\x12RevokeTokenRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\";\n" +
 	"\x13RevokeTokenResponse\x12$\n" +
