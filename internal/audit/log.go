@@ -41,6 +41,7 @@ type Log struct {
 	began   time.Time
 
 	mu       sync.Mutex // held by who writes the chain
+	doubt    *doubt     // of the last step; nil: there is none
 	bytes    int64      // that it took when it was written last
 	anchored int64      // the head's place, as the daemon's log was told
 }
@@ -121,6 +122,9 @@ func (l *Log) Seal(ctx context.Context) error { return l.seal(ctx, false) }
 func (l *Log) seal(ctx context.Context, last bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if err := l.settle(ctx); err != nil {
+		return fmt.Errorf("audit: an earlier step of the chain: %w", err)
+	}
 	for {
 		fresh, err := l.store.NewLines(ctx, sealBatch)
 		if err != nil {
@@ -142,13 +146,40 @@ func (l *Log) seal(ctx context.Context, last bool) error {
 		}
 		slices.SortStableFunc(step.Join, func(a, b node.SealedLine) int { return a.Time.Compare(b.Time.Time) })
 		if err := l.extend(ctx, &step); err != nil {
-			l.refused.putBack(refused)
+			if errors.Is(err, store.ErrUnknownOutcome) {
+				l.doubt = &doubt{err, refused}
+			} else {
+				l.refused.putBack(refused)
+			}
 			return fmt.Errorf("audit: %w", err)
 		}
 		if len(step.Join) < sealBatch {
 			return nil
 		}
 	}
+}
+
+// doubt is a step that may be in the chain or not, with the lines of refused calls in it: no
+// record holds those, so they would be lost, or be there twice.
+type doubt struct {
+	err     error
+	refused []node.AuditLine
+}
+
+// settle brings a doubt to its end. The next step goes by the head as it is then.
+func (l *Log) settle(ctx context.Context) error {
+	if l.doubt == nil {
+		return nil
+	}
+	_, err := l.store.Settle(ctx, l.doubt.err)
+	if errors.Is(err, store.ErrUnknownOutcome) {
+		return err
+	}
+	if err != nil {
+		l.refused.putBack(l.doubt.refused)
+	}
+	l.doubt = nil
+	return nil
 }
 
 // extend gives the lines of a step their places and commits it.

@@ -41,17 +41,22 @@ type fixture struct {
 	clock     *clock
 	options   registry.Options
 	caDir     string
+	disk      sync.Mutex // the disk of the store hangs while it is locked
 }
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	dir := t.TempDir()
-	engine, err := bolt.Open(filepath.Join(dir, "espm.db"), bolt.Options{})
+	f := &fixture{keys: &keys{}, clock: &clock{now: time.Now()}, caDir: filepath.Join(dir, "ca")}
+	engine, err := bolt.Open(filepath.Join(dir, "espm.db"), bolt.Options{Committed: func(int, time.Duration, error) {
+		f.disk.Lock()
+		defer f.disk.Unlock()
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { engine.Close() })
-	f := &fixture{keys: &keys{}, clock: &clock{now: time.Now()}, engine: &faultyEngine{Engine: engine}, caDir: filepath.Join(dir, "ca")}
+	f.engine = &faultyEngine{Engine: engine}
 	if f.store, err = store.New(t.Context(), f.engine); err != nil {
 		t.Fatal(err)
 	}

@@ -198,6 +198,9 @@ func (r *Registry) taken(n node.Node, commit func() error) error {
 	if err != nil {
 		r.release(n.UID)
 	}
+	if errors.Is(err, store.ErrUnknownOutcome) {
+		r.stir() // the intent may be there, and this call does not go on with it
+	}
 	return err
 }
 

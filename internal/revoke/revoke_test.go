@@ -342,3 +342,42 @@ func TestOrdersAreGathered(t *testing.T) {
 		}
 	})
 }
+
+// A receipt whose commit is in doubt is waited for: the caller gets it once the disk goes on.
+func TestReceiptInDoubt(t *testing.T) {
+	var disk sync.Mutex
+	engine, err := bolt.Open(filepath.Join(t.TempDir(), "espm.db"), bolt.Options{Committed: func(int, time.Duration, error) {
+		disk.Lock()
+		defer disk.Unlock()
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { engine.Close() })
+	s, err := store.New(t.Context(), engine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls := 0
+	q := newQueue(s, authority(func([]ca.Target) error {
+		calls++
+		disk.Lock()
+		time.AfterFunc(time.Second, disk.Unlock)
+		return nil
+	}))
+	r := order(t, s, q, "a.test")
+	s.Bound = 300 * time.Millisecond
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		q.Run(ctx)
+	}()
+	got, err := q.Wait(ctx, []node.Revocation{r})
+	cancel()
+	<-ended
+	if err != nil || got[0].Receipt == nil || calls != 1 {
+		t.Errorf("got %+v, %v after %d calls of the authority, want a receipt after one", got[0], err, calls)
+	}
+}

@@ -290,8 +290,8 @@ func (q *Queue) putOff(ctx context.Context, refused []refusal) error {
 	return nil
 }
 
-// rewrite changes orders in one commit, with a look at what they are now if
-// somebody else was faster.
+// rewrite changes orders in one commit. It reads them again if
+// somebody else was faster. A commit in doubt is waited for: nothing can be kept before it is settled.
 func (q *Queue) rewrite(ctx context.Context, orders []node.Revocation, change func(*store.Change, node.Revocation) error) error {
 	for {
 		c := store.NewChange()
@@ -301,6 +301,10 @@ func (q *Queue) rewrite(ctx context.Context, orders []node.Revocation, change fu
 			}
 		}
 		_, err := q.store.Commit(ctx, c)
+		for errors.Is(err, store.ErrUnknownOutcome) && ctx.Err() == nil {
+			q.log.WithError(err).WithField("orders", len(orders)).Error("what became of revocations is being written; the store does not answer")
+			_, err = q.store.Settle(ctx, err)
+		}
 		if !errors.Is(err, node.ErrStale) || ctx.Err() != nil {
 			return err
 		}

@@ -129,10 +129,7 @@ func (s *Store) Seal(ctx context.Context, step ChainStep) (node.AuditHead, error
 		b.Deletes = append(b.Deletes, auditLineKey(step.Old.Base+1+int64(i)))
 	}
 	b.Puts = append(b.Puts, Put{auditHeadKey, encode(step.New)})
-	rev, err := s.engine.Commit(context.WithoutCancel(ctx), b)
-	if guard, ok := errors.AsType[*GuardError](err); ok {
-		return step.New, errors.Join(node.ErrStale, guard)
-	}
+	rev, err := s.commit(context.WithoutCancel(ctx), b)
 	step.New.Revision = rev
 	return step.New, err
 }

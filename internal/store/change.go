@@ -3,7 +3,6 @@ package store
 import (
 	"bytes"
 	"context"
-	"errors"
 	"maps"
 	"slices"
 
@@ -28,9 +27,11 @@ func NewChange() *Change {
 }
 
 // Commit applies a change and its audit lines, of which there must be one. A guard that fails, as somebody else was faster,
-// gives an error that wraps node.ErrStale. Durability is Engine.Commit's. It
-// is waited for although ctx be cancelled: what follows a commit, such as
-// a lock that is given free or a worker that is woken, must know whether it was made.
+// gives an error that wraps node.ErrStale. Durability is Engine.Commit's. Commit
+// waits although ctx is cancelled: the steps after a commit, such as
+// a lock that is released or a worker that is woken, need its outcome. It waits
+// for Bound at most. An error that wraps ErrUnknownOutcome means that the change may be
+// made, or may still be made: a caller treats it as neither. Settle tells later.
 func (s *Store) Commit(ctx context.Context, c *Change) (int64, error) {
 	ctx = context.WithoutCancel(ctx)
 	if err := c.putLines(); err != nil {
@@ -44,11 +45,7 @@ func (s *Store) Commit(ctx context.Context, c *Change) (int64, error) {
 		b.Puts = append(b.Puts, Put{k, c.puts[k]})
 	}
 	b.Deletes = slices.Sorted(maps.Keys(c.deletes))
-	rev, err := s.engine.Commit(ctx, b)
-	if guard, ok := errors.AsType[*GuardError](err); ok {
-		return 0, errors.Join(node.ErrStale, guard)
-	}
-	return rev, err
+	return s.commit(ctx, b)
 }
 
 func (c *Change) put(key string, value []byte) {

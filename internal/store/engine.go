@@ -10,13 +10,15 @@ import (
 	"iter"
 )
 
-// Engine is an ordered key-value store in which every commit bumps one global
-// revision and each record carries the revision that last changed it. Keys
-// are ordered bytewise. All methods may be called at once.
+// Engine is an ordered key-value store with one global revision. Each record
+// carries the revision that last changed it. A commit's revision is greater
+// than that of every commit that returned before it began. Commits that are
+// under way at once may share a revision. Revisions may have gaps. Keys are
+// ordered bytewise. All methods may be called at once.
 //
 // An engine that can't answer (disk full, closed, no quorum) returns an error
-// that wraps node.ErrUnavailable; nothing of the call has been applied then,
-// unless the error wraps ErrUnknownOutcome as well.
+// that wraps node.ErrUnavailable. Nothing of the call has been applied then,
+// unless the error is a *DoubtError.
 type Engine interface {
 	Reader
 
@@ -25,8 +27,8 @@ type Engine interface {
 	// A guard that does not hold gives a *GuardError, and nothing is applied.
 	// Deleting an absent key is no error. A key may stand in Puts or Deletes
 	// once. Concurrent commits share an fsync. Cancelling ctx stops the
-	// waiting, not a commit that is already under way; the error wraps
-	// ErrUnknownOutcome then.
+	// waiting, not a commit that is already under way; the error is a
+	// *DoubtError then.
 	Commit(ctx context.Context, b Batch) (revision int64, err error)
 
 	// Watch yields what was committed to keys with the prefix after the
@@ -97,9 +99,6 @@ type Event struct {
 
 // ErrNoKey is returned by Get where the key is absent.
 var ErrNoKey = errors.New("no such key")
-
-// ErrUnknownOutcome marks an error after which a commit may have been applied or not.
-var ErrUnknownOutcome = errors.New("outcome unknown")
 
 // GuardError says which guard failed. Have is the revision found, 0 for absent.
 type GuardError struct {

@@ -28,10 +28,7 @@ func (s *Store) PutSeen(ctx context.Context, all []Seen) error {
 		b.Guards = append(b.Guards, Guard{nodeKey(seen.Certname), seen.NodeRevision})
 		b.Puts = append(b.Puts, Put{seenKey(seen.Certname), encode(seen)})
 	}
-	_, err := s.engine.Commit(context.WithoutCancel(ctx), b)
-	if guard, ok := errors.AsType[*GuardError](err); ok {
-		return errors.Join(node.ErrStale, guard)
-	}
+	_, err := s.commit(context.WithoutCancel(ctx), b)
 	return err
 }
 

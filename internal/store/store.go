@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"iter"
 	"strings"
+	"time"
 
 	"github.com/espm-project/espm/internal/node"
 )
@@ -20,6 +21,11 @@ type View struct {
 type Store struct {
 	View
 	engine Engine
+
+	// Bound is the longest that a commit is waited for. After that the error
+	// wraps node.ErrUnavailable, and ErrUnknownOutcome unless the commit
+	// was taken back. It is set before the first use.
+	Bound time.Duration
 }
 
 // NewView returns a View of a store that is opened read-only. A store whose
@@ -41,7 +47,7 @@ func New(ctx context.Context, e Engine) (*Store, error) {
 	if err := migrate(ctx, e, migrations); err != nil {
 		return nil, err
 	}
-	return &Store{View{e}, e}, nil
+	return &Store{View: View{e}, engine: e, Bound: DefaultBound}, nil
 }
 
 // Node returns the live registration of a certname; node.ErrNodeNotFound if there is none.
@@ -154,7 +160,7 @@ func (v View) ENC(ctx context.Context) (ENCSettings, error) {
 
 // SetENC keeps the ENC's settings.
 func (s *Store) SetENC(ctx context.Context, e ENCSettings) error {
-	_, err := s.engine.Commit(ctx, Batch{Puts: []Put{{encKey, encode(e)}}})
+	_, err := s.commit(ctx, Batch{Puts: []Put{{encKey, encode(e)}}})
 	return err
 }
 
@@ -275,8 +281,8 @@ func (s *Store) Answers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.engine.Commit(ctx, Batch{Guards: []Guard{{schemaKey, schema.Revision + 1}}})
-	if _, refused := errors.AsType[*GuardError](err); refused {
+	_, err = s.commit(ctx, Batch{Guards: []Guard{{schemaKey, schema.Revision + 1}}})
+	if errors.Is(err, node.ErrStale) {
 		return nil
 	}
 	if err == nil {

@@ -98,6 +98,6 @@ func (s *Store) PutTokenUse(ctx context.Context, used map[string]time.Time) erro
 	for name, at := range used {
 		b.Puts = append(b.Puts, Put{tokenUseKey(name), encode(tokenUse{at})})
 	}
-	_, err := s.engine.Commit(context.WithoutCancel(ctx), b)
+	_, err := s.commit(context.WithoutCancel(ctx), b)
 	return err
 }

@@ -1,0 +1,64 @@
+package store_test
+
+import (
+	"errors"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+	"github.com/espm-project/espm/internal/store/bolt"
+)
+
+// hangingDisk is a store whose disk hangs at each commit, from its first call on until release.
+func hangingDisk(t *testing.T) (f *fixture, hang, release func()) {
+	t.Helper()
+	gate := make(chan struct{}, 1)
+	engine, err := bolt.Open(filepath.Join(t.TempDir(), "espm.db"), bolt.Options{Committed: func(int, time.Duration, error) {
+		gate <- struct{}{}
+		<-gate
+	}})
+	check(t, err)
+	t.Cleanup(func() { engine.Close() })
+	s, err := store.New(t.Context(), engine)
+	check(t, err)
+	return &fixture{s, engine, t}, func() { gate <- struct{}{} }, func() { <-gate }
+}
+
+func TestCommitIsBounded(t *testing.T) {
+	f, hang, release := hangingDisk(t)
+	f.Bound = 300 * time.Millisecond
+	hang()
+	c := store.NewChange()
+	c.Unaudited()
+	c.PutNode(nil, node.Node{Certname: "a.test", UID: "1"})
+	_, doubt := f.Commit(t.Context(), c)
+	if !errors.Is(doubt, store.ErrUnknownOutcome) || !errors.Is(doubt, node.ErrUnavailable) {
+		t.Fatalf("the disk hangs: got %v, want ErrUnknownOutcome and ErrUnavailable", doubt)
+	}
+	if _, err := f.Settle(t.Context(), doubt); !errors.Is(err, store.ErrUnknownOutcome) {
+		t.Errorf("settling while the disk hangs: got %v, want ErrUnknownOutcome", err)
+	}
+
+	err := f.SetENC(t.Context(), store.ENCSettings{})
+	if !errors.Is(err, node.ErrUnavailable) || errors.Is(err, store.ErrUnknownOutcome) {
+		t.Errorf("behind it: got %v, want ErrUnavailable and no doubt", err)
+	}
+
+	release()
+	f.Bound = time.Minute
+	rev, err := f.Settle(t.Context(), doubt)
+	check(t, err)
+	equal(t, "the revision of the node", f.node("a.test").Revision, rev)
+	if _, err := f.ENC(t.Context()); !errors.Is(err, store.ErrNoKey) {
+		t.Errorf("a commit that was given up was made: %v", err)
+	}
+}
+
+func TestSettleOfAnErrorWithoutDoubt(t *testing.T) {
+	f := newFixture(t)
+	if _, err := f.Settle(t.Context(), errBroken); err != errBroken {
+		t.Errorf("got %v, want %v", err, errBroken)
+	}
+}
