@@ -19,7 +19,7 @@ const (
 	sealEvery  = time.Second
 	tendEvery  = time.Hour        // old lines leave, and the daemon's log gets the head's hash
 	tendAgain  = 10 * time.Minute // after lines could not leave for their size, such as one that is damaged
-	sealBatch  = 1000             // lines to a commit, roughly, as other writers wait for it
+	sealBatch  = 2000             // operations to a commit, as other writers wait for it
 	pruneBatch = 5000
 	// clockDoubt is how long a clock that is wrong at the start has to be put right before lines leave for their age.
 	clockDoubt = 24 * time.Hour
@@ -125,12 +125,21 @@ func (l *Log) seal(ctx context.Context, last bool) error {
 	if err := l.settle(ctx); err != nil {
 		return fmt.Errorf("audit: an earlier step of the chain: %w", err)
 	}
-	for {
-		fresh, err := l.store.NewLines(ctx, sealBatch)
+	for more := true; more; {
+		room := l.store.Fit(sealBatch, 1)
+		fresh, left, err := l.store.NewLines(ctx, room)
 		if err != nil {
 			return fmt.Errorf("audit: %w", err)
 		}
+		for _, n := range fresh {
+			room -= n.Operations()
+		}
 		refused := l.refused.take(l.Now(), last)
+		if room = max(room, 0); len(refused) > room {
+			l.refused.putBack(refused[room:])
+			refused, left = refused[:room], true
+		}
+		more = left
 		if len(fresh)+len(refused) == 0 {
 			return nil
 		}
@@ -153,10 +162,8 @@ func (l *Log) seal(ctx context.Context, last bool) error {
 			}
 			return fmt.Errorf("audit: %w", err)
 		}
-		if len(step.Join) < sealBatch {
-			return nil
-		}
 	}
+	return nil
 }
 
 // doubt is a step that may be in the chain or not, with the lines of refused calls in it: no
@@ -220,7 +227,8 @@ func (l *Log) Prune(ctx context.Context) error {
 			return fmt.Errorf("audit: %w", err)
 		}
 		full = full || l.MaxBytes > 0 && head.Bytes > l.MaxBytes
-		records, err := l.store.AuditLines(ctx, head.Base, pruneBatch)
+		batch := l.store.Fit(pruneBatch, 1)
+		records, err := l.store.AuditLines(ctx, head.Base, batch)
 		if err != nil {
 			return fmt.Errorf("audit: %w", err)
 		}
@@ -235,7 +243,7 @@ func (l *Log) Prune(ctx context.Context) error {
 		if err := l.commit(ctx, &step); err != nil {
 			return fmt.Errorf("audit: taking lines off: %w", err)
 		}
-		if step.Leave < pruneBatch {
+		if step.Leave < batch {
 			return nil
 		}
 	}

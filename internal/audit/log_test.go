@@ -137,7 +137,7 @@ func TestEveryChangeIsOneLine(t *testing.T) {
 	if v := r.verify(t, nil); v.Flaw != nil || v.Lines != callers*each {
 		t.Errorf("%+v", v)
 	}
-	if left, err := r.store.NewLines(t.Context(), 1); err != nil || len(left) > 0 {
+	if left, _, err := r.store.NewLines(t.Context(), 1); err != nil || len(left) > 0 {
 		t.Errorf("left: %+v, %v", left, err)
 	}
 }

@@ -281,10 +281,10 @@ func (r *Registry) commitNode(ctx context.Context, c *store.Change, old *node.No
 	if err := a.mayLive(merged.Environment, old, *n); err != nil {
 		return err
 	}
-	if validateOnly {
-		return nil
-	}
 	c.PutNode(old, *n)
+	if err := c.Err(); err != nil || validateOnly {
+		return err
+	}
 	rev, err := r.Store.Commit(ctx, c)
 	if err != nil {
 		return fmt.Errorf("node %q: %w", n.Certname, err)

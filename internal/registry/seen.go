@@ -130,7 +130,7 @@ func (s *Sightings) flush(ctx context.Context) error {
 	var first error
 	left := map[node.Certname]store.Seen{}
 	names := slices.Sorted(maps.Keys(s.flushing)) // in order: neighbours share a page of the store
-	for batch := range slices.Chunk(names, flushBatch) {
+	for batch := range slices.Chunk(names, s.store.Fit(flushBatch, 1)) {
 		all := make([]store.Seen, len(batch))
 		for i, name := range batch {
 			all[i] = s.flushing[name]

@@ -212,9 +212,27 @@ func (r *Registry) forget(ctx context.Context, n node.Node) error {
 	if err != nil || slices.ContainsFunc(revs, node.Revocation.Open) {
 		return err
 	}
-	c := store.NewChange()
-	c.Audit(r.line(ctx, node.ActionForget, n))
-	c.Forget(n, certs, revs)
-	_, err = r.Store.Commit(ctx, c)
-	return err
+	var parts []func(*store.Change)
+	for _, key := range n.Requests {
+		parts = append(parts, func(c *store.Change) { c.RemoveRequest(key) })
+	}
+	for _, cert := range certs {
+		parts = append(parts, func(c *store.Change) { c.RemoveCertificate(cert) })
+	}
+	for _, rev := range revs {
+		parts = append(parts, func(c *store.Change) { c.RemoveRevocation(rev) })
+	}
+	// The tombstone goes last: as long as it is there, the next sweep goes on with the rest.
+	parts = append(parts, func(c *store.Change) { c.RemoveTombstone(n) })
+	for some := range slices.Chunk(parts, r.Store.Fit(len(parts), 1)) {
+		c := store.NewChange()
+		c.Audit(r.line(ctx, node.ActionForget, n))
+		for _, part := range some {
+			part(c)
+		}
+		if _, err := r.Store.Commit(ctx, c); err != nil {
+			return err
+		}
+	}
+	return nil
 }

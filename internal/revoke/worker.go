@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -223,16 +224,20 @@ func (q *Queue) carryOut(ctx context.Context, batch []node.Revocation) error {
 	return err
 }
 
-// keep commits receipts, by the id of their orders.
+// keep commits receipts, by the id of their orders, as many at a time as fit a commit.
 func (q *Queue) keep(ctx context.Context, batch []node.Revocation, receipts map[string]*node.Receipt) error {
-	if len(receipts) == 0 {
-		return nil
-	}
-	err := q.rewrite(ctx, batch, func(c *store.Change, r node.Revocation) error {
-		if r.Receipt = receipts[r.ID]; r.Receipt == nil {
-			return nil
+	batch = slices.DeleteFunc(slices.Clone(batch), func(r node.Revocation) bool { return receipts[r.ID] == nil })
+	for part := range slices.Chunk(batch, q.store.Fit(maxBatch, 2)) {
+		if err := q.keepPart(ctx, part, receipts); err != nil {
+			return err
 		}
-		r.Failure = nil
+	}
+	return nil
+}
+
+func (q *Queue) keepPart(ctx context.Context, batch []node.Revocation, receipts map[string]*node.Receipt) error {
+	err := q.rewrite(ctx, batch, func(c *store.Change, r node.Revocation) error {
+		r.Receipt, r.Failure = receipts[r.ID], nil
 		line := audit.OfRevocation(ctx, q.now(), node.ActionReceipt, r)
 		line.Comment = "CRL " + r.Receipt.CRLNumber
 		c.Audit(line)
@@ -249,22 +254,26 @@ func (q *Queue) keep(ctx context.Context, batch []node.Revocation, receipts map[
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("keeping the receipts of %d revocations: %w", len(receipts), err)
+		return fmt.Errorf("keeping the receipts of %d revocations: %w", len(batch), err)
 	}
 	q.ended()
 	for _, r := range batch {
-		if receipt := receipts[r.ID]; receipt != nil {
-			q.log.WithFields(logrus.Fields{"certname": r.Certname, "uid": r.UID, "serial": r.Serial, "crl_number": receipt.CRLNumber}).Info("certificate revoked")
-		}
+		q.log.WithFields(logrus.Fields{"certname": r.Certname, "uid": r.UID, "serial": r.Serial, "crl_number": receipts[r.ID].CRLNumber}).Info("certificate revoked")
 	}
 	return nil
 }
 
 // putOff keeps why orders were refused, and when they are tried again.
 func (q *Queue) putOff(ctx context.Context, refused []refusal) error {
-	if len(refused) == 0 {
-		return nil
+	for part := range slices.Chunk(refused, q.store.Fit(maxBatch, 1)) {
+		if err := q.putOffPart(ctx, part); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+func (q *Queue) putOffPart(ctx context.Context, refused []refusal) error {
 	orders, why := make([]node.Revocation, len(refused)), map[string]error{}
 	for i, r := range refused {
 		orders[i], why[r.order.ID] = r.order, r.why

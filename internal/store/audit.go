@@ -25,7 +25,7 @@ func (c *Change) Unaudited() { c.unaudited = true }
 // putLines adds the lines to the records of the change.
 func (c *Change) putLines() error {
 	if len(c.lines) == 0 {
-		if !c.unaudited && len(c.puts)+len(c.deletes) > 0 {
+		if !c.unaudited && len(c.puts)+len(c.deletes)+len(c.index) > 0 {
 			return errUnaudited
 		}
 		return nil
@@ -46,25 +46,27 @@ type NewLines struct {
 	key      string
 }
 
-// NewLines returns lines that are not in the chain yet, those of so many changes that there are
-// at least min lines, if there are. They are roughly in the order of the changes.
-func (v View) NewLines(ctx context.Context, min int) ([]NewLines, error) {
-	var out []NewLines
-	count := 0
+// Operations is how many a commit has that seals the lines.
+func (n NewLines) Operations() int { return len(n.Lines) + 1 }
+
+// NewLines returns lines that are not in the chain yet, roughly in the order of the changes, and
+// whether there are more. To seal them takes at most so many operations, or there is one change alone.
+func (v View) NewLines(ctx context.Context, operations int) (out []NewLines, more bool, err error) {
 	for rec, err := range v.scan(ctx, auditNewPrefix, "") {
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		var lines []node.AuditLine
 		if err := json.Unmarshal(rec.Value, &lines); err != nil {
-			return nil, fmt.Errorf("record %q is damaged: %w", rec.Key, err)
+			return nil, false, fmt.Errorf("record %q is damaged: %w", rec.Key, err)
 		}
-		out = append(out, NewLines{lines, rec.Revision, rec.Key})
-		if count += len(lines); count >= min {
-			break
+		n := NewLines{lines, rec.Revision, rec.Key}
+		if operations -= n.Operations(); operations < 0 && len(out) > 0 {
+			return out, true, nil
 		}
+		out = append(out, n)
 	}
-	return out, nil
+	return out, false, nil
 }
 
 // AuditHead returns the head of the chain; the zero value where there is none yet.

@@ -25,11 +25,15 @@ type Engine interface {
 	// Commit applies puts and deletes as one, if every guard holds, and
 	// returns the new revision. The commit survives power loss when it returns.
 	// A guard that does not hold gives a *GuardError, and nothing is applied.
-	// Deleting an absent key is no error. A key may stand in Puts or Deletes
+	// Deleting an absent key is no error. A key may stand in Puts, Deletes or Index
 	// once. Concurrent commits share an fsync. Cancelling ctx stops the
 	// waiting, not a commit that is already under way; the error is a
 	// *DoubtError then.
 	Commit(ctx context.Context, b Batch) (revision int64, err error)
+
+	// Bounds says how much one commit may hold. It never changes. A larger
+	// batch is refused, and nothing of it is applied.
+	Bounds() Bounds
 
 	// Watch yields what was committed to keys with the prefix after the
 	// revision, in order of revision, and goes on until ctx is done (it yields
@@ -68,11 +72,39 @@ type Batch struct {
 	Guards  []Guard
 	Puts    []Put
 	Deletes []string
+	Index   Index
 
 	// Unwatched keeps the changes out of the history: no watch tells of them,
 	// and they take no room there. It is for keys that are written often and
 	// watched by nobody.
 	Unwatched bool
+}
+
+// Bounds is what one batch may hold. Index keys don't count.
+type Bounds struct {
+	Operations int // guards; and, counted apart, puts and deletes together
+	Bytes      int // of keys and values, at least MaxRecord and a quarter
+}
+
+// Check returns an error that says how a batch is beyond the bounds.
+func (b Bounds) Check(batch Batch) error {
+	size := 0
+	for _, p := range batch.Puts {
+		size += len(p.Key) + len(p.Value)
+	}
+	for _, key := range batch.Deletes {
+		size += len(key)
+	}
+	for _, g := range batch.Guards {
+		size += len(g.Key)
+	}
+	switch n := max(len(batch.Guards), len(batch.Puts)+len(batch.Deletes)); {
+	case n > b.Operations:
+		return fmt.Errorf("the batch has %d operations, the most that the store takes in one commit is %d", n, b.Operations)
+	case size > b.Bytes:
+		return fmt.Errorf("the batch has %d bytes, the most that the store takes in one commit is %d", size, b.Bytes)
+	}
+	return nil
 }
 
 // Guard states the revision that a key must have; 0: the key must be absent.

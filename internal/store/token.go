@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/espm-project/espm/internal/node"
@@ -65,18 +67,14 @@ func (v View) withUse(ctx context.Context, t node.Token) (node.Token, error) {
 func (s *Store) PutToken(ctx context.Context, old *node.Token, t node.Token, line node.AuditLine) (node.Token, error) {
 	c := NewChange()
 	c.Audit(line)
-	revision := int64(0)
-	if old != nil {
-		revision = old.Revision
-		for key := range tokenIndex(*old) {
-			c.remove(key)
-		}
+	if old == nil {
+		c.guard(tokenKey(t.Name), 0)
+		c.reindex(nil, t)
+	} else {
+		c.guard(tokenKey(t.Name), old.Revision)
+		c.reindex(*old, t)
 	}
-	c.guard(tokenKey(t.Name), revision)
 	c.put(tokenKey(t.Name), encode(t))
-	for key := range tokenIndex(t) {
-		c.put(key, nil)
-	}
 	var err error
 	t.Revision, err = s.Commit(ctx, c)
 	if errors.Is(err, node.ErrStale) && old == nil {
@@ -85,19 +83,17 @@ func (s *Store) PutToken(ctx context.Context, old *node.Token, t node.Token, lin
 	return t, err
 }
 
-func tokenIndex(t node.Token) map[string]bool {
-	if !t.RevokedAt.IsZero() {
-		return nil
-	}
-	return map[string]bool{tokenHashPrefix(t.Hash) + t.Name: true}
-}
-
-// PutTokenUse keeps when tokens were last used, by name, as one commit that no watch tells of.
+// PutTokenUse keeps when tokens were last used, by name. No watch tells of it. After an error some may be kept.
 func (s *Store) PutTokenUse(ctx context.Context, used map[string]time.Time) error {
-	b := Batch{Unwatched: true}
-	for name, at := range used {
-		b.Puts = append(b.Puts, Put{tokenUseKey(name), encode(tokenUse{at})})
+	names := slices.Sorted(maps.Keys(used))
+	for some := range slices.Chunk(names, s.Fit(max(1, len(names)), 1)) {
+		b := Batch{Unwatched: true}
+		for _, name := range some {
+			b.Puts = append(b.Puts, Put{tokenUseKey(name), encode(tokenUse{used[name]})})
+		}
+		if _, err := s.commit(context.WithoutCancel(ctx), b); err != nil {
+			return err
+		}
 	}
-	_, err := s.commit(context.WithoutCancel(ctx), b)
-	return err
+	return nil
 }

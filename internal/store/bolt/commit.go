@@ -89,8 +89,8 @@ func (e *Engine) awaitSettled(ctx context.Context, r *request) bool {
 // newRequest copies a batch. What bbolt would refuse is refused here, since
 // within a group it would fail the batches of other callers as well.
 func newRequest(b store.Batch) (*request, error) {
-	r := &request{guards: slices.Clone(b.Guards), deletes: slices.Clone(b.Deletes), silent: b.Unwatched, done: make(chan struct{})}
-	seen := make(map[string]bool, len(b.Puts)+len(b.Deletes))
+	r := &request{guards: slices.Clone(b.Guards), deletes: slices.Concat(b.Deletes, b.Index.Deletes), silent: b.Unwatched, done: make(chan struct{})}
+	seen := make(map[string]bool, len(b.Puts)+len(b.Index.Puts)+len(b.Deletes)+len(b.Index.Deletes))
 	check := func(key string) error {
 		switch {
 		case key == "":
@@ -114,7 +114,13 @@ func newRequest(b store.Batch) (*request, error) {
 		r.puts = append(r.puts, store.Put{Key: p.Key, Value: roomyValue(p.Value)})
 		r.size += len(p.Value)
 	}
-	for _, key := range b.Deletes {
+	for _, key := range b.Index.Puts {
+		if err := check(key); err != nil {
+			return nil, err
+		}
+		r.puts = append(r.puts, store.Put{Key: key, Value: roomyValue(nil)})
+	}
+	for _, key := range r.deletes {
 		if err := check(key); err != nil {
 			return nil, err
 		}
@@ -122,10 +128,18 @@ func newRequest(b store.Batch) (*request, error) {
 	return r, nil
 }
 
+// Bounds implements store.Engine. They keep one caller from holding up the others; bbolt has none.
+func (e *Engine) Bounds() store.Bounds {
+	return store.Bounds{Operations: 10_000, Bytes: maxGroupBytes}
+}
+
 // Commit implements store.Engine. Batches that come while a transaction waits
 // for the disk share the next one; a lone batch goes at once.
 func (e *Engine) Commit(ctx context.Context, b store.Batch) (int64, error) {
 	if err := ctx.Err(); err != nil {
+		return 0, fmt.Errorf("commit: %w", err)
+	}
+	if err := e.Bounds().Check(b); err != nil {
 		return 0, fmt.Errorf("commit: %w", err)
 	}
 	r, err := newRequest(b)
