@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -16,14 +15,16 @@ import (
 	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
-	"github.com/espm-project/espm/internal/store/bolt"
+	"github.com/espm-project/espm/internal/store/enginetest"
 )
+
+func TestMain(m *testing.M) { enginetest.Main(m) }
 
 // rig is a log over a real store, whose clock the test sets.
 type rig struct {
 	*audit.Log
 	store  *store.Store
-	engine *bolt.Engine
+	engine store.Engine
 	now    time.Time
 	disk   sync.Mutex // the disk of the store hangs while it is locked
 }
@@ -31,16 +32,12 @@ type rig struct {
 func newRig(t *testing.T, o audit.Options) *rig {
 	t.Helper()
 	r := &rig{now: time.Date(2026, 1, 2, 3, 4, 5, 678_901_000, time.UTC)}
-	engine, err := bolt.Open(filepath.Join(t.TempDir(), "espm.db"), bolt.Options{Committed: func(int, time.Duration, error) {
+	r.engine = enginetest.Open(t, func(int, time.Duration, error) {
 		r.disk.Lock()
 		defer r.disk.Unlock()
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { engine.Close() })
-	r.engine = engine
-	if r.store, err = store.New(t.Context(), engine); err != nil {
+	})
+	var err error
+	if r.store, err = store.New(t.Context(), r.engine); err != nil {
 		t.Fatal(err)
 	}
 	log := logrus.New()

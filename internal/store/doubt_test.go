@@ -2,25 +2,22 @@ package store_test
 
 import (
 	"errors"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
-	"github.com/espm-project/espm/internal/store/bolt"
+	"github.com/espm-project/espm/internal/store/enginetest"
 )
 
 // hangingDisk is a store whose disk hangs at each commit, from its first call on until release.
 func hangingDisk(t *testing.T) (f *fixture, hang, release func()) {
 	t.Helper()
 	gate := make(chan struct{}, 1)
-	engine, err := bolt.Open(filepath.Join(t.TempDir(), "espm.db"), bolt.Options{Committed: func(int, time.Duration, error) {
+	engine := enginetest.Open(t, func(int, time.Duration, error) {
 		gate <- struct{}{}
 		<-gate
-	}})
-	check(t, err)
-	t.Cleanup(func() { engine.Close() })
+	})
 	s, err := store.New(t.Context(), engine)
 	check(t, err)
 	return &fixture{s, engine, t}, func() { gate <- struct{}{} }, func() { <-gate }

@@ -265,11 +265,14 @@ func TestENCSettings(t *testing.T) {
 func TestLongLists(t *testing.T) {
 	f := newFixture(t)
 	const many = 1203
-	f.do(func(c *store.Change) {
-		for i := range many {
-			c.PutNode(nil, node.Node{Certname: node.Certname(fmt.Sprintf("n%05d", i)), Groups: []string{"g"}})
-		}
-	})
+	const some = 100 // to a commit
+	for first := 0; first < many; first += some {
+		f.do(func(c *store.Change) {
+			for i := first; i < min(first+some, many); i++ {
+				c.PutNode(nil, node.Node{Certname: node.Certname(fmt.Sprintf("n%05d", i)), Groups: []string{"g"}})
+			}
+		})
+	}
 	members := collect(t, f.Members(t.Context(), "g"))
 	equal(t, "members", []any{len(members), members[0], members[many-1]}, []any{many, node.Certname("n00000"), node.Certname("n01202")})
 }

@@ -244,3 +244,23 @@ func TestRecordIsTooLarge(t *testing.T) {
 	n.Requests = []string{strings.Repeat("r", 2000)}
 	f.put(n)
 }
+
+// The largest node that is legal fits one commit of every engine, with all that comes with it.
+func TestLargestNodeFitsOneCommit(t *testing.T) {
+	f := newFixture(t)
+	n := node.Node{Certname: "web01", UID: "1", Owner: "token:ci", ClaimBy: t0, Labels: map[string]string{}}
+	for i := range 64 {
+		n.Labels[fmt.Sprint("key", i)] = "v"
+	}
+	for i := range 32 {
+		n.Groups = append(n.Groups, fmt.Sprint("g", i))
+	}
+	f.do(func(c *store.Change) {
+		c.GuardGroups(f.groupsMark())
+		c.PutRequest(node.Request{ID: "r", Principal: "token:ci", Certname: "web01", UID: "1"})
+		c.PutIntent(node.IssueIntent{UID: "1", Certname: "web01"})
+		c.Audit(node.AuditLine{ID: "l", Time: node.AuditTime{Time: t0}, Principal: "p", Action: node.ActionProvision, Outcome: "ok"})
+		c.PutNode(nil, n)
+	})
+	equal(t, "groups", f.node("web01").Groups, n.Groups)
+}
