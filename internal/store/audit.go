@@ -51,7 +51,7 @@ func (n NewLines) Operations() int { return len(n.Lines) + 1 }
 
 // NewLines returns lines that are not in the chain yet, roughly in the order of the changes, and
 // whether there are more. To seal them takes at most so many operations, or there is one change alone.
-func (v View) NewLines(ctx context.Context, operations int) (out []NewLines, more bool, err error) {
+func (v auditView) NewLines(ctx context.Context, operations int) (out []NewLines, more bool, err error) {
 	for rec, err := range v.scan(ctx, auditNewPrefix, "") {
 		if err != nil {
 			return nil, false, err
@@ -70,8 +70,8 @@ func (v View) NewLines(ctx context.Context, operations int) (out []NewLines, mor
 }
 
 // AuditHead returns the head of the chain; the zero value where there is none yet.
-func (v View) AuditHead(ctx context.Context) (node.AuditHead, error) {
-	h, _, err := optional[node.AuditHead](ctx, v, auditHeadKey)
+func (v auditView) AuditHead(ctx context.Context) (node.AuditHead, error) {
+	h, _, err := optional[node.AuditHead](ctx, v.records, auditHeadKey)
 	return h, err
 }
 
@@ -84,7 +84,7 @@ type AuditRecord struct {
 
 // AuditLines returns up to limit lines of the chain after a sequence number, in order. One whose
 // place or record is damaged is among them, with its error.
-func (v View) AuditLines(ctx context.Context, after int64, limit int) ([]AuditRecord, error) {
+func (v auditView) AuditLines(ctx context.Context, after int64, limit int) ([]AuditRecord, error) {
 	from := ""
 	if after > 0 {
 		from = auditLineKey(after)

@@ -18,8 +18,8 @@ type tokenUse struct {
 }
 
 // Token returns a token's record, of a revoked one too; node.ErrTokenNotFound if there is none.
-func (v View) Token(ctx context.Context, name string) (node.Token, error) {
-	t, err := get[node.Token](ctx, v, tokenKey(name))
+func (v tokenView) Token(ctx context.Context, name string) (node.Token, error) {
+	t, err := get[node.Token](ctx, v.records, tokenKey(name))
 	if errors.Is(err, ErrNoKey) {
 		return t, fmt.Errorf("%w: %q", node.ErrTokenNotFound, name)
 	}
@@ -30,7 +30,7 @@ func (v View) Token(ctx context.Context, name string) (node.Token, error) {
 }
 
 // TokenByHash returns the token that is not revoked and has the hash; node.ErrTokenNotFound if there is none.
-func (v View) TokenByHash(ctx context.Context, hash string) (node.Token, error) {
+func (v tokenView) TokenByHash(ctx context.Context, hash string) (node.Token, error) {
 	recs, _, err := v.reader.List(ctx, tokenHashPrefix(hash), "", 1)
 	if err != nil {
 		return node.Token{}, err
@@ -38,7 +38,7 @@ func (v View) TokenByHash(ctx context.Context, hash string) (node.Token, error) 
 	if len(recs) == 0 {
 		return node.Token{}, fmt.Errorf("%w: none has that hash", node.ErrTokenNotFound)
 	}
-	t, err := get[node.Token](ctx, v, tokenKey(lastPart(recs[0].Key)))
+	t, err := get[node.Token](ctx, v.records, tokenKey(lastPart(recs[0].Key)))
 	if err == nil && (t.Hash != hash || !t.RevokedAt.IsZero()) { // changed since the index was read
 		return node.Token{}, fmt.Errorf("%w: none has that hash", node.ErrTokenNotFound)
 	}
@@ -46,8 +46,8 @@ func (v View) TokenByHash(ctx context.Context, hash string) (node.Token, error) 
 }
 
 // Tokens returns up to limit tokens in order of name, revoked ones too.
-func (v View) Tokens(ctx context.Context, after string, limit int) (Page[node.Token], error) {
-	page, err := list[node.Token](ctx, v, tokenPrefix, after, limit)
+func (v tokenView) Tokens(ctx context.Context, after string, limit int) (Page[node.Token], error) {
+	page, err := list[node.Token](ctx, v.records, tokenPrefix, after, limit)
 	for i := range page.Items {
 		if err != nil {
 			break
@@ -57,8 +57,8 @@ func (v View) Tokens(ctx context.Context, after string, limit int) (Page[node.To
 	return page, err
 }
 
-func (v View) withUse(ctx context.Context, t node.Token) (node.Token, error) {
-	use, _, err := optional[tokenUse](ctx, v, tokenUseKey(t.Name))
+func (v tokenView) withUse(ctx context.Context, t node.Token) (node.Token, error) {
+	use, _, err := optional[tokenUse](ctx, v.records, tokenUseKey(t.Name))
 	t.UsedAt = use.At
 	return t, err
 }
