@@ -127,7 +127,7 @@ type Registry struct {
 // New returns a Registry. Run settles what an earlier process left open.
 func New(o Options) *Registry {
 	if o.Sightings == nil {
-		o.Sightings = NewSightings(o.Store, o.Now, o.Log)
+		o.Sightings = NewSightings(o.Store, SeenInStore(o.Store), o.Now, o.Log)
 	}
 	o.TTL = cmp.Or(o.TTL, ca.DefaultTTL)
 	if o.Served == nil {

@@ -392,7 +392,7 @@ func BenchmarkSaw(b *testing.B) {
 	for i := range names {
 		names[i] = node.Node{Certname: node.Certname(fmt.Sprintf("n%05d.example.com", i)), UID: "u", Revision: 1}
 	}
-	s := registry.NewSightings(nil, time.Now, nil)
+	s := registry.NewSightings(nil, nil, time.Now, nil)
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for i := 0; pb.Next(); i += 7919 {
