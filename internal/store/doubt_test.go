@@ -2,6 +2,9 @@ package store_test
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -57,5 +60,20 @@ func TestSettleOfAnErrorWithoutDoubt(t *testing.T) {
 	f := newFixture(t)
 	if _, err := f.Settle(t.Context(), errBroken); err != errBroken {
 		t.Errorf("got %v, want %v", err, errBroken)
+	}
+}
+
+// Every commit of the package goes through Store.commit, where it gets its bound.
+func TestOneDoor(t *testing.T) {
+	files := must(filepath.Glob("*.go"))(t)
+	calls := 0
+	for _, file := range files {
+		if !strings.HasSuffix(file, "_test.go") {
+			text := string(must(os.ReadFile(file))(t))
+			calls += strings.Count(text, "engine.Commit(") + strings.Count(text, " e.Commit(")
+		}
+	}
+	if calls != 1 {
+		t.Errorf("the engine's Commit is called in %d places, want 1", calls)
 	}
 }

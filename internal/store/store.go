@@ -52,8 +52,10 @@ func New(ctx context.Context, e Engine) (*Store, error) {
 	if err := migrate(ctx, e, migrations); err != nil {
 		return nil, err
 	}
-	return &Store{View: viewOf(e), engine: e, Bound: DefaultBound}, nil
+	return storeOf(e), nil
 }
+
+func storeOf(e Engine) *Store { return &Store{View: viewOf(e), engine: e, Bound: DefaultBound} }
 
 // Node returns the live registration of a certname; node.ErrNodeNotFound if there is none.
 func (v nodeView) Node(ctx context.Context, name node.Certname) (node.Node, error) {
