@@ -1,9 +1,6 @@
 package store
 
 import (
-	"maps"
-	"slices"
-
 	"github.com/espm-project/espm/internal/node"
 )
 
@@ -18,17 +15,17 @@ type Index struct {
 type pastLife node.Node
 
 // reindex returns what a write of a record does to its index keys. Old is the record as it was, or
-// nil where there was none; now is the record as it will be, or nil where it goes. It is a pure function.
+// nil where there was none; now is the record as it will be, or nil where it goes. It is a pure function; the keys are in no order.
 func reindex(old, now any) Index {
 	before, after := indexKeys(old), indexKeys(now)
 	var ix Index
-	for _, key := range slices.Sorted(maps.Keys(before)) {
+	for key := range before {
 		if _, stays := after[key]; !stays {
 			ix.Deletes = append(ix.Deletes, key)
 		}
 	}
-	for _, key := range slices.Sorted(maps.Keys(after)) {
-		if _, was := before[key]; !was || after[key] == watched {
+	for key, kind := range after {
+		if _, was := before[key]; !was || kind == watched {
 			ix.Puts = append(ix.Puts, key)
 		}
 	}
