@@ -11,6 +11,7 @@ import (
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
 	"github.com/espm-project/espm/internal/store/enginetest"
+	"github.com/espm-project/espm/internal/store/memory"
 )
 
 // hangingDisk is a store whose disk hangs at each commit, from its first call on until release.
@@ -75,5 +76,26 @@ func TestOneDoor(t *testing.T) {
 	}
 	if calls != 1 {
 		t.Errorf("the engine's Commit is called in %d places, want 1", calls)
+	}
+}
+
+// An answer that was lost is settled within the bound: the caller gets the outcome, and no doubt.
+func TestLostAnswerIsSettled(t *testing.T) {
+	for _, notApplied := range []bool{false, true} {
+		disk := memory.NewDisk()
+		made := memory.Open(disk, memory.Options{})
+		must(store.New(t.Context(), made))(t)
+		check(t, made.Close())
+		engine := memory.Open(disk, memory.Options{LoseEvery: 1, NotApplied: notApplied})
+		s := must(store.New(t.Context(), engine))(t)
+		err := s.SetENC(t.Context(), store.ENCSettings{UnknownNodes: "fail"})
+		got, readErr := s.ENC(t.Context())
+		switch {
+		case !notApplied && (err != nil || got.UnknownNodes != "fail"):
+			t.Errorf("applied: got %v; the settings are %+v, %v", err, got, readErr)
+		case notApplied && (!errors.Is(err, node.ErrUnavailable) || errors.Is(err, store.ErrUnknownOutcome) || !errors.Is(readErr, store.ErrNoKey)):
+			t.Errorf("not applied: got %v, want ErrUnavailable and no doubt; the settings are %+v, %v", err, got, readErr)
+		}
+		check(t, engine.Close())
 	}
 }
