@@ -160,8 +160,10 @@ func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o 
 	if err != nil {
 		return intent, err
 	}
-	n := old.Clone()
-	n.State, n.Serial, n.UpdatedAt = node.Issuing, "", r.Now().UTC()
+	n, err := reissued(old, r.Now())
+	if err != nil {
+		return intent, err
+	}
 	c := store.NewChange()
 	line := r.line(ctx, node.ActionBegin, n)
 	line.Serial, line.RequestID = intent.Serial, node.RequestIDOf(intent.RequestID)
@@ -186,6 +188,17 @@ func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o 
 	})
 	r.Revocations.Kick()
 	return intent, err
+}
+
+// reissued opens an issue for a registration, which loses the certificate that it has.
+func reissued(n node.Node, at time.Time) (node.Node, error) {
+	if n.Serial != "" {
+		var err error
+		if n, err = n.Lose(n.Serial, at); err != nil {
+			return n, err
+		}
+	}
+	return n.BeginIssue(at)
 }
 
 // taken commits an intent in such a way that nothing settles it before the
@@ -310,9 +323,9 @@ func (r *Registry) keep(ctx context.Context, intent node.IssueIntent, cert *x509
 		if !ok {
 			return errors.New("its intent was settled by another")
 		}
-		n = old.Clone()
-		n.State, n.UpdatedAt = node.Provisioned, r.Now().UTC()
-		n.Serial = node.SerialOf(cert.SerialNumber)
+		if n, err = old.Hold(node.SerialOf(cert.SerialNumber), r.Now()); err != nil {
+			return err
+		}
 		c := store.NewChange()
 		line := r.line(ctx, node.ActionIssue, n)
 		line.RequestID = node.RequestIDOf(intent.RequestID)

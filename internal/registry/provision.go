@@ -82,7 +82,10 @@ func (r *Registry) Provision(ctx context.Context, n node.Node, s Spec, requestID
 	if n.ClaimWithin > 0 && r.protection(n.Certname) != "" {
 		return Provisioned{}, fmt.Errorf("%w: %q is never terminated, so it can't have a launch deadline", node.ErrProtected, n.Certname)
 	}
-	n = r.newNode(ctx, n, node.Issuing)
+	n, err := r.newNode(ctx, n).BeginIssue(r.Now())
+	if err != nil {
+		return Provisioned{}, err
+	}
 	request, err := newRequest(ctx, n, requestID, "provision", n.Spec(), s)
 	if err != nil {
 		return Provisioned{}, err
@@ -144,7 +147,8 @@ func (r *Registry) Issue(ctx context.Context, name node.Certname, uid node.UID, 
 		if earlier, err := r.earlier(ctx, request); err != nil || earlier != nil {
 			return Provisioned{Node: pick(earlier, n)}, err
 		}
-		return Provisioned{Node: n}, node.Join(mayIssue(n), r.vet(ctx, o))
+		_, err := n.BeginIssue(r.Now())
+		return Provisioned{Node: n}, node.Join(err, r.vet(ctx, o))
 	}
 	patience := ctx
 	work := func(ctx context.Context) (Provisioned, error) {
@@ -156,24 +160,13 @@ func (r *Registry) Issue(ctx context.Context, name node.Certname, uid node.UID, 
 			if now.UID != n.UID {
 				return node.IssueIntent{}, fmt.Errorf("%w: %q is registration %s now", node.ErrUIDMismatch, name, now.UID)
 			}
-			if err := mayIssue(now); err != nil {
+			if _, err := now.BeginIssue(r.Now()); err != nil {
 				return node.IssueIntent{}, err
 			}
 			return r.beginReissue(ctx, patience, now, &o, request, true)
 		})
 	}
 	return r.fly(ctx, request, work, func(ctx context.Context) error { return r.takeBack(ctx, name, n.UID) })
-}
-
-func mayIssue(n node.Node) error {
-	switch n.State {
-	case node.Provisioned:
-		return fmt.Errorf("%w: %q holds %s", node.ErrCertificateExists, n.Certname, n.Serial)
-	case node.Issuing:
-		return fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)
-	default:
-		return nil
-	}
 }
 
 // fly makes calls at once of one caller with one request id one call, and lets it go on

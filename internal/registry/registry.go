@@ -46,7 +46,6 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -200,7 +199,7 @@ func (r *Registry) Register(ctx context.Context, n node.Node, requestID string, 
 	if err := r.mayName(ctx, n.Certname); err != nil {
 		return n, err
 	}
-	n = r.newNode(ctx, n, node.Registered)
+	n = r.newNode(ctx, n)
 	request, err := newRequest(ctx, n, requestID, "register", n.Spec())
 	if err != nil {
 		return n, err
@@ -219,18 +218,9 @@ func (r *Registry) Register(ctx context.Context, n node.Node, requestID string, 
 	return n, err
 }
 
-func (r *Registry) newNode(ctx context.Context, n node.Node, s node.State) node.Node {
-	n = n.Clone()
-	slices.Sort(n.Groups)
-	n.UID, n.State, n.Owner = newUID(), s, node.CallerOf(ctx).Name
-	n.Serial, n.Requests, n.TerminatedAt = "", nil, time.Time{}
-	n.CreatedAt = r.Now().UTC()
-	n.UpdatedAt = n.CreatedAt
-	n.ClaimBy, n.ClaimedAt, n.TerminatedFor, n.RevokedFor = time.Time{}, time.Time{}, "", ""
-	if n.ClaimWithin > 0 {
-		n.ClaimBy = n.CreatedAt.Add(n.ClaimWithin).Round(time.Second)
-	}
-	return n
+// newNode returns a registration of the caller's.
+func (r *Registry) newNode(ctx context.Context, spec node.Node) node.Node {
+	return node.Register(spec, newUID(), node.CallerOf(ctx).Name, r.Now())
 }
 
 // addNode commits a new registration, with an issue intent where it is being

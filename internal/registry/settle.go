@@ -204,8 +204,10 @@ func (r *Registry) settle(ctx context.Context, intent node.IssueIntent) error {
 		line.RequestID = node.RequestIDOf(intent.RequestID)
 		adopt := alive && intent.CallerKey && found.Certificate != nil && verify(found.Certificate, intent) == nil
 		if adopt {
-			adopted := n.Clone()
-			adopted.State, adopted.Serial, adopted.UpdatedAt = node.Provisioned, found.Serial, r.Now().UTC()
+			adopted, err := n.Hold(found.Serial, r.Now())
+			if err != nil {
+				return err
+			}
 			c.PutNode(&n, adopted)
 			c.PutCertificate(record(intent, n.Owner, found.Certificate))
 			line.Comment = "the certificate is adopted"
@@ -248,8 +250,10 @@ func (r *Registry) undo(ctx context.Context, c *store.Change, intent node.IssueI
 	switch {
 	case !alive:
 	case !intent.NewNode:
-		back := n.Clone()
-		back.State, back.UpdatedAt = node.Registered, r.Now().UTC()
+		back, err := n.CancelIssue(r.Now())
+		if err != nil {
+			return "", err
+		}
 		if intent.NewRequest {
 			c.RemoveRequest(intent.RequestID)
 			back.Requests = slices.DeleteFunc(back.Requests, func(key string) bool { return key == intent.RequestID })
@@ -262,8 +266,12 @@ func (r *Registry) undo(ctx context.Context, c *store.Change, intent node.IssueI
 			c.RemoveRequest(key)
 		}
 		if found.Issued { // so that its revocation is found, and forgotten in time
-			n.Requests = nil // they are free again, and may be another's by then
-			c.PutTombstone(r.tombstone(n))
+			gone, err := n.Terminate("", "", r.Now())
+			if err != nil {
+				return "", err
+			}
+			gone.Requests = nil // they are free again, and may be another's by then
+			c.PutTombstone(gone)
 		}
 	}
 	return what, nil

@@ -97,7 +97,8 @@ func (r *Registry) terminate(ctx context.Context, req TerminateRequest, validate
 		return r.earlierLife(ctx, req.Certname, req.UID, n.UID)
 	}
 	if validateOnly {
-		return Terminated{Node: r.tombstone(n)}, nil
+		n, err = n.Terminate(req.Reason, "", r.Now())
+		return Terminated{Node: n}, err
 	}
 	return r.end(ctx, n, req.Reason, "")
 }
@@ -105,8 +106,11 @@ func (r *Registry) terminate(ctx context.Context, req TerminateRequest, validate
 // end commits the termination of a live registration, and says why where no
 // caller asked for it.
 func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why string) (Terminated, error) {
-	t := Terminated{Node: r.tombstone(n)}
-	t.Node.RevokedFor, t.Node.TerminatedFor = reason, why
+	var t Terminated
+	var err error
+	if t.Node, err = n.Terminate(reason, why, r.Now()); err != nil {
+		return t, err
+	}
 	c := store.NewChange()
 	line := r.line(ctx, node.ActionTerminate, n)
 	line.Comment = why
@@ -116,7 +120,6 @@ func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why
 	if err := r.orderAll(ctx, c, n, reason); err != nil {
 		return t, fmt.Errorf("terminating %q: %w", n.Certname, err)
 	}
-	var err error
 	if t.Node.Revision, err = r.Store.Commit(ctx, c); err != nil {
 		return t, fmt.Errorf("terminating %q: %w", n.Certname, err)
 	}
@@ -172,14 +175,6 @@ func (r *Registry) earlierLife(ctx context.Context, name node.Certname, uid, liv
 	}
 	t.Revocations, err = r.Store.RevocationsOf(ctx, name, t.Node.UID)
 	return t, err
-}
-
-func (r *Registry) tombstone(n node.Node) node.Node {
-	t := n.Clone()
-	t.Classification = n.Classification.Redacted() // nobody has a use for the values any more
-	t.State, t.TerminatedAt = node.Terminated, r.Now().UTC()
-	t.UpdatedAt = t.TerminatedAt
-	return t
 }
 
 // sweep forgets registrations that were terminated long ago and owe nothing.

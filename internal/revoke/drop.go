@@ -91,22 +91,22 @@ func (q *Queue) release(ctx context.Context, c *store.Change, r node.Revocation)
 	}
 	cert.Revocation = ""
 	c.PutCertificate(cert)
-	return q.giveBack(ctx, c, cert)
+	return q.restore(ctx, c, cert)
 }
 
-// giveBack gives a certificate that is not revoked after all to the live
-// registration that it was taken from, unless that has another, or is about to.
-func (q *Queue) giveBack(ctx context.Context, c *store.Change, cert node.Certificate) error {
+// restore gives a certificate that is not revoked after all to its live
+// registration again. It stays without where the registration is gone, has
+// another certificate, or is being issued one, and where the certificate has expired.
+func (q *Queue) restore(ctx context.Context, c *store.Change, cert node.Certificate) error {
 	old, err := q.store.Node(ctx, cert.Certname)
 	if errors.Is(err, node.ErrNodeNotFound) {
 		return nil
 	}
-	now := q.now()
-	if err != nil || old.UID != cert.UID || old.State != node.Registered || old.Serial != "" || now.After(cert.NotAfter) {
+	if err != nil {
 		return err
 	}
-	n := old.Clone()
-	n.State, n.Serial, n.UpdatedAt = node.Provisioned, cert.Serial, now.UTC()
-	c.PutNode(&old, n)
+	if n, err := old.Restore(cert, q.now()); err == nil {
+		c.PutNode(&old, n)
+	}
 	return nil
 }
