@@ -111,7 +111,7 @@ func (r *Registry) Provision(ctx context.Context, n node.Node, s Spec, requestID
 		r.Revocations.Kick()
 		return err
 	}
-	return r.fly(ctx, request, work, undo)
+	return r.shareCall(ctx, request, work, undo)
 }
 
 func pick(earlier *node.Node, n node.Node) node.Node {
@@ -166,13 +166,13 @@ func (r *Registry) Issue(ctx context.Context, name node.Certname, uid node.UID, 
 			return r.beginReissue(ctx, patience, now, &o, request, true)
 		})
 	}
-	return r.fly(ctx, request, work, func(ctx context.Context) error { return r.takeBack(ctx, name, n.UID) })
+	return r.shareCall(ctx, request, work, func(ctx context.Context) error { return r.revokeHeld(ctx, name, n.UID) })
 }
 
-// fly makes calls at once of one caller with one request id one call, and lets it go on
-// when the callers have gone: they may come back for the answer. Without a
-// request id nobody can, so what was done is undone.
-func (r *Registry) fly(ctx context.Context, request *node.Request, do func(context.Context) (Provisioned, error), undo func(context.Context) error) (Provisioned, error) {
+// shareCall carries out once what one caller asks for in several calls at the same time with one
+// request id. The work goes on when the callers have gone, as they may come back for the answer.
+// Without a request id they can't come back, so the work is undone.
+func (r *Registry) shareCall(ctx context.Context, request *node.Request, do func(context.Context) (Provisioned, error), undo func(context.Context) error) (Provisioned, error) {
 	detached := func() (p Provisioned, err error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), issueTimeout)
 		defer cancel()
@@ -180,7 +180,7 @@ func (r *Registry) fly(ctx context.Context, request *node.Request, do func(conte
 			if recover() != nil { // singleflight would end the process; its value may hold a secret
 				r.Log.WithField("stack", string(debug.Stack())).Error("issuing a certificate panicked")
 				err = errors.New("espm failed on this call; its log says where")
-				r.stir()
+				r.settleSoon()
 			}
 		}()
 		return do(ctx)

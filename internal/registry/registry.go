@@ -37,7 +37,8 @@
 // An authority that can only revoke by name (ca.RevokesByName) must be done with
 // all earlier certificates of a name before it signs the next. So such an issue waits for
 // the name's pending revocations and for its open intents, which may yet become
-// revocations: see fence. The queue is the second lock on that door.
+// revocations: see fence. The queue checks it once more: it refuses to revoke, by the name, a
+// certificate whose name has a newer one.
 package registry
 
 import (

@@ -306,8 +306,8 @@ func (r *Registry) orderFor(c *store.Change, cert node.Certificate, order node.R
 	return order
 }
 
-// takeBack takes a live registration's certificate away: it is revoked.
-func (r *Registry) takeBack(ctx context.Context, name node.Certname, uid node.UID) error {
+// revokeHeld orders the revocation of the certificate that a live registration holds.
+func (r *Registry) revokeHeld(ctx context.Context, name node.Certname, uid node.UID) error {
 	old, err := r.Store.Node(ctx, name)
 	if errors.Is(err, node.ErrNodeNotFound) || err == nil && (old.UID != uid || old.Serial == "") {
 		return nil

@@ -76,7 +76,7 @@ func (r *Registry) await(ctx context.Context, t *Terminated, wait time.Duration)
 		case <-limited.Done():
 		}
 	}()
-	r.stir()
+	r.settleSoon()
 	err := r.Store.WaitIntent(limited, t.Node.UID)
 	if err != nil && limited.Err() == nil {
 		return err

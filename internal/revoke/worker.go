@@ -103,14 +103,14 @@ func (q *Queue) step(ctx context.Context) (time.Duration, error) {
 }
 
 // page carries out what is due of a page of orders. It returns the last of them, "" where no
-// more follow, and how long it is until the next is due. From the read of the orders until it is kept what became
-// of them none can be dropped: it would be carried out nevertheless.
+// more follow, and how long it is until the next is due. It has the turn
+// from the read of the orders until their outcome is stored. No order can be dropped meanwhile, as the CA might carry it out all the same.
 func (q *Queue) page(ctx context.Context, after string) (last string, next time.Duration, err error) {
 	next = recheck
-	if !q.take(ctx) {
+	if !q.beginTurn(ctx) {
 		return "", next, ctx.Err()
 	}
-	defer q.give()
+	defer q.endTurn()
 	page, err := q.store.Pending(ctx, after, maxBatch)
 	if err != nil || len(page) == 0 {
 		return "", next, err
@@ -149,7 +149,7 @@ type refusal struct {
 // authority refuses a batch as a whole, each order in it is tried alone, so that
 // one bad name does not block the others.
 func (q *Queue) carryOutDue(ctx context.Context, due []node.Revocation) ([]refusal, error) {
-	due, refused, err := q.spare(ctx, due)
+	due, refused, err := q.refuseSucceeded(ctx, due)
 	if err != nil || len(due) == 0 {
 		return refused, err
 	}
@@ -176,9 +176,9 @@ func (q *Queue) carryOutDue(ctx context.Context, due []node.Revocation) ([]refus
 	return refused, nil
 }
 
-// spare refuses the orders whose name has a successor, where the authority
+// refuseSucceeded refuses the orders whose name has a successor, where the authority
 // revokes by name: carried out, they would kill it.
-func (q *Queue) spare(ctx context.Context, due []node.Revocation) (safe []node.Revocation, refused []refusal, err error) {
+func (q *Queue) refuseSucceeded(ctx context.Context, due []node.Revocation) (safe []node.Revocation, refused []refusal, err error) {
 	if !ca.RevokesByName(q.authority) {
 		return due, nil, nil
 	}
