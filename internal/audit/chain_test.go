@@ -82,12 +82,14 @@ func TestTampering(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, audit.Options{})
-			lines := store.NewChange()
-			for i := range 620 {
-				lines.Audit(audit.OfNode(t.Context(), r.now, node.ActionRegister, node.Node{Certname: node.Certname(fmt.Sprintf("n%d.test", i))}))
-			}
-			if _, err := r.store.Commit(t.Context(), lines); err != nil {
-				t.Fatal(err)
+			for first := 0; first < 620; first += 62 {
+				lines := store.NewChange()
+				for i := range 62 {
+					lines.Audit(audit.OfNode(t.Context(), r.now, node.ActionRegister, node.Node{Certname: node.Certname(fmt.Sprintf("n%d.test", first+i))}))
+				}
+				if _, err := r.store.Commit(t.Context(), lines); err != nil {
+					t.Fatal(err)
+				}
 			}
 			r.seal(t)
 			if v := r.verify(t, nil); v.Flaw != nil || v.Lines != 620 {

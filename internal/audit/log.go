@@ -19,7 +19,7 @@ const (
 	sealEvery  = time.Second
 	tendEvery  = time.Hour        // old lines leave, and the daemon's log gets the head's hash
 	tendAgain  = 10 * time.Minute // after lines could not leave for their size, such as one that is damaged
-	sealBatch  = 1000             // lines to a commit, roughly, as other writers wait for it
+	sealBatch  = 2000             // operations to a commit, as other writers wait for it
 	pruneBatch = 5000
 	// clockDoubt is how long a clock that is wrong at the start has to be put right before lines leave for their age.
 	clockDoubt = 24 * time.Hour
@@ -41,6 +41,7 @@ type Log struct {
 	began   time.Time
 
 	mu       sync.Mutex // held by who writes the chain
+	doubt    *doubt     // of the last step; nil: there is none
 	bytes    int64      // that it took when it was written last
 	anchored int64      // the head's place, as the daemon's log was told
 }
@@ -121,12 +122,24 @@ func (l *Log) Seal(ctx context.Context) error { return l.seal(ctx, false) }
 func (l *Log) seal(ctx context.Context, last bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for {
-		fresh, err := l.store.NewLines(ctx, sealBatch)
+	if err := l.settle(ctx); err != nil {
+		return fmt.Errorf("audit: an earlier step of the chain: %w", err)
+	}
+	for more := true; more; {
+		room := l.store.Fit(sealBatch, 1)
+		fresh, left, err := l.store.NewLines(ctx, room)
 		if err != nil {
 			return fmt.Errorf("audit: %w", err)
 		}
+		for _, n := range fresh {
+			room -= n.Operations()
+		}
 		refused := l.refused.take(l.Now(), last)
+		if room = max(room, 0); len(refused) > room {
+			l.refused.putBack(refused[room:])
+			refused, left = refused[:room], true
+		}
+		more = left
 		if len(fresh)+len(refused) == 0 {
 			return nil
 		}
@@ -142,13 +155,38 @@ func (l *Log) seal(ctx context.Context, last bool) error {
 		}
 		slices.SortStableFunc(step.Join, func(a, b node.SealedLine) int { return a.Time.Compare(b.Time.Time) })
 		if err := l.extend(ctx, &step); err != nil {
-			l.refused.putBack(refused)
+			if errors.Is(err, store.ErrUnknownOutcome) {
+				l.doubt = &doubt{err, refused}
+			} else {
+				l.refused.putBack(refused)
+			}
 			return fmt.Errorf("audit: %w", err)
 		}
-		if len(step.Join) < sealBatch {
-			return nil
-		}
 	}
+	return nil
+}
+
+// doubt is a step that may be in the chain or not, with the lines of refused calls in it: no
+// record holds those, so they would be lost, or be there twice.
+type doubt struct {
+	err     error
+	refused []node.AuditLine
+}
+
+// settle brings a doubt to its end. The next step goes by the head as it is then.
+func (l *Log) settle(ctx context.Context) error {
+	if l.doubt == nil {
+		return nil
+	}
+	_, err := l.store.Settle(ctx, l.doubt.err)
+	if errors.Is(err, store.ErrUnknownOutcome) {
+		return err
+	}
+	if err != nil {
+		l.refused.putBack(l.doubt.refused)
+	}
+	l.doubt = nil
+	return nil
 }
 
 // extend gives the lines of a step their places and commits it.
@@ -189,7 +227,8 @@ func (l *Log) Prune(ctx context.Context) error {
 			return fmt.Errorf("audit: %w", err)
 		}
 		full = full || l.MaxBytes > 0 && head.Bytes > l.MaxBytes
-		records, err := l.store.AuditLines(ctx, head.Base, pruneBatch)
+		batch := l.store.Fit(pruneBatch, 1)
+		records, err := l.store.AuditLines(ctx, head.Base, batch)
 		if err != nil {
 			return fmt.Errorf("audit: %w", err)
 		}
@@ -204,7 +243,7 @@ func (l *Log) Prune(ctx context.Context) error {
 		if err := l.commit(ctx, &step); err != nil {
 			return fmt.Errorf("audit: taking lines off: %w", err)
 		}
-		if step.Leave < pruneBatch {
+		if step.Leave < batch {
 			return nil
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -16,26 +15,29 @@ import (
 	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
-	"github.com/espm-project/espm/internal/store/bolt"
+	"github.com/espm-project/espm/internal/store/enginetest"
 )
+
+func TestMain(m *testing.M) { enginetest.Main(m) }
 
 // rig is a log over a real store, whose clock the test sets.
 type rig struct {
 	*audit.Log
 	store  *store.Store
-	engine *bolt.Engine
+	engine store.Engine
 	now    time.Time
+	disk   sync.Mutex // the disk of the store hangs while it is locked
 }
 
 func newRig(t *testing.T, o audit.Options) *rig {
 	t.Helper()
-	engine, err := bolt.Open(filepath.Join(t.TempDir(), "espm.db"), bolt.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { engine.Close() })
-	r := &rig{engine: engine, now: time.Date(2026, 1, 2, 3, 4, 5, 678_901_000, time.UTC)}
-	if r.store, err = store.New(t.Context(), engine); err != nil {
+	r := &rig{now: time.Date(2026, 1, 2, 3, 4, 5, 678_901_000, time.UTC)}
+	r.engine = enginetest.Open(t, func(int, time.Duration, error) {
+		r.disk.Lock()
+		defer r.disk.Unlock()
+	})
+	var err error
+	if r.store, err = store.New(t.Context(), r.engine); err != nil {
 		t.Fatal(err)
 	}
 	log := logrus.New()
@@ -132,7 +134,7 @@ func TestEveryChangeIsOneLine(t *testing.T) {
 	if v := r.verify(t, nil); v.Flaw != nil || v.Lines != callers*each {
 		t.Errorf("%+v", v)
 	}
-	if left, err := r.store.NewLines(t.Context(), 1); err != nil || len(left) > 0 {
+	if left, _, err := r.store.NewLines(t.Context(), 1); err != nil || len(left) > 0 {
 		t.Errorf("left: %+v, %v", left, err)
 	}
 }
@@ -346,5 +348,28 @@ func TestRefusedWhileTheStoreFails(t *testing.T) {
 	}
 	if head := r.seal(t); head.Seq != 1 {
 		t.Errorf("%+v", head)
+	}
+}
+
+// A step that was in doubt is in the chain once: its lines of refused calls, of which there is no
+// record, are neither lost nor there twice.
+func TestStepInDoubt(t *testing.T) {
+	r := newRig(t, audit.Options{})
+	r.Refuse(audit.Line(t.Context(), r.now, node.ActionRegister), "refused")
+	r.store.Bound = 300 * time.Millisecond
+	r.disk.Lock()
+	for range 2 {
+		if err := r.Seal(t.Context()); !errors.Is(err, store.ErrUnknownOutcome) {
+			t.Errorf("while the disk hangs: got %v, want ErrUnknownOutcome", err)
+		}
+	}
+	r.disk.Unlock()
+	r.store.Bound = time.Minute
+	r.do(t, "a.test")
+	if head := r.seal(t); head.Seq != 2 {
+		t.Errorf("the chain has %d lines, want 2", head.Seq)
+	}
+	if v := r.verify(t, nil); v.Flaw != nil || v.Lines != 2 {
+		t.Errorf("%+v", v)
 	}
 }

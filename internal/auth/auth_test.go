@@ -75,7 +75,7 @@ func TestLastUse(t *testing.T) {
 	at := now
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	tokens := NewTokens(u, func() time.Time { return at }, log)
+	tokens := NewTokens(u, u, func() time.Time { return at }, log)
 	for range 3 {
 		if _, err := tokens.Authenticate(t.Context(), string(newSecret().Bytes())); err != nil {
 			t.Fatal(err)

@@ -55,6 +55,11 @@ type TokenStore interface {
 	Token(ctx context.Context, name string) (node.Token, error)
 	TokenByHash(ctx context.Context, hash string) (node.Token, error)
 	PutToken(ctx context.Context, old *node.Token, t node.Token, line node.AuditLine) (node.Token, error)
+}
+
+// TokenUses keeps when tokens were last used, by name. It is apart from the store of tokens, as
+// a daemon that may not write that one is called with tokens as well.
+type TokenUses interface {
 	PutTokenUse(ctx context.Context, used map[string]time.Time) error
 }
 
@@ -68,6 +73,7 @@ const (
 // Tokens makes, ends and recognizes bearer tokens.
 type Tokens struct {
 	store TokenStore
+	uses  TokenUses
 	now   func() time.Time
 	log   logrus.FieldLogger
 
@@ -75,9 +81,9 @@ type Tokens struct {
 	used map[string]time.Time // that the store does not have yet
 }
 
-// NewTokens returns the tokens of a store.
-func NewTokens(s TokenStore, now func() time.Time, log logrus.FieldLogger) *Tokens {
-	return &Tokens{store: s, now: now, log: log, used: map[string]time.Time{}}
+// NewTokens returns the tokens of a store. Run has kept when they were used.
+func NewTokens(s TokenStore, uses TokenUses, now func() time.Time, log logrus.FieldLogger) *Tokens {
+	return &Tokens{store: s, uses: uses, now: now, log: log, used: map[string]time.Time{}}
 }
 
 // NewToken is what a token is asked for with.
@@ -208,7 +214,7 @@ func (t *Tokens) flush(ctx context.Context) {
 	if len(used) == 0 {
 		return
 	}
-	if err := t.store.PutTokenUse(ctx, used); err != nil {
+	if err := t.uses.PutTokenUse(ctx, used); err != nil {
 		t.log.WithError(err).Warn("when tokens were last used can't be stored")
 	}
 }

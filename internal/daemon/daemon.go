@@ -186,7 +186,7 @@ func (d *daemon) untilClosed(ctx context.Context, run func(context.Context)) {
 // countSightings stores when nodes were last seen; for the last time after the
 // ENC socket is closed.
 func (d *daemon) countSightings(ctx context.Context) {
-	d.sightings = registry.NewSightings(d.store, time.Now, d.log)
+	d.sightings = registry.NewSightings(d.store, registry.SeenInStore(d.store), time.Now, d.log)
 	d.untilClosed(ctx, d.sightings.Run)
 }
 

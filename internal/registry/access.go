@@ -243,9 +243,9 @@ func matches(pattern, name string) bool {
 	return at[len(name)]
 }
 
-// give adds to a change that what a registration has goes to its new owner. n was read
-// before, and is not being issued a certificate: none can come up meanwhile that the change does not know.
-func (r *Registry) give(ctx context.Context, c *store.Change, n node.Node, owner string) error {
+// changeOwner adds to a change that the certificates and revocations of a registration get its new
+// owner. It refuses a registration that is being issued a certificate, which the change would miss.
+func (r *Registry) changeOwner(ctx context.Context, c *store.Change, n node.Node, owner string) error {
 	if n.State == node.Issuing {
 		return fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)
 	}

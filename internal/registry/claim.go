@@ -15,9 +15,9 @@ import (
 // deadline has passed (terminated). docs/durability.md has the states, and what a crash in each leaves.
 
 const (
-	launchCheck        = time.Minute     // the longest that the deadlines, and the clock, are not looked at
+	launchCheck        = time.Minute     // the deadlines and the clock are checked at least this often
 	launchSlack        = 5 * time.Minute // for an agent whose run comes late, or takes long
-	clockStep          = 5 * time.Second // a clock that differs by more between two looks was set
+	clockStep          = 5 * time.Second // a clock that differs by more between two checks was set
 	defaultRunInterval = 30 * time.Minute
 )
 
@@ -25,8 +25,8 @@ const (
 // look-ups it may have missed are waited for.
 type launches struct {
 	begun    bool
-	wall     time.Time     // at the last look
-	uptime   time.Duration // at the last look
+	wall     time.Time     // at the last check
+	uptime   time.Duration // at the last check
 	missable map[node.UID]bool
 	sureAt   time.Duration // the uptime at which they would have been seen
 }
@@ -72,7 +72,7 @@ func (r *Registry) runLaunches(ctx context.Context) {
 }
 
 // endLaunches terminates the nodes whose launch deadline has passed, and
-// returns when to look again.
+// returns how long to wait before the next check.
 func (r *Registry) endLaunches(ctx context.Context) (time.Duration, error) {
 	now, uptime := r.Now(), r.Uptime()
 	if err := r.watchClock(ctx, now, uptime); err != nil {

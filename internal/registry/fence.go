@@ -33,7 +33,7 @@ func (r *Registry) fence(patience context.Context, n node.Node) error {
 			return err
 		}
 		if len(open) > 0 {
-			r.stir()
+			r.settleSoon()
 			if err := r.Store.WaitIntent(ctx, open[0]); err != nil && ctx.Err() == nil {
 				return err
 			}

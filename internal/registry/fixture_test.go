@@ -26,8 +26,10 @@ import (
 	"github.com/espm-project/espm/internal/registry"
 	"github.com/espm-project/espm/internal/revoke"
 	"github.com/espm-project/espm/internal/store"
-	"github.com/espm-project/espm/internal/store/bolt"
+	"github.com/espm-project/espm/internal/store/enginetest"
 )
+
+func TestMain(m *testing.M) { enginetest.Main(m) }
 
 // fixture is a registry over a real store and a real CA in a temporary
 // folder. Nothing runs in the background unless a test starts it.
@@ -41,17 +43,18 @@ type fixture struct {
 	clock     *clock
 	options   registry.Options
 	caDir     string
+	disk      sync.Mutex // the disk of the store hangs while it is locked
 }
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	dir := t.TempDir()
-	engine, err := bolt.Open(filepath.Join(dir, "espm.db"), bolt.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { engine.Close() })
-	f := &fixture{keys: &keys{}, clock: &clock{now: time.Now()}, engine: &faultyEngine{Engine: engine}, caDir: filepath.Join(dir, "ca")}
+	f := &fixture{keys: &keys{}, clock: &clock{now: time.Now()}, caDir: filepath.Join(dir, "ca")}
+	f.engine = &faultyEngine{Engine: enginetest.Open(t, func(int, time.Duration, error) {
+		f.disk.Lock()
+		defer f.disk.Unlock()
+	})}
+	var err error
 	if f.store, err = store.New(t.Context(), f.engine); err != nil {
 		t.Fatal(err)
 	}

@@ -180,15 +180,15 @@ func (r *Registry) commitGroup(ctx context.Context, old *node.Group, g *node.Gro
 			return err
 		}
 	}
-	if validateOnly {
-		return nil
+	c.PutGroup(mark, old, *g)
+	if err := c.Err(); err != nil || validateOnly {
+		return err
 	}
 	action := node.ActionGroupUpdate
 	if old == nil {
 		action = node.ActionGroupCreate
 	}
 	c.Audit(r.groupLine(ctx, action, g.Name))
-	c.PutGroup(mark, old, *g)
 	rev, err := r.Store.Commit(ctx, c)
 	if err != nil {
 		return fmt.Errorf("group %q: %w", g.Name, err)

@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -219,14 +218,14 @@ func (r *Registry) adopt(ctx context.Context, in *Imported, cert *x509.Certifica
 	if decided, err := r.blocked(ctx, in, live); err != nil || decided {
 		return err
 	}
-	var n node.Node
+	was := r.newNode(ctx, node.Node{Certname: name, Groups: s.Groups, Labels: s.Labels})
 	if live != nil {
-		n = live.Clone()
-		n.State, n.UpdatedAt = node.Provisioned, r.Now().UTC()
-	} else {
-		n = r.newNode(ctx, node.Node{Certname: name, Groups: s.Groups, Labels: maps.Clone(s.Labels)}, node.Provisioned)
+		was = *live
 	}
-	n.Serial = in.Serial
+	n, err := was.Adopt(in.Serial, r.Now())
+	if err != nil {
+		return err
+	}
 	c := store.NewChange()
 	c.Audit(r.line(ctx, node.ActionImport, n))
 	c.PutCertificate(node.Certificate{

@@ -49,7 +49,7 @@ func (r *Registry) carryOut(ctx, patience context.Context, o *order, request *no
 		if err != nil {
 			return Provisioned{}, err
 		}
-		defer r.release(intent.UID)
+		defer r.unlockIntent(intent.UID)
 		r.Stage("registered", time.Since(begun))
 		return r.issue(ctx, intent, *o, request)
 	}
@@ -116,7 +116,7 @@ func (r *Registry) vet(ctx context.Context, o order) error {
 	return fmt.Errorf("%w: serial %s of %q, valid until %s", node.ErrForeignCertificate, serial, o.request.Certname, current.NotAfter.Format(time.RFC3339))
 }
 
-// beginNew commits a new registration with its intent, taken.
+// beginNew commits a new registration with its intent, locked for this call.
 func (r *Registry) beginNew(ctx, patience context.Context, n node.Node, o *order, request *node.Request) (node.IssueIntent, error) {
 	// Before a key is made for it, which may take seconds.
 	if err := r.addNode(ctx, &n, nil, nil, true); err != nil {
@@ -133,11 +133,11 @@ func (r *Registry) beginNew(ctx, patience context.Context, n node.Node, o *order
 		return intent, err
 	}
 	intent.NewNode, intent.NewRequest = true, request != nil
-	return intent, r.taken(n, func() error { return r.addNode(ctx, &n, request, &intent, false) })
+	return intent, r.commitLocked(n, func() error { return r.addNode(ctx, &n, request, &intent, false) })
 }
 
-// beginReissue commits an intent for a live node, taken, with the request
-// where that is new. A certificate that the node has is revoked: its private
+// beginReissue commits an intent for a live node, locked for this call, with the
+// request where that is new. A certificate that the node has is revoked: its private
 // key was lost with the answer. An authority that revokes by name has to be
 // done with that before it signs.
 func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o *order, request *node.Request, isNew bool) (node.IssueIntent, error) {
@@ -145,7 +145,7 @@ func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o 
 		return node.IssueIntent{}, fmt.Errorf("the answer for %q can't be had again, and %s is not revoked: %w", old.Certname, old.Serial, err)
 	}
 	if old.Serial != "" && ca.RevokesByName(r.Authority) {
-		if err := r.takeBack(ctx, old.Certname, old.UID); err != nil {
+		if err := r.revokeHeld(ctx, old.Certname, old.UID); err != nil {
 			return node.IssueIntent{}, err
 		}
 		return node.IssueIntent{}, fmt.Errorf("%w: %q has lost its certificate %s", node.ErrStale, old.Certname, old.Serial)
@@ -160,8 +160,10 @@ func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o 
 	if err != nil {
 		return intent, err
 	}
-	n := old.Clone()
-	n.State, n.Serial, n.UpdatedAt = node.Issuing, "", r.Now().UTC()
+	n, err := reissued(old, r.Now())
+	if err != nil {
+		return intent, err
+	}
 	c := store.NewChange()
 	line := r.line(ctx, node.ActionBegin, n)
 	line.Serial, line.RequestID = intent.Serial, node.RequestIDOf(intent.RequestID)
@@ -180,7 +182,7 @@ func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o 
 		c.Audit(audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev))
 	}
 	c.PutNode(&old, n)
-	err = r.taken(n, func() error {
+	err = r.commitLocked(n, func() error {
 		_, err := r.Store.Commit(ctx, c)
 		return err
 	})
@@ -188,15 +190,29 @@ func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o 
 	return intent, err
 }
 
-// taken commits an intent in such a way that nothing settles it before the
-// caller calls release; not needed after an error.
-func (r *Registry) taken(n node.Node, commit func() error) error {
-	if !r.take(n.UID) {
+// reissued opens an issue for a registration, which loses the certificate that it has.
+func reissued(n node.Node, at time.Time) (node.Node, error) {
+	if n.Serial != "" {
+		var err error
+		if n, err = n.Lose(n.Serial, at); err != nil {
+			return n, err
+		}
+	}
+	return n.BeginIssue(at)
+}
+
+// commitLocked commits an intent that is locked for this call: nothing settles it before the
+// caller calls unlockIntent. After an error the intent is not locked.
+func (r *Registry) commitLocked(n node.Node, commit func() error) error {
+	if !r.lockIntent(n.UID) {
 		return fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)
 	}
 	err := commit()
 	if err != nil {
-		r.release(n.UID)
+		r.unlockIntent(n.UID)
+	}
+	if errors.Is(err, store.ErrUnknownOutcome) {
+		r.settleSoon() // the intent may be there, and this call does not go on with it
 	}
 	return err
 }
@@ -307,9 +323,9 @@ func (r *Registry) keep(ctx context.Context, intent node.IssueIntent, cert *x509
 		if !ok {
 			return errors.New("its intent was settled by another")
 		}
-		n = old.Clone()
-		n.State, n.UpdatedAt = node.Provisioned, r.Now().UTC()
-		n.Serial = node.SerialOf(cert.SerialNumber)
+		if n, err = old.Hold(node.SerialOf(cert.SerialNumber), r.Now()); err != nil {
+			return err
+		}
 		c := store.NewChange()
 		line := r.line(ctx, node.ActionIssue, n)
 		line.RequestID = node.RequestIDOf(intent.RequestID)

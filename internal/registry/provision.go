@@ -82,7 +82,10 @@ func (r *Registry) Provision(ctx context.Context, n node.Node, s Spec, requestID
 	if n.ClaimWithin > 0 && r.protection(n.Certname) != "" {
 		return Provisioned{}, fmt.Errorf("%w: %q is never terminated, so it can't have a launch deadline", node.ErrProtected, n.Certname)
 	}
-	n = r.newNode(ctx, n, node.Issuing)
+	n, err := r.newNode(ctx, n).BeginIssue(r.Now())
+	if err != nil {
+		return Provisioned{}, err
+	}
 	request, err := newRequest(ctx, n, requestID, "provision", n.Spec(), s)
 	if err != nil {
 		return Provisioned{}, err
@@ -108,7 +111,7 @@ func (r *Registry) Provision(ctx context.Context, n node.Node, s Spec, requestID
 		r.Revocations.Kick()
 		return err
 	}
-	return r.fly(ctx, request, work, undo)
+	return r.shareCall(ctx, request, work, undo)
 }
 
 func pick(earlier *node.Node, n node.Node) node.Node {
@@ -144,7 +147,8 @@ func (r *Registry) Issue(ctx context.Context, name node.Certname, uid node.UID, 
 		if earlier, err := r.earlier(ctx, request); err != nil || earlier != nil {
 			return Provisioned{Node: pick(earlier, n)}, err
 		}
-		return Provisioned{Node: n}, node.Join(mayIssue(n), r.vet(ctx, o))
+		_, err := n.BeginIssue(r.Now())
+		return Provisioned{Node: n}, node.Join(err, r.vet(ctx, o))
 	}
 	patience := ctx
 	work := func(ctx context.Context) (Provisioned, error) {
@@ -156,30 +160,19 @@ func (r *Registry) Issue(ctx context.Context, name node.Certname, uid node.UID, 
 			if now.UID != n.UID {
 				return node.IssueIntent{}, fmt.Errorf("%w: %q is registration %s now", node.ErrUIDMismatch, name, now.UID)
 			}
-			if err := mayIssue(now); err != nil {
+			if _, err := now.BeginIssue(r.Now()); err != nil {
 				return node.IssueIntent{}, err
 			}
 			return r.beginReissue(ctx, patience, now, &o, request, true)
 		})
 	}
-	return r.fly(ctx, request, work, func(ctx context.Context) error { return r.takeBack(ctx, name, n.UID) })
+	return r.shareCall(ctx, request, work, func(ctx context.Context) error { return r.revokeHeld(ctx, name, n.UID) })
 }
 
-func mayIssue(n node.Node) error {
-	switch n.State {
-	case node.Provisioned:
-		return fmt.Errorf("%w: %q holds %s", node.ErrCertificateExists, n.Certname, n.Serial)
-	case node.Issuing:
-		return fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)
-	default:
-		return nil
-	}
-}
-
-// fly makes calls at once of one caller with one request id one call, and lets it go on
-// when the callers have gone: they may come back for the answer. Without a
-// request id nobody can, so what was done is undone.
-func (r *Registry) fly(ctx context.Context, request *node.Request, do func(context.Context) (Provisioned, error), undo func(context.Context) error) (Provisioned, error) {
+// shareCall carries out once what one caller asks for in several calls at the same time with one
+// request id. The work goes on when the callers have gone, as they may come back for the answer.
+// Without a request id they can't come back, so the work is undone.
+func (r *Registry) shareCall(ctx context.Context, request *node.Request, do func(context.Context) (Provisioned, error), undo func(context.Context) error) (Provisioned, error) {
 	detached := func() (p Provisioned, err error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), issueTimeout)
 		defer cancel()
@@ -187,7 +180,7 @@ func (r *Registry) fly(ctx context.Context, request *node.Request, do func(conte
 			if recover() != nil { // singleflight would end the process; its value may hold a secret
 				r.Log.WithField("stack", string(debug.Stack())).Error("issuing a certificate panicked")
 				err = errors.New("espm failed on this call; its log says where")
-				r.stir()
+				r.settleSoon()
 			}
 		}()
 		return do(ctx)

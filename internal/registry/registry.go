@@ -37,7 +37,8 @@
 // An authority that can only revoke by name (ca.RevokesByName) must be done with
 // all earlier certificates of a name before it signs the next. So such an issue waits for
 // the name's pending revocations and for its open intents, which may yet become
-// revocations: see fence. The queue is the second lock on that door.
+// revocations: see fence. The queue checks it once more: it refuses to revoke, by the name, a
+// certificate whose name has a newer one.
 package registry
 
 import (
@@ -46,7 +47,6 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -127,7 +127,7 @@ type Registry struct {
 // New returns a Registry. Run settles what an earlier process left open.
 func New(o Options) *Registry {
 	if o.Sightings == nil {
-		o.Sightings = NewSightings(o.Store, o.Now, o.Log)
+		o.Sightings = NewSightings(o.Store, SeenInStore(o.Store), o.Now, o.Log)
 	}
 	o.TTL = cmp.Or(o.TTL, ca.DefaultTTL)
 	if o.Served == nil {
@@ -200,7 +200,7 @@ func (r *Registry) Register(ctx context.Context, n node.Node, requestID string, 
 	if err := r.mayName(ctx, n.Certname); err != nil {
 		return n, err
 	}
-	n = r.newNode(ctx, n, node.Registered)
+	n = r.newNode(ctx, n)
 	request, err := newRequest(ctx, n, requestID, "register", n.Spec())
 	if err != nil {
 		return n, err
@@ -219,18 +219,9 @@ func (r *Registry) Register(ctx context.Context, n node.Node, requestID string, 
 	return n, err
 }
 
-func (r *Registry) newNode(ctx context.Context, n node.Node, s node.State) node.Node {
-	n = n.Clone()
-	slices.Sort(n.Groups)
-	n.UID, n.State, n.Owner = newUID(), s, node.CallerOf(ctx).Name
-	n.Serial, n.Requests, n.TerminatedAt = "", nil, time.Time{}
-	n.CreatedAt = r.Now().UTC()
-	n.UpdatedAt = n.CreatedAt
-	n.ClaimBy, n.ClaimedAt, n.TerminatedFor, n.RevokedFor = time.Time{}, time.Time{}, "", ""
-	if n.ClaimWithin > 0 {
-		n.ClaimBy = n.CreatedAt.Add(n.ClaimWithin).Round(time.Second)
-	}
-	return n
+// newNode returns a registration of the caller's.
+func (r *Registry) newNode(ctx context.Context, spec node.Node) node.Node {
+	return node.Register(spec, newUID(), node.CallerOf(ctx).Name, r.Now())
 }
 
 // addNode commits a new registration, with an issue intent where it is being
@@ -281,10 +272,10 @@ func (r *Registry) commitNode(ctx context.Context, c *store.Change, old *node.No
 	if err := a.mayLive(merged.Environment, old, *n); err != nil {
 		return err
 	}
-	if validateOnly {
-		return nil
-	}
 	c.PutNode(old, *n)
+	if err := c.Err(); err != nil || validateOnly {
+		return err
+	}
 	rev, err := r.Store.Commit(ctx, c)
 	if err != nil {
 		return fmt.Errorf("node %q: %w", n.Certname, err)

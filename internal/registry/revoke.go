@@ -158,18 +158,22 @@ func (r *Registry) revoke(ctx context.Context, c *store.Change, req RevokeReques
 	}
 	switch n, err := r.Store.Node(ctx, cert.Certname); {
 	case err == nil && n.Serial == cert.Serial:
-		r.bare(c, n)
+		if err := r.lose(c, n); err != nil {
+			return rev, false, err
+		}
 	case err != nil && !errors.Is(err, node.ErrNodeNotFound):
 		return rev, false, err
 	}
 	return r.orderFor(c, cert, order), true, nil
 }
 
-// bare leaves a live registration without its certificate.
-func (r *Registry) bare(c *store.Change, old node.Node) {
-	n := old.Clone()
-	n.State, n.Serial, n.UpdatedAt = node.Registered, "", r.Now().UTC()
-	c.PutNode(&old, n)
+// lose takes from a live registration its certificate, whose revocation is in the same change.
+func (r *Registry) lose(c *store.Change, old node.Node) error {
+	n, err := old.Lose(old.Serial, r.Now())
+	if err == nil {
+		c.PutNode(&old, n)
+	}
+	return err
 }
 
 // revokeForeign orders the revocation of a certificate that the authority issued, but not
@@ -302,8 +306,8 @@ func (r *Registry) orderFor(c *store.Change, cert node.Certificate, order node.R
 	return order
 }
 
-// takeBack takes a live registration's certificate away: it is revoked.
-func (r *Registry) takeBack(ctx context.Context, name node.Certname, uid node.UID) error {
+// revokeHeld orders the revocation of the certificate that a live registration holds.
+func (r *Registry) revokeHeld(ctx context.Context, name node.Certname, uid node.UID) error {
 	old, err := r.Store.Node(ctx, name)
 	if errors.Is(err, node.ErrNodeNotFound) || err == nil && (old.UID != uid || old.Serial == "") {
 		return nil
@@ -317,7 +321,9 @@ func (r *Registry) takeBack(ctx context.Context, name node.Certname, uid node.UI
 		return err
 	}
 	c.Audit(audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev))
-	r.bare(c, old)
+	if err := r.lose(c, old); err != nil {
+		return err
+	}
 	_, err = r.Store.Commit(ctx, c)
 	r.Revocations.Kick()
 	return err

@@ -1,9 +1,7 @@
 package registry
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"maps"
 	"slices"
 	"sync"
@@ -18,7 +16,6 @@ import (
 
 const (
 	flushEvery = 30 * time.Second
-	flushBatch = 1000 // nodes to a commit, as other writers wait for it
 	// claimPatience is how long an answer waits for a claim to be durable.
 	claimPatience = 500 * time.Millisecond
 )
@@ -27,6 +24,7 @@ const (
 // memory and stored in batches. Its methods may be called at once.
 type Sightings struct {
 	store  *store.Store
+	kept   LastSeen
 	now    func() time.Time
 	log    logrus.FieldLogger
 	claims singleflight.Group // by uid
@@ -36,9 +34,10 @@ type Sightings struct {
 	flushing map[node.Certname]store.Seen // being stored; not changed any more
 }
 
-// NewSightings returns a Sightings. Run stores what it counts.
-func NewSightings(s *store.Store, now func() time.Time, log logrus.FieldLogger) *Sightings {
-	return &Sightings{store: s, now: now, log: log, fresh: map[node.Certname]store.Seen{}}
+// NewSightings returns a Sightings. Run has kept what it counts; the first
+// look-up of a node with a launch deadline is a change in the store.
+func NewSightings(s *store.Store, kept LastSeen, now func() time.Time, log logrus.FieldLogger) *Sightings {
+	return &Sightings{store: s, kept: kept, now: now, log: log, fresh: map[node.Certname]store.Seen{}}
 }
 
 // Saw counts a look-up of a node, as it was read. The first one of a node with
@@ -83,7 +82,7 @@ func (s *Sightings) last(ctx context.Context, n node.Node) (time.Time, error) {
 	if at, ok := s.recent(n); ok {
 		return at, nil
 	}
-	at, err := s.store.LastSeen(ctx, n.Certname, n.UID)
+	at, err := s.kept.LastSeen(ctx, n.Certname, n.UID)
 	if at.Before(n.ClaimedAt) { // a crash came before the time was stored, but after the claim
 		at = n.ClaimedAt
 	}
@@ -127,62 +126,20 @@ func (s *Sightings) flush(ctx context.Context) error {
 	s.mu.Lock()
 	s.flushing, s.fresh = s.fresh, map[node.Certname]store.Seen{}
 	s.mu.Unlock()
-	var first error
-	left := map[node.Certname]store.Seen{}
-	names := slices.Sorted(maps.Keys(s.flushing)) // in order: neighbours share a page of the store
-	for batch := range slices.Chunk(names, flushBatch) {
-		all := make([]store.Seen, len(batch))
-		for i, name := range batch {
-			all[i] = s.flushing[name]
-			all[i].At = all[i].At.UTC()
-		}
-		if err := s.put(ctx, all); err != nil {
-			first = cmp.Or(first, err)
-			for _, name := range batch {
-				left[name] = s.flushing[name]
-			}
-		}
+	all := make([]store.Seen, 0, len(s.flushing))
+	for _, name := range slices.Sorted(maps.Keys(s.flushing)) { // in order: neighbours share a page of the store
+		seen := s.flushing[name]
+		seen.At = seen.At.UTC()
+		all = append(all, seen)
 	}
+	left, err := s.kept.PutSeen(ctx, all)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	maps.Copy(left, s.fresh)
-	s.fresh, s.flushing = left, nil
-	return first
-}
-
-// put stores a batch, without the nodes that are gone. One in which a node changed
-// since is halved, so that those that keep changing do not hold up the others.
-func (s *Sightings) put(ctx context.Context, batch []store.Seen) error {
-	err := s.store.PutSeen(ctx, batch)
-	for range maxAttempts {
-		if !errors.Is(err, node.ErrStale) {
-			return err
+	s.flushing = nil
+	for _, seen := range left {
+		if _, newer := s.fresh[seen.Certname]; !newer {
+			s.fresh[seen.Certname] = seen
 		}
-		var rerr error
-		if batch, rerr = s.reread(ctx, batch); rerr != nil || len(batch) == 0 {
-			return rerr
-		}
-		if half := len(batch) / 2; half > 0 {
-			return errors.Join(s.put(ctx, batch[:half]), s.put(ctx, batch[half:]))
-		}
-		err = s.store.PutSeen(ctx, batch)
 	}
 	return err
-}
-
-// reread brings a batch up to date with the nodes' records.
-func (s *Sightings) reread(ctx context.Context, batch []store.Seen) ([]store.Seen, error) {
-	live := batch[:0]
-	for _, seen := range batch {
-		n, err := s.store.Node(ctx, seen.Certname)
-		if errors.Is(err, node.ErrNodeNotFound) || err == nil && n.UID != seen.UID {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		seen.NodeRevision = n.Revision
-		live = append(live, seen)
-	}
-	return live, nil
 }

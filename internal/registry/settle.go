@@ -59,13 +59,13 @@ func (r *Registry) Run(ctx context.Context) {
 // settleAll settles what it can and says whether some is left.
 func (r *Registry) settleAll(ctx context.Context) (left bool) {
 	for intent, err := range r.Store.Intents(ctx) {
-		if err == nil && !r.take(intent.UID) {
+		if err == nil && !r.lockIntent(intent.UID) {
 			left = true // a call is at work on it, and may fail to settle it
 			continue
 		}
 		if err == nil {
 			err = r.settleOpen(ctx, intent.UID) // it may have been closed since the list was read
-			r.release(intent.UID)
+			r.unlockIntent(intent.UID)
 		}
 		if ctx.Err() != nil {
 			return false
@@ -78,8 +78,8 @@ func (r *Registry) settleAll(ctx context.Context) (left bool) {
 	return left
 }
 
-// take takes an intent for one call, false where another has it.
-func (r *Registry) take(uid node.UID) bool {
+// lockIntent locks an intent for one call, false where another call has locked it.
+func (r *Registry) lockIntent(uid node.UID) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.issuing[uid] {
@@ -89,7 +89,7 @@ func (r *Registry) take(uid node.UID) bool {
 	return true
 }
 
-func (r *Registry) release(uid node.UID) {
+func (r *Registry) unlockIntent(uid node.UID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.issuing, uid)
@@ -98,10 +98,10 @@ func (r *Registry) release(uid node.UID) {
 // settleNode settles the open intent of a node, whose caller came back. A
 // *node.BusyError where Run is at it just now.
 func (r *Registry) settleNode(ctx context.Context, n node.Node) error {
-	if !r.take(n.UID) {
+	if !r.lockIntent(n.UID) {
 		return &node.BusyError{Reason: fmt.Sprintf("what became of the certificate of %q is being asked for", n.Certname), RetryAfter: retryAfter}
 	}
-	defer r.release(n.UID)
+	defer r.unlockIntent(n.UID)
 	return r.settleOpen(ctx, n.UID)
 }
 
@@ -115,7 +115,7 @@ func (r *Registry) abandon(ctx context.Context, intent node.IssueIntent, cert *x
 	}
 	if err != nil {
 		r.unsettled(intent, err)
-		r.stir()
+		r.settleSoon()
 	}
 }
 
@@ -128,8 +128,8 @@ func (r *Registry) unsettled(intent node.IssueIntent, err error) {
 	r.Log.WithError(err).WithField("certname", intent.Certname).Log(level, "an unfinished issue can't be settled yet")
 }
 
-// stir tells Run that an intent was left open.
-func (r *Registry) stir() {
+// settleSoon tells Run that an intent was left open.
+func (r *Registry) settleSoon() {
 	select {
 	case r.unsettle <- struct{}{}:
 	default:
@@ -171,7 +171,7 @@ func (r *Registry) ownerOf(ctx context.Context, intent node.IssueIntent) (string
 	return gone.Owner, err
 }
 
-// settleOpen settles the intent of a registration, if it is open. The caller has taken it.
+// settleOpen settles the intent of a registration, if it is open. The caller has locked it.
 func (r *Registry) settleOpen(ctx context.Context, uid node.UID) error {
 	intent, open, err := r.Store.Intent(ctx, uid)
 	if err != nil || !open {
@@ -204,8 +204,10 @@ func (r *Registry) settle(ctx context.Context, intent node.IssueIntent) error {
 		line.RequestID = node.RequestIDOf(intent.RequestID)
 		adopt := alive && intent.CallerKey && found.Certificate != nil && verify(found.Certificate, intent) == nil
 		if adopt {
-			adopted := n.Clone()
-			adopted.State, adopted.Serial, adopted.UpdatedAt = node.Provisioned, found.Serial, r.Now().UTC()
+			adopted, err := n.Hold(found.Serial, r.Now())
+			if err != nil {
+				return err
+			}
 			c.PutNode(&n, adopted)
 			c.PutCertificate(record(intent, n.Owner, found.Certificate))
 			line.Comment = "the certificate is adopted"
@@ -248,8 +250,10 @@ func (r *Registry) undo(ctx context.Context, c *store.Change, intent node.IssueI
 	switch {
 	case !alive:
 	case !intent.NewNode:
-		back := n.Clone()
-		back.State, back.UpdatedAt = node.Registered, r.Now().UTC()
+		back, err := n.CancelIssue(r.Now())
+		if err != nil {
+			return "", err
+		}
 		if intent.NewRequest {
 			c.RemoveRequest(intent.RequestID)
 			back.Requests = slices.DeleteFunc(back.Requests, func(key string) bool { return key == intent.RequestID })
@@ -262,8 +266,12 @@ func (r *Registry) undo(ctx context.Context, c *store.Change, intent node.IssueI
 			c.RemoveRequest(key)
 		}
 		if found.Issued { // so that its revocation is found, and forgotten in time
-			n.Requests = nil // they are free again, and may be another's by then
-			c.PutTombstone(r.tombstone(n))
+			gone, err := n.Terminate("", "", r.Now())
+			if err != nil {
+				return "", err
+			}
+			gone.Requests = nil // they are free again, and may be another's by then
+			c.PutTombstone(gone)
 		}
 	}
 	return what, nil

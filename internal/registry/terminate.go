@@ -76,7 +76,7 @@ func (r *Registry) await(ctx context.Context, t *Terminated, wait time.Duration)
 		case <-limited.Done():
 		}
 	}()
-	r.stir()
+	r.settleSoon()
 	err := r.Store.WaitIntent(limited, t.Node.UID)
 	if err != nil && limited.Err() == nil {
 		return err
@@ -97,7 +97,8 @@ func (r *Registry) terminate(ctx context.Context, req TerminateRequest, validate
 		return r.earlierLife(ctx, req.Certname, req.UID, n.UID)
 	}
 	if validateOnly {
-		return Terminated{Node: r.tombstone(n)}, nil
+		n, err = n.Terminate(req.Reason, "", r.Now())
+		return Terminated{Node: n}, err
 	}
 	return r.end(ctx, n, req.Reason, "")
 }
@@ -105,8 +106,11 @@ func (r *Registry) terminate(ctx context.Context, req TerminateRequest, validate
 // end commits the termination of a live registration, and says why where no
 // caller asked for it.
 func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why string) (Terminated, error) {
-	t := Terminated{Node: r.tombstone(n)}
-	t.Node.RevokedFor, t.Node.TerminatedFor = reason, why
+	var t Terminated
+	var err error
+	if t.Node, err = n.Terminate(reason, why, r.Now()); err != nil {
+		return t, err
+	}
 	c := store.NewChange()
 	line := r.line(ctx, node.ActionTerminate, n)
 	line.Comment = why
@@ -116,7 +120,6 @@ func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why
 	if err := r.orderAll(ctx, c, n, reason); err != nil {
 		return t, fmt.Errorf("terminating %q: %w", n.Certname, err)
 	}
-	var err error
 	if t.Node.Revision, err = r.Store.Commit(ctx, c); err != nil {
 		return t, fmt.Errorf("terminating %q: %w", n.Certname, err)
 	}
@@ -174,14 +177,6 @@ func (r *Registry) earlierLife(ctx context.Context, name node.Certname, uid, liv
 	return t, err
 }
 
-func (r *Registry) tombstone(n node.Node) node.Node {
-	t := n.Clone()
-	t.Classification = n.Classification.Redacted() // nobody has a use for the values any more
-	t.State, t.TerminatedAt = node.Terminated, r.Now().UTC()
-	t.UpdatedAt = t.TerminatedAt
-	return t
-}
-
 // sweep forgets registrations that were terminated long ago and owe nothing.
 func (r *Registry) sweep(ctx context.Context) error {
 	for n, err := range r.Store.TombstonesBefore(ctx, r.Now().Add(-retention)) {
@@ -212,9 +207,27 @@ func (r *Registry) forget(ctx context.Context, n node.Node) error {
 	if err != nil || slices.ContainsFunc(revs, node.Revocation.Open) {
 		return err
 	}
-	c := store.NewChange()
-	c.Audit(r.line(ctx, node.ActionForget, n))
-	c.Forget(n, certs, revs)
-	_, err = r.Store.Commit(ctx, c)
-	return err
+	var parts []func(*store.Change)
+	for _, key := range n.Requests {
+		parts = append(parts, func(c *store.Change) { c.RemoveRequest(key) })
+	}
+	for _, cert := range certs {
+		parts = append(parts, func(c *store.Change) { c.RemoveCertificate(cert) })
+	}
+	for _, rev := range revs {
+		parts = append(parts, func(c *store.Change) { c.RemoveRevocation(rev) })
+	}
+	// The tombstone goes last: as long as it is there, the next sweep goes on with the rest.
+	parts = append(parts, func(c *store.Change) { c.RemoveTombstone(n) })
+	for some := range slices.Chunk(parts, r.Store.Fit(len(parts), 1)) {
+		c := store.NewChange()
+		c.Audit(r.line(ctx, node.ActionForget, n))
+		for _, part := range some {
+			part(c)
+		}
+		if _, err := r.Store.Commit(ctx, c); err != nil {
+			return err
+		}
+	}
+	return nil
 }

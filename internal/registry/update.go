@@ -53,7 +53,7 @@ func (r *Registry) Update(ctx context.Context, name node.Certname, expect Expect
 		}
 		c := store.NewChange()
 		if n.Owner != old.Owner {
-			if err := r.give(ctx, c, old, n.Owner); err != nil {
+			if err := r.changeOwner(ctx, c, old, n.Owner); err != nil {
 				return err
 			}
 		}

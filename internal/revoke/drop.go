@@ -15,9 +15,9 @@ import (
 // dropPatience is how long a drop waits for its turn, and then for the authority's answer.
 const dropPatience = 5 * time.Second
 
-// take waits for the turn, false where ctx ends before; give ends it. It goes to those who
-// wait in their order, so that a drop comes between two pages.
-func (q *Queue) take(ctx context.Context) bool {
+// beginTurn waits for the turn, false where ctx ends before; endTurn ends it. The turn goes to the
+// callers in the order in which they wait, so that a drop comes between two pages.
+func (q *Queue) beginTurn(ctx context.Context) bool {
 	select {
 	case q.turn <- struct{}{}:
 		return true
@@ -26,10 +26,10 @@ func (q *Queue) take(ctx context.Context) bool {
 	}
 }
 
-func (q *Queue) give() { <-q.turn }
+func (q *Queue) endTurn() { <-q.turn }
 
 // Drop closes an open order without carrying it out: the certificate is left
-// as it is. The live registration that held it has it again, if it got no other since.
+// as it is. The live registration that held it holds it again, unless it got another since.
 // Errors: node.ErrRevocationNotFound; ErrRevocationClosed, also where the CRL has the certificate
 // already; ErrUnavailable where the authority is at work on a batch, which may
 // be for as long as that takes it, or can't tell what became of an earlier try.
@@ -40,19 +40,19 @@ func (q *Queue) Drop(ctx context.Context, id, comment string) (node.Revocation, 
 	}
 	patience, cancel := context.WithTimeout(ctx, dropPatience)
 	defer cancel()
-	if !q.take(patience) {
+	if !q.beginTurn(patience) {
 		return r, &node.BusyError{
 			Reason:     fmt.Sprintf("the CA is at work on revocations, and serial %s of %q may be being carried out", r.Serial, r.Certname),
 			RetryAfter: dropPatience,
 		}
 	}
-	defer q.give()
+	defer q.endTurn()
 	if err := q.unlisted(ctx, r); err != nil {
 		return r, err
 	}
 	r, err = q.change(ctx, id, node.ActionDrop, func(c *store.Change, r *node.Revocation) error {
 		r.Drop = &node.Drop{Comment: comment, DroppedAt: q.now().UTC()}
-		return q.release(ctx, c, *r)
+		return q.freeCertificate(ctx, c, *r)
 	})
 	if err != nil {
 		return r, err
@@ -76,8 +76,8 @@ func (q *Queue) unlisted(ctx context.Context, r node.Revocation) error {
 	return nil
 }
 
-// release frees the certificate of a dropped order.
-func (q *Queue) release(ctx context.Context, c *store.Change, r node.Revocation) error {
+// freeCertificate frees the certificate of a dropped order.
+func (q *Queue) freeCertificate(ctx context.Context, c *store.Change, r node.Revocation) error {
 	cert, err := q.store.Certificate(ctx, r.Serial)
 	if errors.Is(err, node.ErrCertificateNotFound) {
 		return nil
@@ -91,22 +91,22 @@ func (q *Queue) release(ctx context.Context, c *store.Change, r node.Revocation)
 	}
 	cert.Revocation = ""
 	c.PutCertificate(cert)
-	return q.giveBack(ctx, c, cert)
+	return q.restore(ctx, c, cert)
 }
 
-// giveBack gives a certificate that is not revoked after all to the live
-// registration that it was taken from, unless that has another, or is about to.
-func (q *Queue) giveBack(ctx context.Context, c *store.Change, cert node.Certificate) error {
+// restore gives a certificate that is not revoked after all to its live
+// registration again. It stays without where the registration is gone, has
+// another certificate, or is being issued one, and where the certificate has expired.
+func (q *Queue) restore(ctx context.Context, c *store.Change, cert node.Certificate) error {
 	old, err := q.store.Node(ctx, cert.Certname)
 	if errors.Is(err, node.ErrNodeNotFound) {
 		return nil
 	}
-	now := q.now()
-	if err != nil || old.UID != cert.UID || old.State != node.Registered || old.Serial != "" || now.After(cert.NotAfter) {
+	if err != nil {
 		return err
 	}
-	n := old.Clone()
-	n.State, n.Serial, n.UpdatedAt = node.Provisioned, cert.Serial, now.UTC()
-	c.PutNode(&old, n)
+	if n, err := old.Restore(cert, q.now()); err == nil {
+		c.PutNode(&old, n)
+	}
 	return nil
 }

@@ -176,11 +176,10 @@ func TestDropComesBetweenTwoPages(t *testing.T) {
 		return nil
 	})
 	bubble(t, a, func(t *testing.T, s *store.Store, q *revoke.Queue) {
+		synctest.Wait()
+		orderMany(t, s, q, 1000)
 		c := store.NewChange()
 		c.Unaudited()
-		for i := range 1000 {
-			q.Order(c, node.Revocation{Serial: node.Serial(fmt.Sprintf("%04X", 0xA000+i)), Certname: "n.test", UID: "uid"})
-		}
 		rev := q.Order(c, node.Revocation{Serial: "0BAD", Certname: "late.test", UID: "uid"})
 		if _, err := s.Commit(t.Context(), c); err != nil {
 			t.Fatal(err)

@@ -22,14 +22,8 @@ func TestMoreThanABatch(t *testing.T) {
 		return nil
 	})
 	bubble(t, a, func(t *testing.T, s *store.Store, q *revoke.Queue) {
-		c := store.NewChange()
-		c.Unaudited()
-		for i := range 1001 {
-			q.Order(c, node.Revocation{Serial: node.Serial(fmt.Sprintf("%04X", 0xA000+i)), Certname: "n.test", UID: "uid"})
-		}
-		if _, err := s.Commit(t.Context(), c); err != nil {
-			t.Fatal(err)
-		}
+		synctest.Wait()
+		orderMany(t, s, q, 1001)
 		q.Kick()
 		time.Sleep(time.Second)
 		synctest.Wait()

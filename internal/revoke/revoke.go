@@ -44,6 +44,8 @@ type Store interface {
 	Certificate(ctx context.Context, serial node.Serial) (node.Certificate, error)
 	Node(ctx context.Context, name node.Certname) (node.Node, error)
 	Commit(ctx context.Context, c *store.Change) (int64, error)
+	Settle(ctx context.Context, err error) (int64, error)
+	Fit(want, operations int) int
 }
 
 // Queue takes orders and carries them out in Run. Its methods may be called at once.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -18,8 +17,10 @@ import (
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/revoke"
 	"github.com/espm-project/espm/internal/store"
-	"github.com/espm-project/espm/internal/store/bolt"
+	"github.com/espm-project/espm/internal/store/enginetest"
 )
+
+func TestMain(m *testing.M) { enginetest.Main(m) }
 
 // authority does what the function says.
 type authority func(targets []ca.Target) error
@@ -44,12 +45,7 @@ func (a authority) Listed(context.Context, node.Serial) (string, error) { return
 
 func newStore(t *testing.T) *store.Store {
 	t.Helper()
-	engine, err := bolt.Open(filepath.Join(t.TempDir(), "espm.db"), bolt.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { engine.Close() })
-	s, err := store.New(t.Context(), engine)
+	s, err := store.New(t.Context(), enginetest.Open(t, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,6 +70,22 @@ func order(t *testing.T, s *store.Store, q *revoke.Queue, name node.Certname) no
 		t.Fatal(err)
 	}
 	return r
+}
+
+// orderMany orders as many at a time as every engine takes in one commit.
+func orderMany(t *testing.T, s *store.Store, q *revoke.Queue, n int) {
+	t.Helper()
+	const some = 100
+	for first := 0; first < n; first += some {
+		c := store.NewChange()
+		c.Unaudited()
+		for i := first; i < min(first+some, n); i++ {
+			q.Order(c, node.Revocation{Serial: node.Serial(fmt.Sprintf("%04X", 0xA000+i)), Certname: "n.test", UID: "uid"})
+		}
+		if _, err := s.Commit(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // Orders are carried out although nobody kicked the queue for them: what
@@ -263,6 +275,7 @@ func TestAuthorityThatTellsWhatItRefuses(t *testing.T) {
 		return nil
 	})
 	bubble(t, a, func(t *testing.T, s *store.Store, q *revoke.Queue) {
+		synctest.Wait() // Run has begun, and waits
 		var revs []node.Revocation
 		for _, name := range []node.Certname{"a.test", "bad.test", "c.test"} {
 			revs = append(revs, order(t, s, q, name))
@@ -341,4 +354,38 @@ func TestOrdersAreGathered(t *testing.T) {
 			t.Errorf("batches of %v", batches)
 		}
 	})
+}
+
+// A receipt whose commit is in doubt is waited for: the caller gets it once the disk goes on.
+func TestReceiptInDoubt(t *testing.T) {
+	var disk sync.Mutex
+	s, err := store.New(t.Context(), enginetest.Open(t, func(int, time.Duration, error) {
+		disk.Lock()
+		defer disk.Unlock()
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls := 0
+	q := newQueue(s, authority(func([]ca.Target) error {
+		calls++
+		disk.Lock()
+		time.AfterFunc(time.Second, disk.Unlock)
+		return nil
+	}))
+	r := order(t, s, q, "a.test")
+	s.Bound = 300 * time.Millisecond
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		q.Run(ctx)
+	}()
+	got, err := q.Wait(ctx, []node.Revocation{r})
+	cancel()
+	<-ended
+	if err != nil || got[0].Receipt == nil || calls != 1 {
+		t.Errorf("got %+v, %v after %d calls of the authority, want a receipt after one", got[0], err, calls)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -102,14 +103,14 @@ func (q *Queue) step(ctx context.Context) (time.Duration, error) {
 }
 
 // page carries out what is due of a page of orders. It returns the last of them, "" where no
-// more follow, and how long it is until the next is due. From the read of the orders until it is kept what became
-// of them none can be dropped: it would be carried out nevertheless.
+// more follow, and how long it is until the next is due. It has the turn
+// from the read of the orders until their outcome is stored. No order can be dropped meanwhile, as the CA might carry it out all the same.
 func (q *Queue) page(ctx context.Context, after string) (last string, next time.Duration, err error) {
 	next = recheck
-	if !q.take(ctx) {
+	if !q.beginTurn(ctx) {
 		return "", next, ctx.Err()
 	}
-	defer q.give()
+	defer q.endTurn()
 	page, err := q.store.Pending(ctx, after, maxBatch)
 	if err != nil || len(page) == 0 {
 		return "", next, err
@@ -148,7 +149,7 @@ type refusal struct {
 // authority refuses a batch as a whole, each order in it is tried alone, so that
 // one bad name does not block the others.
 func (q *Queue) carryOutDue(ctx context.Context, due []node.Revocation) ([]refusal, error) {
-	due, refused, err := q.spare(ctx, due)
+	due, refused, err := q.refuseSucceeded(ctx, due)
 	if err != nil || len(due) == 0 {
 		return refused, err
 	}
@@ -175,9 +176,9 @@ func (q *Queue) carryOutDue(ctx context.Context, due []node.Revocation) ([]refus
 	return refused, nil
 }
 
-// spare refuses the orders whose name has a successor, where the authority
+// refuseSucceeded refuses the orders whose name has a successor, where the authority
 // revokes by name: carried out, they would kill it.
-func (q *Queue) spare(ctx context.Context, due []node.Revocation) (safe []node.Revocation, refused []refusal, err error) {
+func (q *Queue) refuseSucceeded(ctx context.Context, due []node.Revocation) (safe []node.Revocation, refused []refusal, err error) {
 	if !ca.RevokesByName(q.authority) {
 		return due, nil, nil
 	}
@@ -223,16 +224,20 @@ func (q *Queue) carryOut(ctx context.Context, batch []node.Revocation) error {
 	return err
 }
 
-// keep commits receipts, by the id of their orders.
+// keep commits receipts, by the id of their orders, as many at a time as fit a commit.
 func (q *Queue) keep(ctx context.Context, batch []node.Revocation, receipts map[string]*node.Receipt) error {
-	if len(receipts) == 0 {
-		return nil
-	}
-	err := q.rewrite(ctx, batch, func(c *store.Change, r node.Revocation) error {
-		if r.Receipt = receipts[r.ID]; r.Receipt == nil {
-			return nil
+	batch = slices.DeleteFunc(slices.Clone(batch), func(r node.Revocation) bool { return receipts[r.ID] == nil })
+	for part := range slices.Chunk(batch, q.store.Fit(maxBatch, 2)) {
+		if err := q.keepPart(ctx, part, receipts); err != nil {
+			return err
 		}
-		r.Failure = nil
+	}
+	return nil
+}
+
+func (q *Queue) keepPart(ctx context.Context, batch []node.Revocation, receipts map[string]*node.Receipt) error {
+	err := q.rewrite(ctx, batch, func(c *store.Change, r node.Revocation) error {
+		r.Receipt, r.Failure = receipts[r.ID], nil
 		line := audit.OfRevocation(ctx, q.now(), node.ActionReceipt, r)
 		line.Comment = "CRL " + r.Receipt.CRLNumber
 		c.Audit(line)
@@ -249,22 +254,26 @@ func (q *Queue) keep(ctx context.Context, batch []node.Revocation, receipts map[
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("keeping the receipts of %d revocations: %w", len(receipts), err)
+		return fmt.Errorf("keeping the receipts of %d revocations: %w", len(batch), err)
 	}
 	q.ended()
 	for _, r := range batch {
-		if receipt := receipts[r.ID]; receipt != nil {
-			q.log.WithFields(logrus.Fields{"certname": r.Certname, "uid": r.UID, "serial": r.Serial, "crl_number": receipt.CRLNumber}).Info("certificate revoked")
-		}
+		q.log.WithFields(logrus.Fields{"certname": r.Certname, "uid": r.UID, "serial": r.Serial, "crl_number": receipts[r.ID].CRLNumber}).Info("certificate revoked")
 	}
 	return nil
 }
 
 // putOff keeps why orders were refused, and when they are tried again.
 func (q *Queue) putOff(ctx context.Context, refused []refusal) error {
-	if len(refused) == 0 {
-		return nil
+	for part := range slices.Chunk(refused, q.store.Fit(maxBatch, 1)) {
+		if err := q.putOffPart(ctx, part); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+func (q *Queue) putOffPart(ctx context.Context, refused []refusal) error {
 	orders, why := make([]node.Revocation, len(refused)), map[string]error{}
 	for i, r := range refused {
 		orders[i], why[r.order.ID] = r.order, r.why
@@ -290,8 +299,8 @@ func (q *Queue) putOff(ctx context.Context, refused []refusal) error {
 	return nil
 }
 
-// rewrite changes orders in one commit, with a look at what they are now if
-// somebody else was faster.
+// rewrite changes orders in one commit. It reads them again if
+// somebody else was faster. A commit in doubt is waited for: nothing can be kept before it is settled.
 func (q *Queue) rewrite(ctx context.Context, orders []node.Revocation, change func(*store.Change, node.Revocation) error) error {
 	for {
 		c := store.NewChange()
@@ -301,6 +310,10 @@ func (q *Queue) rewrite(ctx context.Context, orders []node.Revocation, change fu
 			}
 		}
 		_, err := q.store.Commit(ctx, c)
+		for errors.Is(err, store.ErrUnknownOutcome) && ctx.Err() == nil {
+			q.log.WithError(err).WithField("orders", len(orders)).Error("what became of revocations is being written; the store does not answer")
+			_, err = q.store.Settle(ctx, err)
+		}
 		if !errors.Is(err, node.ErrStale) || ctx.Err() != nil {
 			return err
 		}

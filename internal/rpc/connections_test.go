@@ -72,7 +72,7 @@ func (c contexts) TokenByHash(ctx context.Context, hash string) (node.Token, err
 func TestRefusedCallsEndWithTheirConnection(t *testing.T) {
 	seen := make(chan context.Context, 1)
 	n := newNetworkRig(t, DefaultLimits, func(a *Access) {
-		a.Tokens = auth.NewTokens(contexts{a.Records.(auth.TokenStore), seen}, time.Now, discard())
+		a.Tokens = auth.NewTokens(contexts{a.Records.(auth.TokenStore), seen}, a.Records.(auth.TokenUses), time.Now, discard())
 	})
 	conn := n.rawTLS(t)
 	f := opened(t, conn)

@@ -204,7 +204,7 @@ func (r *rig) access(t *testing.T, log logrus.FieldLogger) Access {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Access{Local: local, Tokens: auth.NewTokens(r.store, time.Now, log), Records: r.store, Limits: auth.NewLimits(time.Now)}
+	return Access{Local: local, Tokens: auth.NewTokens(r.store, r.store, time.Now, log), Records: r.store, Limits: auth.NewLimits(time.Now)}
 }
 
 // fail makes the authority's Sign return an error from now on; nil mends it.

@@ -25,7 +25,7 @@ func (c *Change) Unaudited() { c.unaudited = true }
 // putLines adds the lines to the records of the change.
 func (c *Change) putLines() error {
 	if len(c.lines) == 0 {
-		if !c.unaudited && len(c.puts)+len(c.deletes) > 0 {
+		if !c.unaudited && len(c.puts)+len(c.deletes)+len(c.index) > 0 {
 			return errUnaudited
 		}
 		return nil
@@ -46,30 +46,32 @@ type NewLines struct {
 	key      string
 }
 
-// NewLines returns lines that are not in the chain yet, those of so many changes that there are
-// at least min lines, if there are. They are roughly in the order of the changes.
-func (v View) NewLines(ctx context.Context, min int) ([]NewLines, error) {
-	var out []NewLines
-	count := 0
+// Operations is how many a commit has that seals the lines.
+func (n NewLines) Operations() int { return len(n.Lines) + 1 }
+
+// NewLines returns lines that are not in the chain yet, roughly in the order of the changes, and
+// whether there are more. To seal them takes at most so many operations, or there is one change alone.
+func (v auditView) NewLines(ctx context.Context, operations int) (out []NewLines, more bool, err error) {
 	for rec, err := range v.scan(ctx, auditNewPrefix, "") {
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		var lines []node.AuditLine
 		if err := json.Unmarshal(rec.Value, &lines); err != nil {
-			return nil, fmt.Errorf("record %q is damaged: %w", rec.Key, err)
+			return nil, false, fmt.Errorf("record %q is damaged: %w", rec.Key, err)
 		}
-		out = append(out, NewLines{lines, rec.Revision, rec.Key})
-		if count += len(lines); count >= min {
-			break
+		n := NewLines{lines, rec.Revision, rec.Key}
+		if operations -= n.Operations(); operations < 0 && len(out) > 0 {
+			return out, true, nil
 		}
+		out = append(out, n)
 	}
-	return out, nil
+	return out, false, nil
 }
 
 // AuditHead returns the head of the chain; the zero value where there is none yet.
-func (v View) AuditHead(ctx context.Context) (node.AuditHead, error) {
-	h, _, err := optional[node.AuditHead](ctx, v, auditHeadKey)
+func (v auditView) AuditHead(ctx context.Context) (node.AuditHead, error) {
+	h, _, err := optional[node.AuditHead](ctx, v.records, auditHeadKey)
 	return h, err
 }
 
@@ -82,7 +84,7 @@ type AuditRecord struct {
 
 // AuditLines returns up to limit lines of the chain after a sequence number, in order. One whose
 // place or record is damaged is among them, with its error.
-func (v View) AuditLines(ctx context.Context, after int64, limit int) ([]AuditRecord, error) {
+func (v auditView) AuditLines(ctx context.Context, after int64, limit int) ([]AuditRecord, error) {
 	from := ""
 	if after > 0 {
 		from = auditLineKey(after)
@@ -129,10 +131,7 @@ func (s *Store) Seal(ctx context.Context, step ChainStep) (node.AuditHead, error
 		b.Deletes = append(b.Deletes, auditLineKey(step.Old.Base+1+int64(i)))
 	}
 	b.Puts = append(b.Puts, Put{auditHeadKey, encode(step.New)})
-	rev, err := s.engine.Commit(context.WithoutCancel(ctx), b)
-	if guard, ok := errors.AsType[*GuardError](err); ok {
-		return step.New, errors.Join(node.ErrStale, guard)
-	}
+	rev, err := s.commit(context.WithoutCancel(ctx), b)
 	step.New.Revision = rev
 	return step.New, err
 }

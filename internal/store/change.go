@@ -3,7 +3,6 @@ package store
 import (
 	"bytes"
 	"context"
-	"errors"
 	"maps"
 	"slices"
 
@@ -17,22 +16,29 @@ type Change struct {
 	guards  map[string]int64
 	puts    map[string][]byte
 	deletes map[string]bool
+	index   map[string]bool // index keys: true is put, false deleted
 
 	lines     []node.AuditLine
 	unaudited bool
+	err       error
 }
 
 // NewChange returns an empty Change.
 func NewChange() *Change {
-	return &Change{guards: map[string]int64{}, puts: map[string][]byte{}, deletes: map[string]bool{}}
+	return &Change{guards: map[string]int64{}, puts: map[string][]byte{}, deletes: map[string]bool{}, index: map[string]bool{}}
 }
 
 // Commit applies a change and its audit lines, of which there must be one. A guard that fails, as somebody else was faster,
-// gives an error that wraps node.ErrStale. Durability is Engine.Commit's. It
-// is waited for although ctx be cancelled: what follows a commit, such as
-// a lock that is given free or a worker that is woken, must know whether it was made.
+// gives an error that wraps node.ErrStale. Durability is Engine.Commit's. Commit
+// waits although ctx is cancelled: the steps after a commit, such as
+// a lock that is released or a worker that is woken, need its outcome. It waits
+// for Bound at most. An error that wraps ErrUnknownOutcome means that the change may be
+// made, or may still be made: a caller treats it as neither. Settle tells later.
 func (s *Store) Commit(ctx context.Context, c *Change) (int64, error) {
 	ctx = context.WithoutCancel(ctx)
+	if c.err != nil {
+		return 0, c.err
+	}
 	if err := c.putLines(); err != nil {
 		return 0, err
 	}
@@ -44,11 +50,14 @@ func (s *Store) Commit(ctx context.Context, c *Change) (int64, error) {
 		b.Puts = append(b.Puts, Put{k, c.puts[k]})
 	}
 	b.Deletes = slices.Sorted(maps.Keys(c.deletes))
-	rev, err := s.engine.Commit(ctx, b)
-	if guard, ok := errors.AsType[*GuardError](err); ok {
-		return 0, errors.Join(node.ErrStale, guard)
+	for _, k := range slices.Sorted(maps.Keys(c.index)) {
+		if c.index[k] {
+			b.Index.Puts = append(b.Index.Puts, k)
+		} else {
+			b.Index.Deletes = append(b.Index.Deletes, k)
+		}
 	}
-	return rev, err
+	return s.commit(ctx, b)
 }
 
 func (c *Change) put(key string, value []byte) {
@@ -63,80 +72,54 @@ func (c *Change) remove(key string) {
 
 func (c *Change) guard(key string, revision int64) { c.guards[key] = revision }
 
-// PutNode writes a live registration in place of old (nil: a new one).
-func (c *Change) PutNode(old *node.Node, n node.Node) {
-	c.replaceNode(old, &n)
-	c.put(nodeKey(n.Certname), encode(n))
-	if n.Owner != "" {
-		c.put(nodeOwnerKey(n), nil)
+// reindex moves the index keys from old to now, either of which may be nil.
+func (c *Change) reindex(old, now any) {
+	ix := reindex(old, now)
+	for _, key := range ix.Deletes {
+		c.index[key] = false
 	}
+	for _, key := range ix.Puts {
+		c.index[key] = true
+	}
+}
+
+// PutNode writes a live registration in place of old (nil: a new one). It guards old. The groups
+// of a node that joins them, or that sets something else, are marked, so
+// that a write to the group that did not see it fails. A node that leaves can
+// do no harm to a group.
+func (c *Change) PutNode(old *node.Node, n node.Node) {
+	key, record := nodeKey(n.Certname), encode(n)
+	changed := old == nil || !bytes.Equal(encode(old.Classification), encode(n.Classification))
+	if old == nil {
+		c.guard(key, 0)
+		c.reindex(nil, n)
+	} else {
+		c.guard(key, old.Revision)
+		c.reindex(*old, n)
+	}
+	if changed {
+		c.limited("classification", string(n.Certname), record)
+		c.markUse(n.Groups, nil)
+	} else {
+		c.markUse(n.Groups, old.Groups)
+	}
+	c.put(key, record)
 }
 
 // RemoveNode takes a live registration out.
 func (c *Change) RemoveNode(old node.Node) {
-	c.replaceNode(&old, nil)
+	c.guard(nodeKey(old.Certname), old.Revision)
+	c.reindex(old, nil)
 	c.remove(nodeKey(old.Certname))
 	c.remove(seenKey(old.Certname))
 }
 
-// replaceNode guards old and moves the index keys from old to n. The groups
-// of a node that joins them, or that no longer sets what it did, are marked, so
-// that a write to the group that did not see it fails. A node that leaves can
-// do no harm to a group.
-func (c *Change) replaceNode(old, n *node.Node) {
-	before, after := map[string]string{}, map[string]string{}
-	if old != nil && n != nil && !bytes.Equal(encode(old.Classification), encode(n.Classification)) {
-		for _, g := range n.Groups {
-			c.markUse(g)
+// markUse marks groups, but for those that were used before.
+func (c *Change) markUse(groups, was []string) {
+	for _, g := range groups {
+		if !slices.Contains(was, g) {
+			c.put(groupUseMark(g), nil)
 		}
-	}
-	if old != nil {
-		c.guard(nodeKey(old.Certname), old.Revision)
-		nodeIndexes(before, *old)
-	}
-	if n != nil {
-		if old == nil {
-			c.guard(nodeKey(n.Certname), 0)
-		}
-		nodeIndexes(after, *n)
-	}
-	c.moveIndexes(before, after)
-}
-
-// nodeIndexes sets the index keys of a live node, each with the group it is about, if any.
-func nodeIndexes(ix map[string]string, n node.Node) {
-	for k, v := range n.Labels {
-		ix[labelPrefix(k, v)+string(n.Certname)] = ""
-	}
-	for _, g := range n.Groups {
-		ix[memberPrefix(g)+string(n.Certname)] = g
-	}
-	if n.Unclaimed() {
-		ix[claimKey(n)] = ""
-	}
-	if n.Owner != "" {
-		ix[nodeOwnerKey(n)] = ""
-	}
-}
-
-func (c *Change) moveIndexes(before, after map[string]string) {
-	for key := range before {
-		if _, stays := after[key]; !stays {
-			c.remove(key)
-		}
-	}
-	for key, group := range after {
-		if _, was := before[key]; was {
-			continue
-		}
-		c.put(key, nil)
-		c.markUse(group)
-	}
-}
-
-func (c *Change) markUse(group string) {
-	if group != "" {
-		c.put(groupUseMark(group), nil)
 	}
 }
 
@@ -146,36 +129,31 @@ func (c *Change) GuardGroups(m GroupsMark) { c.guard(groupsMark, int64(m)) }
 // PutGroup writes a group in place of old (nil: a new one). It fails if any
 // other group is written after the mark was read.
 func (c *Change) PutGroup(m GroupsMark, old *node.Group, g node.Group) {
-	c.replaceGroup(m, old, &g)
-	c.put(groupKey(g.Name), encode(g))
+	key := groupKey(g.Name)
+	if old == nil {
+		c.guard(key, 0)
+		c.reindex(nil, g)
+		c.markUse(g.Parents, nil)
+	} else {
+		c.guard(key, old.Revision)
+		c.reindex(*old, g)
+		c.markUse(g.Parents, old.Parents)
+	}
+	c.GuardGroups(m)
+	c.put(groupsMark, nil)
+	record := encode(g)
+	c.limited("classification", g.Name, record)
+	c.put(key, record)
 }
 
 // RemoveGroup deletes a group, guarded as PutGroup.
 func (c *Change) RemoveGroup(m GroupsMark, old node.Group) {
-	c.replaceGroup(m, &old, nil)
-	c.remove(groupKey(old.Name))
-	c.remove(groupUseMark(old.Name))
-}
-
-func (c *Change) replaceGroup(m GroupsMark, old, g *node.Group) {
-	before, after := map[string]string{}, map[string]string{}
-	if old != nil {
-		c.guard(groupKey(old.Name), old.Revision)
-		for _, p := range old.Parents {
-			before[childPrefix(p)+old.Name] = p
-		}
-	}
-	if g != nil {
-		if old == nil {
-			c.guard(groupKey(g.Name), 0)
-		}
-		for _, p := range g.Parents {
-			after[childPrefix(p)+g.Name] = p
-		}
-	}
-	c.moveIndexes(before, after)
+	c.guard(groupKey(old.Name), old.Revision)
+	c.reindex(old, nil)
 	c.GuardGroups(m)
 	c.put(groupsMark, nil)
+	c.remove(groupKey(old.Name))
+	c.remove(groupUseMark(old.Name))
 }
 
 // GuardUse makes the change fail if a node or a group joins a group, or a
@@ -185,32 +163,31 @@ func (c *Change) GuardUse(group string, m UseMark) { c.guard(groupUseMark(group)
 // PutTombstone keeps a terminated registration.
 func (c *Change) PutTombstone(n node.Node) {
 	c.put(tombstoneKey(n.Certname, n.UID), encode(n))
-	c.put(tombstoneTimeKey(n), nil)
+	c.reindex(nil, pastLife(n))
 }
 
 // PutCertificate writes a certificate, guarded by its Revision (0: a new one).
-func (c *Change) PutCertificate(cert node.Certificate) {
-	c.guard(certKey(cert.Serial), cert.Revision)
-	c.put(certKey(cert.Serial), encode(cert))
-	c.put(certOfKey(cert), nil)
-	if cert.Owner != "" {
-		c.put(certOwnerKey(cert), nil)
-	}
-}
+func (c *Change) PutCertificate(cert node.Certificate) { c.putCertificate(nil, cert) }
 
 // GiveCertificate writes a certificate with another owner.
 func (c *Change) GiveCertificate(cert node.Certificate, owner string) {
-	c.remove(certOwnerKey(cert))
-	cert.Owner = owner
-	c.PutCertificate(cert)
+	given := cert
+	given.Owner = owner
+	c.putCertificate(cert, given)
 }
 
-// RemoveCertificate forgets a certificate.
+func (c *Change) putCertificate(old any, cert node.Certificate) {
+	c.guard(certKey(cert.Serial), cert.Revision)
+	c.put(certKey(cert.Serial), encode(cert))
+	c.reindex(old, cert)
+}
+
+// RemoveCertificate forgets a certificate. It fails if the certificate
+// is ordered to be revoked, or comes to anything else, after it was read.
 func (c *Change) RemoveCertificate(cert node.Certificate) {
 	c.guard(certKey(cert.Serial), cert.Revision)
 	c.remove(certKey(cert.Serial))
-	c.remove(certOfKey(cert))
-	c.remove(certOwnerKey(cert))
+	c.reindex(cert, nil)
 }
 
 // PutIntent writes a new issue intent.
@@ -236,40 +213,36 @@ func (c *Change) RemoveRequest(key string) { c.remove(requestKey(key)) }
 
 // PutRevocation writes a revocation, guarded by its Revision (0: a new one).
 func (c *Change) PutRevocation(r node.Revocation) {
-	c.guard(revocationKey(r.ID), r.Revision)
-	c.put(revocationKey(r.ID), encode(r))
-	if r.Open() {
-		c.put(pendingKey(r.ID), nil)
-		c.put(revocationOfPrefix(r.Certname, r.UID)+r.ID, nil)
-	} else {
-		c.remove(pendingKey(r.ID))
+	if r.Revision == 0 {
+		c.putRevocation(nil, r)
+		return
 	}
-	if r.Owner != "" {
-		c.put(revocationOwnerKey(r), nil)
-	}
+	was := r
+	was.Receipt, was.Drop = nil, nil // one that is closed is not written again
+	c.putRevocation(was, r)
 }
 
 // GiveRevocation writes a revocation with another owner.
 func (c *Change) GiveRevocation(r node.Revocation, owner string) {
-	c.remove(revocationOwnerKey(r))
-	r.Owner = owner
-	c.PutRevocation(r)
+	given := r
+	given.Owner = owner
+	c.putRevocation(r, given)
 }
 
-// Forget removes a tombstone and all that belongs to that registration. It fails if one of the
-// certificates is ordered to be revoked, or comes to anything else, after it was read.
-func (c *Change) Forget(n node.Node, certs []node.Certificate, revs []node.Revocation) {
+func (c *Change) putRevocation(old any, r node.Revocation) {
+	c.guard(revocationKey(r.ID), r.Revision)
+	c.put(revocationKey(r.ID), encode(r))
+	c.reindex(old, r)
+}
+
+// RemoveRevocation forgets a revocation.
+func (c *Change) RemoveRevocation(r node.Revocation) {
+	c.remove(revocationKey(r.ID))
+	c.reindex(r, nil)
+}
+
+// RemoveTombstone forgets a terminated registration.
+func (c *Change) RemoveTombstone(n node.Node) {
 	c.remove(tombstoneKey(n.Certname, n.UID))
-	c.remove(tombstoneTimeKey(n))
-	for _, key := range n.Requests {
-		c.RemoveRequest(key)
-	}
-	for _, cert := range certs {
-		c.RemoveCertificate(cert)
-	}
-	for _, r := range revs {
-		c.remove(revocationKey(r.ID))
-		c.remove(revocationOfPrefix(r.Certname, r.UID) + r.ID)
-		c.remove(revocationOwnerKey(r))
-	}
+	c.reindex(pastLife(n), nil)
 }

@@ -10,24 +10,30 @@ import (
 	"iter"
 )
 
-// Engine is an ordered key-value store in which every commit bumps one global
-// revision and each record carries the revision that last changed it. Keys
-// are ordered bytewise. All methods may be called at once.
+// Engine is an ordered key-value store with one global revision. Each record
+// carries the revision that last changed it. A commit's revision is greater
+// than that of every commit that returned before it began. Commits that are
+// under way at once may share a revision. Revisions may have gaps. Keys are
+// ordered bytewise. All methods may be called at once.
 //
 // An engine that can't answer (disk full, closed, no quorum) returns an error
-// that wraps node.ErrUnavailable; nothing of the call has been applied then,
-// unless the error wraps ErrUnknownOutcome as well.
+// that wraps node.ErrUnavailable. Nothing of the call has been applied then,
+// unless the error is a *DoubtError.
 type Engine interface {
 	Reader
 
 	// Commit applies puts and deletes as one, if every guard holds, and
 	// returns the new revision. The commit survives power loss when it returns.
 	// A guard that does not hold gives a *GuardError, and nothing is applied.
-	// Deleting an absent key is no error. A key may stand in Puts or Deletes
+	// Deleting an absent key is no error. A key may stand in Puts, Deletes or Index
 	// once. Concurrent commits share an fsync. Cancelling ctx stops the
-	// waiting, not a commit that is already under way; the error wraps
-	// ErrUnknownOutcome then.
+	// waiting, not a commit that is already under way; the error is a
+	// *DoubtError then.
 	Commit(ctx context.Context, b Batch) (revision int64, err error)
+
+	// Bounds says how much one commit may hold. It never changes. A larger
+	// batch is refused, and nothing of it is applied.
+	Bounds() Bounds
 
 	// Watch yields what was committed to keys with the prefix after the
 	// revision, in order of revision, and goes on until ctx is done (it yields
@@ -66,11 +72,39 @@ type Batch struct {
 	Guards  []Guard
 	Puts    []Put
 	Deletes []string
+	Index   Index
 
 	// Unwatched keeps the changes out of the history: no watch tells of them,
 	// and they take no room there. It is for keys that are written often and
 	// watched by nobody.
 	Unwatched bool
+}
+
+// Bounds is what one batch may hold. Index keys don't count.
+type Bounds struct {
+	Operations int // guards; and, counted apart, puts and deletes together
+	Bytes      int // of keys and values, at least MaxRecord and a quarter
+}
+
+// Check returns an error that says how a batch is beyond the bounds.
+func (b Bounds) Check(batch Batch) error {
+	size := 0
+	for _, p := range batch.Puts {
+		size += len(p.Key) + len(p.Value)
+	}
+	for _, key := range batch.Deletes {
+		size += len(key)
+	}
+	for _, g := range batch.Guards {
+		size += len(g.Key)
+	}
+	switch n := max(len(batch.Guards), len(batch.Puts)+len(batch.Deletes)); {
+	case n > b.Operations:
+		return fmt.Errorf("the batch has %d operations, the most that the store takes in one commit is %d", n, b.Operations)
+	case size > b.Bytes:
+		return fmt.Errorf("the batch has %d bytes, the most that the store takes in one commit is %d", size, b.Bytes)
+	}
+	return nil
 }
 
 // Guard states the revision that a key must have; 0: the key must be absent.
@@ -97,9 +131,6 @@ type Event struct {
 
 // ErrNoKey is returned by Get where the key is absent.
 var ErrNoKey = errors.New("no such key")
-
-// ErrUnknownOutcome marks an error after which a commit may have been applied or not.
-var ErrUnknownOutcome = errors.New("outcome unknown")
 
 // GuardError says which guard failed. Have is the revision found, 0 for absent.
 type GuardError struct {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"iter"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"testing"
@@ -13,7 +12,10 @@ import (
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
 	"github.com/espm-project/espm/internal/store/bolt"
+	"github.com/espm-project/espm/internal/store/enginetest"
 )
+
+func TestMain(m *testing.M) { enginetest.Main(m) }
 
 // t0 is when everything in these tests begins.
 var t0 = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -27,7 +29,7 @@ type fixture struct {
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	engine := openEngine(t, filepath.Join(t.TempDir(), "espm.db"))
+	engine := enginetest.Open(t, nil)
 	s, err := store.New(t.Context(), engine)
 	check(t, err)
 	return &fixture{s, engine, t}

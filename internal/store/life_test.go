@@ -70,9 +70,21 @@ func TestForgetLeavesNothing(t *testing.T) {
 
 	n, certs, revs := f.life("web01", "u2", "0002", t0.Add(time.Hour))
 	f.do(func(c *store.Change) { c.PutCertificate(certs[0]) })
-	f.stale("a certificate changed since", func(c *store.Change) { c.Forget(n, certs, revs) })
+	forget := func(c *store.Change) {
+		for _, key := range n.Requests {
+			c.RemoveRequest(key)
+		}
+		for _, cert := range certs {
+			c.RemoveCertificate(cert)
+		}
+		for _, rev := range revs {
+			c.RemoveRevocation(rev)
+		}
+		c.RemoveTombstone(n)
+	}
+	f.stale("a certificate changed since", forget)
 	certs = must(f.CertificatesOfLife(t.Context(), "web01", "u2"))(t)
-	f.do(func(c *store.Change) { c.Forget(n, certs, revs) })
+	f.do(forget)
 
 	after := f.dump()
 	delete(before, "mark/group-use/base") // its revision moved
@@ -253,11 +265,14 @@ func TestENCSettings(t *testing.T) {
 func TestLongLists(t *testing.T) {
 	f := newFixture(t)
 	const many = 1203
-	f.do(func(c *store.Change) {
-		for i := range many {
-			c.PutNode(nil, node.Node{Certname: node.Certname(fmt.Sprintf("n%05d", i)), Groups: []string{"g"}})
-		}
-	})
+	const some = 100 // to a commit
+	for first := 0; first < many; first += some {
+		f.do(func(c *store.Change) {
+			for i := first; i < min(first+some, many); i++ {
+				c.PutNode(nil, node.Node{Certname: node.Certname(fmt.Sprintf("n%05d", i)), Groups: []string{"g"}})
+			}
+		})
+	}
 	members := collect(t, f.Members(t.Context(), "g"))
 	equal(t, "members", []any{len(members), members[0], members[many-1]}, []any{many, node.Certname("n00000"), node.Certname("n01202")})
 }

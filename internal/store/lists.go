@@ -77,46 +77,46 @@ const (
 
 // Nodes returns up to limit live nodes after a certname, in order of certname.
 // With a filter the page may be short although more follow.
-func (v View) Nodes(ctx context.Context, f NodeFilter, after string, limit int) (Page[node.Node], error) {
+func (v nodeView) Nodes(ctx context.Context, f NodeFilter, after string, limit int) (Page[node.Node], error) {
 	index := f.index()
 	if index == "" {
-		return list[node.Node](ctx, v, nodePrefix, after, limit)
+		return list[node.Node](ctx, v.records, nodePrefix, after, limit)
 	}
-	return follow(ctx, v, index, after, limit, func(key string) string { return nodeKey(node.Certname(lastPart(key))) }, f.match)
+	return follow(ctx, v.records, index, after, limit, func(key string) string { return nodeKey(node.Certname(lastPart(key))) }, f.match)
 }
 
 // Groups returns up to limit groups after a name, in order of name.
-func (v View) Groups(ctx context.Context, after string, limit int) (Page[node.Group], error) {
-	return list[node.Group](ctx, v, groupPrefix, after, limit)
+func (v groupView) Groups(ctx context.Context, after string, limit int) (Page[node.Group], error) {
+	return list[node.Group](ctx, v.records, groupPrefix, after, limit)
 }
 
 // Certificates returns up to limit certificates in order of serial.
-func (v View) Certificates(ctx context.Context, after string, limit int) (Page[node.Certificate], error) {
-	return list[node.Certificate](ctx, v, certPrefix, after, limit)
+func (v certificateView) Certificates(ctx context.Context, after string, limit int) (Page[node.Certificate], error) {
+	return list[node.Certificate](ctx, v.records, certPrefix, after, limit)
 }
 
 // CertificatesOf returns up to limit certificates of a certname, in order of
 // registration. after is a page's Next.
-func (v View) CertificatesOf(ctx context.Context, name node.Certname, after string, limit int) (Page[node.Certificate], error) {
-	return follow(ctx, v, certOfPrefix(name), after, limit,
+func (v certificateView) CertificatesOf(ctx context.Context, name node.Certname, after string, limit int) (Page[node.Certificate], error) {
+	return follow(ctx, v.records, certOfPrefix(name), after, limit,
 		func(key string) string { return certKey(node.Serial(lastPart(key))) },
 		func(node.Certificate) bool { return true })
 }
 
 // CertificatesOwned returns up to limit certificates of one owner, in order of
 // certname and registration; with a name, of that alone. after is a page's Next.
-func (v View) CertificatesOwned(ctx context.Context, owner string, name node.Certname, after string, limit int) (Page[node.Certificate], error) {
+func (v certificateView) CertificatesOwned(ctx context.Context, owner string, name node.Certname, after string, limit int) (Page[node.Certificate], error) {
 	index := certOwnerPrefix(owner)
 	if name != "" {
 		index += string(name) + "/"
 	}
-	return follow(ctx, v, index, after, limit,
+	return follow(ctx, v.records, index, after, limit,
 		func(key string) string { return certKey(node.Serial(lastPart(key))) },
 		func(c node.Certificate) bool { return c.Owner == owner })
 }
 
 // list pages through the records with a prefix.
-func list[T any](ctx context.Context, v View, prefix, after string, limit int) (Page[T], error) {
+func list[T any](ctx context.Context, v records, prefix, after string, limit int) (Page[T], error) {
 	return pages(ctx, v, prefix, after, limit, func(rec Record) (T, int, bool, error) {
 		item, err := decode[T](rec)
 		return item, len(rec.Value), true, err
@@ -125,7 +125,7 @@ func list[T any](ctx context.Context, v View, prefix, after string, limit int) (
 
 // follow pages through an index, to the records that its keys point to. Those
 // that are gone since the index was read, or do not match, are left out.
-func follow[T any](ctx context.Context, v View, index, after string, limit int, target func(string) string, match func(T) bool) (Page[T], error) {
+func follow[T any](ctx context.Context, v records, index, after string, limit int, target func(string) string, match func(T) bool) (Page[T], error) {
 	return pages(ctx, v, index, after, limit, func(rec Record) (T, int, bool, error) {
 		var zero T
 		found, err := v.reader.Get(ctx, target(rec.Key))
@@ -142,7 +142,7 @@ func follow[T any](ctx context.Context, v View, index, after string, limit int, 
 
 // pages gathers one page of what read makes of the records with a prefix:
 // an item, its size, and whether it belongs on the page.
-func pages[T any](ctx context.Context, v View, prefix, after string, limit int, read func(Record) (T, int, bool, error)) (Page[T], error) {
+func pages[T any](ctx context.Context, v records, prefix, after string, limit int, read func(Record) (T, int, bool, error)) (Page[T], error) {
 	var page Page[T]
 	if after != "" {
 		after = prefix + after
@@ -180,16 +180,16 @@ func pages[T any](ctx context.Context, v View, prefix, after string, limit int, 
 }
 
 // Members yields the certnames directly in a group.
-func (v View) Members(ctx context.Context, group string) iter.Seq2[node.Certname, error] {
-	return scanLast[node.Certname](ctx, v, memberPrefix(group))
+func (v groupView) Members(ctx context.Context, group string) iter.Seq2[node.Certname, error] {
+	return scanLast[node.Certname](ctx, v.records, memberPrefix(group))
 }
 
 // Children yields the groups that inherit a group directly.
-func (v View) Children(ctx context.Context, group string) iter.Seq2[string, error] {
-	return scanLast[string](ctx, v, childPrefix(group))
+func (v groupView) Children(ctx context.Context, group string) iter.Seq2[string, error] {
+	return scanLast[string](ctx, v.records, childPrefix(group))
 }
 
-func scanLast[T ~string](ctx context.Context, v View, prefix string) iter.Seq2[T, error] {
+func scanLast[T ~string](ctx context.Context, v records, prefix string) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		for rec, err := range v.scan(ctx, prefix, "") {
 			if !yield(T(lastPart(rec.Key)), err) || err != nil {
@@ -200,7 +200,7 @@ func scanLast[T ~string](ctx context.Context, v View, prefix string) iter.Seq2[T
 }
 
 // Intents yields the open issue intents.
-func (v View) Intents(ctx context.Context) iter.Seq2[node.IssueIntent, error] {
+func (v issueView) Intents(ctx context.Context) iter.Seq2[node.IssueIntent, error] {
 	return func(yield func(node.IssueIntent, error) bool) {
 		for rec, err := range v.scan(ctx, issuePrefix, "") {
 			if err != nil {
@@ -231,7 +231,7 @@ func (f RevocationFilter) match(r node.Revocation) bool {
 
 // Revocations returns up to limit revocations after a page's Next, oldest
 // first; those of one certname, of any owner, in order of registration. With a filter the page may be short although more follow.
-func (v View) Revocations(ctx context.Context, f RevocationFilter, after string, limit int) (Page[node.Revocation], error) {
+func (v revocationView) Revocations(ctx context.Context, f RevocationFilter, after string, limit int) (Page[node.Revocation], error) {
 	index := pendingPrefix
 	switch {
 	case f.Owner != "":
@@ -239,13 +239,13 @@ func (v View) Revocations(ctx context.Context, f RevocationFilter, after string,
 	case f.Certname != "":
 		index = revocationsOfPrefix(f.Certname)
 	case !f.Open && !f.Failed:
-		return list[node.Revocation](ctx, v, revokePrefix, after, limit)
+		return list[node.Revocation](ctx, v.records, revokePrefix, after, limit)
 	}
-	return follow(ctx, v, index, after, limit, func(key string) string { return revocationKey(lastPart(key)) }, f.match)
+	return follow(ctx, v.records, index, after, limit, func(key string) string { return revocationKey(lastPart(key)) }, f.match)
 }
 
 // CountPending returns how many revocations are open, and the oldest of them (nil: there is none).
-func (v View) CountPending(ctx context.Context) (n int, oldest *node.Revocation, err error) {
+func (v revocationView) CountPending(ctx context.Context) (n int, oldest *node.Revocation, err error) {
 	for _, err := range v.scan(ctx, pendingPrefix, "") {
 		if err != nil {
 			return 0, nil, err
@@ -261,7 +261,7 @@ func (v View) CountPending(ctx context.Context) (n int, oldest *node.Revocation,
 
 // Pending returns up to limit open revocations that were ordered
 // after the one with the id given (empty: from the start), oldest first.
-func (v View) Pending(ctx context.Context, after string, limit int) ([]node.Revocation, error) {
+func (v revocationView) Pending(ctx context.Context, after string, limit int) ([]node.Revocation, error) {
 	if after != "" {
 		after = pendingPrefix + after
 	}
@@ -269,30 +269,30 @@ func (v View) Pending(ctx context.Context, after string, limit int) ([]node.Revo
 }
 
 // RevocationsOf returns the revocations of a registration, oldest first.
-func (v View) RevocationsOf(ctx context.Context, name node.Certname, uid node.UID) ([]node.Revocation, error) {
+func (v revocationView) RevocationsOf(ctx context.Context, name node.Certname, uid node.UID) ([]node.Revocation, error) {
 	return v.revocations(ctx, v.scan(ctx, revocationOfPrefix(name, uid), ""), math.MaxInt)
 }
 
 // PendingOf returns the open revocations of a certname, all its registrations.
-func (v View) PendingOf(ctx context.Context, name node.Certname) ([]node.Revocation, error) {
+func (v revocationView) PendingOf(ctx context.Context, name node.Certname) ([]node.Revocation, error) {
 	all, err := v.AllRevocationsOf(ctx, name)
 	return slices.DeleteFunc(all, func(r node.Revocation) bool { return !r.Open() }), err
 }
 
 // AllRevocationsOf returns the revocations of a certname, all its
 // registrations, those with a receipt until they are forgotten.
-func (v View) AllRevocationsOf(ctx context.Context, name node.Certname) ([]node.Revocation, error) {
+func (v revocationView) AllRevocationsOf(ctx context.Context, name node.Certname) ([]node.Revocation, error) {
 	return v.revocations(ctx, v.scan(ctx, revocationsOfPrefix(name), ""), math.MaxInt)
 }
 
 // revocations follows keys of an index to at most limit revocations.
-func (v View) revocations(ctx context.Context, index iter.Seq2[Record, error], limit int) ([]node.Revocation, error) {
-	return resolve[node.Revocation](ctx, v, index, limit, revocationKey)
+func (v revocationView) revocations(ctx context.Context, index iter.Seq2[Record, error], limit int) ([]node.Revocation, error) {
+	return resolve[node.Revocation](ctx, v.records, index, limit, revocationKey)
 }
 
 // CertificatesOfLife returns all certificates that a registration ever had and that are not forgotten.
-func (v View) CertificatesOfLife(ctx context.Context, name node.Certname, uid node.UID) ([]node.Certificate, error) {
-	certs, err := resolve[node.Certificate](ctx, v, v.scan(ctx, certOfLifePrefix(name, uid), ""), math.MaxInt,
+func (v certificateView) CertificatesOfLife(ctx context.Context, name node.Certname, uid node.UID) ([]node.Certificate, error) {
+	certs, err := resolve[node.Certificate](ctx, v.records, v.scan(ctx, certOfLifePrefix(name, uid), ""), math.MaxInt,
 		func(serial string) string { return certKey(node.Serial(serial)) })
 	if err != nil {
 		return nil, fmt.Errorf("certificates of %q: %w", name, err)
@@ -302,7 +302,7 @@ func (v View) CertificatesOfLife(ctx context.Context, name node.Certname, uid no
 
 // resolve follows keys of an index, by their last part, to at most limit records. Those that
 // are gone since the index was read are left out.
-func resolve[T any](ctx context.Context, v View, index iter.Seq2[Record, error], limit int, target func(last string) string) ([]T, error) {
+func resolve[T any](ctx context.Context, v records, index iter.Seq2[Record, error], limit int, target func(last string) string) ([]T, error) {
 	var out []T
 	for rec, err := range index {
 		if err != nil {
@@ -323,7 +323,7 @@ func resolve[T any](ctx context.Context, v View, index iter.Seq2[Record, error],
 }
 
 // TombstonesBefore yields tombstones of registrations terminated before t, oldest first.
-func (v View) TombstonesBefore(ctx context.Context, t time.Time) iter.Seq2[node.Node, error] {
+func (v nodeView) TombstonesBefore(ctx context.Context, t time.Time) iter.Seq2[node.Node, error] {
 	limit := tombstoneTimePrefix + t.UTC().Format(time.RFC3339)
 	return func(yield func(node.Node, error) bool) {
 		for rec, err := range v.scan(ctx, tombstoneTimePrefix, "") {
@@ -343,7 +343,7 @@ func (v View) TombstonesBefore(ctx context.Context, t time.Time) iter.Seq2[node.
 }
 
 // tombstoneAt follows a key of the time index.
-func (v View) tombstoneAt(ctx context.Context, key string) (node.Node, error) {
+func (v nodeView) tombstoneAt(ctx context.Context, key string) (node.Node, error) {
 	uid := lastPart(key)
 	name := lastPart(key[:len(key)-len(uid)-1])
 	return v.Tombstone(ctx, node.Certname(name), node.UID(uid))
@@ -357,19 +357,19 @@ type GroupsMark int64
 type UseMark int64
 
 // GroupsMark reads the mark, to be guarded by a Change.
-func (v View) GroupsMark(ctx context.Context) (GroupsMark, error) {
+func (v groupView) GroupsMark(ctx context.Context) (GroupsMark, error) {
 	rev, err := v.revision(ctx, groupsMark)
 	return GroupsMark(rev), err
 }
 
 // UseMark reads the mark of a group, to be guarded by a Change.
-func (v View) UseMark(ctx context.Context, group string) (UseMark, error) {
+func (v groupView) UseMark(ctx context.Context, group string) (UseMark, error) {
 	rev, err := v.revision(ctx, groupUseMark(group))
 	return UseMark(rev), err
 }
 
 // revision returns the revision of a key, 0 if it is absent.
-func (v View) revision(ctx context.Context, key string) (int64, error) {
+func (v records) revision(ctx context.Context, key string) (int64, error) {
 	rec, err := v.reader.Get(ctx, key)
 	if errors.Is(err, ErrNoKey) {
 		return 0, nil

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/espm-project/espm/internal/node"
@@ -218,4 +219,48 @@ func firstError[T any](seq func(func(T, error) bool)) error {
 		return err
 	}
 	return nil
+}
+
+// A record that a caller makes too large is refused by name. One that grows as espm works is not.
+func TestRecordIsTooLarge(t *testing.T) {
+	f := newFixture(t)
+	n := node.Node{Certname: "web01", UID: "1", Classification: node.Classification{Parameters: map[string]any{"p": ""}}}
+	n.Classification.Parameters["p"] = strings.Repeat("v", store.MaxRecord)
+	for what, fill := range map[string]func(c *store.Change){
+		"node":  func(c *store.Change) { c.PutNode(nil, n) },
+		"group": func(c *store.Change) { c.PutGroup(0, nil, node.Group{Name: "web01", Classification: n.Classification}) },
+	} {
+		c := store.NewChange()
+		c.Unaudited()
+		fill(c)
+		_, err := f.Commit(t.Context(), c)
+		if !errors.Is(err, node.ErrInvalid) || !strings.Contains(err.Error(), `"web01"`) || !strings.Contains(err.Error(), "1 MiB") {
+			t.Errorf("%s: got %v, want ErrInvalid with its name and the rule", what, err)
+		}
+	}
+	n.Classification.Parameters["p"] = strings.Repeat("v", store.MaxRecord-1000)
+	f.put(n)
+	n = f.node("web01")
+	n.Requests = []string{strings.Repeat("r", 2000)}
+	f.put(n)
+}
+
+// The largest node that is legal fits one commit of every engine, with all that comes with it.
+func TestLargestNodeFitsOneCommit(t *testing.T) {
+	f := newFixture(t)
+	n := node.Node{Certname: "web01", UID: "1", Owner: "token:ci", ClaimBy: t0, Labels: map[string]string{}}
+	for i := range 64 {
+		n.Labels[fmt.Sprint("key", i)] = "v"
+	}
+	for i := range 32 {
+		n.Groups = append(n.Groups, fmt.Sprint("g", i))
+	}
+	f.do(func(c *store.Change) {
+		c.GuardGroups(f.groupsMark())
+		c.PutRequest(node.Request{ID: "r", Principal: "token:ci", Certname: "web01", UID: "1"})
+		c.PutIntent(node.IssueIntent{UID: "1", Certname: "web01"})
+		c.Audit(node.AuditLine{ID: "l", Time: node.AuditTime{Time: t0}, Principal: "p", Action: node.ActionProvision, Outcome: "ok"})
+		c.PutNode(nil, n)
+	})
+	equal(t, "groups", f.node("web01").Groups, n.Groups)
 }

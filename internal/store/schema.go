@@ -57,7 +57,7 @@ func migrate(ctx context.Context, e Engine, steps []migration) error {
 			return fmt.Errorf("bringing the store from schema version %d to %d: %w", version, version+1, err)
 		}
 		put := Put{schemaKey, encode(schema{version + 1})}
-		if _, err := e.Commit(ctx, Batch{Puts: []Put{put}}); err != nil {
+		if _, err := storeOf(e).commit(ctx, Batch{Puts: []Put{put}}); err != nil {
 			return fmt.Errorf("writing schema version %d: %w", version+1, err)
 		}
 	}

@@ -28,16 +28,13 @@ func (s *Store) PutSeen(ctx context.Context, all []Seen) error {
 		b.Guards = append(b.Guards, Guard{nodeKey(seen.Certname), seen.NodeRevision})
 		b.Puts = append(b.Puts, Put{seenKey(seen.Certname), encode(seen)})
 	}
-	_, err := s.engine.Commit(context.WithoutCancel(ctx), b)
-	if guard, ok := errors.AsType[*GuardError](err); ok {
-		return errors.Join(node.ErrStale, guard)
-	}
+	_, err := s.commit(context.WithoutCancel(ctx), b)
 	return err
 }
 
 // LastSeen returns when a registration was last seen, as far as it was stored; zero for never.
-func (v View) LastSeen(ctx context.Context, name node.Certname, uid node.UID) (time.Time, error) {
-	seen, ok, err := optional[Seen](ctx, v, seenKey(name))
+func (v nodeView) LastSeen(ctx context.Context, name node.Certname, uid node.UID) (time.Time, error) {
+	seen, ok, err := optional[Seen](ctx, v.records, seenKey(name))
 	if !ok || seen.UID != uid {
 		return time.Time{}, err
 	}
@@ -45,7 +42,7 @@ func (v View) LastSeen(ctx context.Context, name node.Certname, uid node.UID) (t
 }
 
 // Unclaimed yields the nodes with a launch deadline that were not seen yet, the earliest deadline first.
-func (v View) Unclaimed(ctx context.Context) iter.Seq2[node.Node, error] {
+func (v nodeView) Unclaimed(ctx context.Context) iter.Seq2[node.Node, error] {
 	return func(yield func(node.Node, error) bool) {
 		for rec, err := range v.scan(ctx, claimPrefix, "") {
 			if err != nil {

@@ -2,24 +2,35 @@ package store
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
-	"strings"
+	"time"
 
 	"github.com/espm-project/espm/internal/node"
 )
 
-// View reads records. The zero View is not usable; see NewView.
+// View reads records; its methods are those of one kind of record each. The zero View is not usable; see NewView.
 type View struct {
-	reader Reader
+	records
+	nodeView
+	groupView
+	certificateView
+	issueView
+	revocationView
+	tokenView
+	auditView
 }
 
 // Store reads and writes records in an engine.
 type Store struct {
 	View
 	engine Engine
+
+	// Bound is the longest that a commit is waited for. After that the error
+	// wraps node.ErrUnavailable, and ErrUnknownOutcome unless the commit
+	// was taken back. It is set before the first use.
+	Bound time.Duration
 }
 
 // NewView returns a View of a store that is opened read-only. A store whose
@@ -32,7 +43,7 @@ func NewView(ctx context.Context, r Reader) (View, error) {
 	if version != currentSchema {
 		return View{}, schemaError(version)
 	}
-	return View{r}, nil
+	return viewOf(r), nil
 }
 
 // New returns the Store in an engine, after bringing its schema up to date.
@@ -41,12 +52,14 @@ func New(ctx context.Context, e Engine) (*Store, error) {
 	if err := migrate(ctx, e, migrations); err != nil {
 		return nil, err
 	}
-	return &Store{View{e}, e}, nil
+	return storeOf(e), nil
 }
 
+func storeOf(e Engine) *Store { return &Store{View: viewOf(e), engine: e, Bound: DefaultBound} }
+
 // Node returns the live registration of a certname; node.ErrNodeNotFound if there is none.
-func (v View) Node(ctx context.Context, name node.Certname) (node.Node, error) {
-	n, err := get[node.Node](ctx, v, nodeKey(name))
+func (v nodeView) Node(ctx context.Context, name node.Certname) (node.Node, error) {
+	n, err := get[node.Node](ctx, v.records, nodeKey(name))
 	if errors.Is(err, ErrNoKey) {
 		return n, NoNode(name)
 	}
@@ -77,8 +90,8 @@ func NoCertificate(serial node.Serial) error {
 func NoRevocation(id string) error { return fmt.Errorf("%w: %s", node.ErrRevocationNotFound, id) }
 
 // Tombstone returns a terminated registration; node.ErrNodeNotFound if there is none.
-func (v View) Tombstone(ctx context.Context, name node.Certname, uid node.UID) (node.Node, error) {
-	n, err := get[node.Node](ctx, v, tombstoneKey(name, uid))
+func (v nodeView) Tombstone(ctx context.Context, name node.Certname, uid node.UID) (node.Node, error) {
+	n, err := get[node.Node](ctx, v.records, tombstoneKey(name, uid))
 	if errors.Is(err, ErrNoKey) {
 		return n, NoTombstone(name, uid)
 	}
@@ -87,7 +100,7 @@ func (v View) Tombstone(ctx context.Context, name node.Certname, uid node.UID) (
 
 // LastTombstone returns the latest terminated registration of a certname that
 // counts; node.ErrNodeNotFound if there is none.
-func (v View) LastTombstone(ctx context.Context, name node.Certname, counts func(node.Node) bool) (node.Node, error) {
+func (v nodeView) LastTombstone(ctx context.Context, name node.Certname, counts func(node.Node) bool) (node.Node, error) {
 	last, err := node.Node{}, fmt.Errorf("%w: %q was never registered, or long ago", node.ErrNodeNotFound, name)
 	for rec, scanErr := range v.scan(ctx, tombstonePrefix(name), "") {
 		if scanErr != nil {
@@ -105,8 +118,8 @@ func (v View) LastTombstone(ctx context.Context, name node.Certname, counts func
 }
 
 // Group returns a group; node.ErrGroupNotFound if there is none.
-func (v View) Group(ctx context.Context, name string) (node.Group, error) {
-	g, err := get[node.Group](ctx, v, groupKey(name))
+func (v groupView) Group(ctx context.Context, name string) (node.Group, error) {
+	g, err := get[node.Group](ctx, v.records, groupKey(name))
 	if errors.Is(err, ErrNoKey) {
 		return g, NoGroup(name)
 	}
@@ -114,8 +127,8 @@ func (v View) Group(ctx context.Context, name string) (node.Group, error) {
 }
 
 // Certificate returns a certificate; node.ErrCertificateNotFound if espm issued or adopted none with that serial.
-func (v View) Certificate(ctx context.Context, serial node.Serial) (node.Certificate, error) {
-	c, err := get[node.Certificate](ctx, v, certKey(serial))
+func (v certificateView) Certificate(ctx context.Context, serial node.Serial) (node.Certificate, error) {
+	c, err := get[node.Certificate](ctx, v.records, certKey(serial))
 	if errors.Is(err, ErrNoKey) {
 		return c, NoCertificate(serial)
 	}
@@ -123,18 +136,18 @@ func (v View) Certificate(ctx context.Context, serial node.Serial) (node.Certifi
 }
 
 // Intent returns the open issue intent of a registration; false if there is none.
-func (v View) Intent(ctx context.Context, uid node.UID) (node.IssueIntent, bool, error) {
-	return optional[node.IssueIntent](ctx, v, issueKey(uid))
+func (v issueView) Intent(ctx context.Context, uid node.UID) (node.IssueIntent, bool, error) {
+	return optional[node.IssueIntent](ctx, v.records, issueKey(uid))
 }
 
 // Request returns what a request id did, by its Request.Key; false if it is new.
-func (v View) Request(ctx context.Context, key string) (node.Request, bool, error) {
-	return optional[node.Request](ctx, v, requestKey(key))
+func (v issueView) Request(ctx context.Context, key string) (node.Request, bool, error) {
+	return optional[node.Request](ctx, v.records, requestKey(key))
 }
 
 // Revocation returns a revocation by id; node.ErrRevocationNotFound if there is none.
-func (v View) Revocation(ctx context.Context, id string) (node.Revocation, error) {
-	r, err := get[node.Revocation](ctx, v, revocationKey(id))
+func (v revocationView) Revocation(ctx context.Context, id string) (node.Revocation, error) {
+	r, err := get[node.Revocation](ctx, v.records, revocationKey(id))
 	if errors.Is(err, ErrNoKey) {
 		return r, NoRevocation(id)
 	}
@@ -149,12 +162,12 @@ type ENCSettings struct {
 
 // ENC returns the ENC's settings.
 func (v View) ENC(ctx context.Context) (ENCSettings, error) {
-	return get[ENCSettings](ctx, v, encKey)
+	return get[ENCSettings](ctx, v.records, encKey)
 }
 
 // SetENC keeps the ENC's settings.
 func (s *Store) SetENC(ctx context.Context, e ENCSettings) error {
-	_, err := s.engine.Commit(ctx, Batch{Puts: []Put{{encKey, encode(e)}}})
+	_, err := s.commit(ctx, Batch{Puts: []Put{{encKey, encode(e)}}})
 	return err
 }
 
@@ -275,93 +288,12 @@ func (s *Store) Answers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.engine.Commit(ctx, Batch{Guards: []Guard{{schemaKey, schema.Revision + 1}}})
-	if _, refused := errors.AsType[*GuardError](err); refused {
+	_, err = s.commit(ctx, Batch{Guards: []Guard{{schemaKey, schema.Revision + 1}}})
+	if errors.Is(err, node.ErrStale) {
 		return nil
 	}
 	if err == nil {
 		return errors.New("a commit whose guard can't hold was not refused")
 	}
 	return err
-}
-
-// scan yields all records with the prefix after a key, a page at a time.
-func (v View) scan(ctx context.Context, prefix, after string) iter.Seq2[Record, error] {
-	const page = 500
-	return func(yield func(Record, error) bool) {
-		for {
-			recs, _, err := v.reader.List(ctx, prefix, after, page)
-			if err != nil {
-				yield(Record{}, err)
-				return
-			}
-			for _, rec := range recs {
-				if !yield(rec, nil) {
-					return
-				}
-			}
-			if len(recs) < page {
-				return
-			}
-			after = recs[len(recs)-1].Key
-		}
-	}
-}
-
-func get[T any](ctx context.Context, v View, key string) (T, error) {
-	rec, err := v.reader.Get(ctx, key)
-	if err != nil {
-		var zero T
-		return zero, err
-	}
-	return decode[T](rec)
-}
-
-func optional[T any](ctx context.Context, v View, key string) (T, bool, error) {
-	t, err := get[T](ctx, v, key)
-	if errors.Is(err, ErrNoKey) {
-		return t, false, nil
-	}
-	return t, err == nil, err
-}
-
-// encode can't fail: records are made of types that JSON can hold.
-func encode(v any) []byte {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic(fmt.Sprintf("store: encoding %T: %v", v, err))
-	}
-	return b
-}
-
-func decode[T any](rec Record) (T, error) {
-	var t T
-	dec := json.NewDecoder(strings.NewReader(string(rec.Value)))
-	dec.UseNumber()
-	if err := dec.Decode(&t); err != nil {
-		return t, fmt.Errorf("record %q is damaged: %w", rec.Key, err)
-	}
-	setRevision(&t, rec.Revision)
-	return t, nil
-}
-
-func setRevision(t any, rev int64) {
-	switch t := t.(type) {
-	case *node.Node:
-		t.Revision = rev
-	case *node.Group:
-		t.Revision = rev
-	case *node.Certificate:
-		t.Revision = rev
-	case *node.IssueIntent:
-		t.Revision = rev
-	case *node.Request:
-		t.Revision = rev
-	case *node.Revocation:
-		t.Revision = rev
-	case *node.Token:
-		t.Revision = rev
-	case *node.AuditHead:
-		t.Revision = rev
-	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/espm-project/espm/internal/node"
@@ -16,8 +18,8 @@ type tokenUse struct {
 }
 
 // Token returns a token's record, of a revoked one too; node.ErrTokenNotFound if there is none.
-func (v View) Token(ctx context.Context, name string) (node.Token, error) {
-	t, err := get[node.Token](ctx, v, tokenKey(name))
+func (v tokenView) Token(ctx context.Context, name string) (node.Token, error) {
+	t, err := get[node.Token](ctx, v.records, tokenKey(name))
 	if errors.Is(err, ErrNoKey) {
 		return t, fmt.Errorf("%w: %q", node.ErrTokenNotFound, name)
 	}
@@ -28,7 +30,7 @@ func (v View) Token(ctx context.Context, name string) (node.Token, error) {
 }
 
 // TokenByHash returns the token that is not revoked and has the hash; node.ErrTokenNotFound if there is none.
-func (v View) TokenByHash(ctx context.Context, hash string) (node.Token, error) {
+func (v tokenView) TokenByHash(ctx context.Context, hash string) (node.Token, error) {
 	recs, _, err := v.reader.List(ctx, tokenHashPrefix(hash), "", 1)
 	if err != nil {
 		return node.Token{}, err
@@ -36,7 +38,7 @@ func (v View) TokenByHash(ctx context.Context, hash string) (node.Token, error) 
 	if len(recs) == 0 {
 		return node.Token{}, fmt.Errorf("%w: none has that hash", node.ErrTokenNotFound)
 	}
-	t, err := get[node.Token](ctx, v, tokenKey(lastPart(recs[0].Key)))
+	t, err := get[node.Token](ctx, v.records, tokenKey(lastPart(recs[0].Key)))
 	if err == nil && (t.Hash != hash || !t.RevokedAt.IsZero()) { // changed since the index was read
 		return node.Token{}, fmt.Errorf("%w: none has that hash", node.ErrTokenNotFound)
 	}
@@ -44,8 +46,8 @@ func (v View) TokenByHash(ctx context.Context, hash string) (node.Token, error) 
 }
 
 // Tokens returns up to limit tokens in order of name, revoked ones too.
-func (v View) Tokens(ctx context.Context, after string, limit int) (Page[node.Token], error) {
-	page, err := list[node.Token](ctx, v, tokenPrefix, after, limit)
+func (v tokenView) Tokens(ctx context.Context, after string, limit int) (Page[node.Token], error) {
+	page, err := list[node.Token](ctx, v.records, tokenPrefix, after, limit)
 	for i := range page.Items {
 		if err != nil {
 			break
@@ -55,8 +57,8 @@ func (v View) Tokens(ctx context.Context, after string, limit int) (Page[node.To
 	return page, err
 }
 
-func (v View) withUse(ctx context.Context, t node.Token) (node.Token, error) {
-	use, _, err := optional[tokenUse](ctx, v, tokenUseKey(t.Name))
+func (v tokenView) withUse(ctx context.Context, t node.Token) (node.Token, error) {
+	use, _, err := optional[tokenUse](ctx, v.records, tokenUseKey(t.Name))
 	t.UsedAt = use.At
 	return t, err
 }
@@ -65,18 +67,14 @@ func (v View) withUse(ctx context.Context, t node.Token) (node.Token, error) {
 func (s *Store) PutToken(ctx context.Context, old *node.Token, t node.Token, line node.AuditLine) (node.Token, error) {
 	c := NewChange()
 	c.Audit(line)
-	revision := int64(0)
-	if old != nil {
-		revision = old.Revision
-		for key := range tokenIndex(*old) {
-			c.remove(key)
-		}
+	if old == nil {
+		c.guard(tokenKey(t.Name), 0)
+		c.reindex(nil, t)
+	} else {
+		c.guard(tokenKey(t.Name), old.Revision)
+		c.reindex(*old, t)
 	}
-	c.guard(tokenKey(t.Name), revision)
 	c.put(tokenKey(t.Name), encode(t))
-	for key := range tokenIndex(t) {
-		c.put(key, nil)
-	}
 	var err error
 	t.Revision, err = s.Commit(ctx, c)
 	if errors.Is(err, node.ErrStale) && old == nil {
@@ -85,19 +83,17 @@ func (s *Store) PutToken(ctx context.Context, old *node.Token, t node.Token, lin
 	return t, err
 }
 
-func tokenIndex(t node.Token) map[string]bool {
-	if !t.RevokedAt.IsZero() {
-		return nil
-	}
-	return map[string]bool{tokenHashPrefix(t.Hash) + t.Name: true}
-}
-
-// PutTokenUse keeps when tokens were last used, by name, as one commit that no watch tells of.
+// PutTokenUse keeps when tokens were last used, by name. No watch tells of it. After an error some may be kept.
 func (s *Store) PutTokenUse(ctx context.Context, used map[string]time.Time) error {
-	b := Batch{Unwatched: true}
-	for name, at := range used {
-		b.Puts = append(b.Puts, Put{tokenUseKey(name), encode(tokenUse{at})})
+	names := slices.Sorted(maps.Keys(used))
+	for some := range slices.Chunk(names, s.Fit(max(1, len(names)), 1)) {
+		b := Batch{Unwatched: true}
+		for _, name := range some {
+			b.Puts = append(b.Puts, Put{tokenUseKey(name), encode(tokenUse{used[name]})})
+		}
+		if _, err := s.commit(context.WithoutCancel(ctx), b); err != nil {
+			return err
+		}
 	}
-	_, err := s.engine.Commit(context.WithoutCancel(ctx), b)
-	return err
+	return nil
 }

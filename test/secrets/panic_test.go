@@ -80,7 +80,7 @@ func child(dir string) error {
 	if err != nil {
 		return err
 	}
-	access := rpc.Access{Local: local, Tokens: auth.NewTokens(kept, time.Now, log), Records: kept, Limits: auth.NewLimits(time.Now)}
+	access := rpc.Access{Local: local, Tokens: auth.NewTokens(kept, kept, time.Now, log), Records: kept, Limits: auth.NewLimits(time.Now)}
 	lines := audit.New(kept, audit.Options{Now: time.Now, Log: log})
 	go lines.Run(ctx)
 	return rpc.NewServer(ctx, rpc.Options{Registry: r, Access: access, Audit: lines, Limits: rpc.DefaultLimits, Now: time.Now, Log: log}).Serve(rpc.Listen(l, rpc.DefaultLimits, log))

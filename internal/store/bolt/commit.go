@@ -36,13 +36,61 @@ type request struct {
 	revision int64
 	err      error
 	done     chan struct{}
+
+	// Where err leaves a doubt: closed once settle has made the transaction durable, with its outcome.
+	settled chan struct{}
+	outcome func() (int64, error)
+}
+
+// answer is what Commit returns for a request that is done.
+func (e *Engine) answer(r *request) (int64, error) {
+	if errors.Is(r.err, store.ErrUnknownOutcome) {
+		return 0, e.doubt(r, r.err)
+	}
+	return r.revision, r.err
+}
+
+// doubt is the error of a request whose outcome is not known yet.
+func (e *Engine) doubt(r *request, cause error) error {
+	return &store.DoubtError{Cause: cause, Settle: func(ctx context.Context) (int64, error) {
+		select {
+		case <-r.done:
+		case <-ctx.Done():
+			return 0, e.doubt(r, ctx.Err())
+		}
+		if !errors.Is(r.err, store.ErrUnknownOutcome) {
+			return r.revision, r.err
+		}
+		if !e.awaitSettled(ctx, r) {
+			return 0, e.doubt(r, r.err)
+		}
+		return r.outcome()
+	}}
+}
+
+// awaitSettled waits until settle is done with a request. The committer settles before
+// it takes anything else, so commits that can't be applied are handed in.
+func (e *Engine) awaitSettled(ctx context.Context, r *request) bool {
+	const pause = 100 * time.Millisecond
+	for {
+		_, _ = e.Commit(ctx, store.Batch{Guards: []store.Guard{{Key: "", Revision: -1}}})
+		select {
+		case <-r.settled:
+			return true
+		case <-ctx.Done():
+			return false
+		case <-e.closed:
+			return false
+		case <-time.After(pause):
+		}
+	}
 }
 
 // newRequest copies a batch. What bbolt would refuse is refused here, since
 // within a group it would fail the batches of other callers as well.
 func newRequest(b store.Batch) (*request, error) {
-	r := &request{guards: slices.Clone(b.Guards), deletes: slices.Clone(b.Deletes), silent: b.Unwatched, done: make(chan struct{})}
-	seen := make(map[string]bool, len(b.Puts)+len(b.Deletes))
+	r := &request{guards: slices.Clone(b.Guards), deletes: slices.Concat(b.Deletes, b.Index.Deletes), silent: b.Unwatched, done: make(chan struct{})}
+	seen := make(map[string]bool, len(b.Puts)+len(b.Index.Puts)+len(b.Deletes)+len(b.Index.Deletes))
 	check := func(key string) error {
 		switch {
 		case key == "":
@@ -66,7 +114,13 @@ func newRequest(b store.Batch) (*request, error) {
 		r.puts = append(r.puts, store.Put{Key: p.Key, Value: roomyValue(p.Value)})
 		r.size += len(p.Value)
 	}
-	for _, key := range b.Deletes {
+	for _, key := range b.Index.Puts {
+		if err := check(key); err != nil {
+			return nil, err
+		}
+		r.puts = append(r.puts, store.Put{Key: key, Value: roomyValue(nil)})
+	}
+	for _, key := range r.deletes {
 		if err := check(key); err != nil {
 			return nil, err
 		}
@@ -74,10 +128,18 @@ func newRequest(b store.Batch) (*request, error) {
 	return r, nil
 }
 
+// Bounds implements store.Engine. They keep one caller from holding up the others; bbolt has none.
+func (e *Engine) Bounds() store.Bounds {
+	return store.Bounds{Operations: 10_000, Bytes: maxGroupBytes}
+}
+
 // Commit implements store.Engine. Batches that come while a transaction waits
 // for the disk share the next one; a lone batch goes at once.
 func (e *Engine) Commit(ctx context.Context, b store.Batch) (int64, error) {
 	if err := ctx.Err(); err != nil {
+		return 0, fmt.Errorf("commit: %w", err)
+	}
+	if err := e.Bounds().Check(b); err != nil {
 		return 0, fmt.Errorf("commit: %w", err)
 	}
 	r, err := newRequest(b)
@@ -89,7 +151,7 @@ func (e *Engine) Commit(ctx context.Context, b store.Batch) (int64, error) {
 	}
 	select {
 	case <-r.done:
-		return r.revision, r.err
+		return e.answer(r)
 	case <-ctx.Done():
 	}
 	if e.withdraw(r) {
@@ -97,9 +159,9 @@ func (e *Engine) Commit(ctx context.Context, b store.Batch) (int64, error) {
 	}
 	select {
 	case <-r.done:
-		return r.revision, r.err
+		return e.answer(r)
 	default:
-		return 0, fmt.Errorf("commit: %w: %w: %w", ctx.Err(), store.ErrUnknownOutcome, node.ErrUnavailable)
+		return 0, e.doubt(r, fmt.Errorf("commit to %s: the disk has not answered: %w", e.path, ctx.Err()))
 	}
 }
 
@@ -183,6 +245,9 @@ func (e *Engine) commitGroup(group []*request) {
 		err = e.resolve(err, newest)
 	}
 	e.told(len(group), time.Since(begun), err)
+	if errors.Is(err, store.ErrUnknownOutcome) {
+		e.leaveInDoubt(group)
+	}
 	if err != nil {
 		refuse(group, err)
 		return
@@ -196,6 +261,15 @@ func refuse(group []*request, err error) {
 	for _, r := range group {
 		r.revision, r.err = 0, err
 	}
+}
+
+// leaveInDoubt keeps the outcomes that hold once settle has made the group's transaction durable.
+func (e *Engine) leaveInDoubt(group []*request) {
+	for _, r := range group {
+		revision, err := r.revision, r.err
+		r.settled, r.outcome = make(chan struct{}), func() (int64, error) { return revision, err }
+	}
+	e.inDoubt = group
 }
 
 // apply puts the batches whose guards hold into the transaction, each on top of

@@ -84,6 +84,7 @@ type Engine struct {
 	changed chan struct{} // closed and replaced whenever the revision has moved
 
 	unsettled bool          // the committer's own; see settle
+	inDoubt   []*request    // likewise: those of the transaction that is unsettled
 	committed chan struct{} // closed when the committer has ended
 	closed    chan struct{} // closed when Close has begun
 	closeErr  error

@@ -72,6 +72,10 @@ func (e *Engine) settle() error {
 		return fmt.Errorf("sync meta page again: %w", err)
 	}
 	e.unsettled = false
+	for _, r := range e.inDoubt {
+		close(r.settled)
+	}
+	e.inDoubt = nil
 	e.wakeWatches()
 	return nil
 }

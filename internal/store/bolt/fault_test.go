@@ -1,6 +1,7 @@
 package bolt
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	bbolt "go.etcd.io/bbolt"
 
@@ -75,6 +77,12 @@ func TestFaultUnknown(t *testing.T) {
 			t.Errorf("got %v, want it to wrap %q", err, want)
 		}
 	}
+	doubt, _ := errors.AsType[*store.DoubtError](err)
+	soon, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := doubt.Settle(soon); !errors.Is(err, store.ErrUnknownOutcome) {
+		t.Errorf("settling while the disk fails: got %v, want ErrUnknownOutcome", err)
+	}
 	before := transactions(t, e)
 	_, err = e.Commit(t.Context(), put("k", "3"))
 	if !errors.Is(err, node.ErrUnavailable) || !errors.Is(err, syscall.EIO) || errors.Is(err, store.ErrUnknownOutcome) {
@@ -90,6 +98,9 @@ func TestFaultUnknown(t *testing.T) {
 	if guard, ok := errors.AsType[*store.GuardError](err); !ok || guard.Have != 2 {
 		t.Errorf("once settled: got %v, want a GuardError that has 2", err)
 	}
+	if revision, err := doubt.Settle(t.Context()); revision != 2 || err != nil {
+		t.Errorf("once settled: the outcome is %d, %v, want revision 2", revision, err)
+	}
 	select {
 	case <-changed:
 	default:
@@ -104,6 +115,60 @@ func TestFaultUnknown(t *testing.T) {
 	checkFile(t, e)
 	e.Close()
 	expect(t, openAt(t, path), "k", "2", 2)
+}
+
+// TestHangingSync: the caller does not wait for a disk that hangs, and is told the outcome once it goes on.
+func TestHangingSync(t *testing.T) {
+	for name, hang := range map[string]func(e *Engine, answers <-chan error) func(func(*bbolt.Tx) error) error{
+		"before the pages": func(e *Engine, answers <-chan error) func(func(*bbolt.Tx) error) error {
+			return func(fn func(*bbolt.Tx) error) error {
+				return errors.Join(<-answers, e.db.Update(fn))
+			}
+		},
+		"after the meta page": func(e *Engine, answers <-chan error) func(func(*bbolt.Tx) error) error {
+			return func(fn func(*bbolt.Tx) error) error {
+				return errors.Join(e.db.Update(fn), <-answers)
+			}
+		},
+		"and fails": func(e *Engine, answers <-chan error) func(func(*bbolt.Tx) error) error {
+			return func(func(*bbolt.Tx) error) error {
+				<-answers
+				return syscall.EIO
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := openIn(t, t.TempDir()).(*Engine)
+			answers := make(chan error)
+			ctx, cancel := context.WithCancel(t.Context())
+			hanging := hang(e, answers)
+			e.update = func(fn func(*bbolt.Tx) error) error {
+				cancel() // the committer has it: it can't be taken back
+				return hanging(fn)
+			}
+			_, err := e.Commit(ctx, put("k", "1"))
+			doubt, ok := errors.AsType[*store.DoubtError](err)
+			if !ok || !errors.Is(err, node.ErrUnavailable) {
+				t.Fatalf("got %v, want a DoubtError and ErrUnavailable", err)
+			}
+			if _, err := doubt.Settle(ctx); !errors.Is(err, store.ErrUnknownOutcome) {
+				t.Errorf("while the disk hangs: got %v, want ErrUnknownOutcome", err)
+			}
+			close(answers)
+			revision, err := doubt.Settle(t.Context())
+			if name == "and fails" {
+				if !errors.Is(err, syscall.EIO) || errors.Is(err, store.ErrUnknownOutcome) {
+					t.Errorf("the outcome is %d, %v, want EIO and no doubt", revision, err)
+				}
+				expectAbsent(t, e, "k")
+				return
+			}
+			if revision != 1 || err != nil {
+				t.Errorf("the outcome is %d, %v, want revision 1", revision, err)
+			}
+			expect(t, e, "k", "1", 1)
+		})
+	}
 }
 
 // TestFaultTakesGuardsAlong: a guard that failed on a change which then came

@@ -43,25 +43,24 @@ var lifeChecks = []check{
 
 func checkReopen(t *testing.T, s *session) {
 	s.put(t, "a", "1")
-	s.put(t, "b", "2")
-	s.put(t, "a", "3")
-	s.remove(t, "b")
+	two := s.put(t, "b", "2")
+	three := s.put(t, "a", "3")
+	four := s.remove(t, "b")
 	for range 2 {
 		s.reopen(t)
-		s.expect(t, "a", "3", 3)
+		s.expect(t, "a", "3", three)
 		if _, err := s.Get(t.Context(), "b"); !errors.Is(err, store.ErrNoKey) {
 			t.Errorf("get b: got %v, want ErrNoKey", err)
 		}
-		if got := s.revision(t); got != 4 {
-			t.Errorf("store is at revision %d, want 4", got)
+		if got := s.revision(t); got != four {
+			t.Errorf("store is at revision %d, want %d", got, four)
 		}
-		w := s.watch(t, t.Context(), "", 2)
-		w.expect(t, "a=3@3")
-		w.expect(t, "b deleted@4")
+		w := s.watch(t, t.Context(), "", two)
+		w.expect(t, at("a=3", three))
+		w.expect(t, at("b deleted", four))
 	}
-	w := s.watch(t, t.Context(), "", 4)
-	s.put(t, "c", "5")
-	w.expect(t, "c=5@5")
+	w := s.watch(t, t.Context(), "", four)
+	w.expect(t, at("c=5", s.put(t, "c", "5")))
 }
 
 func checkClosed(t *testing.T, s *session) {

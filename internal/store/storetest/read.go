@@ -33,8 +33,8 @@ var readChecks = []check{
 	}},
 	{"list of an empty store", func(t *testing.T, s *session) {
 		records, revision, err := s.List(t.Context(), "", "", 10)
-		if err != nil || len(records) != 0 || revision != 0 {
-			t.Errorf("got %v at %d, %v, want nothing at 0", records, revision, err)
+		if err != nil || len(records) != 0 || revision < 0 {
+			t.Errorf("got %v at %d, %v, want nothing", records, revision, err)
 		}
 	}},
 	{"list refuses a limit below one", func(t *testing.T, s *session) {
@@ -46,14 +46,14 @@ var readChecks = []check{
 	}},
 	{"list returns records and the revision", func(t *testing.T, s *session) {
 		s.put(t, "b", "1")
-		s.put(t, "a", "2")
-		s.put(t, "b", "3")
-		s.remove(t, "none")
+		two := s.put(t, "a", "2")
+		three := s.put(t, "b", "3")
+		four := s.remove(t, "none")
 		records, revision, err := s.List(t.Context(), "", "", 10)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(records) != 2 || show(records[0]) != `"a"="2"@2` || show(records[1]) != `"b"="3"@3` || revision != 4 {
+		if len(records) != 2 || show(records[0]) != at(`"a"="2"`, two) || show(records[1]) != at(`"b"="3"`, three) || revision < four {
 			t.Errorf("got %v at %d", records, revision)
 		}
 	}},
@@ -107,16 +107,17 @@ func checkPrefix(t *testing.T, s *session) {
 }
 
 func checkPaging(t *testing.T, s *session) {
-	var b store.Batch
+	var puts []store.Put
 	var want []string
 	for i := range 250 {
 		key := fmt.Sprintf("page/%03d", i)
 		want = append(want, key)
-		b.Puts = append(b.Puts, store.Put{Key: key, Value: []byte(key)})
+		puts = append(puts, store.Put{Key: key, Value: []byte(key)})
 	}
-	slices.Reverse(b.Puts)
-	b.Puts = append(b.Puts, store.Put{Key: "pag"}, store.Put{Key: "page0"})
-	s.commit(t, b)
+	slices.Reverse(puts)
+	for some := range slices.Chunk(append(puts, store.Put{Key: "pag"}, store.Put{Key: "page0"}), s.Bounds().Operations) {
+		s.commit(t, store.Batch{Puts: some})
+	}
 	for _, limit := range []int{1, 7, 125, 249, 250, 251, 1 << 30} {
 		if got := s.keys(t, "page/", limit); !slices.Equal(got, want) {
 			t.Errorf("limit %d: got %d keys: %q", limit, len(got), got)

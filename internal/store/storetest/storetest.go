@@ -1,4 +1,5 @@
-// Package storetest is the suite that every store engine passes.
+// Package storetest is the suite that every store engine passes. It assumes no more of revisions
+// than that they grow: commits at once may share one, and there may be gaps.
 package storetest
 
 import (
@@ -149,6 +150,9 @@ func (s *session) watch(t *testing.T, ctx context.Context, prefix string, after 
 	t.Cleanup(stop)
 	return stream{next: next, stop: stop}
 }
+
+// at is the text of a change at a revision: "k=v" or "k deleted".
+func at(change string, revision int64) string { return fmt.Sprintf("%s@%d", change, revision) }
 
 // expect takes the next event, waiting for it, and compares it with its text.
 func (w stream) expect(t *testing.T, want string) {

@@ -1,0 +1,143 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// The transitions of a registration. Nothing else sets State, or the serial of
+// the live certificate. docs/durability.md has the diagram.
+//
+// Each method leaves its receiver as it is and returns a changed copy, or an
+// error where the state forbids the transition. Nothing is stored.
+//
+// A registration holds a serial while it is Provisioned. A tombstone keeps the
+// serial that the registration held last.
+
+// errNotIssuing is a fault of espm: an intent is open only while its
+// registration is Issuing. So no caller tells it apart.
+var errNotIssuing = errors.New("no certificate is being issued")
+
+// Register returns a new registration, Registered, of what spec says of a
+// node. What espm adds to a record is not taken from spec.
+func Register(spec Node, uid UID, owner string, at time.Time) Node {
+	at = at.UTC()
+	n := Node{
+		Certname:       spec.Certname,
+		UID:            uid,
+		State:          Registered,
+		Owner:          owner,
+		Classification: spec.Classification,
+		Groups:         spec.Groups,
+		Labels:         spec.Labels,
+		ClaimWithin:    spec.ClaimWithin,
+		CreatedAt:      at,
+		UpdatedAt:      at,
+	}.Clone()
+	slices.Sort(n.Groups)
+	if n.ClaimWithin > 0 {
+		n.ClaimBy = at.Add(n.ClaimWithin).Round(time.Second)
+	}
+	return n
+}
+
+// BeginIssue opens the issue of a certificate: Registered to Issuing. Errors:
+// ErrCertificateExists, ErrIssuing, ErrNodeNotFound (terminated).
+func (n Node) BeginIssue(at time.Time) (Node, error) {
+	if err := n.withoutCertificate(); err != nil {
+		return n, err
+	}
+	return n.moved(Issuing, "", at), nil
+}
+
+// CancelIssue ends an issue that gave the registration no certificate: Issuing
+// to Registered. An error means that no issue was open.
+func (n Node) CancelIssue(at time.Time) (Node, error) {
+	if n.State != Issuing {
+		return n, n.notIssuing()
+	}
+	return n.moved(Registered, "", at), nil
+}
+
+// Hold ends an issue with its certificate: Issuing to
+// Provisioned. An error means that no issue was open.
+func (n Node) Hold(serial Serial, at time.Time) (Node, error) {
+	if n.State != Issuing {
+		return n, n.notIssuing()
+	}
+	return n.moved(Provisioned, serial, at), nil
+}
+
+// Adopt gives a registration a certificate that was not issued for it just
+// now: Registered to Provisioned. Errors are BeginIssue's.
+func (n Node) Adopt(serial Serial, at time.Time) (Node, error) {
+	if err := n.withoutCertificate(); err != nil {
+		return n, err
+	}
+	return n.moved(Provisioned, serial, at), nil
+}
+
+// Lose takes a certificate whose revocation is ordered from its registration:
+// Provisioned to Registered. Restore is the inverse. Error: ErrCertificateNotFound
+// where the registration does not hold the serial.
+func (n Node) Lose(serial Serial, at time.Time) (Node, error) {
+	if n.State != Provisioned || n.Serial != serial {
+		return n, fmt.Errorf("%w: registration %s of %q is %s and does not hold %s", ErrCertificateNotFound, n.UID, n.Certname, n.State, serial)
+	}
+	return n.moved(Registered, "", at), nil
+}
+
+// Restore gives a certificate back whose revocation was dropped: Registered to
+// Provisioned. Errors: ErrUIDMismatch where the certificate is of another
+// registration, ErrCertificateNotFound where it has expired, and BeginIssue's.
+func (n Node) Restore(cert Certificate, at time.Time) (Node, error) {
+	switch {
+	case n.UID != cert.UID:
+		return n, fmt.Errorf("%w: %s is of registration %s, and %q is %s now", ErrUIDMismatch, cert.Serial, cert.UID, n.Certname, n.UID)
+	case at.After(cert.NotAfter):
+		return n, fmt.Errorf("%w: %s of %q expired at %s", ErrCertificateNotFound, cert.Serial, n.Certname, cert.NotAfter.Format(time.RFC3339))
+	}
+	return n.Adopt(cert.Serial, at)
+}
+
+// Terminate returns the tombstone of a live registration, which has no
+// sensitive values any more. Its certificates are revoked for reason; why says
+// why espm terminates it by itself, "" where a caller asked. Error: ErrNodeNotFound.
+func (n Node) Terminate(reason Reason, why string, at time.Time) (Node, error) {
+	if n.State == Terminated {
+		return n, n.terminated()
+	}
+	t := n.moved(Terminated, n.Serial, at)
+	t.Classification = n.Classification.Redacted()
+	t.TerminatedAt, t.RevokedFor, t.TerminatedFor = t.UpdatedAt, reason, why
+	return t, nil
+}
+
+func (n Node) moved(to State, serial Serial, at time.Time) Node {
+	n = n.Clone()
+	n.State, n.Serial, n.UpdatedAt = to, serial, at.UTC()
+	return n
+}
+
+// withoutCertificate says why a registration is not one that waits for a certificate.
+func (n Node) withoutCertificate() error {
+	switch n.State {
+	case Provisioned:
+		return fmt.Errorf("%w: %q holds %s", ErrCertificateExists, n.Certname, n.Serial)
+	case Issuing:
+		return fmt.Errorf("%w: for %q", ErrIssuing, n.Certname)
+	case Terminated:
+		return n.terminated()
+	}
+	return nil
+}
+
+func (n Node) terminated() error {
+	return fmt.Errorf("%w: registration %s of %q is terminated", ErrNodeNotFound, n.UID, n.Certname)
+}
+
+func (n Node) notIssuing() error {
+	return fmt.Errorf("%w: registration %s of %q is %s", errNotIssuing, n.UID, n.Certname, n.State)
+}
