@@ -32,33 +32,35 @@ func reindex(old, now any) Index {
 	return ix
 }
 
-// Kinds of index keys.
+// indexKind says when an index key is put.
+type indexKind int
+
 const (
-	plain   = false
-	watched = true // put with each write of the record, so that a watch of the index tells of it
+	plain   indexKind = iota
+	watched           // put with each write of the record, so that a watch of the index tells of it
 )
 
 // indexKeys returns the index keys of a record, each with its kind.
-func indexKeys(record any) map[string]bool {
+func indexKeys(record any) map[string]indexKind {
 	switch r := record.(type) {
 	case node.Node:
 		return nodeIndex(r)
 	case pastLife:
-		return map[string]bool{tombstoneTimeKey(node.Node(r)): plain}
+		return map[string]indexKind{tombstoneTimeKey(node.Node(r)): plain}
 	case node.Group:
-		keys := map[string]bool{}
+		keys := map[string]indexKind{}
 		for _, p := range r.Parents {
 			keys[childPrefix(p)+r.Name] = plain
 		}
 		return keys
 	case node.Certificate:
-		keys := map[string]bool{certOfKey(r): plain}
+		keys := map[string]indexKind{certOfKey(r): plain}
 		if r.Owner != "" {
 			keys[certOwnerKey(r)] = plain
 		}
 		return keys
 	case node.Revocation:
-		keys := map[string]bool{revocationOfPrefix(r.Certname, r.UID) + r.ID: plain}
+		keys := map[string]indexKind{revocationOfPrefix(r.Certname, r.UID) + r.ID: plain}
 		if r.Open() {
 			keys[pendingKey(r.ID)] = plain
 		}
@@ -70,14 +72,14 @@ func indexKeys(record any) map[string]bool {
 		if !r.RevokedAt.IsZero() {
 			return nil
 		}
-		return map[string]bool{tokenHashPrefix(r.Hash) + r.Name: plain}
+		return map[string]indexKind{tokenHashPrefix(r.Hash) + r.Name: plain}
 	}
 	return nil
 }
 
 // nodeIndex returns the index keys of a live node.
-func nodeIndex(n node.Node) map[string]bool {
-	keys := make(map[string]bool, len(n.Labels)+len(n.Groups)+2)
+func nodeIndex(n node.Node) map[string]indexKind {
+	keys := make(map[string]indexKind, len(n.Labels)+len(n.Groups)+2)
 	for k, v := range n.Labels {
 		keys[labelPrefix(k, v)+string(n.Certname)] = plain
 	}
