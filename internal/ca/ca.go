@@ -19,6 +19,10 @@ import (
 // An authority that can't act now (down, disk full) returns an error that
 // wraps node.ErrUnavailable.
 type Authority interface {
+	// Traits returns what the authority does otherwise than others. It asks nothing of
+	// the outside world.
+	Traits() Traits
+
 	// NewSerial returns a serial number for the next Sign, so that it can be
 	// written down before; "" where the authority chooses by itself.
 	NewSerial() node.Serial
@@ -33,7 +37,7 @@ type Authority interface {
 	// an error that wraps node.ErrInvalid says for certain that it was not. What
 	// stands in the way at the authority is node.ErrForeignCertificate,
 	// ErrForeignRequest or ErrRefused. A certificate that comes with the error was signed
-	// at this Sign's order for another key, which Find does not tell: it is to be revoked.
+	// at this Sign's order for another key. Find does not report it: the caller must revoke it.
 	Sign(ctx context.Context, r Request) (*x509.Certificate, error)
 
 	// Find tells what became of a Sign that was cut short: a certificate of that name. Its answer is final:
@@ -61,12 +65,16 @@ type Authority interface {
 	Trust(ctx context.Context) (Trust, error)
 }
 
-// RevokesByName reports whether an authority can revoke by name alone, so that a
-// late revocation may reach whatever certificate has the name by then. Such an
-// authority has the method RevokesByName.
-func RevokesByName(authority any) bool {
-	a, ok := authority.(interface{ RevokesByName() bool })
-	return ok && a.RevokesByName()
+// Traits are what a caller must know of an authority to use it safely.
+type Traits struct {
+	// RevokesByName: a revocation is asked for by name alone, so a late one may
+	// reach whatever certificate has the name by then.
+	RevokesByName bool
+	// ChoosesSerial: NewSerial returns "".
+	ChoosesSerial bool
+	// Protected are the certnames that the authority itself works with. Their certificates
+	// must not be revoked. It may know more of them later.
+	Protected []node.Certname
 }
 
 // FormChecker is an authority whose Sign itself refuses a name at which
@@ -83,16 +91,6 @@ type RefusedError struct {
 }
 
 func (e *RefusedError) Error() string { return errors.Join(e.Targets...).Error() }
-
-// ProtectedNames returns the certnames that an authority itself works with, which must
-// not be revoked. An authority that has such names has the method ProtectedNames.
-func ProtectedNames(authority any) []node.Certname {
-	a, ok := authority.(interface{ ProtectedNames() []node.Certname })
-	if !ok {
-		return nil
-	}
-	return a.ProtectedNames()
-}
 
 // Brief returns an authority's status without what has to be counted anew each time, as it depends on
 // the clock: Recent, and where it is costly EntryBytes, may be 0. It is cheap

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
 )
 
@@ -18,7 +17,7 @@ const retryAfter = 5 * time.Second
 // certificate that is about to be issued for n. It gives up shortly before
 // patience ends, so that the caller still gets the answer: a *node.BusyError.
 func (r *Registry) fence(patience context.Context, n node.Node) error {
-	if !ca.RevokesByName(r.Authority) {
+	if !r.Authority.Traits().RevokesByName {
 		return nil
 	}
 	limit := time.Now().Add(issueTimeout / 2) // the rest is for the issue itself
@@ -53,7 +52,7 @@ func (r *Registry) fence(patience context.Context, n node.Node) error {
 // unfenced makes sure that what fence waited for did not come again before
 // the intent was committed: a whole other life of the name fits in between.
 func (r *Registry) unfenced(ctx context.Context, intent node.IssueIntent) error {
-	if !ca.RevokesByName(r.Authority) {
+	if !r.Authority.Traits().RevokesByName {
 		return nil
 	}
 	pending, open, err := r.unfinished(ctx, intent.Certname, intent.UID)

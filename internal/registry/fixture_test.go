@@ -69,9 +69,10 @@ func newFixture(t *testing.T) *fixture {
 	f.authority = &authority{Authority: real}
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	f.queue = revoke.New(f.store, f.authority, f.clock.Now, log)
+	wrapped := struct{ ca.Authority }{f.authority} // which must not hide what the authority is
+	f.queue = revoke.New(f.store, wrapped, f.clock.Now, log)
 	f.options = registry.Options{
-		Store: f.store, Authority: f.authority, Signed: real, Keys: f.keys, Revocations: f.queue,
+		Store: f.store, Authority: wrapped, Signed: real, Keys: f.keys, Revocations: f.queue,
 		Puppet: bootstrap.Server{Name: "puppet.test", Port: 8140}, Algorithm: ca.ECP256,
 		Protected: []string{"puppet.test"}, Now: f.clock.Now, Log: log,
 	}
@@ -178,7 +179,11 @@ func (a *authority) Find(ctx context.Context, q ca.Query) (ca.Found, error) {
 	return a.Authority.Find(ctx, q)
 }
 
-func (a *authority) RevokesByName() bool { return a.byName }
+func (a *authority) Traits() ca.Traits {
+	traits := a.Authority.Traits()
+	traits.RevokesByName = a.byName
+	return traits
+}
 
 func (a *authority) Revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
 	if hook := pick(a, &a.revoke); hook != nil {

@@ -144,7 +144,7 @@ func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o 
 	if err := r.unprotected(old.Certname); old.Serial != "" && err != nil {
 		return node.IssueIntent{}, fmt.Errorf("the answer for %q can't be had again, and %s is not revoked: %w", old.Certname, old.Serial, err)
 	}
-	if old.Serial != "" && ca.RevokesByName(r.Authority) {
+	if old.Serial != "" && r.Authority.Traits().RevokesByName {
 		if err := r.revokeHeld(ctx, old.Certname, old.UID); err != nil {
 			return node.IssueIntent{}, err
 		}

@@ -34,7 +34,7 @@
 //
 // # Names that live again
 //
-// An authority that can only revoke by name (ca.RevokesByName) must be done with
+// An authority that can only revoke by name (ca.Traits) must be done with
 // all earlier certificates of a name before it signs the next. So such an issue waits for
 // the name's pending revocations and for its open intents, which may yet become
 // revocations: see fence. The queue checks it once more: it refuses to revoke, by the name, a

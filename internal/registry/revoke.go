@@ -232,7 +232,7 @@ func (r *Registry) foreign(ctx context.Context, name node.Certname, serial node.
 		return nil, fmt.Errorf("%w: the CA has no valid one of %q", node.ErrCertificateNotFound, name)
 	}
 	var found ca.Found
-	if !ca.RevokesByName(r.Authority) {
+	if !r.Authority.Traits().RevokesByName {
 		found, err = r.Authority.Find(ctx, ca.Query{Certname: name, Serial: serial})
 	}
 	switch {
@@ -281,7 +281,7 @@ func (r *Registry) protection(name node.Certname) string {
 		return "it is puppet.server"
 	case slices.Contains(*r.protected.Load(), string(name)):
 		return "it is listed in protected_certnames"
-	case slices.Contains(ca.ProtectedNames(r.Authority), name):
+	case slices.Contains(r.Authority.Traits().Protected, name):
 		return "the CA is reached by that name, or works with it"
 	}
 	return ""

@@ -33,6 +33,7 @@ import (
 
 // Authority revokes; see ca.Authority.
 type Authority interface {
+	Traits() ca.Traits
 	Revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error)
 	Listed(ctx context.Context, serial node.Serial) (crlNumber string, err error)
 }

@@ -40,6 +40,8 @@ func (a authority) Revoke(_ context.Context, targets []ca.Target) ([]node.Receip
 	return receipts, err
 }
 
+func (a authority) Traits() ca.Traits { return ca.Traits{} }
+
 // Listed says that nothing is.
 func (a authority) Listed(context.Context, node.Serial) (string, error) { return "", nil }
 

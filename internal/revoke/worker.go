@@ -179,7 +179,7 @@ func (q *Queue) carryOutDue(ctx context.Context, due []node.Revocation) ([]refus
 // refuseSucceeded refuses the orders whose name has a successor, where the authority
 // revokes by name: carried out, they would kill it.
 func (q *Queue) refuseSucceeded(ctx context.Context, due []node.Revocation) (safe []node.Revocation, refused []refusal, err error) {
-	if !ca.RevokesByName(q.authority) {
+	if !q.authority.Traits().RevokesByName {
 		return due, nil, nil
 	}
 	for _, r := range due {

@@ -23,7 +23,7 @@ type outcome struct {
 // signed runs the suite of what an import asks of an authority.
 func (s *ownCA) signed(t *testing.T) {
 	authority := s.authority(t, s.direct())
-	catest.RunSigned(t, catest.Traits{RevokesByName: true, ChoosesSerial: true}, func(*testing.T) catest.Signing { return authority })
+	catest.RunSigned(t, catest.Options{}, func(*testing.T) catest.Signing { return authority })
 }
 
 // importOf runs `espm cert import` and returns what it says of each name.

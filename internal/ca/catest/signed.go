@@ -18,7 +18,7 @@ type Signing interface {
 }
 
 // RunSigned runs the suite of what an import asks of an authority, as Run does.
-func RunSigned(t *testing.T, traits Traits, open func(t *testing.T) Signing) {
+func RunSigned(t *testing.T, o Options, open func(t *testing.T) Signing) {
 	for name, test := range map[string]func(*suite, Signing){
 		"Held":            (*suite).held,
 		"HeldGone":        (*suite).heldGone,
@@ -27,7 +27,7 @@ func RunSigned(t *testing.T, traits Traits, open func(t *testing.T) Signing) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			authority := open(t)
-			test(&suite{T: t, Traits: traits, ca: authority}, authority)
+			test(&suite{T: t, Options: o, Traits: authority.Traits(), ca: authority}, authority)
 		})
 	}
 }

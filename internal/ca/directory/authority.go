@@ -22,6 +22,9 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
+// Traits implements ca.Authority: a serial is revoked, whatever has its name.
+func (a *Authority) Traits() ca.Traits { return ca.Traits{} }
+
 // NewSerial returns 64 random bits, never zero. Without a register of all
 // serials they are as good as unique (RFC 5280 section 4.1.2.2).
 func (a *Authority) NewSerial() node.Serial {

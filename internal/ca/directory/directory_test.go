@@ -38,7 +38,7 @@ func TestConformance(t *testing.T) {
 	for name, make := range flavours {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			catest.Run(t, catest.Traits{Now: now}, func(t *testing.T) ca.Authority {
+			catest.Run(t, catest.Options{Now: now}, func(t *testing.T) ca.Authority {
 				return open(t, make(t), directory.Options{})
 			})
 		})

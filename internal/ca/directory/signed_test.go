@@ -19,7 +19,7 @@ func TestSignedConformance(t *testing.T) {
 	for name, make := range flavours {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			catest.RunSigned(t, catest.Traits{Now: now}, func(t *testing.T) catest.Signing {
+			catest.RunSigned(t, catest.Options{Now: now}, func(t *testing.T) catest.Signing {
 				return open(t, make(t), directory.Options{})
 			})
 		})

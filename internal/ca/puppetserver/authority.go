@@ -146,19 +146,16 @@ func (a *Authority) Close() error {
 // NewSerial returns "": Puppet Server counts for itself.
 func (a *Authority) NewSerial() node.Serial { return "" }
 
-// RevokesByName says that Puppet Server takes a name to revoke, not a
-// serial: 7.9 revokes the certificate in signed/, 8.2.2 and later every
-// unexpired one of the name.
-func (a *Authority) RevokesByName() bool { return true }
-
-// ProtectedNames returns our own certname, which the server knows us by, and the
-// server's, once it was met.
-func (a *Authority) ProtectedNames() []node.Certname {
+// Traits implements ca.Authority. Puppet Server takes a name to revoke, not a
+// serial: 7.9 revokes the certificate in signed/, 8.2.2 and later every unexpired one
+// of the name. Protected are our own certname, which the server knows us by, and
+// the server's, once it was met.
+func (a *Authority) Traits() ca.Traits {
 	names := []node.Certname{node.Certname(a.credentials.name()), node.Certname(a.base.Hostname())}
 	if met := a.credentials.server.Load(); met != nil {
 		names = append(names, node.Certname(*met))
 	}
-	return names
+	return ca.Traits{RevokesByName: true, ChoosesSerial: true, Protected: names}
 }
 
 var errGone = errors.New("the server does not have it")

@@ -75,7 +75,7 @@ func (l looking) Held(ctx context.Context, names []node.Certname) ([]ca.Held, er
 func TestSignedConformance(t *testing.T) {
 	l := newLibrary(t)
 	a := l.open(t)
-	catest.RunSigned(t, catest.Traits{}, func(t *testing.T) catest.Signing {
+	catest.RunSigned(t, catest.Options{}, func(t *testing.T) catest.Signing {
 		return looking{l.directory, a}
 	})
 }
