@@ -85,7 +85,7 @@ func TestTampering(t *testing.T) {
 			for first := 0; first < 620; first += 62 {
 				lines := store.NewChange()
 				for i := range 62 {
-					lines.Audit(audit.OfNode(t.Context(), r.now, node.ActionRegister, node.Node{Certname: node.Certname(fmt.Sprintf("n%d.test", first+i))}))
+					lines.Audit(audit.OfNode(node.AsSelf(t.Context()), r.now, node.ActionRegister, node.Node{Certname: node.Certname(fmt.Sprintf("n%d.test", first+i))}))
 				}
 				if _, err := r.store.Commit(t.Context(), lines); err != nil {
 					t.Fatal(err)

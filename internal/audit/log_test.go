@@ -53,7 +53,7 @@ func (r *rig) do(t *testing.T, name string) {
 	n := node.Node{Certname: node.Certname(name), UID: node.UID("uid-" + name)}
 	c := store.NewChange()
 	c.PutNode(nil, n)
-	c.Audit(audit.OfNode(t.Context(), r.now, node.ActionRegister, n))
+	c.Audit(audit.OfNode(node.AsSelf(t.Context()), r.now, node.ActionRegister, n))
 	if _, err := r.store.Commit(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
@@ -340,7 +340,7 @@ func TestFlood(t *testing.T) {
 // What is refused while the store can't write is written later, and not more than there is room for.
 func TestRefusedWhileTheStoreFails(t *testing.T) {
 	r := newRig(t, audit.Options{})
-	r.Refuse(audit.Line(t.Context(), r.now, node.ActionTerminate), "PERMISSION_DENIED")
+	r.Refuse(audit.Line(node.AsSelf(t.Context()), r.now, node.ActionTerminate), "PERMISSION_DENIED")
 	stopped, stop := context.WithCancel(t.Context())
 	stop()
 	if err := r.Seal(stopped); err == nil {
@@ -355,7 +355,7 @@ func TestRefusedWhileTheStoreFails(t *testing.T) {
 // record, are neither lost nor there twice.
 func TestStepInDoubt(t *testing.T) {
 	r := newRig(t, audit.Options{})
-	r.Refuse(audit.Line(t.Context(), r.now, node.ActionRegister), "refused")
+	r.Refuse(audit.Line(node.AsSelf(t.Context()), r.now, node.ActionRegister), "refused")
 	r.store.Bound = 300 * time.Millisecond
 	r.disk.Lock()
 	for range 2 {

@@ -109,7 +109,7 @@ func checkTTL(ttl time.Duration) error {
 // Create makes a token. Its secret is returned this once and kept nowhere.
 // node.ErrInvalid; node.ErrTokenExists where the name is taken, or was.
 func (t *Tokens) Create(ctx context.Context, n NewToken) (node.Token, secret.Text, error) {
-	if err := n.check(); err != nil {
+	if err := node.Join(mayWrite(ctx), n.check()); err != nil {
 		return node.Token{}, secret.Text{}, err
 	}
 	text, now := newSecret(), t.now().UTC()
@@ -123,6 +123,13 @@ func (t *Tokens) Create(ctx context.Context, n NewToken) (node.Token, secret.Tex
 	return made, text, nil
 }
 
+func mayWrite(ctx context.Context) error {
+	if node.CallerOf(ctx).Role != node.Admin {
+		return node.NotPermitted("", "only an admin may write tokens")
+	}
+	return nil
+}
+
 func ttlOr(ttl time.Duration) time.Duration {
 	if ttl == 0 {
 		return DefaultTTL
@@ -133,7 +140,7 @@ func ttlOr(ttl time.Duration) time.Duration {
 // Rotate gives a token a new secret and a new life. The old secret lets
 // nobody in from then on. A revoked one lives again: it is the same principal.
 func (t *Tokens) Rotate(ctx context.Context, name string, ttl time.Duration) (node.Token, secret.Text, error) {
-	if err := node.Join(node.CheckTokenName("name", name), checkTTL(ttl)); err != nil {
+	if err := node.Join(mayWrite(ctx), node.CheckTokenName("name", name), checkTTL(ttl)); err != nil {
 		return node.Token{}, secret.Text{}, err
 	}
 	old, err := t.store.Token(ctx, name)
@@ -151,7 +158,7 @@ func (t *Tokens) Rotate(ctx context.Context, name string, ttl time.Duration) (no
 // Revoke ends a token: durable, and for every call from then on, when it
 // returns. One that is revoked already is returned as it is.
 func (t *Tokens) Revoke(ctx context.Context, name string) (node.Token, error) {
-	if err := node.CheckTokenName("name", name); err != nil {
+	if err := node.Join(mayWrite(ctx), node.CheckTokenName("name", name)); err != nil {
 		return node.Token{}, err
 	}
 	old, err := t.store.Token(ctx, name)

@@ -29,8 +29,8 @@ type Caller struct {
 	Grant  Grant  // what a provisioner is confined to
 }
 
-// Self is espm, at work that no call asked for, such as a launch deadline.
-var Self = Caller{Name: "espm", Role: Admin}
+// self is espm, at work that no call asked for, such as a launch deadline.
+var self = Caller{Name: "espm", Role: Admin}
 
 type callerKey struct{}
 
@@ -40,12 +40,14 @@ func WithCaller(ctx context.Context, c Caller) context.Context {
 	return context.WithValue(ctx, callerKey{}, c)
 }
 
-// CallerOf returns whom work is done for: Self where no call asked for it.
+// AsSelf returns a context of work that espm does of its own accord. Such work is
+// never confined, and the audit log shows it as espm's.
+func AsSelf(ctx context.Context) context.Context { return WithCaller(ctx, self) }
+
+// CallerOf returns whom work is done for. The zero Caller, which may do nothing, stands for nobody.
 func CallerOf(ctx context.Context) Caller {
-	if c, ok := ctx.Value(callerKey{}).(Caller); ok {
-		return c
-	}
-	return Self
+	c, _ := ctx.Value(callerKey{}).(Caller)
+	return c
 }
 
 // Grant confines a provisioner. A nil list does not confine, an empty one allows

@@ -17,7 +17,8 @@ import (
 // all; anybody else sees what is his own, and of the rest learns no more than of
 // what does not exist, in the same words. Certificates and revocations
 // carry the owner of their registration, so that lists and watches of one owner are read
-// from an index. What espm does by itself (node.Self) is never confined.
+// from an index. What espm does by itself (node.AsSelf) is never confined.
+// Where no caller is known, or it has none of the roles, every use case refuses.
 //
 // docs/ownership.md says what a provisioner can learn nevertheless.
 
@@ -29,6 +30,14 @@ func accessOf(ctx context.Context) access { return access{node.CallerOf(ctx)} }
 // confined tells a caller that sees its own alone. A role that is new here is confined.
 func (a access) confined() bool { return a.Role != node.Admin && a.Role != node.Reader }
 
+// known refuses a caller without a role, and work without a caller.
+func (a access) known() error {
+	if slices.Contains(node.Roles, a.Role) {
+		return nil
+	}
+	return node.NotPermitted("", "the caller has no role")
+}
+
 // sees tells whether a record is there for the caller. One without an owner is there for
 // those who see all.
 func (a access) sees(owner string) bool {
@@ -37,6 +46,9 @@ func (a access) sees(owner string) bool {
 
 // scope returns the owner whose records alone the caller sees, "" where it sees all.
 func (a access) scope() (string, error) {
+	if err := a.known(); err != nil {
+		return "", err
+	}
 	switch {
 	case !a.confined():
 		return "", nil
@@ -52,7 +64,7 @@ func (a access) write() error {
 	if a.Role == node.Reader {
 		return node.NotPermitted("", "a reader changes nothing")
 	}
-	return nil
+	return a.known()
 }
 
 // admin refuses all but admins.

@@ -18,7 +18,7 @@ import (
 func (f *fixture) lines(t *testing.T) (all []node.SealedLine) {
 	t.Helper()
 	log := audit.New(f.store, audit.Options{Now: f.clock.Now, Log: f.options.Log})
-	err := log.Export(t.Context(), 0, func(page []node.SealedLine) error { all = append(all, page...); return nil })
+	err := log.Export(self(t), 0, func(page []node.SealedLine) error { all = append(all, page...); return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,17 +88,17 @@ func TestLinesOfOwnWork(t *testing.T) {
 	if _, err := f.Provision(ctx, node.Node{Certname: "a.test", ClaimWithin: time.Hour}, registry.Spec{}, "", false); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.EndLaunches(t.Context()); err != nil {
+	if _, err := f.EndLaunches(self(t)); err != nil {
 		t.Fatal(err)
 	}
 	f.clock.advance(100 * time.Hour)
-	if _, err := f.EndLaunches(t.Context()); err != nil {
+	if _, err := f.EndLaunches(self(t)); err != nil {
 		t.Fatal(err)
 	}
 	f.run(t)
 	f.drain(t)
 	f.clock.advance(40 * 24 * time.Hour)
-	if err := f.Sweep(t.Context()); err != nil {
+	if err := f.Sweep(self(t)); err != nil {
 		t.Fatal(err)
 	}
 	want := map[node.Action]string{node.ActionTerminate: "not claimed by ", node.ActionReceipt: "CRL ", node.ActionForget: ""}

@@ -92,23 +92,23 @@ func TestDeadlineAtOnceWithOthers(t *testing.T) {
 	wg.Go(func() { f.relabel(t, nodes) })
 	wg.Go(func() {
 		for i := len(nodes) - 1; i >= 0; i-- {
-			f.Sightings.Saw(t.Context(), nodes[i])
+			f.Sightings.Saw(self(t), nodes[i])
 		}
 	})
 	wg.Go(func() {
 		for i := 0; i < len(nodes); i += 2 {
-			if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: nodes[i].Certname, UID: nodes[i].UID}, 0, false); err != nil {
+			if _, err := f.Terminate(self(t), registry.TerminateRequest{Certname: nodes[i].Certname, UID: nodes[i].UID}, 0, false); err != nil {
 				t.Error(err)
 			}
 		}
 	})
 	wg.Wait()
 	for i, n := range nodes {
-		now, err := f.Get(t.Context(), n.Certname, n.UID)
+		now, err := f.Get(self(t), n.Certname, n.UID)
 		if err != nil {
 			t.Fatal(err)
 		}
-		revs, err := f.store.RevocationsOf(t.Context(), n.Certname, n.UID)
+		revs, err := f.store.RevocationsOf(self(t), n.Certname, n.UID)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -131,7 +131,7 @@ func TestDeadlineAtOnceWithOthers(t *testing.T) {
 // relabel changes nodes meanwhile.
 func (f *launching) relabel(t *testing.T, nodes []node.Node) {
 	for _, n := range nodes {
-		_, err := f.Update(t.Context(), n.Certname, registry.Expect{}, func(n *node.Node) error { n.Labels = map[string]string{"a": "b"}; return nil }, false)
+		_, err := f.Update(self(t), n.Certname, registry.Expect{}, func(n *node.Node) error { n.Labels = map[string]string{"a": "b"}; return nil }, false)
 		if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
 			t.Error(err)
 		}
@@ -144,6 +144,6 @@ func TestClaimOfAnEarlierLife(t *testing.T) {
 	first := f.launch(t, "web1.test", time.Minute)
 	f.terminate(t, "web1.test", first.UID, 0)
 	second := f.launch(t, "web1.test", time.Minute)
-	f.Sightings.Saw(t.Context(), first)
+	f.Sightings.Saw(self(t), first)
 	f.lives(t, second, true, false)
 }

@@ -40,7 +40,7 @@ func (f *launching) setClock(d time.Duration) {
 // check has the registry look at the deadlines, and returns when it wants to look again.
 func (f *launching) check(t *testing.T) time.Duration {
 	t.Helper()
-	next, err := f.EndLaunches(t.Context())
+	next, err := f.EndLaunches(self(t))
 	if err != nil || next <= 0 || next > time.Minute {
 		t.Fatalf("look again in %v, %v", next, err)
 	}
@@ -60,7 +60,7 @@ func (f *launching) after(t *testing.T, d time.Duration) {
 
 func (f *launching) launch(t *testing.T, name node.Certname, within time.Duration) node.Node {
 	t.Helper()
-	p, err := f.Provision(t.Context(), node.Node{Certname: name, ClaimWithin: within}, registry.Spec{}, "", false)
+	p, err := f.Provision(self(t), node.Node{Certname: name, ClaimWithin: within}, registry.Spec{}, "", false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func (f *launching) launch(t *testing.T, name node.Certname, within time.Duratio
 // open counts the keys of the index of open deadlines.
 func (f *launching) open(t *testing.T) int {
 	t.Helper()
-	recs, _, err := f.engine.List(t.Context(), "ix/claim/", "", 1000)
+	recs, _, err := f.engine.List(self(t), "ix/claim/", "", 1000)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func (f *launching) open(t *testing.T) int {
 // lives checks whether a node lives, and has been claimed.
 func (f *launching) lives(t *testing.T, n node.Node, lives, claimed bool) {
 	t.Helper()
-	now, err := f.Get(t.Context(), n.Certname, n.UID)
+	now, err := f.Get(self(t), n.Certname, n.UID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,11 +106,11 @@ func TestClaimedInTime(t *testing.T) {
 	if f.open(t) != 0 {
 		t.Error("the deadline is still in the index")
 	}
-	before, _ := f.store.Node(t.Context(), "web1.test")
+	before, _ := f.store.Node(self(t), "web1.test")
 	f.after(t, 24*time.Hour)
 	f.look(t, "web1.test")
 	f.lives(t, n, true, true)
-	if after, _ := f.store.Node(t.Context(), "web1.test"); after.Revision != before.Revision || !after.ClaimedAt.Equal(at) {
+	if after, _ := f.store.Node(self(t), "web1.test"); after.Revision != before.Revision || !after.ClaimedAt.Equal(at) {
 		t.Errorf("the second look-up changed the node: %+v", after)
 	}
 }
@@ -126,7 +126,7 @@ func TestNotClaimedInTime(t *testing.T) {
 	f.lives(t, n, false, false)
 	f.lives(t, late, true, false)
 	f.lives(t, other, true, false)
-	if _, err := f.Get(t.Context(), "web1.test", ""); !errors.Is(err, node.ErrNodeNotFound) {
+	if _, err := f.Get(self(t), "web1.test", ""); !errors.Is(err, node.ErrNodeNotFound) {
 		t.Errorf("the classifier has it still: %v", err)
 	}
 	if f.open(t) != 1 {
@@ -137,7 +137,7 @@ func TestNotClaimedInTime(t *testing.T) {
 	if !f.revoked(t)[n.Serial] || f.revoked(t)[late.Serial] {
 		t.Errorf("the CRL has %v, want %s", f.revoked(t), n.Serial)
 	}
-	if done, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "web1.test", UID: n.UID}, 0, false); err != nil || !strings.HasPrefix(done.Node.TerminatedFor, "not claimed by ") {
+	if done, err := f.Terminate(self(t), registry.TerminateRequest{Certname: "web1.test", UID: n.UID}, 0, false); err != nil || !strings.HasPrefix(done.Node.TerminatedFor, "not claimed by ") {
 		t.Errorf("a terminate by the caller: %+v, %v", done.Node, err)
 	}
 	again := f.launch(t, "web1.test", time.Minute) // the name is free, and its life another
@@ -148,13 +148,13 @@ func TestNotClaimedInTime(t *testing.T) {
 func TestRunEndsLaunches(t *testing.T) {
 	f := newLaunching(t)
 	n := f.launch(t, "web1.test", time.Minute)
-	rev, err := f.store.Revision(t.Context())
+	rev, err := f.store.Revision(self(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	f.clock.advance(2 * time.Minute)
 	f.run(t)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(self(t), time.Minute)
 	defer cancel()
 	for ev, err := range f.store.WatchNodes(ctx, rev) {
 		if err != nil || ev.Certname == "web1.test" && ev.Node == nil {
@@ -170,7 +170,7 @@ func TestDaemonDownDuringTheFirstCatalog(t *testing.T) {
 		f := newLaunching(t)
 		n := f.launch(t, "web1.test", 30*time.Minute)
 		f.clock.advance(10 * time.Minute)
-		if a, _ := enc.Ask(t.Context(), f.store.View, enc.Unknown{}, "web1.test", false); a.Status != enc.StatusYAML {
+		if a, _ := enc.Ask(self(t), f.store.View, enc.Unknown{}, "web1.test", false); a.Status != enc.StatusYAML {
 			t.Fatal(a.Text)
 		}
 		f.clock.advance(2 * time.Hour) // it passes while the daemon is down
@@ -249,7 +249,7 @@ func TestClockIsSet(t *testing.T) {
 func TestRetryKeepsTheDeadline(t *testing.T) {
 	f := newLaunching(t)
 	provision := func(within time.Duration) (registry.Provisioned, error) {
-		return f.Provision(t.Context(), node.Node{Certname: "web1.test", ClaimWithin: within}, registry.Spec{}, "r1", false)
+		return f.Provision(self(t), node.Node{Certname: "web1.test", ClaimWithin: within}, registry.Spec{}, "r1", false)
 	}
 	first, err := provision(30 * time.Minute)
 	if err != nil {
@@ -274,7 +274,7 @@ func TestFailedProvisionLeavesNoDeadline(t *testing.T) {
 			f := newLaunching(t)
 			f.run(t)
 			f.failSign(fault.applied)
-			_, err := f.Provision(t.Context(), node.Node{Certname: "web1.test", ClaimWithin: time.Hour}, registry.Spec{}, "", false)
+			_, err := f.Provision(self(t), node.Node{Certname: "web1.test", ClaimWithin: time.Hour}, registry.Spec{}, "", false)
 			if !errors.Is(err, node.ErrUnavailable) {
 				t.Fatalf("got %v", err)
 			}
@@ -289,14 +289,14 @@ func TestFailedProvisionLeavesNoDeadline(t *testing.T) {
 func TestAdoptedCertificateKeepsTheDeadline(t *testing.T) {
 	f := newLaunching(t)
 	f.failSign(true)
-	_, err := f.Provision(t.Context(), node.Node{Certname: "web1.test", ClaimWithin: time.Hour}, registry.Spec{CSRPEM: newCSR(t, "web1.test")}, "r1", false)
+	_, err := f.Provision(self(t), node.Node{Certname: "web1.test", ClaimWithin: time.Hour}, registry.Spec{CSRPEM: newCSR(t, "web1.test")}, "r1", false)
 	if err == nil {
 		t.Fatal("the answer was not lost")
 	}
 	f.authority.heal()
 	f.run(t)
 	f.drain(t)
-	n, err := f.Get(t.Context(), "web1.test", "")
+	n, err := f.Get(self(t), "web1.test", "")
 	if err != nil || n.State != node.Provisioned || !n.ClaimBy.Equal(n.CreatedAt.Add(time.Hour).Round(time.Second)) || f.open(t) != 1 {
 		t.Errorf("adopted: %+v, %v", n, err)
 	}
@@ -304,7 +304,7 @@ func TestAdoptedCertificateKeepsTheDeadline(t *testing.T) {
 
 func TestDeadlineOfAProtectedNode(t *testing.T) {
 	f := newLaunching(t)
-	_, err := f.Provision(t.Context(), node.Node{Certname: "puppet.test", ClaimWithin: time.Hour}, registry.Spec{}, "", true)
+	_, err := f.Provision(self(t), node.Node{Certname: "puppet.test", ClaimWithin: time.Hour}, registry.Spec{}, "", true)
 	if !errors.Is(err, node.ErrProtected) {
 		t.Errorf("got %v", err)
 	}
@@ -321,7 +321,7 @@ func TestDeadlineOfAProtectedNode(t *testing.T) {
 func TestBoundsOfTheDeadline(t *testing.T) {
 	f := newLaunching(t)
 	for _, within := range []time.Duration{-time.Hour, time.Nanosecond, time.Minute - 1, 30*24*time.Hour + 1} {
-		_, err := f.Provision(t.Context(), node.Node{Certname: "web1.test", ClaimWithin: within}, registry.Spec{}, "", true)
+		_, err := f.Provision(self(t), node.Node{Certname: "web1.test", ClaimWithin: within}, registry.Spec{}, "", true)
 		if !errors.Is(err, node.ErrInvalid) || !strings.Contains(err.Error(), "claim_within: from 1m0s to 720h0m0s") {
 			t.Errorf("%v: got %v", within, err)
 		}

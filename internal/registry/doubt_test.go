@@ -27,7 +27,7 @@ func (f *fixture) hang() (release func()) {
 // comes back with its request id, and the node has one certificate.
 func TestProvisionInDoubt(t *testing.T) {
 	f := newFixture(t)
-	ctx := t.Context()
+	ctx := self(t)
 	release := f.hang()
 	n := node.Node{Certname: "web01.test"}
 	_, err := f.Provision(ctx, n, registry.Spec{}, "r1", false)
@@ -50,7 +50,7 @@ func TestProvisionInDoubt(t *testing.T) {
 // A provision whose last commit hangs is settled: the certificate is the node's, or it is revoked.
 func TestIssueInDoubt(t *testing.T) {
 	f := newFixture(t)
-	ctx := t.Context()
+	ctx := self(t)
 	var release func()
 	f.authority.sign = func(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
 		cert, err := f.authority.Authority.Sign(ctx, r)

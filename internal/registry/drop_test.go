@@ -21,12 +21,12 @@ import (
 // revokeAndDrop leaves a node's certificate valid, after its revocation was ordered.
 func (f *fixture) revokeAndDrop(t *testing.T, name node.Certname, meanwhile func()) {
 	t.Helper()
-	rev, err := f.Revoke(t.Context(), registry.RevokeRequest{Certname: name}, 0, false)
+	rev, err := f.Revoke(self(t), registry.RevokeRequest{Certname: name}, 0, false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	meanwhile()
-	if _, err := f.DropRevocation(t.Context(), rev.ID, "it was found again"); err != nil {
+	if _, err := f.DropRevocation(self(t), rev.ID, "it was found again"); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -52,7 +52,7 @@ func TestTerminateRevokesAllThatIsValid(t *testing.T) {
 	first := f.provision(t, "web1.test", "").Node
 	var second node.Node
 	f.revokeAndDrop(t, "web1.test", func() {
-		p, err := f.Issue(t.Context(), "web1.test", "", registry.Spec{}, "", false)
+		p, err := f.Issue(self(t), "web1.test", "", registry.Spec{}, "", false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -95,11 +95,11 @@ func TestTerminateWithoutTheCertificatesRecord(t *testing.T) {
 		}
 		return f.engine.Engine.Get(ctx, key)
 	})
-	_, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "web1.test"}, 0, false)
+	_, err := f.Terminate(self(t), registry.TerminateRequest{Certname: "web1.test"}, 0, false)
 	if !errors.Is(err, node.ErrCertificateNotFound) || !strings.Contains(err.Error(), string(p.Node.Serial)) {
 		t.Errorf("got %v", err)
 	}
-	if n, err := f.Get(t.Context(), "web1.test", ""); err != nil || n.Serial != p.Node.Serial {
+	if n, err := f.Get(self(t), "web1.test", ""); err != nil || n.Serial != p.Node.Serial {
 		t.Errorf("got %+v, %v", n, err)
 	}
 }
@@ -113,25 +113,25 @@ func TestDropAfterTerminate(t *testing.T) {
 		f.terminate(t, "web1.test", "", 0)
 		f.enroll(t, "web1.test")
 	})
-	if n, err := f.Get(t.Context(), "web1.test", ""); err != nil || n.Serial != "" {
+	if n, err := f.Get(self(t), "web1.test", ""); err != nil || n.Serial != "" {
 		t.Errorf("the next registration: %+v, %v", n, err)
 	}
 	if got := f.doImport(t, registry.ImportSpec{})["web1.test"]; got.Outcome != registry.Skipped || !strings.Contains(got.Reason, "was dropped") {
 		t.Errorf("imported: %+v", got)
 	}
 	f.clock.advance(31 * 24 * time.Hour)
-	if err := f.Sweep(t.Context()); err != nil {
+	if err := f.Sweep(self(t)); err != nil {
 		t.Fatal(err)
 	}
-	cert, err := f.store.Certificate(t.Context(), p.Node.Serial)
+	cert, err := f.store.Certificate(self(t), p.Node.Serial)
 	if err != nil {
 		t.Fatalf("a valid certificate was forgotten: %v", err)
 	}
 	f.clock.advance(cert.NotAfter.Sub(f.clock.Now()) + time.Second)
-	if err := f.Sweep(t.Context()); err != nil {
+	if err := f.Sweep(self(t)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.store.Certificate(t.Context(), p.Node.Serial); !errors.Is(err, node.ErrCertificateNotFound) {
+	if _, err := f.store.Certificate(self(t), p.Node.Serial); !errors.Is(err, node.ErrCertificateNotFound) {
 		t.Errorf("it has expired, and is remembered: %v", err)
 	}
 }
@@ -154,23 +154,23 @@ func TestDropOfWhatIsListed(t *testing.T) {
 		return receipts, err
 	}
 	p := f.provision(t, "web1.test", "")
-	rev, err := f.Revoke(t.Context(), registry.RevokeRequest{Certname: "web1.test"}, 0, false)
+	rev, err := f.Revoke(self(t), registry.RevokeRequest{Certname: "web1.test"}, 0, false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	f.run(t)
 	<-tried
-	if _, err := f.DropRevocation(t.Context(), rev.ID, "it was found again"); !errors.Is(err, node.ErrRevocationClosed) || !strings.Contains(err.Error(), "on CRL 1 already") {
+	if _, err := f.DropRevocation(self(t), rev.ID, "it was found again"); !errors.Is(err, node.ErrRevocationClosed) || !strings.Contains(err.Error(), "on CRL 1 already") {
 		t.Errorf("got %v", err)
 	}
-	if cert, err := f.store.Certificate(t.Context(), p.Node.Serial); err != nil || cert.Revocation != rev.ID {
+	if cert, err := f.store.Certificate(self(t), p.Node.Serial); err != nil || cert.Revocation != rev.ID {
 		t.Errorf("its record: %+v, %v", cert, err)
 	}
 	if err := os.Mkdir(filepath.Dir(published), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	f.drain(t)
-	if now, err := f.store.Revocation(t.Context(), rev.ID); err != nil || now.Receipt == nil {
+	if now, err := f.store.Revocation(self(t), rev.ID); err != nil || now.Receipt == nil {
 		t.Errorf("got %+v, %v", now, err)
 	}
 }

@@ -99,13 +99,13 @@ func TestALateTerminateNeverKillsASuccessor(t *testing.T) {
 
 	second := make(chan registry.Provisioned, 1)
 	go func() {
-		p, err := f.Provision(context.Background(), node.Node{Certname: "web1.test"}, registry.Spec{}, "", false)
+		p, err := f.Provision(node.AsSelf(context.Background()), node.Node{Certname: "web1.test"}, registry.Spec{}, "", false)
 		if err != nil {
 			t.Error(err)
 		}
 		second <- p
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(self(t), 300*time.Millisecond)
 	defer cancel()
 	if _, err := f.Provision(ctx, node.Node{Certname: "web1.test"}, registry.Spec{}, "", false); !errors.Is(err, node.ErrUnavailable) || ctx.Err() != nil {
 		t.Errorf("a caller with little time got %v, after its deadline: %v", err, ctx.Err())
@@ -133,7 +133,7 @@ func TestALateTerminateNeverKillsASuccessor(t *testing.T) {
 // provisionErr provisions with little time, and returns the error.
 func (f *fixture) provisionErr(t *testing.T, name node.Certname) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(self(t), 100*time.Millisecond)
 	defer cancel()
 	_, err := f.Provision(ctx, node.Node{Certname: name}, registry.Spec{}, "", false)
 	return err
@@ -172,12 +172,12 @@ func TestReissueRevokesFirst(t *testing.T) {
 	first := f.provision(t, "web1.test", "r1")
 	f.Registry = registry.New(f.options) // the answers are forgotten
 	release := f.hold()
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(self(t), 300*time.Millisecond)
 	defer cancel()
 	if _, err := f.Provision(ctx, node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false); !errors.Is(err, node.ErrUnavailable) {
 		t.Fatalf("got %v", err)
 	}
-	if n, err := f.Get(t.Context(), "web1.test", ""); err != nil || n.Serial != "" || n.State != node.Registered {
+	if n, err := f.Get(self(t), "web1.test", ""); err != nil || n.Serial != "" || n.State != node.Registered {
 		t.Errorf("meanwhile the node is %+v, %v", n, err)
 	}
 	release()
@@ -204,7 +204,7 @@ func TestANameWaitsForOpenIntents(t *testing.T) {
 		return nil, errLost
 	}
 	f.authority.find = func(context.Context, ca.Query) (ca.Found, error) { return ca.Found{}, errLost }
-	if _, err := f.Provision(t.Context(), node.Node{Certname: "web1.test"}, registry.Spec{}, "", false); !errors.Is(err, errLost) {
+	if _, err := f.Provision(self(t), node.Node{Certname: "web1.test"}, registry.Spec{}, "", false); !errors.Is(err, errLost) {
 		t.Fatalf("got %v", err)
 	}
 	f.terminate(t, "web1.test", "", 0)

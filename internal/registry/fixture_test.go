@@ -46,6 +46,9 @@ type fixture struct {
 	disk      sync.Mutex // the disk of the store hangs while it is locked
 }
 
+// self is the context of work that espm does by itself, which nothing confines.
+func self(t *testing.T) context.Context { return node.AsSelf(t.Context()) }
+
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	dir := t.TempDir()
@@ -55,7 +58,7 @@ func newFixture(t *testing.T) *fixture {
 		defer f.disk.Unlock()
 	})}
 	var err error
-	if f.store, err = store.New(t.Context(), f.engine); err != nil {
+	if f.store, err = store.New(self(t), f.engine); err != nil {
 		t.Fatal(err)
 	}
 	if err := directory.Create(f.caDir, directory.CreateOptions{Host: "puppet.test", Key: ca.ECP256}); err != nil {
@@ -215,7 +218,7 @@ func (a *authority) heal() {
 // revoked returns the serials on the CRL.
 func (f *fixture) revoked(t *testing.T) map[node.Serial]bool {
 	t.Helper()
-	trust, err := f.authority.Trust(t.Context())
+	trust, err := f.authority.Trust(self(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,7 +265,7 @@ func newCSRWith(t *testing.T, name string, extensions map[string]string) []byte 
 // provision provisions a bare node and wants it to succeed.
 func (f *fixture) provision(t *testing.T, name node.Certname, requestID string) registry.Provisioned {
 	t.Helper()
-	p, err := f.Provision(t.Context(), node.Node{Certname: name}, registry.Spec{}, requestID, false)
+	p, err := f.Provision(self(t), node.Node{Certname: name}, registry.Spec{}, requestID, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -272,7 +275,7 @@ func (f *fixture) provision(t *testing.T, name node.Certname, requestID string) 
 // drain waits until nothing is pending and no intent is open; what does so must run.
 func (f *fixture) drain(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(self(t), 20*time.Second)
 	defer cancel()
 	for tick := time.NewTicker(2 * time.Millisecond); ; {
 		pending, err := f.store.Pending(ctx, "", 1)

@@ -40,7 +40,7 @@ func TestForceRevokesNoOther(t *testing.T) {
 		{"alias2.test", stranger, node.ErrCertificateNotFound},
 		{"other.test", stranger, node.ErrCertificateNotFound}, // which the inventory names
 	} {
-		if rev, err := f.Revoke(t.Context(), registry.RevokeRequest{Certname: c.name, Serial: c.serial, Force: true}, 20*time.Second, false); !errors.Is(err, c.want) {
+		if rev, err := f.Revoke(self(t), registry.RevokeRequest{Certname: c.name, Serial: c.serial, Force: true}, 20*time.Second, false); !errors.Is(err, c.want) {
 			t.Errorf("%s %s: got %+v, %v, want %v", c.name, c.serial, rev, err, c.want)
 		}
 	}
@@ -62,7 +62,7 @@ func TestForceOfWhatEspmKnows(t *testing.T) {
 	f := newFixture(t)
 	f.provision(t, "web1.test", "")
 	ordered := f.terminate(t, "web1.test", "", 0).Revocations[0]
-	if rev, err := f.Revoke(t.Context(), registry.RevokeRequest{Certname: "web1.test", Force: true}, 0, false); err != nil || rev.ID != ordered.ID {
+	if rev, err := f.Revoke(self(t), registry.RevokeRequest{Certname: "web1.test", Force: true}, 0, false); err != nil || rev.ID != ordered.ID {
 		t.Errorf("got %+v, %v, want %s", rev, err, ordered.ID)
 	}
 }
@@ -82,7 +82,7 @@ func TestImportBesideForcedRevocation(t *testing.T) {
 	if got := f.doImport(t, registry.ImportSpec{Certnames: []string{"web1.test"}})["web1.test"]; got.Outcome != registry.Skipped || got.Reason != "espm has revoked it" {
 		t.Errorf("imported: %+v", got)
 	}
-	cert, err := f.store.Certificate(t.Context(), serial)
+	cert, err := f.store.Certificate(self(t), serial)
 	if err != nil || cert.Receipt == nil || cert.UID != "" {
 		t.Errorf("its record: %+v, %v", cert, err)
 	}
@@ -95,7 +95,7 @@ func TestImportBesideForcedRevocation(t *testing.T) {
 	})
 	force.Certname = "web2.test"
 	f.revoke(t, force)
-	if n, err := f.Get(t.Context(), "web2.test", ""); err != nil || n.Serial != "" || !f.revoked(t)[serial] {
+	if n, err := f.Get(self(t), "web2.test", ""); err != nil || n.Serial != "" || !f.revoked(t)[serial] {
 		t.Errorf("the node: %+v, %v", n, err)
 	}
 }
@@ -104,14 +104,14 @@ func TestImportBesideForcedRevocation(t *testing.T) {
 func TestImportAfterADroppedForcedRevocation(t *testing.T) {
 	f := newFixture(t)
 	serial := f.sign(t, "web1.test")
-	rev, err := f.Revoke(t.Context(), registry.RevokeRequest{Certname: "web1.test", Force: true}, 0, false)
+	rev, err := f.Revoke(self(t), registry.RevokeRequest{Certname: "web1.test", Force: true}, 0, false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got := f.doImport(t, registry.ImportSpec{})["web1.test"]; got.Outcome != registry.Skipped {
 		t.Errorf("imported: %+v", got)
 	}
-	if _, err := f.DropRevocation(t.Context(), rev.ID, "it is ours"); err != nil {
+	if _, err := f.DropRevocation(self(t), rev.ID, "it is ours"); err != nil {
 		t.Fatal(err)
 	}
 	f.doImport(t, registry.ImportSpec{})

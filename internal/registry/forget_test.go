@@ -36,12 +36,12 @@ func TestForcedRevocationWhileForgetting(t *testing.T) {
 		t.Run(when, func(t *testing.T) {
 			f := newFixture(t)
 			p := f.provision(t, "web1.test", "")
-			cert, err := f.store.Certificate(t.Context(), p.Node.Serial)
+			cert, err := f.store.Certificate(self(t), p.Node.Serial)
 			if err != nil {
 				t.Fatal(err)
 			}
 			f.terminate(t, "web1.test", "", 0)
-			ctx, cancel := context.WithCancel(t.Context())
+			ctx, cancel := context.WithCancel(self(t))
 			ended := make(chan struct{})
 			go func() { defer close(ended); f.queue.Run(ctx) }()
 			defer func() { cancel(); <-ended }()
@@ -51,32 +51,32 @@ func TestForcedRevocationWhileForgetting(t *testing.T) {
 			f.clock.advance(cert.NotAfter.Sub(f.clock.Now()) + 24*time.Hour) // nothing but its order keeps it
 			var again node.Revocation
 			meanwhile(f.engine, func() {
-				if again, err = f.Revoke(t.Context(), registry.RevokeRequest{Serial: p.Node.Serial, Force: true}, 0, false); err != nil {
+				if again, err = f.Revoke(self(t), registry.RevokeRequest{Serial: p.Node.Serial, Force: true}, 0, false); err != nil {
 					t.Error(err)
 				}
 			})
-			if err := f.Sweep(t.Context()); err != nil {
+			if err := f.Sweep(self(t)); err != nil {
 				t.Fatal(err)
 			}
 			if again.ID == "" {
 				t.Fatal("nothing was ordered meanwhile")
 			}
-			if _, err := f.store.Tombstone(t.Context(), "web1.test", p.Node.UID); err != nil {
+			if _, err := f.store.Tombstone(self(t), "web1.test", p.Node.UID); err != nil {
 				t.Errorf("forgotten, with an open order: %v", err)
 			}
-			if cert, err = f.store.Certificate(t.Context(), p.Node.Serial); err != nil || cert.Revocation != again.ID {
+			if cert, err = f.store.Certificate(self(t), p.Node.Serial); err != nil || cert.Revocation != again.ID {
 				t.Errorf("got %+v, %v, want the order %s", cert, err, again.ID)
 			}
 
 			f.authority.heal()
 			f.drain(t)
-			if err := f.Sweep(t.Context()); err != nil {
+			if err := f.Sweep(self(t)); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := f.store.Tombstone(t.Context(), "web1.test", p.Node.UID); !errors.Is(err, node.ErrNodeNotFound) {
+			if _, err := f.store.Tombstone(self(t), "web1.test", p.Node.UID); !errors.Is(err, node.ErrNodeNotFound) {
 				t.Errorf("remembered: %v", err)
 			}
-			if revs, err := f.store.AllRevocationsOf(t.Context(), "web1.test"); err != nil || len(revs) > 0 {
+			if revs, err := f.store.AllRevocationsOf(self(t), "web1.test"); err != nil || len(revs) > 0 {
 				t.Errorf("left: %+v, %v", revs, err)
 			}
 		})

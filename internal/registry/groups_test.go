@@ -22,14 +22,14 @@ func (f *fixture) group(t *testing.T, name string, value string, parents ...stri
 	if value != "" {
 		g.Classification.Parameters = map[string]any{"tier": value}
 	}
-	if _, err := f.CreateGroup(t.Context(), g, false); err != nil {
+	if _, err := f.CreateGroup(self(t), g, false); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func (f *fixture) register(t *testing.T, name node.Certname, groups ...string) {
 	t.Helper()
-	if _, err := f.Register(t.Context(), node.Node{Certname: name, Groups: groups}, "", false); err != nil {
+	if _, err := f.Register(self(t), node.Node{Certname: name, Groups: groups}, "", false); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -42,14 +42,14 @@ func TestConflictIsRefusedOnTheNode(t *testing.T) {
 	f := newFixture(t)
 	f.group(t, "gold", "gold")
 	f.group(t, "silver", "silver")
-	_, err := f.Register(t.Context(), node.Node{Certname: "web1.test", Groups: []string{"silver", "gold"}}, "", false)
+	_, err := f.Register(self(t), node.Node{Certname: "web1.test", Groups: []string{"silver", "gold"}}, "", false)
 	conflict, ok := errors.AsType[*node.ConflictError](err)
 	if !ok || conflict.Setting != "parameters[tier]" || conflict.Groups != [2]string{"gold", "silver"} {
 		t.Fatalf("got %v", err)
 	}
 	own := node.Node{Certname: "web1.test", Groups: []string{"silver", "gold"},
 		Classification: node.Classification{Parameters: map[string]any{"tier": json.Number("1")}}}
-	if _, err := f.Register(t.Context(), own, "", false); err != nil {
+	if _, err := f.Register(self(t), own, "", false); err != nil {
 		t.Errorf("the node itself decides: %v", err)
 	}
 }
@@ -63,7 +63,7 @@ func TestConflictIsRefusedOnTheGroup(t *testing.T) {
 		f.register(t, node.Certname(fmt.Sprintf("web%d.test", i)), "web", "gold")
 	}
 	f.register(t, "other.test", "web")
-	_, err := f.UpdateGroup(t.Context(), "base", 0, setTier("bronze"), false)
+	_, err := f.UpdateGroup(self(t), "base", 0, setTier("bronze"), false)
 	conflict, ok := errors.AsType[*node.ConflictError](err)
 	if !ok || !slices.Equal(conflict.Nodes, []node.Certname{"web0.test", "web1.test", "web2.test"}) {
 		t.Fatalf("got %v", err)
@@ -71,10 +71,10 @@ func TestConflictIsRefusedOnTheGroup(t *testing.T) {
 	if conflict.Groups != [2]string{"base", "gold"} {
 		t.Errorf("named %v", conflict.Groups)
 	}
-	if g, err := f.store.Group(t.Context(), "base"); err != nil || len(g.Classification.Parameters) != 0 {
+	if g, err := f.store.Group(self(t), "base"); err != nil || len(g.Classification.Parameters) != 0 {
 		t.Errorf("the refused write shows: %+v, %v", g, err)
 	}
-	if _, err := f.UpdateGroup(t.Context(), "base", 0, setTier("gold"), false); err != nil {
+	if _, err := f.UpdateGroup(self(t), "base", 0, setTier("gold"), false); err != nil {
 		t.Errorf("agreeing values: %v", err)
 	}
 }
@@ -84,11 +84,11 @@ func TestCycles(t *testing.T) {
 	f.group(t, "a", "")
 	f.group(t, "b", "", "a")
 	f.group(t, "c", "", "b")
-	_, err := f.UpdateGroup(t.Context(), "a", 0, func(g *node.Group) error { g.Parents = []string{"c"}; return nil }, false)
+	_, err := f.UpdateGroup(self(t), "a", 0, func(g *node.Group) error { g.Parents = []string{"c"}; return nil }, false)
 	if !errors.Is(err, node.ErrInvalid) || !strings.Contains(err.Error(), "a -> c -> b -> a") {
 		t.Errorf("got %v", err)
 	}
-	if _, err := f.CreateGroup(t.Context(), node.Group{Name: "d", Parents: []string{"nowhere"}}, false); !errors.Is(err, node.ErrGroupNotFound) {
+	if _, err := f.CreateGroup(self(t), node.Group{Name: "d", Parents: []string{"nowhere"}}, false); !errors.Is(err, node.ErrGroupNotFound) {
 		t.Errorf("an unknown parent: got %v", err)
 	}
 }
@@ -99,14 +99,14 @@ func TestGroupsInUseStay(t *testing.T) {
 	f.group(t, "web", "", "base")
 	f.register(t, "web1.test", "web")
 	for name, user := range map[string]string{"base": "group web", "web": "node web1.test"} {
-		err := f.DeleteGroup(t.Context(), name, 0, false)
+		err := f.DeleteGroup(self(t), name, 0, false)
 		if !errors.Is(err, node.ErrGroupInUse) || !strings.Contains(err.Error(), user) {
 			t.Errorf("%s: got %v, want it to name %s", name, err, user)
 		}
 	}
 	f.terminate(t, "web1.test", "", 0)
 	for _, name := range []string{"web", "base"} {
-		if err := f.DeleteGroup(t.Context(), name, 0, false); err != nil {
+		if err := f.DeleteGroup(self(t), name, 0, false); err != nil {
 			t.Error(err)
 		}
 	}
@@ -116,22 +116,22 @@ func TestStaleRevisionIsRefused(t *testing.T) {
 	f := newFixture(t)
 	f.group(t, "web", "")
 	f.register(t, "web1.test", "web")
-	n, err := f.Get(t.Context(), "web1.test", "")
+	n, err := f.Get(self(t), "web1.test", "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	edit := func(n *node.Node) error { n.Labels = map[string]string{"a": "b"}; return nil }
-	changed, err := f.Update(t.Context(), "web1.test", registry.Expect{Revision: n.Revision}, edit, false)
+	changed, err := f.Update(self(t), "web1.test", registry.Expect{Revision: n.Revision}, edit, false)
 	if err != nil || changed.Revision <= n.Revision {
 		t.Fatalf("got %+v, %v", changed, err)
 	}
-	if _, err := f.Update(t.Context(), "web1.test", registry.Expect{Revision: n.Revision}, edit, false); !errors.Is(err, node.ErrStale) {
+	if _, err := f.Update(self(t), "web1.test", registry.Expect{Revision: n.Revision}, edit, false); !errors.Is(err, node.ErrStale) {
 		t.Errorf("node: got %v", err)
 	}
-	if _, err := f.UpdateGroup(t.Context(), "web", 1, setTier("x"), false); !errors.Is(err, node.ErrStale) {
+	if _, err := f.UpdateGroup(self(t), "web", 1, setTier("x"), false); !errors.Is(err, node.ErrStale) {
 		t.Errorf("group: got %v", err)
 	}
-	if err := f.DeleteGroup(t.Context(), "web", 1, false); !errors.Is(err, node.ErrStale) {
+	if err := f.DeleteGroup(self(t), "web", 1, false); !errors.Is(err, node.ErrStale) {
 		t.Errorf("delete: got %v", err)
 	}
 }
@@ -144,7 +144,7 @@ func TestWritesAtOnceKeepTheRules(t *testing.T) {
 	for _, name := range names {
 		f.group(t, name, "")
 	}
-	ctx := context.Background()
+	ctx := node.AsSelf(context.Background())
 	var wg sync.WaitGroup
 	for i := range 4 {
 		wg.Go(func() {

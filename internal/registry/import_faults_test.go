@@ -21,7 +21,7 @@ func TestImportIsGoneOnWith(t *testing.T) {
 	serials := f.signMany(t, "n", 450)
 	gone := errors.New("the caller is gone")
 	seen := 0
-	err := f.Import(t.Context(), registry.ImportSpec{}, func(done []registry.Imported, total int) error {
+	err := f.Import(self(t), registry.ImportSpec{}, func(done []registry.Imported, total int) error {
 		if total != len(serials) {
 			t.Errorf("%d in all", total)
 		}
@@ -37,11 +37,11 @@ func TestImportIsGoneOnWith(t *testing.T) {
 		if calls++; calls == 3 {
 			return nil, node.ErrUnavailable
 		}
-		return real.Held(t.Context(), names)
+		return real.Held(self(t), names)
 	}}
 	f.restart()
 	already := 0
-	err = f.Import(t.Context(), registry.ImportSpec{}, func(done []registry.Imported, _ int) error {
+	err = f.Import(self(t), registry.ImportSpec{}, func(done []registry.Imported, _ int) error {
 		for _, in := range done {
 			if in.Outcome == registry.Already {
 				already++
@@ -67,13 +67,13 @@ func TestImportOnAFullDisk(t *testing.T) {
 	serials := f.signMany(t, "n", 20)
 	full := &fullDisk{Engine: f.engine}
 	var err error
-	if f.options.Store, err = store.New(t.Context(), full); err != nil {
+	if f.options.Store, err = store.New(self(t), full); err != nil {
 		t.Fatal(err)
 	}
 	f.restart()
 	full.room.Store(7)
 	written := map[string]registry.Imported{}
-	err = f.Import(t.Context(), registry.ImportSpec{}, func(done []registry.Imported, _ int) error {
+	err = f.Import(self(t), registry.ImportSpec{}, func(done []registry.Imported, _ int) error {
 		for _, in := range done {
 			written[in.Certname] = in
 		}
@@ -83,7 +83,7 @@ func TestImportOnAFullDisk(t *testing.T) {
 		t.Errorf("%d reported, want 7: %v", len(written), err)
 	}
 	for name := range serials {
-		_, err := f.store.Node(t.Context(), node.Certname(name))
+		_, err := f.store.Node(self(t), node.Certname(name))
 		if in, reported := written[name]; reported != (err == nil) || reported && in.Outcome != registry.Adopted {
 			t.Errorf("%s: %v, reported as %+v", name, err, in)
 		}
@@ -116,7 +116,7 @@ func TestImportBesideOtherCalls(t *testing.T) {
 	serials := f.signMany(t, "n", 60)
 	for name := range serials {
 		if strings.HasSuffix(name, "5.test") { // some are registered before
-			if _, err := f.Register(t.Context(), node.Node{Certname: node.Certname(name)}, "", false); err != nil {
+			if _, err := f.Register(self(t), node.Node{Certname: node.Certname(name)}, "", false); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -126,7 +126,7 @@ func TestImportBesideOtherCalls(t *testing.T) {
 	adopted := map[string]int{}
 	for range 3 {
 		wg.Go(func() {
-			err := f.Import(t.Context(), registry.ImportSpec{}, func(done []registry.Imported, _ int) error {
+			err := f.Import(self(t), registry.ImportSpec{}, func(done []registry.Imported, _ int) error {
 				mu.Lock()
 				defer mu.Unlock()
 				for _, in := range done {
@@ -143,13 +143,13 @@ func TestImportBesideOtherCalls(t *testing.T) {
 	}
 	for name := range serials {
 		wg.Go(func() {
-			_, err := f.Provision(t.Context(), node.Node{Certname: node.Certname(name)}, registry.Spec{}, "", false)
+			_, err := f.Provision(self(t), node.Node{Certname: node.Certname(name)}, registry.Spec{}, "", false)
 			if !errors.Is(err, node.ErrForeignCertificate) && !errors.Is(err, node.ErrNodeExists) {
 				t.Errorf("provision of %s: %v", name, err)
 			}
 		})
 		wg.Go(func() {
-			_, err := f.Issue(t.Context(), node.Certname(name), "", registry.Spec{}, "", false)
+			_, err := f.Issue(self(t), node.Certname(name), "", registry.Spec{}, "", false)
 			if !errors.Is(err, node.ErrForeignCertificate) && !errors.Is(err, node.ErrCertificateExists) && !errors.Is(err, node.ErrNodeNotFound) {
 				t.Errorf("issue for %s: %v", name, err)
 			}

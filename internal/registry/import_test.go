@@ -24,7 +24,7 @@ func (f *fixture) sign(t *testing.T, name node.Certname) node.Serial {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, err := f.authority.Authority.Sign(t.Context(), ca.Request{Certname: name, Serial: f.authority.NewSerial(), Key: key})
+	cert, err := f.authority.Authority.Sign(self(t), ca.Request{Certname: name, Serial: f.authority.NewSerial(), Key: key})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +51,7 @@ func (f *fixture) doImport(t *testing.T, s registry.ImportSpec) map[string]regis
 	t.Helper()
 	all := map[string]registry.Imported{}
 	var order []string
-	err := f.Import(t.Context(), s, func(done []registry.Imported, total int) error {
+	err := f.Import(self(t), s, func(done []registry.Imported, total int) error {
 		for _, in := range done {
 			all[in.Certname] = in
 			order = append(order, in.Certname)
@@ -73,7 +73,7 @@ func (f *fixture) doImport(t *testing.T, s registry.ImportSpec) map[string]regis
 // revision tells whether anything was written.
 func (f *fixture) revision(t *testing.T) int64 {
 	t.Helper()
-	rev, err := f.store.Revision(t.Context())
+	rev, err := f.store.Revision(self(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,11 +83,11 @@ func (f *fixture) revision(t *testing.T) int64 {
 // held checks that a live node holds a certificate, and that the records agree.
 func (f *fixture) held(t *testing.T, name string, serial node.Serial) node.Node {
 	t.Helper()
-	n, err := f.store.Node(t.Context(), node.Certname(name))
+	n, err := f.store.Node(self(t), node.Certname(name))
 	if err != nil || n.State != node.Provisioned || n.Serial != serial {
 		t.Fatalf("%s: %+v, %v, want it to hold %s", name, n, err, serial)
 	}
-	cert, err := f.store.Certificate(t.Context(), serial)
+	cert, err := f.store.Certificate(self(t), serial)
 	if err != nil || cert.UID != n.UID || cert.Certname != n.Certname || cert.Revocation != "" {
 		t.Fatalf("%s: its certificate is %+v, %v", name, cert, err)
 	}
@@ -96,7 +96,7 @@ func (f *fixture) held(t *testing.T, name string, serial node.Serial) node.Node 
 
 func TestImport(t *testing.T) {
 	f := newFixture(t)
-	if _, err := f.CreateGroup(t.Context(), node.Group{Name: "old"}, false); err != nil {
+	if _, err := f.CreateGroup(self(t), node.Group{Name: "old"}, false); err != nil {
 		t.Fatal(err)
 	}
 	serial := f.sign(t, "web1.test")
@@ -118,7 +118,7 @@ func TestImport(t *testing.T) {
 	if !slices.Equal(n.Groups, spec.Groups) || n.Labels["from"] != "puppet" {
 		t.Errorf("registered as %+v", n)
 	}
-	if cert, err := f.store.Certificate(t.Context(), serial); err != nil || cert.ImportedAt.IsZero() || !strings.HasPrefix(cert.PEM, "-----BEGIN CERT") {
+	if cert, err := f.store.Certificate(self(t), serial); err != nil || cert.ImportedAt.IsZero() || !strings.HasPrefix(cert.PEM, "-----BEGIN CERT") {
 		t.Errorf("certificate: %+v, %v", cert, err)
 	}
 	before = f.revision(t)
@@ -194,7 +194,7 @@ func (f *fixture) openIntent(t *testing.T, name node.Certname) {
 	f.authority.find = func(context.Context, ca.Query) (ca.Found, error) { return ca.Found{}, broken }
 	f.authority.mu.Unlock()
 	defer f.authority.heal()
-	if _, err := f.Provision(t.Context(), node.Node{Certname: name}, registry.Spec{}, "", false); !errors.Is(err, node.ErrUnavailable) {
+	if _, err := f.Provision(self(t), node.Node{Certname: name}, registry.Spec{}, "", false); !errors.Is(err, node.ErrUnavailable) {
 		t.Fatal(err)
 	}
 }
@@ -205,7 +205,7 @@ func TestImportOfWhatWasRevokedMeanwhile(t *testing.T) {
 	f := newFixture(t)
 	f.run(t)
 	serial := f.sign(t, "lost.test")
-	before, err := f.options.Signed.Held(t.Context(), []node.Certname{"lost.test"})
+	before, err := f.options.Signed.Held(self(t), []node.Certname{"lost.test"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +213,7 @@ func TestImportOfWhatWasRevokedMeanwhile(t *testing.T) {
 	c := store.NewChange()
 	c.Unaudited()
 	f.queue.Order(c, node.Revocation{Serial: serial, Certname: "lost.test"})
-	if _, err := f.store.Commit(t.Context(), c); err != nil {
+	if _, err := f.store.Commit(self(t), c); err != nil {
 		t.Fatal(err)
 	}
 	f.queue.Kick()
@@ -228,10 +228,10 @@ func TestImportOfWhatWasRevokedMeanwhile(t *testing.T) {
 // A node that waits for its certificate gets it and stays what it was.
 func TestImportForARegisteredNode(t *testing.T) {
 	f := newFixture(t)
-	if _, err := f.CreateGroup(t.Context(), node.Group{Name: "web"}, false); err != nil {
+	if _, err := f.CreateGroup(self(t), node.Group{Name: "web"}, false); err != nil {
 		t.Fatal(err)
 	}
-	was, err := f.Register(t.Context(), node.Node{Certname: "web1.test", Groups: []string{"web"}, Labels: map[string]string{"tier": "a"}}, "", false)
+	was, err := f.Register(self(t), node.Node{Certname: "web1.test", Groups: []string{"web"}, Labels: map[string]string{"tier": "a"}}, "", false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +240,7 @@ func TestImportForARegisteredNode(t *testing.T) {
 	if n := f.held(t, "web1.test", serial); n.UID != was.UID || !slices.Equal(n.Groups, was.Groups) || len(n.Labels) != 1 {
 		t.Errorf("got %+v, was %+v", n, was)
 	}
-	if _, err := f.Issue(t.Context(), "web1.test", "", registry.Spec{}, "", false); !errors.Is(err, node.ErrCertificateExists) {
+	if _, err := f.Issue(self(t), "web1.test", "", registry.Spec{}, "", false); !errors.Is(err, node.ErrCertificateExists) {
 		t.Errorf("presigned beside it: %v", err)
 	}
 }
@@ -250,7 +250,7 @@ func TestImportRefuses(t *testing.T) {
 	f.sign(t, "web1.test")
 	for _, name := range []string{"a", "b"} {
 		g := node.Group{Name: name, Classification: node.Classification{Environment: name}}
-		if _, err := f.CreateGroup(t.Context(), g, false); err != nil {
+		if _, err := f.CreateGroup(self(t), g, false); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -262,7 +262,7 @@ func TestImportRefuses(t *testing.T) {
 		"groups":                 {Groups: []string{"none"}},
 		`groups "a" and "b" set`: {Groups: []string{"a", "b"}},
 	} {
-		err := f.Import(t.Context(), s, func([]registry.Imported, int) error {
+		err := f.Import(self(t), s, func([]registry.Imported, int) error {
 			t.Errorf("%s: something was done", want)
 			return nil
 		})

@@ -39,12 +39,12 @@ func TestProvisionIsAllOrNothing(t *testing.T) {
 			f := newFixture(t)
 			f.run(t)
 			f.failSign(fault.applied)
-			_, err := f.Provision(t.Context(), node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false)
+			_, err := f.Provision(self(t), node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false)
 			if !errors.Is(err, node.ErrUnavailable) {
 				t.Fatalf("got %v, want ErrUnavailable", err)
 			}
 			f.drain(t)
-			if _, err := f.Get(t.Context(), "web1.test", ""); !errors.Is(err, node.ErrNodeNotFound) {
+			if _, err := f.Get(self(t), "web1.test", ""); !errors.Is(err, node.ErrNodeNotFound) {
 				t.Errorf("the failed registration stays: %v", err)
 			}
 			if got := len(f.revoked(t)); got != map[bool]int{false: 0, true: 1}[fault.applied] {
@@ -65,16 +65,16 @@ func TestCallersCertificateIsAdopted(t *testing.T) {
 	f.run(t)
 	spec := registry.Spec{CSRPEM: newCSR(t, "web1.test")}
 	f.failSign(true)
-	if _, err := f.Provision(t.Context(), node.Node{Certname: "web1.test"}, spec, "r1", false); err == nil {
+	if _, err := f.Provision(self(t), node.Node{Certname: "web1.test"}, spec, "r1", false); err == nil {
 		t.Fatal("the fault did not show")
 	}
 	f.authority.heal()
 	f.drain(t)
-	n, err := f.Get(t.Context(), "web1.test", "")
+	n, err := f.Get(self(t), "web1.test", "")
 	if err != nil || n.State != node.Provisioned {
 		t.Fatalf("got %+v, %v", n, err)
 	}
-	p, err := f.Provision(t.Context(), node.Node{Certname: "web1.test"}, spec, "r1", false)
+	p, err := f.Provision(self(t), node.Node{Certname: "web1.test"}, spec, "r1", false)
 	if err != nil || p.Node.Serial != n.Serial || len(p.Bundle.CertificatePEM) == 0 {
 		t.Errorf("the retry got serial %s, %v; want %s", p.Node.Serial, err, n.Serial)
 	}
@@ -87,15 +87,15 @@ func TestIntentWaitsForTheAuthority(t *testing.T) {
 	f := newFixture(t)
 	f.failSign(true)
 	f.authority.find = func(context.Context, ca.Query) (ca.Found, error) { return ca.Found{}, errLost }
-	if _, err := f.Provision(t.Context(), node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false); err == nil {
+	if _, err := f.Provision(self(t), node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false); err == nil {
 		t.Fatal("the fault did not show")
 	}
-	n, err := f.Get(t.Context(), "web1.test", "")
+	n, err := f.Get(self(t), "web1.test", "")
 	if err != nil || n.State != node.Issuing {
 		t.Fatalf("got %+v, %v", n, err)
 	}
 	// A retry can't go on before the first try is settled, and does then.
-	if _, err := f.Provision(t.Context(), node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false); !errors.Is(err, node.ErrUnavailable) {
+	if _, err := f.Provision(self(t), node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false); !errors.Is(err, node.ErrUnavailable) {
 		t.Errorf("got %v, want ErrUnavailable", err)
 	}
 	f.authority.heal()
@@ -122,14 +122,14 @@ func TestCertificateOfAnotherIsRefused(t *testing.T) {
 	f := newFixture(t)
 	f.run(t)
 	f.authority.sign = f.signForAnother
-	if _, err := f.Provision(t.Context(), node.Node{Certname: "web1.test"}, registry.Spec{}, "", false); err == nil {
+	if _, err := f.Provision(self(t), node.Node{Certname: "web1.test"}, registry.Spec{}, "", false); err == nil {
 		t.Fatal("a certificate for another key was accepted")
 	}
 	f.drain(t)
 	if len(f.revoked(t)) != 1 {
 		t.Errorf("revoked %v, want the one that was refused", f.revoked(t))
 	}
-	if _, err := f.Get(t.Context(), "web1.test", ""); !errors.Is(err, node.ErrNodeNotFound) {
+	if _, err := f.Get(self(t), "web1.test", ""); !errors.Is(err, node.ErrNodeNotFound) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -154,7 +154,7 @@ func TestAnAuthorityThatLooksWhenItSignsIsNotAskedBefore(t *testing.T) {
 	f.provision(t, "web1.test", "")
 	f.authority.sign = func(context.Context, ca.Request) (*x509.Certificate, error) { return nil, node.ErrForeignRequest }
 	spec := func() error {
-		_, err := f.Provision(t.Context(), node.Node{Certname: "web2.test"}, registry.Spec{}, "r2", false)
+		_, err := f.Provision(self(t), node.Node{Certname: "web2.test"}, registry.Spec{}, "r2", false)
 		return err
 	}
 	if err := spec(); !errors.Is(err, node.ErrForeignRequest) {
@@ -165,7 +165,7 @@ func TestAnAuthorityThatLooksWhenItSignsIsNotAskedBefore(t *testing.T) {
 	if err := spec(); !errors.Is(err, node.ErrInvalid) {
 		t.Errorf("a request that can't be: %v", err)
 	}
-	if _, err := f.Get(t.Context(), "web2.test", ""); !errors.Is(err, node.ErrNodeNotFound) {
+	if _, err := f.Get(self(t), "web2.test", ""); !errors.Is(err, node.ErrNodeNotFound) {
 		t.Errorf("the name is not free: %v", err)
 	}
 	checker.formErr = nil
@@ -176,7 +176,7 @@ func TestPanicInTheAuthority(t *testing.T) {
 	f := newFixture(t)
 	f.authority.sign = func(context.Context, ca.Request) (*x509.Certificate, error) { panic("boom") }
 	for name, id := range map[node.Certname]string{"web1.test": "", "web2.test": "r1"} {
-		if _, err := f.Provision(t.Context(), node.Node{Certname: name}, registry.Spec{}, id, false); err == nil {
+		if _, err := f.Provision(self(t), node.Node{Certname: name}, registry.Spec{}, id, false); err == nil {
 			t.Fatal("no error")
 		}
 	}
@@ -198,11 +198,11 @@ func TestTerminatedWhileIssuing(t *testing.T) {
 	}
 	failed := make(chan error, 1)
 	go func() {
-		_, err := f.Provision(context.Background(), node.Node{Certname: "web1.test"}, registry.Spec{}, "", false)
+		_, err := f.Provision(node.AsSelf(context.Background()), node.Node{Certname: "web1.test"}, registry.Spec{}, "", false)
 		failed <- err
 	}()
 	<-signing
-	if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "web1.test", Reason: node.AffiliationChanged}, 0, false); err != nil {
+	if _, err := f.Terminate(self(t), registry.TerminateRequest{Certname: "web1.test", Reason: node.AffiliationChanged}, 0, false); err != nil {
 		t.Fatal(err)
 	}
 	close(signed)
@@ -213,7 +213,7 @@ func TestTerminatedWhileIssuing(t *testing.T) {
 	if len(f.revoked(t)) != 1 {
 		t.Error("the certificate of the terminated node is alive")
 	}
-	got, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "web1.test"}, 0, false)
+	got, err := f.Terminate(self(t), registry.TerminateRequest{Certname: "web1.test"}, 0, false)
 	if err != nil || len(got.Revocations) != 1 || got.Revocations[0].Reason != node.AffiliationChanged {
 		t.Errorf("the terminate asked again: %+v, %v", got, err)
 	}
@@ -226,11 +226,11 @@ func TestRequestID(t *testing.T) {
 	if again := f.provision(t, "web1.test", "r1"); string(again.Bundle.PrivateKeyPEM.Bytes()) != string(first.Bundle.PrivateKeyPEM.Bytes()) || again.Node.Serial != first.Node.Serial {
 		t.Error("a retry within minutes got another bundle")
 	}
-	_, err := f.Provision(t.Context(), node.Node{Certname: "web1.test", Labels: map[string]string{"a": "b"}}, registry.Spec{}, "r1", false)
+	_, err := f.Provision(self(t), node.Node{Certname: "web1.test", Labels: map[string]string{"a": "b"}}, registry.Spec{}, "r1", false)
 	if !errors.Is(err, node.ErrRequestReused) {
 		t.Errorf("other content: got %v, want ErrRequestReused", err)
 	}
-	_, err = f.Provision(t.Context(), node.Node{Certname: "web1.test"}, registry.Spec{}, "r2", false)
+	_, err = f.Provision(self(t), node.Node{Certname: "web1.test"}, registry.Spec{}, "r2", false)
 	if !errors.Is(err, node.ErrNodeExists) {
 		t.Errorf("another id: got %v, want ErrNodeExists", err)
 	}
@@ -244,10 +244,10 @@ func TestRequestID(t *testing.T) {
 	if revoked := f.revoked(t); !revoked[first.Node.Serial] || revoked[later.Node.Serial] {
 		t.Errorf("revoked %v: want the first, %s, alone", revoked, first.Node.Serial)
 	}
-	if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "web1.test"}, 0, false); err != nil {
+	if _, err := f.Terminate(self(t), registry.TerminateRequest{Certname: "web1.test"}, 0, false); err != nil {
 		t.Fatal(err)
 	}
-	_, err = f.Provision(t.Context(), node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false)
+	_, err = f.Provision(self(t), node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false)
 	if !errors.Is(err, node.ErrRequestSpent) {
 		t.Errorf("after the terminate: got %v, want ErrRequestSpent", err)
 	}
@@ -260,7 +260,7 @@ func TestCallsAtOnceAreOne(t *testing.T) {
 	for i := range got {
 		wg.Go(func() {
 			var err error
-			got[i], err = f.Provision(context.Background(), node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false)
+			got[i], err = f.Provision(node.AsSelf(context.Background()), node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false)
 			if err != nil {
 				t.Error(err)
 			}
@@ -281,7 +281,7 @@ func TestNoKeyIsMadeForARefusedCall(t *testing.T) {
 	f := newFixture(t)
 	f.provision(t, "web1.test", "")
 	made := f.keys.made.Load()
-	_, err := f.Provision(t.Context(), node.Node{Certname: "web1.test"}, registry.Spec{}, "", false)
+	_, err := f.Provision(self(t), node.Node{Certname: "web1.test"}, registry.Spec{}, "", false)
 	if !errors.Is(err, node.ErrNodeExists) || f.keys.made.Load() != made {
 		t.Errorf("got %v, after %d keys", err, f.keys.made.Load()-made)
 	}
@@ -295,7 +295,7 @@ func TestTheCallGoesOnWithoutItsCaller(t *testing.T) {
 		<-signed
 		return f.authority.Authority.Sign(ctx, r)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(self(t))
 	gone := make(chan error, 1)
 	go func() {
 		_, err := f.Provision(ctx, node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false)

@@ -29,20 +29,20 @@ func TestLateRetryOfAFailedIssue(t *testing.T) {
 				first.CSRPEM, second.CSRPEM = newCSR(t, "web1.test"), newCSR(t, "web1.test")
 			}
 			f.failSign(false)
-			if _, err := f.Issue(t.Context(), "web1.test", "", first, "r1", false); err == nil {
+			if _, err := f.Issue(self(t), "web1.test", "", first, "r1", false); err == nil {
 				t.Fatal("the fault did not show")
 			}
 			f.authority.heal()
 			f.drain(t)
-			p, err := f.Issue(t.Context(), "web1.test", "", second, "r2", false)
+			p, err := f.Issue(self(t), "web1.test", "", second, "r2", false)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := f.Issue(t.Context(), "web1.test", "", first, "r1", false); !errors.Is(err, node.ErrCertificateExists) {
+			if _, err := f.Issue(self(t), "web1.test", "", first, "r1", false); !errors.Is(err, node.ErrCertificateExists) {
 				t.Errorf("got %v, want ErrCertificateExists", err)
 			}
 			f.drain(t)
-			if n, err := f.Get(t.Context(), "web1.test", ""); err != nil || n.Serial != p.Node.Serial || f.revoked(t)[n.Serial] {
+			if n, err := f.Get(self(t), "web1.test", ""); err != nil || n.Serial != p.Node.Serial || f.revoked(t)[n.Serial] {
 				t.Errorf("the late retry changed %+v, %v", n, err)
 			}
 		})
@@ -57,15 +57,15 @@ func TestRetryOfAProvisionAfterAnotherIssue(t *testing.T) {
 	f.provision(t, "web1.test", "r1")
 	f.restart()
 	f.failSign(false)
-	if _, err := f.Provision(t.Context(), node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false); err == nil {
+	if _, err := f.Provision(self(t), node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false); err == nil {
 		t.Fatal("the fault did not show")
 	}
 	f.authority.heal()
-	p, err := f.Issue(t.Context(), "web1.test", "", registry.Spec{}, "r2", false)
+	p, err := f.Issue(self(t), "web1.test", "", registry.Spec{}, "r2", false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.Provision(t.Context(), node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false); !errors.Is(err, node.ErrCertificateExists) {
+	if _, err := f.Provision(self(t), node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false); !errors.Is(err, node.ErrCertificateExists) {
 		t.Errorf("got %v, want ErrCertificateExists", err)
 	}
 	f.drain(t)
@@ -79,7 +79,7 @@ func TestNothingStaysOfACallWithoutIDOrCaller(t *testing.T) {
 	f := newFixture(t)
 	f.run(t)
 	var leave context.CancelFunc // of the caller under way
-	ctx, first := context.WithCancel(t.Context())
+	ctx, first := context.WithCancel(self(t))
 	defer first()
 	leave = first
 	f.authority.sign = func(c context.Context, r ca.Request) (*x509.Certificate, error) {
@@ -90,7 +90,7 @@ func TestNothingStaysOfACallWithoutIDOrCaller(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	f.register(t, "web2.test")
-	ctx, second := context.WithCancel(t.Context())
+	ctx, second := context.WithCancel(self(t))
 	defer second()
 	leave = second
 	if _, err := f.Issue(ctx, "web2.test", "", registry.Spec{}, "", false); !errors.Is(err, context.Canceled) {
@@ -101,10 +101,10 @@ func TestNothingStaysOfACallWithoutIDOrCaller(t *testing.T) {
 	if len(f.revoked(t)) != 2 {
 		t.Errorf("revoked %v, want both", f.revoked(t))
 	}
-	if _, err := f.Get(t.Context(), "web1.test", ""); !errors.Is(err, node.ErrNodeNotFound) {
+	if _, err := f.Get(self(t), "web1.test", ""); !errors.Is(err, node.ErrNodeNotFound) {
 		t.Errorf("web1: %v", err)
 	}
-	if n, err := f.Get(t.Context(), "web2.test", ""); err != nil || n.State != node.Registered {
+	if n, err := f.Get(self(t), "web2.test", ""); err != nil || n.State != node.Registered {
 		t.Errorf("web2: %+v, %v", n, err)
 	}
 }
@@ -122,7 +122,7 @@ func TestTerminateWaitsForAnOpenIssue(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		_, _ = f.Provision(context.Background(), node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false)
+		_, _ = f.Provision(node.AsSelf(context.Background()), node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false)
 	})
 	<-signed
 	at := f.terminate(t, "web1.test", "", 0)
@@ -144,19 +144,19 @@ func TestForeignCertificateIsNotReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	foreign, err := f.authority.Sign(t.Context(), ca.Request{Certname: "legacy.test", Serial: f.authority.NewSerial(), Key: key})
+	foreign, err := f.authority.Sign(self(t), ca.Request{Certname: "legacy.test", Serial: f.authority.NewSerial(), Key: key})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, dry := range []bool{true, false} {
-		if _, err := f.Provision(t.Context(), node.Node{Certname: "legacy.test"}, registry.Spec{}, "", dry); !errors.Is(err, node.ErrForeignCertificate) {
+		if _, err := f.Provision(self(t), node.Node{Certname: "legacy.test"}, registry.Spec{}, "", dry); !errors.Is(err, node.ErrForeignCertificate) {
 			t.Errorf("validate_only %v: got %v", dry, err)
 		}
 	}
-	if _, err := f.Get(t.Context(), "legacy.test", ""); !errors.Is(err, node.ErrNodeNotFound) {
+	if _, err := f.Get(self(t), "legacy.test", ""); !errors.Is(err, node.ErrNodeNotFound) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := f.authority.Revoke(t.Context(), []ca.Target{{Certname: "legacy.test", Serial: node.SerialOf(foreign.SerialNumber)}}); err != nil {
+	if _, err := f.authority.Revoke(self(t), []ca.Target{{Certname: "legacy.test", Serial: node.SerialOf(foreign.SerialNumber)}}); err != nil {
 		t.Fatal(err)
 	}
 	f.provision(t, "legacy.test", "")
@@ -168,11 +168,11 @@ func TestProtectedCertificateIsNotReissued(t *testing.T) {
 	f.run(t)
 	p := f.provision(t, "puppet.test", "r1")
 	f.restart()
-	if _, err := f.Provision(t.Context(), node.Node{Certname: "puppet.test"}, registry.Spec{}, "r1", false); !errors.Is(err, node.ErrProtected) {
+	if _, err := f.Provision(self(t), node.Node{Certname: "puppet.test"}, registry.Spec{}, "r1", false); !errors.Is(err, node.ErrProtected) {
 		t.Errorf("got %v, want ErrProtected", err)
 	}
 	f.drain(t)
-	if n, err := f.Get(t.Context(), "puppet.test", ""); err != nil || n.Serial != p.Node.Serial || f.revoked(t)[n.Serial] {
+	if n, err := f.Get(self(t), "puppet.test", ""); err != nil || n.Serial != p.Node.Serial || f.revoked(t)[n.Serial] {
 		t.Errorf("got %+v, %v", n, err)
 	}
 }
@@ -195,7 +195,7 @@ func TestValidateOnlyRefusesWhatTheCallRefuses(t *testing.T) {
 		{"web2.test", registry.Spec{}, "r2", nil},
 	} {
 		for _, dry := range []bool{true, false} {
-			_, err := f.Provision(t.Context(), node.Node{Certname: test.name}, test.spec, test.id, dry)
+			_, err := f.Provision(self(t), node.Node{Certname: test.name}, test.spec, test.id, dry)
 			if !errors.Is(err, test.want) {
 				t.Errorf("%s %q, validate_only %v: got %v, want %v", test.name, test.id, dry, err, test.want)
 			}
@@ -228,13 +228,13 @@ func TestGroupWriteWhileMembersLeave(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for i := range members {
-			if _, err := f.Terminate(context.Background(), registry.TerminateRequest{Certname: node.Certname(fmt.Sprintf("n%d.test", i))}, 0, false); err != nil {
+			if _, err := f.Terminate(node.AsSelf(context.Background()), registry.TerminateRequest{Certname: node.Certname(fmt.Sprintf("n%d.test", i))}, 0, false); err != nil {
 				t.Error(err)
 			}
 		}
 	})
 	for i := range 10 {
-		if _, err := f.UpdateGroup(t.Context(), "web", 0, setTier(fmt.Sprint(i)), false); err != nil {
+		if _, err := f.UpdateGroup(self(t), "web", 0, setTier(fmt.Sprint(i)), false); err != nil {
 			t.Error(err)
 		}
 	}
@@ -245,7 +245,7 @@ func TestGroupWriteWhileMembersLeave(t *testing.T) {
 // write that looked at it before.
 func TestOverrideRemovedWhileTheGroupIsWritten(t *testing.T) {
 	f := newFixture(t)
-	ctx := context.Background()
+	ctx := node.AsSelf(context.Background())
 	f.group(t, "a", "1")
 	f.group(t, "b", "")
 	own := node.Classification{Parameters: map[string]any{"tier": "9"}}
@@ -275,7 +275,7 @@ func TestUpdateIsFenced(t *testing.T) {
 	f := newFixture(t)
 	f.register(t, "web1.test")
 	edit := func(n *node.Node) error { n.Labels = map[string]string{"a": "b"}; return nil }
-	if _, err := f.Update(t.Context(), "web1.test", registry.Expect{UID: "another"}, edit, false); !errors.Is(err, node.ErrUIDMismatch) {
+	if _, err := f.Update(self(t), "web1.test", registry.Expect{UID: "another"}, edit, false); !errors.Is(err, node.ErrUIDMismatch) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -300,7 +300,7 @@ func TestACertificateThatComesWithAnErrorIsRevoked(t *testing.T) {
 	}
 	f.authority.find = func(context.Context, ca.Query) (ca.Found, error) { return ca.Found{}, nil }
 	f.run(t)
-	if _, err := f.Provision(t.Context(), node.Node{Certname: "web1.test"}, registry.Spec{}, "", false); err == nil {
+	if _, err := f.Provision(self(t), node.Node{Certname: "web1.test"}, registry.Spec{}, "", false); err == nil {
 		t.Error("provisioned")
 	}
 	f.drain(t)

@@ -14,7 +14,7 @@ import (
 
 func (f *fixture) revoke(t *testing.T, req registry.RevokeRequest) node.Revocation {
 	t.Helper()
-	rev, err := f.Revoke(t.Context(), req, 20*time.Second, false)
+	rev, err := f.Revoke(self(t), req, 20*time.Second, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,23 +29,23 @@ func TestRevokeLeavesTheNode(t *testing.T) {
 	if rev.Receipt == nil || rev.Serial != p.Node.Serial || rev.UID != p.Node.UID || rev.Reason != node.Superseded || !f.revoked(t)[p.Node.Serial] {
 		t.Errorf("got %+v", rev)
 	}
-	n, err := f.Get(t.Context(), "web1.test", "")
+	n, err := f.Get(self(t), "web1.test", "")
 	if err != nil || n.State != node.Registered || n.Serial != "" || n.UID != p.Node.UID {
 		t.Errorf("the node: %+v, %v", n, err)
 	}
 	if again := f.revoke(t, registry.RevokeRequest{Serial: p.Node.Serial}); again.ID != rev.ID {
 		t.Errorf("a second order: %+v", again)
 	}
-	if _, err := f.Revoke(t.Context(), registry.RevokeRequest{Certname: "web1.test"}, 0, false); !errors.Is(err, node.ErrCertificateNotFound) {
+	if _, err := f.Revoke(self(t), registry.RevokeRequest{Certname: "web1.test"}, 0, false); !errors.Is(err, node.ErrCertificateNotFound) {
 		t.Errorf("a node without a certificate: %v", err)
 	}
-	next, err := f.Issue(t.Context(), "web1.test", "", registry.Spec{}, "", false)
+	next, err := f.Issue(self(t), "web1.test", "", registry.Spec{}, "", false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	// A late call for the first one does not touch the second.
 	f.revoke(t, registry.RevokeRequest{Serial: p.Node.Serial})
-	if n, err := f.Get(t.Context(), "web1.test", ""); err != nil || n.Serial != next.Node.Serial || f.revoked(t)[next.Node.Serial] {
+	if n, err := f.Get(self(t), "web1.test", ""); err != nil || n.Serial != next.Node.Serial || f.revoked(t)[next.Node.Serial] {
 		t.Errorf("the node: %+v, %v", n, err)
 	}
 }
@@ -55,14 +55,14 @@ func TestDroppedRevocation(t *testing.T) {
 	f := newFixture(t)
 	p := f.provision(t, "web1.test", "")
 	f.terminate(t, "web1.test", "", 0)
-	pending, err := f.store.Pending(t.Context(), "", 10)
+	pending, err := f.store.Pending(self(t), "", 10)
 	if err != nil || len(pending) != 1 {
 		t.Fatalf("got %v, %v", pending, err)
 	}
-	if _, err := f.DropRevocation(t.Context(), pending[0].ID, ""); !errors.Is(err, node.ErrInvalid) {
+	if _, err := f.DropRevocation(self(t), pending[0].ID, ""); !errors.Is(err, node.ErrInvalid) {
 		t.Errorf("without a comment: %v", err)
 	}
-	if _, err := f.DropRevocation(t.Context(), pending[0].ID, "a test"); err != nil {
+	if _, err := f.DropRevocation(self(t), pending[0].ID, "a test"); err != nil {
 		t.Fatal(err)
 	}
 	f.run(t)
@@ -84,7 +84,7 @@ func TestRevokeByForce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		cert, err := f.authority.Sign(t.Context(), ca.Request{Certname: "stranger.test", Serial: f.authority.NewSerial(), Key: key})
+		cert, err := f.authority.Sign(self(t), ca.Request{Certname: "stranger.test", Serial: f.authority.NewSerial(), Key: key})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -104,7 +104,7 @@ func TestRevokeByForce(t *testing.T) {
 			{registry.RevokeRequest{Certname: "other.test", Serial: puppet, Force: true}, node.ErrInvalid},
 			{registry.RevokeRequest{Force: true}, node.ErrInvalid},
 		} {
-			if _, err := f.Revoke(t.Context(), c.req, 0, false); !errors.Is(err, c.want) {
+			if _, err := f.Revoke(self(t), c.req, 0, false); !errors.Is(err, c.want) {
 				t.Errorf("%+v: got %v, want %v", c.req, err, c.want)
 			}
 		}
@@ -127,11 +127,11 @@ func TestRevokeWhileIssuing(t *testing.T) {
 	f.authority.sign = signAfter(f, signing, release)
 	done := make(chan error, 1)
 	go func() {
-		_, err := f.Provision(t.Context(), node.Node{Certname: "web1.test"}, registry.Spec{}, "", false)
+		_, err := f.Provision(self(t), node.Node{Certname: "web1.test"}, registry.Spec{}, "", false)
 		done <- err
 	}()
 	<-signing
-	_, err := f.Revoke(t.Context(), registry.RevokeRequest{Certname: "web1.test"}, 0, false)
+	_, err := f.Revoke(self(t), registry.RevokeRequest{Certname: "web1.test"}, 0, false)
 	close(release)
 	if !errors.Is(err, node.ErrIssuing) {
 		t.Errorf("got %v", err)

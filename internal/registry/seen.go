@@ -54,7 +54,7 @@ func (s *Sightings) Saw(_ context.Context, n node.Node) {
 // claim has it stored that a node was seen within its launch deadline, and waits for that a while.
 func (s *Sightings) claim(n node.Node, at time.Time) {
 	done := s.claims.DoChan(string(n.UID), func() (any, error) {
-		err := claim(context.Background(), s.store, n, at)
+		err := claim(node.AsSelf(context.Background()), s.store, n, at)
 		if err != nil { // the caller may have gone on
 			s.log.WithError(err).WithField("certname", n.Certname).Error("a node was seen within its launch deadline, which can't be stored yet")
 		}

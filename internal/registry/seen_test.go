@@ -17,7 +17,7 @@ import (
 // enroll registers a bare node.
 func (f *fixture) enroll(t *testing.T, name node.Certname) node.Node {
 	t.Helper()
-	n, err := f.Register(t.Context(), node.Node{Certname: name}, "", false)
+	n, err := f.Register(self(t), node.Node{Certname: name}, "", false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,18 +27,18 @@ func (f *fixture) enroll(t *testing.T, name node.Certname) node.Node {
 // look asks for a node's catalog, as the ENC does, and returns when.
 func (f *fixture) look(t *testing.T, name node.Certname) time.Time {
 	t.Helper()
-	n, err := f.store.Node(t.Context(), name)
+	n, err := f.store.Node(self(t), name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	at := f.clock.Now()
-	f.Sightings.Saw(t.Context(), n)
+	f.Sightings.Saw(self(t), n)
 	return at
 }
 
 func (f *fixture) flush(t *testing.T) {
 	t.Helper()
-	if err := f.Sightings.Flush(t.Context()); err != nil {
+	if err := f.Sightings.Flush(self(t)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -46,11 +46,11 @@ func (f *fixture) flush(t *testing.T) {
 // seen checks when a live node was last seen, by Get and by List.
 func (f *fixture) seen(t *testing.T, name node.Certname, want time.Time) {
 	t.Helper()
-	n, err := f.Get(t.Context(), name, "")
+	n, err := f.Get(self(t), name, "")
 	if err != nil || !n.LastSeenAt.Equal(want) {
 		t.Errorf("%s was last seen at %v, %v, want %v", name, n.LastSeenAt, err, want)
 	}
-	page, err := f.List(t.Context(), registry.NodeQuery{}, "", 1000)
+	page, err := f.List(self(t), registry.NodeQuery{}, "", 1000)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func (f *fixture) seen(t *testing.T, name node.Certname, want time.Time) {
 // stored tells whether there is a record of when a node was last seen.
 func (f *fixture) stored(t *testing.T, name node.Certname) bool {
 	t.Helper()
-	_, err := f.engine.Get(t.Context(), "seen/"+string(name))
+	_, err := f.engine.Get(self(t), "seen/"+string(name))
 	if err != nil && !errors.Is(err, store.ErrNoKey) {
 		t.Fatal(err)
 	}
@@ -91,7 +91,7 @@ func TestLastSeen(t *testing.T) {
 	f.flush(t)
 	f.restart()
 	f.seen(t, "web1.test", at)
-	if n, err := f.Get(t.Context(), "web1.test", ""); err != nil || n.Revision != before.Revision || !n.UpdatedAt.Equal(before.UpdatedAt) {
+	if n, err := f.Get(self(t), "web1.test", ""); err != nil || n.Revision != before.Revision || !n.UpdatedAt.Equal(before.UpdatedAt) {
 		t.Errorf("the node changed: %+v, was %+v", n, before)
 	}
 }
@@ -101,13 +101,13 @@ func TestLastSeenIsStoredAtTheEnd(t *testing.T) {
 	f := newFixture(t)
 	n := f.enroll(t, "web1.test")
 	at := f.look(t, "web1.test")
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(self(t))
 	cancel()
 	f.Sightings.Run(ctx)
 	f.restart()
 	f.seen(t, "web1.test", at)
 	f.enroll(t, "web2.test")
-	for ev, err := range f.store.WatchNodes(t.Context(), n.Revision) {
+	for ev, err := range f.store.WatchNodes(self(t), n.Revision) {
 		if err != nil || ev.Certname != "web2.test" {
 			t.Errorf("the watch saw %+v, %v", ev, err)
 		}
@@ -122,7 +122,7 @@ func TestLastSeenOfAnotherLife(t *testing.T) {
 	f.look(t, "web1.test")
 	f.flush(t)
 	f.look(t, "web1.test")
-	if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "web1.test", UID: old.UID}, 0, false); err != nil {
+	if _, err := f.Terminate(self(t), registry.TerminateRequest{Certname: "web1.test", UID: old.UID}, 0, false); err != nil {
 		t.Fatal(err)
 	}
 	if f.stored(t, "web1.test") {
@@ -132,11 +132,11 @@ func TestLastSeenOfAnotherLife(t *testing.T) {
 	if f.stored(t, "web1.test") {
 		t.Error("a flush brought the record back")
 	}
-	f.Sightings.Saw(t.Context(), old) // a slow look-up of the earlier life
+	f.Sightings.Saw(self(t), old) // a slow look-up of the earlier life
 	f.enroll(t, "web1.test")
 	f.seen(t, "web1.test", time.Time{})
 	at := f.look(t, "web1.test")
-	f.Sightings.Saw(t.Context(), old)
+	f.Sightings.Saw(self(t), old)
 	f.seen(t, "web1.test", at)
 	f.flush(t)
 	f.seen(t, "web1.test", at)
@@ -151,13 +151,13 @@ func TestFlushWhileNodesChange(t *testing.T) {
 		f.look(t, name)
 	}
 	change := func(name node.Certname) {
-		if _, err := f.Update(t.Context(), name, registry.Expect{}, func(n *node.Node) error { n.Labels = map[string]string{"a": "b"}; return nil }, false); err != nil {
+		if _, err := f.Update(self(t), name, registry.Expect{}, func(n *node.Node) error { n.Labels = map[string]string{"a": "b"}; return nil }, false); err != nil {
 			t.Error(err)
 		}
 	}
 	change("changed.test")
 	end := func(name node.Certname) {
-		if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: name}, 0, false); err != nil {
+		if _, err := f.Terminate(self(t), registry.TerminateRequest{Certname: name}, 0, false); err != nil {
 			t.Error(err)
 		}
 	}
@@ -195,12 +195,12 @@ func (f *fixture) registerAndSee(t *testing.T, many int) {
 		for i := first; i < min(first+some, many); i++ {
 			c.PutNode(nil, node.Node{Certname: name(i), UID: "u"})
 		}
-		rev, err := f.store.Commit(t.Context(), c)
+		rev, err := f.store.Commit(self(t), c)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for i := first; i < min(first+some, many); i++ {
-			f.Sightings.Saw(t.Context(), node.Node{Certname: name(i), UID: "u", Revision: rev})
+			f.Sightings.Saw(self(t), node.Node{Certname: name(i), UID: "u", Revision: rev})
 		}
 	}
 }
@@ -215,13 +215,13 @@ func TestFlushOfANodeThatKeepsChanging(t *testing.T) {
 	f.engine.onCommit(func(ctx context.Context, b store.Batch) (int64, error) {
 		if b.Unwatched && slices.ContainsFunc(b.Puts, func(p store.Put) bool { return p.Key == "seen/"+busy }) {
 			changes++
-			if _, err := f.Update(t.Context(), busy, registry.Expect{}, func(n *node.Node) error { n.Labels = map[string]string{"n": fmt.Sprint(changes)}; return nil }, false); err != nil {
+			if _, err := f.Update(self(t), busy, registry.Expect{}, func(n *node.Node) error { n.Labels = map[string]string{"n": fmt.Sprint(changes)}; return nil }, false); err != nil {
 				t.Error(err)
 			}
 		}
 		return f.engine.Engine.Commit(ctx, b)
 	})
-	if err := f.Sightings.Flush(t.Context()); !errors.Is(err, node.ErrStale) {
+	if err := f.Sightings.Flush(self(t)); !errors.Is(err, node.ErrStale) {
 		t.Errorf("got %v", err)
 	}
 	for i := range many {
@@ -250,7 +250,7 @@ func TestFlushFails(t *testing.T) {
 		second = f.look(t, "web2.test")
 		return 0, fmt.Errorf("%w: no space left", node.ErrUnavailable)
 	})
-	if err := f.Sightings.Flush(t.Context()); !errors.Is(err, node.ErrUnavailable) {
+	if err := f.Sightings.Flush(self(t)); !errors.Is(err, node.ErrUnavailable) {
 		t.Errorf("got %v", err)
 	}
 	f.engine.onCommit(nil)
@@ -273,7 +273,7 @@ func TestSightingsAtOnce(t *testing.T) {
 	for part := range 3 {
 		wg.Go(func() {
 			for _, n := range nodes {
-				f.Sightings.Saw(t.Context(), n)
+				f.Sightings.Saw(self(t), n)
 				if part == 0 {
 					f.seenNoError(t, n)
 				}
@@ -287,7 +287,7 @@ func TestSightingsAtOnce(t *testing.T) {
 	})
 	wg.Go(func() {
 		for _, n := range nodes[:30] {
-			if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: n.Certname, UID: n.UID}, 0, false); err != nil {
+			if _, err := f.Terminate(self(t), registry.TerminateRequest{Certname: n.Certname, UID: n.UID}, 0, false); err != nil {
 				t.Error(err)
 			}
 		}
@@ -302,7 +302,7 @@ func TestSightingsAtOnce(t *testing.T) {
 }
 
 func (f *fixture) seenNoError(t *testing.T, n node.Node) {
-	if _, err := f.Get(t.Context(), n.Certname, n.UID); err != nil && !errors.Is(err, node.ErrNodeNotFound) {
+	if _, err := f.Get(self(t), n.Certname, n.UID); err != nil && !errors.Is(err, node.ErrNodeNotFound) {
 		t.Error(err)
 	}
 }
@@ -347,7 +347,7 @@ func TestNotSeenFor(t *testing.T) {
 	f.clock.advance(day)
 	list := func(d time.Duration, limit int) (names []node.Certname) {
 		for after, pages := "", 0; pages < 10; pages++ {
-			page, err := f.List(t.Context(), registry.NodeQuery{NotSeenFor: d}, after, limit)
+			page, err := f.List(self(t), registry.NodeQuery{NotSeenFor: d}, after, limit)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -378,10 +378,11 @@ func TestNotSeenFor(t *testing.T) {
 
 // Counting costs no memory for a node that is known, and no claim means no wait.
 func TestSawAllocatesNothing(t *testing.T) {
+	ctx := t.Context()
 	f := newFixture(t)
 	n := f.enroll(t, "web1.test")
-	f.Sightings.Saw(t.Context(), n)
-	if got := testing.AllocsPerRun(100, func() { f.Sightings.Saw(t.Context(), n) }); got > 0 {
+	f.Sightings.Saw(ctx, n)
+	if got := testing.AllocsPerRun(100, func() { f.Sightings.Saw(ctx, n) }); got > 0 {
 		t.Errorf("%v allocations", got)
 	}
 }

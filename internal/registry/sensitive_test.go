@@ -19,13 +19,13 @@ func secretive(name node.Certname, token string) node.Node {
 // secret the secret could be guessed.
 func TestRequestHashHoldsNoSecret(t *testing.T) {
 	f := newFixture(t)
-	ctx := t.Context()
+	ctx := self(t)
 	hash := func(name node.Certname, token, id string) string {
 		t.Helper()
 		if _, err := f.Register(ctx, secretive(name, token), id, false); err != nil {
 			t.Fatal(err)
 		}
-		r, found, err := f.store.Request(ctx, node.Request{ID: id, Principal: node.Self.Name}.Key())
+		r, found, err := f.store.Request(ctx, node.Request{ID: id, Principal: "espm"}.Key())
 		if err != nil || !found {
 			t.Fatal("no request: ", err)
 		}
@@ -58,14 +58,14 @@ func TestRequestHashHoldsNoSecret(t *testing.T) {
 // Nobody asks for a terminated node's secrets any more.
 func TestTombstoneHoldsNoSecret(t *testing.T) {
 	f := newFixture(t)
-	n, err := f.Register(t.Context(), secretive("db1.test", "hunter2"), "", false)
+	n, err := f.Register(self(t), secretive("db1.test", "hunter2"), "", false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: n.Certname}, 0, false); err != nil {
+	if _, err := f.Terminate(self(t), registry.TerminateRequest{Certname: n.Certname}, 0, false); err != nil {
 		t.Fatal(err)
 	}
-	dead, err := f.store.Tombstone(t.Context(), n.Certname, n.UID)
+	dead, err := f.store.Tombstone(self(t), n.Certname, n.UID)
 	if err != nil || dead.Classification.Parameters["token"] != node.Placeholder || dead.Classification.Parameters["role"] != "db" {
 		t.Errorf("got %v, %v", dead.Classification, err)
 	}

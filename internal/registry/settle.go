@@ -27,6 +27,7 @@ const (
 // done. Beside that it sees to launch deadlines. It is called once.
 func (r *Registry) Run(ctx context.Context) {
 	defer close(r.ended)
+	ctx = node.AsSelf(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { r.runLaunches(ctx) })

@@ -44,7 +44,7 @@ func TestRefusedCertificateThatCantBeRevokedIsNamed(t *testing.T) {
 				fault(f.engine)
 				return cert, err
 			}
-			if _, err := f.Provision(t.Context(), node.Node{Certname: "web1.test"}, registry.Spec{}, "", false); err == nil {
+			if _, err := f.Provision(self(t), node.Node{Certname: "web1.test"}, registry.Spec{}, "", false); err == nil {
 				t.Fatal("a certificate for another key was accepted")
 			}
 			for _, entry := range log.AllEntries() {

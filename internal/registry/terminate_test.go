@@ -14,7 +14,7 @@ import (
 
 func (f *fixture) terminate(t *testing.T, name node.Certname, uid node.UID, wait time.Duration) registry.Terminated {
 	t.Helper()
-	got, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: name, UID: uid}, wait, false)
+	got, err := f.Terminate(self(t), registry.TerminateRequest{Certname: name, UID: uid}, wait, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +35,7 @@ func TestTerminateGivesTheReceipt(t *testing.T) {
 	if got.Node.State != node.Terminated || got.Node.UID != p.Node.UID {
 		t.Errorf("got %+v", got.Node)
 	}
-	if cert, err := f.store.Certificate(t.Context(), p.Node.Serial); err != nil || cert.Receipt == nil {
+	if cert, err := f.store.Certificate(self(t), p.Node.Serial); err != nil || cert.Receipt == nil {
 		t.Errorf("the certificate's record: %+v, %v", cert, err)
 	}
 }
@@ -51,17 +51,17 @@ func TestTerminateIsFenced(t *testing.T) {
 	if late.Node.UID != first.Node.UID || late.Revocations[0].Serial != first.Node.Serial {
 		t.Errorf("a late terminate got %+v", late)
 	}
-	if n, err := f.Get(t.Context(), "web1.test", ""); err != nil || n.UID != second.Node.UID || f.revoked(t)[n.Serial] {
+	if n, err := f.Get(self(t), "web1.test", ""); err != nil || n.UID != second.Node.UID || f.revoked(t)[n.Serial] {
 		t.Errorf("a late terminate touched the successor: %+v, %v", n, err)
 	}
-	if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "web1.test", UID: "never-was"}, 0, false); !errors.Is(err, node.ErrUIDMismatch) {
+	if _, err := f.Terminate(self(t), registry.TerminateRequest{Certname: "web1.test", UID: "never-was"}, 0, false); !errors.Is(err, node.ErrUIDMismatch) {
 		t.Errorf("an unknown uid: got %v", err)
 	}
 	f.terminate(t, "web1.test", second.Node.UID, 0)
 	if again := f.terminate(t, "web1.test", "", 0); again.Node.UID != second.Node.UID {
 		t.Errorf("asked again without a uid: got %s, want the last, %s", again.Node.UID, second.Node.UID)
 	}
-	if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "web2.test"}, 0, false); !errors.Is(err, node.ErrNodeNotFound) {
+	if _, err := f.Terminate(self(t), registry.TerminateRequest{Certname: "web2.test"}, 0, false); !errors.Is(err, node.ErrNodeNotFound) {
 		t.Errorf("an unknown node: got %v", err)
 	}
 }
@@ -71,7 +71,7 @@ func TestTerminateReason(t *testing.T) {
 	f := newFixture(t)
 	end := func(name node.Certname, uid node.UID, reason node.Reason) node.Revocation {
 		t.Helper()
-		got, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: name, UID: uid, Reason: reason}, 0, false)
+		got, err := f.Terminate(self(t), registry.TerminateRequest{Certname: name, UID: uid, Reason: reason}, 0, false)
 		if err != nil || len(got.Revocations) != 1 {
 			t.Fatalf("got %+v, %v", got, err)
 		}
@@ -98,7 +98,7 @@ func TestTerminateReason(t *testing.T) {
 		}
 		return f.authority.Authority.Revoke(ctx, targets)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(self(t))
 	defer cancel()
 	ended := make(chan struct{})
 	go func() { defer close(ended); f.queue.Run(ctx) }()
@@ -117,10 +117,10 @@ func TestTerminateReason(t *testing.T) {
 func TestProtectedNamesAreNotTerminated(t *testing.T) {
 	f := newFixture(t)
 	f.provision(t, "puppet.test", "")
-	if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "puppet.test"}, 0, false); !errors.Is(err, node.ErrProtected) {
+	if _, err := f.Terminate(self(t), registry.TerminateRequest{Certname: "puppet.test"}, 0, false); !errors.Is(err, node.ErrProtected) {
 		t.Errorf("got %v", err)
 	}
-	if n, err := f.Get(t.Context(), "puppet.test", ""); err != nil || n.State != node.Provisioned {
+	if n, err := f.Get(self(t), "puppet.test", ""); err != nil || n.State != node.Provisioned {
 		t.Errorf("got %+v, %v", n, err)
 	}
 }
@@ -138,7 +138,7 @@ func TestRevocationWaitsForTheAuthority(t *testing.T) {
 		t.Fatal("a receipt without a revocation")
 	}
 	<-tried
-	if _, err := f.Get(t.Context(), "web1.test", ""); !errors.Is(err, node.ErrNodeNotFound) {
+	if _, err := f.Get(self(t), "web1.test", ""); !errors.Is(err, node.ErrNodeNotFound) {
 		t.Errorf("the node waits for the authority to leave: %v", err)
 	}
 	f.authority.heal()
@@ -186,13 +186,13 @@ func TestOldRegistrationsAreForgotten(t *testing.T) {
 	f.clock.advance(31 * 24 * time.Hour)
 	f.run(t)
 	f.terminate(t, "done.test", done.Node.UID, 20*time.Second)
-	if err := f.Sweep(t.Context()); err != nil {
+	if err := f.Sweep(self(t)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.Terminate(t.Context(), registry.TerminateRequest{Certname: "done.test", UID: done.Node.UID}, 0, false); !errors.Is(err, node.ErrNodeNotFound) {
+	if _, err := f.Terminate(self(t), registry.TerminateRequest{Certname: "done.test", UID: done.Node.UID}, 0, false); !errors.Is(err, node.ErrNodeNotFound) {
 		t.Errorf("done.test is remembered: %v", err)
 	}
-	if _, ok, err := f.store.Request(t.Context(), "r1"); ok || err != nil {
+	if _, ok, err := f.store.Request(self(t), "r1"); ok || err != nil {
 		t.Errorf("its request id is remembered: %v", err)
 	}
 	if got := f.terminate(t, "owed.test", owed.Node.UID, 0); len(got.Revocations) != 1 {

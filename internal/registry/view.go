@@ -25,6 +25,9 @@ func (r *Registry) live(ctx context.Context, name node.Certname) (node.Node, boo
 
 // node returns the live registration of a name, if the caller sees it; else node.ErrNodeNotFound.
 func (r *Registry) node(ctx context.Context, name node.Certname) (node.Node, error) {
+	if err := accessOf(ctx).known(); err != nil {
+		return node.Node{}, err
+	}
 	n, err := r.Store.Node(ctx, name)
 	if err == nil && !accessOf(ctx).sees(n.Owner) {
 		return node.Node{}, store.NoNode(name)
@@ -34,6 +37,9 @@ func (r *Registry) node(ctx context.Context, name node.Certname) (node.Node, err
 
 // pastLife returns a terminated registration likewise.
 func (r *Registry) pastLife(ctx context.Context, name node.Certname, uid node.UID) (node.Node, error) {
+	if err := accessOf(ctx).known(); err != nil {
+		return node.Node{}, err
+	}
 	n, err := r.Store.Tombstone(ctx, name, uid)
 	if err == nil && !accessOf(ctx).sees(n.Owner) {
 		return node.Node{}, store.NoTombstone(name, uid)
@@ -54,6 +60,9 @@ func (r *Registry) Certificate(ctx context.Context, serial node.Serial) (node.Ce
 
 // certificate returns a certificate, if the caller sees it; else node.ErrCertificateNotFound.
 func (r *Registry) certificate(ctx context.Context, serial node.Serial) (node.Certificate, error) {
+	if err := accessOf(ctx).known(); err != nil {
+		return node.Certificate{}, err
+	}
 	cert, err := r.Store.Certificate(ctx, serial)
 	if err == nil && !accessOf(ctx).sees(cert.Owner) {
 		return node.Certificate{}, store.NoCertificate(serial)
@@ -86,6 +95,9 @@ func (r *Registry) Certificates(ctx context.Context, name node.Certname, after s
 
 // Revocation returns a revocation. Error: node.ErrRevocationNotFound.
 func (r *Registry) Revocation(ctx context.Context, id string) (node.Revocation, error) {
+	if err := accessOf(ctx).known(); err != nil {
+		return node.Revocation{}, err
+	}
 	rev, err := r.Store.Revocation(ctx, id)
 	if err == nil && !accessOf(ctx).sees(rev.Owner) {
 		return node.Revocation{}, store.NoRevocation(id)
@@ -113,6 +125,9 @@ func (r *Registry) ListRevocations(ctx context.Context, f store.RevocationFilter
 // Down returns why no revocation at all can be carried out; nil if that is not
 // known. Whose certificate it was noticed on is not everybody's business.
 func (r *Registry) Down(ctx context.Context) *node.Failure {
+	if accessOf(ctx).known() != nil {
+		return nil
+	}
 	down := r.Revocations.Down()
 	if down == nil || !accessOf(ctx).confined() {
 		return down
@@ -124,6 +139,9 @@ func (r *Registry) Down(ctx context.Context) *node.Failure {
 
 // CountPending is store.View.CountPending, for those who see all.
 func (r *Registry) CountPending(ctx context.Context) (int, *node.Revocation, error) {
+	if err := accessOf(ctx).known(); err != nil {
+		return 0, nil, err
+	}
 	if accessOf(ctx).confined() {
 		return 0, nil, node.NotPermitted("", "only admins and readers see the state of the CA")
 	}
@@ -132,6 +150,9 @@ func (r *Registry) CountPending(ctx context.Context) (int, *node.Revocation, err
 
 // Group returns a group. Error: node.ErrGroupNotFound.
 func (r *Registry) Group(ctx context.Context, name string) (node.Group, error) {
+	if err := accessOf(ctx).known(); err != nil {
+		return node.Group{}, err
+	}
 	if !accessOf(ctx).reads(name) {
 		return node.Group{}, store.NoGroup(name)
 	}
@@ -143,6 +164,9 @@ const grantedPage = 50
 
 // Groups returns a page of groups, as store.View.Groups does.
 func (r *Registry) Groups(ctx context.Context, after string, limit int) (store.Page[node.Group], error) {
+	if err := accessOf(ctx).known(); err != nil {
+		return store.Page[node.Group]{}, err
+	}
 	a := accessOf(ctx)
 	if !a.confined() || a.Grant.Groups == nil {
 		return r.Store.Groups(ctx, after, limit)
@@ -188,7 +212,12 @@ func (s seen) Group(ctx context.Context, name string) (node.Group, error) {
 }
 
 // Revision returns the store's revision, to watch from.
-func (r *Registry) Revision(ctx context.Context) (int64, error) { return r.Store.Revision(ctx) }
+func (r *Registry) Revision(ctx context.Context) (int64, error) {
+	if err := accessOf(ctx).known(); err != nil {
+		return 0, err
+	}
+	return r.Store.Revision(ctx)
+}
 
 // WatchNodes yields changes of live registrations, as store.Store.WatchNodes
 // does. To a caller that sees its own alone, one that was given to another is gone.
@@ -208,6 +237,10 @@ func (r *Registry) WatchNodes(ctx context.Context, after int64) iter.Seq2[store.
 func (r *Registry) WatchRevocations(ctx context.Context, after int64) iter.Seq2[store.RevocationEvent, error] {
 	a := accessOf(ctx)
 	return func(yield func(store.RevocationEvent, error) bool) {
+		if err := a.known(); err != nil {
+			yield(store.RevocationEvent{}, err)
+			return
+		}
 		for ev, err := range r.Store.WatchRevocations(ctx, after) {
 			if err == nil && !a.sees(ev.Revocation.Owner) {
 				continue

@@ -106,7 +106,7 @@ func TestDropAsksTheAuthority(t *testing.T) {
 				rev := ordered(t, s, q)
 				q.Kick()
 				synctest.Wait()
-				_, err := q.Drop(t.Context(), rev.ID, "it was found again")
+				_, err := q.Drop(node.AsSelf(t.Context()), rev.ID, "it was found again")
 				if !errors.Is(err, c.drop) || err != nil && !strings.Contains(err.Error(), "web1.test") {
 					t.Errorf("got %v", err)
 				}
@@ -131,7 +131,7 @@ func TestDropComesTooLate(t *testing.T) {
 		rev := ordered(t, s, q)
 		q.Kick()
 		time.Sleep(time.Second)
-		if _, err := q.Drop(t.Context(), rev.ID, "a moment late"); !errors.Is(err, node.ErrRevocationClosed) {
+		if _, err := q.Drop(node.AsSelf(t.Context()), rev.ID, "a moment late"); !errors.Is(err, node.ErrRevocationClosed) {
 			t.Errorf("got %v", err)
 		}
 		holds(t, s, rev, isRevoked)
@@ -145,9 +145,9 @@ func TestDropGivesUp(t *testing.T) {
 		rev := ordered(t, s, q)
 		q.Kick()
 		synctest.Wait()
-		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		short, cancel := context.WithTimeout(node.AsSelf(t.Context()), time.Second)
 		defer cancel()
-		for _, ctx := range []context.Context{short, t.Context()} {
+		for _, ctx := range []context.Context{short, node.AsSelf(t.Context())} {
 			begin := time.Now()
 			_, err := q.Drop(ctx, rev.ID, "it was found again")
 			busy, ok := errors.AsType[*node.BusyError](err)
@@ -186,7 +186,7 @@ func TestDropComesBetweenTwoPages(t *testing.T) {
 		}
 		q.Kick()
 		time.Sleep(time.Second)
-		if dropped, err := q.Drop(t.Context(), rev.ID, "it was found again"); err != nil || dropped.Drop == nil {
+		if dropped, err := q.Drop(node.AsSelf(t.Context()), rev.ID, "it was found again"); err != nil || dropped.Drop == nil {
 			t.Errorf("got %+v, %v", dropped, err)
 		}
 		time.Sleep(time.Minute)
@@ -208,7 +208,7 @@ func TestNothingIsCarriedOutDuringADrop(t *testing.T) {
 		synctest.Wait()
 		rev := ordered(t, s, q)
 		time.AfterFunc(time.Second, q.Kick)
-		if _, err := q.Drop(t.Context(), rev.ID, "it was found again"); err != nil {
+		if _, err := q.Drop(node.AsSelf(t.Context()), rev.ID, "it was found again"); err != nil {
 			t.Error(err)
 		}
 		time.Sleep(time.Minute)

@@ -218,7 +218,7 @@ func TestRefusedOrderIsRetriedAndDropped(t *testing.T) {
 		time.Sleep(20 * time.Minute)
 		synctest.Wait()
 		before := tries.Load()
-		if _, err := q.Retry(t.Context(), rev.ID); err != nil {
+		if _, err := q.Retry(node.AsSelf(t.Context()), rev.ID); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Millisecond)
@@ -233,7 +233,7 @@ func TestRefusedOrderIsRetriedAndDropped(t *testing.T) {
 			waited <- revs
 		}()
 		synctest.Wait()
-		if _, err := q.Drop(t.Context(), rev.ID, "it is a test"); err != nil {
+		if _, err := q.Drop(node.AsSelf(t.Context()), rev.ID, "it is a test"); err != nil {
 			t.Fatal(err)
 		}
 		if got := <-waited; got[0].Drop == nil || got[0].Drop.Comment != "it is a test" {
@@ -252,10 +252,10 @@ func TestRefusedOrderIsRetriedAndDropped(t *testing.T) {
 			"retry": q.Retry,
 			"drop":  func(ctx context.Context, id string) (node.Revocation, error) { return q.Drop(ctx, id, "again") },
 		} {
-			if _, err := again(t.Context(), rev.ID); !errors.Is(err, node.ErrRevocationClosed) {
+			if _, err := again(node.AsSelf(t.Context()), rev.ID); !errors.Is(err, node.ErrRevocationClosed) {
 				t.Errorf("%s of a closed one: %v", what, err)
 			}
-			if _, err := again(t.Context(), "none"); !errors.Is(err, node.ErrRevocationNotFound) {
+			if _, err := again(node.AsSelf(t.Context()), "none"); !errors.Is(err, node.ErrRevocationNotFound) {
 				t.Errorf("%s of none: %v", what, err)
 			}
 		}

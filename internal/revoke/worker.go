@@ -31,6 +31,7 @@ const (
 // are made where one costs more.
 func (q *Queue) Run(ctx context.Context) {
 	defer close(q.stopped)
+	ctx = node.AsSelf(ctx)
 	for wait := time.Duration(0); ctx.Err() == nil; {
 		if pause(ctx, wait, q.wake) {
 			q.hurry()

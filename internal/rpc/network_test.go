@@ -260,7 +260,7 @@ func (r *rig) expire(t *testing.T, name string) {
 	}
 	next := old
 	next.ExpiresAt = time.Now().Add(-time.Second)
-	if _, err := r.store.PutToken(t.Context(), &old, next, audit.Line(t.Context(), time.Now(), node.ActionTokenRotate)); err != nil {
+	if _, err := r.store.PutToken(t.Context(), &old, next, audit.Line(node.AsSelf(t.Context()), time.Now(), node.ActionTokenRotate)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -16,12 +16,12 @@ type subject struct {
 // returns how many lines there are of each action on a serial, and of each on a uid.
 func checkAudit(t *testing.T, w *world) map[subject]int {
 	t.Helper()
-	v, err := w.audit.Verify(t.Context(), nil)
+	v, err := w.audit.Verify(node.AsSelf(t.Context()), nil)
 	if err != nil || v.Flaw != nil {
 		t.Fatalf("the audit log: %+v, %v", v, err)
 	}
 	lines, ids := map[subject]int{}, map[string]bool{}
-	err = w.audit.Export(t.Context(), 0, func(page []node.SealedLine) error {
+	err = w.audit.Export(node.AsSelf(t.Context()), 0, func(page []node.SealedLine) error {
 		for _, l := range page {
 			if ids[l.ID] {
 				t.Errorf("line %d is there twice: %+v", l.Seq, l)
@@ -45,7 +45,7 @@ func checkAudit(t *testing.T, w *world) map[subject]int {
 		}
 	}
 	for after := ""; ; {
-		page, err := w.store.Certificates(t.Context(), after, 1000)
+		page, err := w.store.Certificates(node.AsSelf(t.Context()), after, 1000)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -63,7 +63,7 @@ func checkAudit(t *testing.T, w *world) map[subject]int {
 		}
 	}
 	for after := ""; ; {
-		page, err := w.store.Nodes(t.Context(), noFilter, after, 1000)
+		page, err := w.store.Nodes(node.AsSelf(t.Context()), noFilter, after, 1000)
 		if err != nil {
 			t.Fatal(err)
 		}

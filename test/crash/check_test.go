@@ -21,7 +21,7 @@ import (
 // settled waits until no intent is open and no revocation pending.
 func settled(t *testing.T, s *store.Store) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(node.AsSelf(t.Context()), 30*time.Second)
 	defer cancel()
 	for poll := time.NewTicker(5 * time.Millisecond); !quiet(ctx, t, s); {
 		select {
@@ -111,7 +111,7 @@ func checkOrphans(t *testing.T, dir string, s *store.Store) crlState {
 		t.Errorf("CRL %v is published as %v", crl.number, published.number)
 	}
 	for serial, name := range inventory(t, dir) {
-		n, err := s.Node(t.Context(), node.Certname(name))
+		n, err := s.Node(node.AsSelf(t.Context()), node.Certname(name))
 		held := err == nil && n.Serial == serial
 		switch {
 		case held && crl.revoked[serial]:
@@ -128,7 +128,7 @@ func checkOrphans(t *testing.T, dir string, s *store.Store) crlState {
 func checkOwner(t *testing.T, s *store.Store) {
 	t.Helper()
 	const everything = 1_000_000
-	ctx := t.Context()
+	ctx := node.AsSelf(t.Context())
 	nodes, err := s.Nodes(ctx, store.NodeFilter{}, "", everything)
 	if err != nil {
 		t.Fatal(err)

@@ -57,7 +57,7 @@ func TestDropKilledAtEachStep(t *testing.T) {
 func killDropAt(t *testing.T, at int, when string) bool {
 	dir := t.TempDir()
 	newCA(t, dir)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(node.AsSelf(t.Context()), time.Minute)
 	defer cancel()
 	out, killed := runChild(ctx, t, dir, "drop", at, when)
 	w, err := open(dir, unwrapped, durable.OS)
@@ -100,13 +100,13 @@ func killDropAt(t *testing.T, at int, when string) bool {
 // dropPending drops what is open before anything is carried out, and returns what it could.
 func dropPending(t *testing.T, w *world, dir string) (dropped []string) {
 	t.Helper()
-	pending, err := w.store.Pending(t.Context(), "", 10)
+	pending, err := w.store.Pending(node.AsSelf(t.Context()), "", 10)
 	if err != nil {
 		t.Fatal(err)
 	}
 	listed := readCRL(t, filepath.Join(dir, "ca", "ca_crl.pem")).revoked
 	for _, r := range pending {
-		_, err := w.queue.Drop(t.Context(), r.ID, "it was found again")
+		_, err := w.queue.Drop(node.AsSelf(t.Context()), r.ID, "it was found again")
 		if err == nil {
 			dropped = append(dropped, r.ID)
 		}

@@ -41,7 +41,7 @@ func killImportAt(t *testing.T, at int, when string) bool {
 	dir := t.TempDir()
 	newCA(t, dir)
 	serials := signForeign(t, dir)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(node.AsSelf(t.Context()), time.Minute)
 	defer cancel()
 	out, killed := runChild(ctx, t, dir, "import", at, when)
 	w, err := open(dir, unwrapped, durable.OS)
@@ -101,7 +101,7 @@ func signForeign(t *testing.T, dir string) map[node.Certname]node.Serial {
 			t.Fatal(err)
 		}
 		name := node.Certname(fmt.Sprintf("n%d.test", i))
-		cert, err := w.authority.Sign(t.Context(), ca.Request{Certname: name, Serial: w.authority.NewSerial(), Key: key})
+		cert, err := w.authority.Sign(node.AsSelf(t.Context()), ca.Request{Certname: name, Serial: w.authority.NewSerial(), Key: key})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -43,7 +43,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	d := &target{dir: dir, binary: filepath.Join(testbed.Build(t, "cmd/espm"), "espm")}
 	d.configure(t)
 	d.start(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(node.AsSelf(t.Context()), 4*time.Minute)
 	defer cancel()
 
 	var wg, killing sync.WaitGroup
@@ -73,7 +73,7 @@ func TestKilledUnderLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.close(t)
-	run, end := context.WithCancel(t.Context())
+	run, end := context.WithCancel(node.AsSelf(t.Context()))
 	defer end()
 	w.run(run)
 	settled(t, w.store)
@@ -144,7 +144,7 @@ func (d *target) stop(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(node.AsSelf(t.Context()), 30*time.Second)
 	defer cancel()
 	if err := health.Serves(ctx, conn); err != nil {
 		t.Fatal(err)
@@ -248,7 +248,7 @@ func insist(ctx context.Context, t *testing.T, call func() error) bool {
 func (h *history) check(t *testing.T, dir string, w *world, crl crlState) {
 	t.Helper()
 	for name, resp := range h.alive {
-		n, err := w.store.Node(t.Context(), node.Certname(name))
+		n, err := w.store.Node(node.AsSelf(t.Context()), node.Certname(name))
 		if err != nil || string(n.UID) != resp.GetNode().GetUid() || string(n.Serial) != resp.GetNode().GetSerial() {
 			t.Errorf("%q was acknowledged as %s; found %s, %v", name, resp.GetNode().GetSerial(), n.Serial, err)
 		}
@@ -258,7 +258,7 @@ func (h *history) check(t *testing.T, dir string, w *world, crl crlState) {
 	}
 	for _, dead := range h.gone {
 		uid, name := node.UID(dead.GetNode().GetUid()), node.Certname(dead.GetNode().GetCertname())
-		if n, err := w.store.Node(t.Context(), name); err == nil && n.UID == uid {
+		if n, err := w.store.Node(node.AsSelf(t.Context()), name); err == nil && n.UID == uid {
 			t.Errorf("%q, terminated as %s, lives", name, uid)
 		}
 		if len(dead.GetRevocations()) == 0 {

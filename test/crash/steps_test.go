@@ -127,7 +127,7 @@ func child(dir string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(node.AsSelf(context.Background()), time.Minute)
 	defer cancel()
 	switch os.Getenv(childDoes) {
 	case "import":
@@ -269,14 +269,14 @@ func killAt(t *testing.T, at int, when string) bool {
 	if err := os.WriteFile(filepath.Join(dir, "csr.pem"), csr, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	out, killed := runChild(t.Context(), t, dir, "", at, when)
+	out, killed := runChild(node.AsSelf(t.Context()), t, dir, "", at, when)
 	s := listen(out)
 	w, err := open(dir, unwrapped, durable.OS)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer w.close(t)
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(node.AsSelf(t.Context()))
 	defer cancel()
 	w.run(ctx)
 	settled(t, w.store)
@@ -287,7 +287,7 @@ func killAt(t *testing.T, at int, when string) bool {
 		if n := lines[subject{node.ActionIssue, string(serial)}]; n != 1 {
 			t.Errorf("%s was provisioned with %s, and has %d lines of that", name, serial, n)
 		}
-		cert, err := w.store.Certificate(t.Context(), serial)
+		cert, err := w.store.Certificate(node.AsSelf(t.Context()), serial)
 		if n := lines[subject{node.ActionTerminate, string(cert.UID)}]; err != nil || s.terminated[name] && n != 1 {
 			t.Errorf("%s was terminated, and has %d lines of that, %v", name, n, err)
 		}
@@ -308,13 +308,13 @@ func checkSaid(t *testing.T, w *world, dir string, s said, crl crlState) {
 		}
 	}
 	for name, serial := range s.serial {
-		n, err := w.store.Node(t.Context(), node.Certname(name))
+		n, err := w.store.Node(node.AsSelf(t.Context()), node.Certname(name))
 		switch {
 		case s.terminated[name]:
 			if err == nil || !crl.revoked[serial] {
 				t.Errorf("terminated %q: in the classifier %v, serial %s revoked %v", name, err == nil, serial, crl.revoked[serial])
 			}
-			cert, err := w.store.Certificate(t.Context(), serial)
+			cert, err := w.store.Certificate(node.AsSelf(t.Context()), serial)
 			if err != nil {
 				t.Error(err)
 			} else if err := verify(t, dir, []byte(cert.PEM)); err == nil || !strings.Contains(err.Error(), "certificate revoked") {
@@ -332,14 +332,14 @@ func checkSaid(t *testing.T, w *world, dir string, s said, crl crlState) {
 func retryAll(t *testing.T, w *world, dir string, s said, csr []byte, public *ecdsa.PublicKey, last *big.Int) {
 	t.Helper()
 	for _, name := range []string{"made.test", "sent.test"} {
-		_, gone := w.store.Node(t.Context(), node.Certname(name))
+		_, gone := w.store.Node(node.AsSelf(t.Context()), node.Certname(name))
 		if s.terminated[name] || s.open[name] && gone != nil {
-			if _, err := w.provision(t.Context(), node.Certname(name), pick(name, csr), w.registry); err == nil {
+			if _, err := w.provision(node.AsSelf(t.Context()), node.Certname(name), pick(name, csr), w.registry); err == nil {
 				t.Errorf("a late retry brought %q back to life", name)
 			}
 			continue
 		}
-		p, err := w.provision(t.Context(), node.Certname(name), pick(name, csr), w.registry)
+		p, err := w.provision(node.AsSelf(t.Context()), node.Certname(name), pick(name, csr), w.registry)
 		if err != nil {
 			t.Errorf("retry of %q: %v", name, err)
 			continue
