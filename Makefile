@@ -10,7 +10,7 @@
 #
 # make package     dist/*.deb and dist/*.rpm, see docs/install.md
 # make fuzz        each fuzz target for FUZZTIME
-# make bench       measure; PART=name runs one part, see test/bench
+# make bench       measure; PART=name runs one part, see test/bench. BASE=commit compares with that version
 #
 # RUN=regexp       only these tests
 # ESPM_NEED=all    a variable of the environment: what the host lacks for a test is a failure, not a skip
@@ -97,8 +97,10 @@ fuzz:
 
 # The parts presign and terminate need root and Puppet Server, and say so where they skip.
 PART ?=
+BASE ?=
 bench: build
-	CGO_ENABLED=1 go run ./test/bench -only '$(PART)'
+	$(if $(BASE),rm -rf bin/base && mkdir -p bin/base/src && git archive $(BASE) | tar -x -C bin/base/src && cd bin/base/src && go build -trimpath -o .. ./cmd/...)
+	CGO_ENABLED=1 go run ./test/bench -only '$(or $(PART),$(if $(BASE),base))' $(if $(BASE),-base bin/base)
 
 clean:
 	rm -rf bin dist

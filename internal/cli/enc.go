@@ -10,7 +10,7 @@ import (
 )
 
 func (a *app) encCmd() *cobra.Command {
-	client := encclient.Client{Curious: true}
+	client := encclient.Client{Inspect: true}
 	c := &cobra.Command{
 		Use:   "enc NAME",
 		Short: "Print what espm-enc would print for a node",

@@ -58,8 +58,8 @@ func TestSightings(t *testing.T) {
 	shown(t, conn, "a.test", false, false)
 	puppet(t, c, "a.test")
 	puppet(t, c, "a.test")
-	curious := encclient.Client{Socket: c.ENC.Socket, DB: c.Store.Path, Curious: true}
-	curious.Run("b.test", io.Discard)
+	inspect := encclient.Client{Socket: c.ENC.Socket, DB: c.Store.Path, Inspect: true}
+	inspect.Run("b.test", io.Discard)
 	before := shown(t, conn, "a.test", true, true)
 	shown(t, conn, "b.test", false, false)
 	if err := stop(); err != nil {

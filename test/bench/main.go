@@ -19,6 +19,7 @@ import (
 // options are the command's flags.
 type options struct {
 	bin    string
+	base   string
 	nodes  int
 	rounds int
 	only   string
@@ -37,6 +38,7 @@ var benchmarks = []struct {
 	{"revoke", benchRevoke},
 	{"crl", benchCRL},
 	{"connections", benchConnections},
+	{"base", benchBase},
 }
 
 func names() (all []string) {
@@ -49,6 +51,7 @@ func names() (all []string) {
 func main() {
 	var o options
 	flag.StringVar(&o.bin, "bin", "bin", "`folder` with espm and espm-enc")
+	flag.StringVar(&o.base, "base", "", "`folder` with espm and espm-enc of an earlier version, for the benchmark base")
 	flag.IntVar(&o.nodes, "nodes", 100_000, "nodes of the large store")
 	flag.IntVar(&o.rounds, "rounds", 300, "rounds of the ENC benchmark, one run of each program in a round")
 	flag.StringVar(&o.only, "only", "", "only this benchmark: "+strings.Join(names(), ", "))

@@ -178,6 +178,9 @@ func TestOpenSSL(t *testing.T) {
 }
 
 func TestGRPCurl(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short leaves out building grpcurl")
+	}
 	bin := filepath.Join(t.TempDir(), "grpcurl")
 	build := exec.CommandContext(t.Context(), "go", "build", "-modfile=tools/go.mod", "-o", bin, "github.com/fullstorydev/grpcurl/cmd/grpcurl")
 	build.Dir = "../.."

@@ -39,8 +39,10 @@ type Client struct {
 	Socket string
 	DB     string
 
-	Curious bool // nobody compiles a catalog: the node does not count as seen, and sensitive values are not told
-	Reveal  bool // they are told to the curious too
+	// Inspect is for a person who looks, not for a catalog: the node does not count as seen, and
+	// the answer hides sensitive values, unless Reveal is set.
+	Inspect bool
+	Reveal  bool
 
 	Deadline time.Duration // of everything; zero: Deadline
 }
@@ -55,24 +57,27 @@ func (c Client) Ask(name string, deadline time.Time) enc.Answer {
 	if _, err := node.ParseCertname(name); err != nil {
 		return fail(err.Error())
 	}
+	var locked string // why neither could answer, when both were asked last
 	for {
 		a, err := c.askDaemon(name, deadline)
 		if err == nil {
 			return a
 		}
+		if errors.Is(err, errLate) && locked != "" {
+			return fail(locked)
+		}
 		if !errors.Is(err, errDown) {
 			return fail(err.Error())
 		}
 		a, dbErr := c.askStore(name, deadline)
-		switch {
-		case dbErr == nil:
+		if dbErr == nil {
 			return a
-		case !errors.Is(dbErr, bolt.ErrLocked):
-			return fail(fmt.Sprintf("%v, and its store can't be read: %v", err, dbErr))
-		case time.Until(deadline) < retryPause:
-			return fail(fmt.Sprintf("%v, but something holds its store: %v", err, dbErr))
 		}
-		time.Sleep(retryPause)
+		if !errors.Is(dbErr, bolt.ErrLocked) {
+			return fail(fmt.Sprintf("%v, and its store can't be read: %v", err, dbErr))
+		}
+		locked = fmt.Sprintf("%v, but something holds its store: %v", err, dbErr)
+		time.Sleep(min(retryPause, time.Until(deadline)))
 	}
 }
 
@@ -102,7 +107,7 @@ func (c Client) askStore(name string, deadline time.Time) (enc.Answer, error) {
 	if err != nil {
 		return enc.Answer{}, fmt.Errorf("the ENC's settings: %w", err)
 	}
-	a, _ := enc.Ask(ctx, view, enc.Unknown{Policy: settings.UnknownNodes, Command: settings.Command}, name, c.Curious && !c.Reveal)
+	a, _ := enc.Ask(ctx, view, enc.Unknown{Policy: settings.UnknownNodes, Command: settings.Command}, name, c.Inspect && !c.Reveal)
 	return a, nil
 }
 
@@ -119,9 +124,9 @@ func (c Client) askDaemon(name string, deadline time.Time) (enc.Answer, error) {
 	}
 	question := name + "\n"
 	switch {
-	case c.Curious && c.Reveal:
+	case c.Inspect && c.Reveal:
 		question = "!" + question
-	case c.Curious:
+	case c.Inspect:
 		question = "?" + question
 	}
 	if err := k.send(question); err != nil {
@@ -139,6 +144,8 @@ func (c Client) explain(err error) error {
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET),
 		errors.Is(err, syscall.EPIPE), errors.Is(err, errCut):
 		return fmt.Errorf("%w (%s: %w)", errDown, c.Socket, err)
+	case errors.Is(err, errLate):
+		return fmt.Errorf("asking the daemon at %s: %w of %v", c.Socket, err, c.limit())
 	case errors.Is(err, syscall.EAGAIN):
 		return fmt.Errorf("the daemon at %s did not answer within %v", c.Socket, c.limit())
 	case errors.Is(err, syscall.EACCES):

@@ -2,6 +2,7 @@ package encclient
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -38,17 +39,17 @@ func TestDaemonAnswersUnknownNodesEmpty(t *testing.T) {
 
 // Catalogs compile through a restart, an upgrade or a crash of the daemon.
 // Who only wants to know gets the same answer, and is not counted.
-func TestCurious(t *testing.T) {
+func TestInspect(t *testing.T) {
 	s := newSite(t, enc.Unknown{Policy: enc.Fail})
 	s.start(t, enc.Unknown{Policy: enc.Fail})
 	defer s.stop()
-	s.Curious = true
+	s.Inspect = true
 	s.expect(t, "web01", 0, webYAML)
 	s.expect(t, "web02", 1, "espm: node \"web02\" is not registered\n")
 	if n := s.seen.Load(); n != 0 {
 		t.Errorf("%d look-ups were counted", n)
 	}
-	s.Curious = false
+	s.Inspect = false
 	s.expect(t, "web01", 0, webYAML)
 	if n := s.seen.Load(); n != 1 {
 		t.Errorf("%d look-ups were counted, want 1", n)
@@ -96,6 +97,15 @@ func TestStoreIsLocked(t *testing.T) {
 	within(t, 200*time.Millisecond, 5*time.Second, func() {
 		s.expectReason(t, "web01", "espm is not running", "something holds its store", "locked by another process")
 	})
+}
+
+// On a busy machine the time ends while the client waits for its turn. That is not the daemon's fault.
+func TestTheTimeIsOverBeforeTheDaemonIsAsked(t *testing.T) {
+	s := newSite(t, enc.Unknown{Policy: enc.Fail})
+	s.serve(t, func(net.Conn) {})
+	if _, err := s.askDaemon("web01", time.Now()); !errors.Is(err, errLate) || strings.Contains(err.Error(), "did not answer") {
+		t.Errorf("got %v", err)
+	}
 }
 
 // A daemon that starts or stops holds the store before and after it answers.

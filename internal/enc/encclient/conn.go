@@ -14,6 +14,9 @@ import (
 // errCut: the daemon ended before the answer did.
 var errCut = errors.New("the answer was cut short")
 
+// errLate: the deadline came before the daemon could be asked. It says nothing about the daemon.
+var errLate = errors.New("nothing was left of the time limit")
+
 // conn is a connected unix socket whose every call ends by the deadline: with
 // EAGAIN, as the kernel reports SO_RCVTIMEO and SO_SNDTIMEO.
 type conn struct {
@@ -31,6 +34,9 @@ func (k conn) limit(option int) error {
 }
 
 func (k conn) connect(path string) error {
+	if time.Until(k.deadline) <= 0 {
+		return errLate
+	}
 	if err := k.limit(syscall.SO_SNDTIMEO); err != nil {
 		return err
 	}
