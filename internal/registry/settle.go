@@ -201,7 +201,8 @@ func (r *Registry) settle(ctx context.Context, intent node.IssueIntent) error {
 		}
 		c := store.NewChange()
 		c.RemoveIntent(open)
-		line := r.line(ctx, node.ActionSettle, node.Node{Certname: intent.Certname, UID: intent.UID, Serial: found.Serial})
+		line := r.line(ctx, node.ActionSettle, node.Node{Certname: intent.Certname, UID: intent.UID})
+		line.Serial = found.Serial
 		line.RequestID = node.RequestIDOf(intent.RequestID)
 		adopt := alive && intent.CallerKey && found.Certificate != nil && verify(found.Certificate, intent) == nil
 		if adopt {

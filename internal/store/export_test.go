@@ -12,7 +12,14 @@ var (
 	Migrate       = migrate
 	SchemaVersion = schemaVersion
 	CurrentSchema = currentSchema
+	ViewOf        = viewOf
 )
+
+// HasOneSerial tells whether a node's record is one of schema version 1 with a certificate.
+func HasOneSerial(rec Record) (bool, error) {
+	_, old, err := listedSerial(rec)
+	return old, err
+}
 
 // KeySamples is one key of each kind, with what it is on the disks of the first release.
 var KeySamples = map[string]string{
