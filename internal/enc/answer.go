@@ -46,7 +46,7 @@ func Ask(ctx context.Context, src Source, unknown Unknown, name string, redact b
 	if err != nil {
 		return Answer{StatusFail, "espm: " + err.Error(), err}, nil
 	}
-	n, c, err := classify(ctx, src, certname)
+	n, c, err := classified(ctx, src, certname)
 	if err == nil && redact {
 		c = c.Redacted()
 	}

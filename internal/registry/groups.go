@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/espm-project/espm/internal/audit"
+	"github.com/espm-project/espm/internal/classify"
 	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
@@ -21,22 +22,24 @@ func checkNode(ctx context.Context, groups enc.Groups, n node.Node) (node.Classi
 	if len(n.Groups) == 0 {
 		return n.Classification, nil
 	}
-	h, err := inherit(ctx, groups, n.Groups)
+	reached, err := reach(ctx, groups, n.Groups)
 	if err != nil {
 		return node.Classification{}, err
 	}
-	return h.Merge(n)
+	answer := classify.Node(n, reached)
+	return answer.Classification(), answer.Err(n.Certname)
 }
 
-func inherit(ctx context.Context, groups enc.Groups, names []string) (*enc.Inherited, error) {
-	h, err := enc.Inherit(ctx, groups, names)
+// reach reads groups with all that they inherit, and makes sure that a node may inherit so much.
+func reach(ctx context.Context, groups enc.Groups, names []string) (map[string]node.Group, error) {
+	reached, err := enc.Reach(ctx, groups, names)
 	if errors.Is(err, node.ErrGroupNotFound) {
 		return nil, fmt.Errorf("groups: %w", err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return h, h.CheckSize()
+	return reached, classify.CheckSize(classify.Size(reached))
 }
 
 // CreateGroup creates a group. Groups are written by admins alone: what one sets
@@ -170,7 +173,7 @@ func (r *Registry) commitGroup(ctx context.Context, old *node.Group, g *node.Gro
 	if err != nil {
 		return err
 	}
-	view := &overlay{base: r.Store, group: *g, cache: map[string]node.Group{}, inherited: map[string]*enc.Inherited{}}
+	view := &overlay{base: r.Store, group: *g, cache: map[string]node.Group{}, reached: map[string]map[string]node.Group{}}
 	if err := checkParents(ctx, view, *g); err != nil {
 		return err
 	}
@@ -204,24 +207,24 @@ func changesHeirs(old, g node.Group) bool {
 
 // overlay shows the groups as they would be after a write.
 type overlay struct {
-	base      enc.Groups
-	group     node.Group
-	cache     map[string]node.Group
-	inherited map[string]*enc.Inherited // by the names of groups: many nodes are in the same ones
+	base    enc.Groups
+	group   node.Group
+	cache   map[string]node.Group
+	reached map[string]map[string]node.Group // by the names of groups: many nodes are in the same ones
 }
 
 // check is checkNode, for many nodes.
 func (o *overlay) check(ctx context.Context, n node.Node) error {
 	key := strings.Join(n.Groups, " ")
-	h, known := o.inherited[key]
+	reached, known := o.reached[key]
 	if !known {
 		var err error
-		if h, err = inherit(ctx, o, n.Groups); err != nil {
+		if reached, err = reach(ctx, o, n.Groups); err != nil {
 			return err
 		}
-		o.inherited[key] = h
+		o.reached[key] = reached
 	}
-	return h.Check(n)
+	return classify.Node(n, reached).Err(n.Certname)
 }
 
 // Group returns a group as it would be.

@@ -1,12 +1,10 @@
-package enc
+package classify
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
-	"slices"
 	"strings"
 	"testing"
 
@@ -171,156 +169,117 @@ var merges = []struct {
 		`{"in": ["g"], "parameters": {"m": {"a": 1}}}`,
 		map[string]string{"g": `{"parameters": {"m": {"a": 2, "b": 2}}}`},
 		`{"parameters": {"m": {"a": 1}}}`,
-	}, {
-		"a group that is gone",
-		`{"in": ["g"]}`, map[string]string{"g": `{"in": ["p"]}`},
-		`group not found: "p"`,
 	},
 }
 
-func TestMerge(t *testing.T) {
+func TestNode(t *testing.T) {
 	for _, test := range merges {
 		t.Run(test.what, func(t *testing.T) {
-			w := newWorld(t, test.node, test.groups)
+			n, groups := parseNode(t, test.node), parseGroups(t, test.groups)
 			for range 10 { // whatever the order of maps
-				got, err := Merge(t.Context(), w, w.node)
-				if err != nil {
+				answer := Node(n, groups)
+				if err := answer.Err(n.Certname); err != nil {
 					if err.Error() != test.want {
 						t.Fatalf("got error %q\nwant %s", err, test.want)
 					}
 					continue
 				}
-				if want := parse[node.Classification](t, test.want); string(Render(got)) != string(Render(want)) || !slices.Equal(got.Sensitive, want.Sensitive) {
-					t.Fatalf("got\n%s%q\nwant\n%s%q", Render(got), got.Sensitive, Render(want), want.Sensitive)
+				got, want := answer.Classification(), parse[node.Classification](t, test.want)
+				if text(got) != text(want) {
+					t.Fatalf("got\n%s\nwant\n%s", text(got), text(want))
 				}
 			}
 		})
 	}
 }
 
-func TestMergeErrors(t *testing.T) {
-	w := newWorld(t, `{"in": ["l", "r"]}`, map[string]string{"l": `{"environment": "a"}`, "r": `{"environment": "b"}`})
-	_, err := Merge(t.Context(), w, w.node)
-	conflict, ok := errors.AsType[*node.ConflictError](err)
-	want := &node.ConflictError{Setting: "environment", Groups: [2]string{"l", "r"}, Nodes: []node.Certname{"web01"}}
-	if !ok || !reflect.DeepEqual(conflict, want) || !errors.Is(err, node.ErrConflict) {
-		t.Errorf("got %#v, want %#v", err, want)
+// text is a classification in one spelling: a class without parameters has none, whether it says so or not.
+func text(c node.Classification) string {
+	for name, params := range c.Classes {
+		if len(params) == 0 {
+			c.Classes[name] = nil
+		}
 	}
-	delete(w.groups, "l")
-	if _, err := Merge(t.Context(), w, w.node); !errors.Is(err, node.ErrGroupNotFound) {
-		t.Errorf("group gone: %v", err)
+	b, _ := json.Marshal(c)
+	return string(b)
+}
+
+// All conflicts are told, in order, but for those that the node decides. The error names the first.
+func TestAllConflicts(t *testing.T) {
+	groups := parseGroups(t, map[string]string{
+		"l": `{"parameters": {"a": 1, "b": 1}, "environment": "x"}`, "r": `{"parameters": {"a": 2, "b": 2}}`,
+		"s": `{"environment": "y", "parameters": {"b": 3}}`,
+	})
+	for own, want := range map[string][]string{
+		`{}`:                       {"environment l s", "parameters[a] l r", "parameters[b] l r"},
+		`{"parameters": {"a": 0}}`: {"environment l s", "parameters[b] l r"},
+		`{"parameters": {"a": 0, "b": 0}, "environment": "z"}`: nil,
+	} {
+		n := parseNode(t, own)
+		answer := Node(n, groups)
+		var got []string
+		for _, c := range answer.Conflicts {
+			got = append(got, fmt.Sprint(c.Setting, " ", c.Groups[0], " ", c.Groups[1]))
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: got %q, want %q", own, got, want)
+		}
+		err := answer.Err("web01")
+		conflict, ok := errors.AsType[*node.ConflictError](err)
+		if ok != (want != nil) || ok && (conflict.Setting != "environment" || !errors.Is(err, node.ErrConflict)) {
+			t.Errorf("%s: got the error %v", own, err)
+		}
 	}
 }
 
-// A node inherits at most 256 groups, and 2,000,000 characters of them.
-func TestInheritLimits(t *testing.T) {
-	chain := func(n int, classification string) *world {
-		groups := map[string]string{}
-		for i := range n {
-			in := fmt.Sprintf(`"in": ["g%d"], `, i+1)
-			if i == n-1 {
-				in = ""
-			}
-			groups[fmt.Sprint("g", i)] = fmt.Sprintf(`{%s"parameters": {"p%d": %s}}`, in, i, classification)
-		}
-		return newWorld(t, `{"in": ["g0"]}`, groups)
+// Each value says which group it comes from, or that it is the node's own.
+func TestOrigins(t *testing.T) {
+	answer := Node(parseNode(t, `{"in": ["web"], "parameters": {"a": 0}}`), parseGroups(t, map[string]string{
+		"web":  `{"in": ["base"], "parameters": {"a": 1, "b": 1}, "classes": {"ntp": {"s": 1}}}`,
+		"base": `{"environment": "prod", "parameters": {"b": 2, "c": 2}, "classes": {"ntp": {"s": 2, "p": 2}}}`,
+	}))
+	want := []Origin{
+		{"classes[ntp]", "web"}, {"classes[ntp].p", "base"}, {"classes[ntp].s", "web"},
+		{"environment", "base"},
+		{"parameters[a]", ""}, {"parameters[b]", "web"}, {"parameters[c]", "base"},
 	}
-	text := `"` + strings.Repeat("x", 495_000) + `"`
-	for _, test := range []struct {
-		world *world
-		rule  string
-	}{
-		{chain(256, "1"), ""},
-		{chain(257, "1"), "groups: a node inherits at most 256 groups"},
-		{chain(4, text), ""},
-		{chain(5, text), "groups: the groups that a node inherits have together at most 2000000 characters as YAML, these have up to 2475"},
-	} {
-		h, err := Inherit(t.Context(), test.world, test.world.node.Groups)
-		if err == nil {
-			err = h.CheckSize()
-		}
-		switch {
-		case test.rule == "" && err != nil:
-			t.Error(err)
-		case test.rule != "" && (!errors.Is(err, node.ErrInvalid) || !strings.HasPrefix(err.Error(), test.rule)):
-			t.Errorf("got %v, want %s", err, test.rule)
-		}
+	if got := answer.Origins(); !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
 }
 
 // A damaged store may hold a cycle: it ends all the same.
-func TestMergeCycle(t *testing.T) {
-	w := newWorld(t, `{"in": ["a"]}`, map[string]string{"a": `{"in": ["b"], "parameters": {"x": 1}}`, "b": `{"in": ["a"], "parameters": {"y": 2}}`})
-	got, err := Merge(t.Context(), w, w.node)
-	if err != nil || len(got.Parameters) != 2 {
-		t.Errorf("got %v, %v", got, err)
+func TestCycle(t *testing.T) {
+	answer := Node(parseNode(t, `{"in": ["a"]}`), parseGroups(t, map[string]string{
+		"a": `{"in": ["b"], "parameters": {"x": 1}}`, "b": `{"in": ["a"], "parameters": {"y": 2}}`,
+	}))
+	if got := answer.Classification(); len(got.Parameters) != 2 {
+		t.Errorf("got %v", got)
 	}
 }
 
-// A group may go after the node was read: the node had left it by then.
-func TestClassifyLooksAgain(t *testing.T) {
-	w := newWorld(t, `{"in": ["old"]}`, map[string]string{"new": `{"parameters": {"a": "new"}}`})
-	w.node.Revision = 1
-	reads := 0
-	w.onNode = func(n *node.Node) {
-		if reads++; reads == 2 {
-			n.Groups, n.Revision = []string{"new"}, 2
-		}
-	}
-	got, err := Classify(t.Context(), w, "web01")
-	if err != nil || got.Parameters["a"] != "new" {
-		t.Errorf("got %v, %v", got, err)
-	}
-
-	w = newWorld(t, `{"in": ["old"]}`, nil) // nothing changes: the error stands, and says for whom
-	if _, err := Classify(t.Context(), w, "web01"); !errors.Is(err, node.ErrGroupNotFound) || !strings.Contains(err.Error(), `"web01"`) {
-		t.Errorf("got %v", err)
-	}
-	if _, err := Classify(t.Context(), w, "web02"); !errors.Is(err, node.ErrNodeNotFound) {
-		t.Errorf("got %v", err)
-	}
+type inherits struct {
+	In []string `json:"in"`
 }
 
-// world is one node, web01, and the groups there are.
-type world struct {
-	node   node.Node
-	groups map[string]node.Group
-	onNode func(*node.Node) // when the node is read
-	err    error            // what the store says to everything
-}
-
-func newWorld(t *testing.T, n string, groups map[string]string) *world {
+// parseNode makes the node web01.
+func parseNode(t testing.TB, text string) node.Node {
 	t.Helper()
-	type inherits struct {
-		In []string `json:"in"`
-	}
-	w := &world{node: node.Node{Certname: "web01", Groups: parse[inherits](t, n).In, Classification: parse[node.Classification](t, n)}}
-	w.groups = map[string]node.Group{}
-	for name, text := range groups {
-		w.groups[name] = node.Group{Name: name, Parents: parse[inherits](t, text).In, Classification: parse[node.Classification](t, text)}
-	}
-	return w
+	return node.Node{Certname: "web01", Groups: parse[inherits](t, text).In, Classification: parse[node.Classification](t, text)}
 }
 
-func (w *world) Node(_ context.Context, name node.Certname) (node.Node, error) {
-	if w.err != nil {
-		return node.Node{}, w.err
+func parseGroups(t testing.TB, texts map[string]string) map[string]node.Group {
+	t.Helper()
+	groups := map[string]node.Group{}
+	for name, text := range texts {
+		groups[name] = parseGroup(t, name, text)
 	}
-	if name != w.node.Certname {
-		return node.Node{}, fmt.Errorf("%w: %q", node.ErrNodeNotFound, name)
-	}
-	if w.onNode != nil {
-		w.onNode(&w.node)
-	}
-	return w.node.Clone(), nil
+	return groups
 }
 
-func (w *world) Group(_ context.Context, name string) (node.Group, error) {
-	g, ok := w.groups[name]
-	if !ok {
-		return g, fmt.Errorf("%w: %q", node.ErrGroupNotFound, name)
-	}
-	return g, nil
+func parseGroup(t testing.TB, name, text string) node.Group {
+	t.Helper()
+	return node.Group{Name: name, Parents: parse[inherits](t, text).In, Classification: parse[node.Classification](t, text)}
 }
 
 // parse reads JSON as the store does.
