@@ -61,9 +61,9 @@ const (
 
 	impossiblePrefix = "ix/impossible/"
 
-	claimPrefix   = "ix/claim/"
-	tokenPrefix   = "token/"
-	groupsMark    = "mark/groups"
+	claimPrefix = "ix/claim/"
+	tokenPrefix = "token/"
+	groupsMark  = "mark/groups"
 
 	auditNewPrefix  = "audit/new/"
 	auditLinePrefix = "audit/line/"

@@ -221,7 +221,7 @@ type RevocationFilter struct {
 	Failed   bool          // only open ones that the authority refused
 	// Impossible: only those that the authority can't carry out.
 	Impossible bool
-	Owner    string        // only this owner's; empty: any
+	Owner      string // only this owner's; empty: any
 }
 
 func (f RevocationFilter) match(r node.Revocation) bool {

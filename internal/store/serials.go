@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/espm-project/espm/internal/node"
 )
@@ -20,44 +19,38 @@ func (o oneSerial) listSerial() {
 	}
 }
 
-// listSerials rewrites nodes and tombstones of schema version 1. It is safe to run again: what
-// is rewritten has no "serial" any more. A commit has as many records as the engine's bounds allow.
-func listSerials(ctx context.Context, e Engine) error {
-	for _, prefix := range []string{nodePrefix, tombstonesPrefix} {
-		batch, size := Batch{Unwatched: true}, 0
-		flush := func() error {
-			if len(batch.Puts) == 0 {
-				return nil
-			}
-			_, err := storeOf(e).commit(ctx, batch)
-			batch, size = Batch{Unwatched: true}, 0
-			return err
+const (
+	listedAtOnce = 500      // records of a batch
+	listedMargin = 64 << 10 // bytes of a batch that are left for the schema record
+)
+
+// listSerials is the step that rewrites registrations of schema version 1 below a prefix. Readers take both
+// forms. It is safe to run again: what is rewritten has no "serial" any more.
+func listSerials(prefix string) step {
+	return step{"serials of " + prefix, func(ctx context.Context, s *Store, after string) (b Batch, last string, err error) {
+		records, _, err := s.engine.List(ctx, prefix, after, s.Fit(listedAtOnce, 1))
+		if err != nil {
+			return b, "", err
 		}
-		for rec, err := range (records{e}).scan(ctx, prefix, "") {
-			if err != nil {
-				return err
-			}
+		size := 0
+		for _, rec := range records {
 			put, old, err := listedSerial(rec)
 			if err != nil {
-				return err
+				return b, "", err
 			}
-			if !old {
-				continue
-			}
-			if bounds, more := e.Bounds(), 2*len(put.Key)+len(put.Value); len(batch.Puts) == bounds.Operations || size+more > bounds.Bytes {
-				if err := flush(); err != nil {
-					return fmt.Errorf("rewriting nodes before %q: %w", rec.Key, err)
+			if old {
+				more := 2*len(put.Key) + len(put.Value)
+				if size > 0 && size+more > s.engine.Bounds().Bytes-listedMargin {
+					break // the next batch has it
 				}
+				size += more
+				b.Guards = append(b.Guards, Guard{rec.Key, rec.Revision})
+				b.Puts = append(b.Puts, put)
 			}
-			batch.Guards = append(batch.Guards, Guard{rec.Key, rec.Revision})
-			batch.Puts = append(batch.Puts, put)
-			size += 2*len(put.Key) + len(put.Value)
+			last = rec.Key
 		}
-		if err := flush(); err != nil {
-			return fmt.Errorf("rewriting the last nodes of %q: %w", prefix, err)
-		}
-	}
-	return nil
+		return b, last, nil
+	}}
 }
 
 // listedSerial returns the record as it is written now, false where it needs no rewriting.

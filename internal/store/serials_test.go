@@ -1,8 +1,8 @@
 package store_test
 
 import (
-	"context"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/espm-project/espm/internal/node"
@@ -10,29 +10,29 @@ import (
 )
 
 // oldNode is a record as schema version 1 has it.
-func oldNode(name, state, serial string) string {
+func oldNode(name, state, serial, label string) string {
 	held := ""
 	if serial != "" {
 		held = fmt.Sprintf(`"serial":%q,`, serial)
 	}
 	return fmt.Sprintf(`{"certname":%q,"uid":"u-%s","state":%q,"owner":"ops","classification":{"parameters":{"big":12345678901234567890}},`+
-		`"groups":["base"],"labels":{"team":"x"},%s"created_at":"2026-01-02T03:04:05Z","updated_at":"2026-01-02T03:04:05Z","requests":["ops r1"]}`,
-		name, name, state, held)
+		`"groups":["base"],"labels":{"team":%q},%s"created_at":"2026-01-02T03:04:05Z","updated_at":"2026-01-02T03:04:05Z","requests":["ops r1"]}`,
+		name, name, state, label, held)
 }
 
 // versionOne is a store that schema version 1 wrote, with n provisioned nodes among others.
-func versionOne(t *testing.T, n int) *unready {
+func versionOne(t *testing.T, n int, label string) *unready {
 	t.Helper()
 	e := newUnready(t)
 	e.schema(t, `{"version":1}`)
 	puts := []store.Put{
-		{Key: "node/registered", Value: []byte(oldNode("registered", "registered", ""))},
-		{Key: "tombstone/gone/u-gone", Value: []byte(oldNode("gone", "terminated", "00FE"))},
+		{Key: "node/registered", Value: []byte(oldNode("registered", "registered", "", "x"))},
+		{Key: "tombstone/gone/u-gone", Value: []byte(oldNode("gone", "terminated", "00FE", "x"))},
 		{Key: "group/serial", Value: []byte(`{"name":"serial","classification":{},"created_at":"2026-01-02T03:04:05Z","updated_at":"2026-01-02T03:04:05Z"}`)},
 	}
 	for i := range n {
 		name := fmt.Sprintf("node%04d", i)
-		puts = append(puts, store.Put{Key: "node/" + name, Value: []byte(oldNode(name, "provisioned", "00FF"))})
+		puts = append(puts, store.Put{Key: "node/" + name, Value: []byte(oldNode(name, "provisioned", "00FF", label))})
 	}
 	for len(puts) > 0 {
 		some := puts[:min(len(puts), 100)]
@@ -44,81 +44,41 @@ func versionOne(t *testing.T, n int) *unready {
 	return e
 }
 
-// A registration of schema version 1 had one live certificate: it is the newest one now.
+// A registration of schema version 1 had one live certificate: it is the newest one now. Both
+// forms are read while the store is migrated, batch by batch within the engine's bounds.
 func TestOneSerialBecomesAList(t *testing.T) {
-	e := versionOne(t, 3)
-	s, err := store.New(t.Context(), e)
+	const nodes = 1200
+	e := versionOne(t, nodes, strings.Repeat("x", 10_000))
+	s, err := store.Open(t.Context(), e)
 	check(t, err)
-	for name, want := range map[node.Certname][]node.Serial{"node0000": {"00FF"}, "node0002": {"00FF"}, "registered": nil} {
-		n, err := s.Node(t.Context(), name)
+	held := func() {
+		t.Helper()
+		for _, i := range []int{0, 1, nodes / 2, nodes - 1} {
+			n, err := s.Node(t.Context(), node.Certname(fmt.Sprintf("node%04d", i)))
+			check(t, err)
+			equal(t, "serials", n.Serials, []node.Serial{"00FF"})
+			equal(t, "groups", n.Groups, []string{"base"})
+			equal(t, "a big number", fmt.Sprint(n.Classification.Parameters["big"]), "12345678901234567890")
+		}
+		n, err := s.Node(t.Context(), "registered")
 		check(t, err)
-		equal(t, "serials", n.Serials, want)
-		equal(t, "groups", n.Groups, []string{"base"})
-		equal(t, "a big number", fmt.Sprint(n.Classification.Parameters["big"]), "12345678901234567890")
+		equal(t, "newest of none", n.Newest(), node.Serial(""))
+		gone, err := s.Tombstone(t.Context(), "gone", "u-gone")
+		check(t, err)
+		equal(t, "serials of the tombstone", gone.Serials, []node.Serial{"00FE"})
 	}
-	gone, err := s.Tombstone(t.Context(), "gone", "u-gone")
+	held()
+	batches := 0
+	check(t, s.Migrate(t.Context(), store.Migration{Progress: func(int, string, int) { batches++; held() }}))
+	if batches < 5 { // 500 at once
+		t.Errorf("%d batches", batches)
+	}
+	held()
+	recs, _, err := e.List(t.Context(), "", "", 10_000)
 	check(t, err)
-	equal(t, "serials of the tombstone", gone.Serials, []node.Serial{"00FE"})
-	for _, key := range []string{"node/node0001", "tombstone/gone/u-gone"} {
-		rec, err := e.Get(t.Context(), key)
-		check(t, err)
-		if old, err := store.HasOneSerial(rec); old || err != nil {
-			t.Errorf("%s is as it was: %s, %v", key, rec.Value, err)
+	for _, rec := range recs {
+		if strings.Contains(string(rec.Value), `"serial":`) {
+			t.Fatalf("%s is as it was: %.300s", rec.Key, rec.Value)
 		}
 	}
-}
-
-// A migration that is cut short goes on where it was; meanwhile both forms are read.
-func TestListSerialsResumes(t *testing.T) {
-	const nodes = 500
-	e := versionOne(t, nodes)
-	bounds := e.Bounds()
-	small := &smallEngine{unready: e, bounds: store.Bounds{Operations: 50, Bytes: bounds.Bytes}}
-	ctx, cancel := context.WithCancel(t.Context())
-	small.commit = func(n int) {
-		if n == 4 {
-			cancel()
-		}
-	}
-	if _, err := store.New(ctx, small); err == nil {
-		t.Fatal("it went on without its context")
-	}
-	if version, err := store.SchemaVersion(t.Context(), e); err != nil || version != 1 {
-		t.Fatalf("version %d, %v", version, err)
-	}
-	v := store.ViewOf(e)
-	for i := range nodes {
-		n, err := v.Node(t.Context(), node.Certname(fmt.Sprintf("node%04d", i)))
-		check(t, err)
-		equal(t, "newest", n.Newest(), node.Serial("00FF"))
-	}
-	before := small.commits
-	small.commit = nil
-	_, err := store.New(t.Context(), small)
-	check(t, err)
-	if more := small.commits - before; more < 6 || more > 9 { // the rest, tombstones and the version
-		t.Errorf("%d commits for the rest", more)
-	}
-}
-
-// smallEngine has tight bounds, and tells of each commit before it is made.
-type smallEngine struct {
-	*unready
-	bounds store.Bounds
-	commit func(n int)
-}
-
-func (e *smallEngine) Bounds() store.Bounds { return e.bounds }
-
-func (e *smallEngine) Commit(ctx context.Context, b store.Batch) (int64, error) {
-	if e.commit != nil {
-		e.commit(e.commits + 1)
-	}
-	if err := ctx.Err(); err != nil {
-		return 0, err
-	}
-	if err := e.bounds.Check(b); err != nil {
-		return 0, err
-	}
-	return e.unready.Commit(ctx, b)
 }
