@@ -133,7 +133,7 @@ func (r *Registry) mayOrder(ctx context.Context, o *order) error {
 	switch {
 	case limit == 0:
 	case o.request.TTL > limit:
-		return node.NotPermitted("ttl", "at most %v is granted to %s, is %v", limit, a.Name, o.request.TTL)
+		return node.NotPermitted("ttl", "at most %v is granted to %s, is %v", node.Duration(limit), a.Name, node.Duration(o.request.TTL))
 	case o.request.TTL == 0 && r.TTL > limit:
 		o.request.TTL = limit
 	}
