@@ -105,10 +105,7 @@ type Options struct {
 type Registry struct {
 	Options
 
-	// A write to a group looks at every node that inherits it. Nodes that join
-	// groups wait meanwhile; else a busy fleet would make it start over for
-	// ever. The guards of each commit, not this lock, keep the result right.
-	classifying sync.RWMutex
+	*groups
 
 	protected atomic.Pointer[[]string] // Options.Protected, or what took its place
 
@@ -143,6 +140,7 @@ func New(o Options) *Registry {
 	}
 	r := &Registry{
 		Options:  o,
+		groups:   &groups{store: o.Store, clock: o.Now},
 		answers:  answers{now: o.Now},
 		issuing:  map[node.UID]bool{},
 		unsettle: make(chan struct{}, 1),
@@ -256,16 +254,7 @@ func (r *Registry) commitNode(ctx context.Context, c *store.Change, old *node.No
 	if err := a.mayJoin(old, *n); err != nil {
 		return err
 	}
-	if len(n.Groups) > 0 || old != nil && len(old.Groups) > 0 {
-		r.classifying.RLock()
-		defer r.classifying.RUnlock()
-		mark, err := r.Store.GroupsMark(ctx)
-		if err != nil {
-			return err
-		}
-		c.GuardGroups(mark)
-	}
-	merged, err := checkNode(ctx, r.Store, *n)
+	merged, err := r.groups.admit(ctx, c, *n)
 	if err != nil {
 		return err
 	}

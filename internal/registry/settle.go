@@ -39,8 +39,8 @@ func (r *Registry) Run(ctx context.Context) {
 		r.answers.prune()
 		if r.Now().Sub(lastSweep) >= time.Hour {
 			lastSweep = r.Now()
-			if err := r.sweep(ctx); err != nil && ctx.Err() == nil {
-				r.Log.WithError(err).Error("forgetting old registrations")
+			if err := errors.Join(r.sweep(ctx), r.groups.sweep(ctx)); err != nil && ctx.Err() == nil {
+				r.Log.WithError(err).Error("forgetting old registrations and sets of groups")
 			}
 		}
 		var retry <-chan time.Time

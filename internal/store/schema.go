@@ -14,6 +14,7 @@ var currentSchema = len(migrations)
 // again, as a crash may come between it and the commit of the new version.
 var migrations = []migration{
 	func(context.Context, Engine) error { return nil }, // 0: an empty store
+	indexSets,
 }
 
 type migration func(context.Context, Engine) error
