@@ -39,8 +39,8 @@ const drain = 10 * time.Second
 // Run serves until ctx is done, and returns nil after an orderly stop.
 //
 // The order of the start: the store, so that nobody else can write it; the
-// ENC socket, so that catalogs compile while the rest starts; the authority,
-// with what an earlier run left open; the API, last.
+// ENC socket, so that catalogs compile while the rest starts; the store's migration,
+// if a new version asks for one; the authority, with what an earlier run left open; the API, last.
 func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 	if err := forbidCoreDumps(); err != nil {
 		return err
@@ -57,6 +57,9 @@ func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 	d.keepAudit(ctx)
 	d.countSightings(ctx)
 	if err := d.serveENC(ctx, cancel); err != nil {
+		return err
+	}
+	if err := d.migrate(ctx); err != nil {
 		return err
 	}
 	if err := d.openAuthority(ctx); err != nil {
@@ -78,6 +81,7 @@ func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 type daemon struct {
 	config    config.Config
 	log       *logrus.Logger
+	engine    *bolt.Engine
 	store     *store.Store
 	sightings *registry.Sightings
 	audit     *audit.Log
@@ -142,7 +146,8 @@ func (d *daemon) openStore(ctx context.Context) error {
 	if err := giveGroup(path, d.config.ENC.Group, 0o640); err != nil {
 		return fmt.Errorf("enc.group: %w", err)
 	}
-	if d.store, err = store.New(ctx, engine); err != nil {
+	d.engine = engine
+	if d.store, err = store.Open(ctx, engine); err != nil {
 		return fmt.Errorf("store %s: %w", path, err)
 	}
 	d.backups = &snapshots{config: d.config, engine: engine}

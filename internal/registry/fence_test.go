@@ -105,7 +105,7 @@ func TestALateTerminateNeverKillsASuccessor(t *testing.T) {
 		}
 		second <- p
 	}()
-	ctx, cancel := context.WithTimeout(self(t), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(self(t), 1500*time.Millisecond)
 	defer cancel()
 	if _, err := f.Provision(ctx, node.Node{Certname: "web1.test"}, registry.Spec{}, "", false); !errors.Is(err, node.ErrUnavailable) || ctx.Err() != nil {
 		t.Errorf("a caller with little time got %v, after its deadline: %v", err, ctx.Err())
@@ -172,7 +172,7 @@ func TestReissueRevokesFirst(t *testing.T) {
 	first := f.provision(t, "web1.test", "r1")
 	f.Registry = registry.New(f.options) // the answers are forgotten
 	release := f.hold()
-	ctx, cancel := context.WithTimeout(self(t), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(self(t), 1500*time.Millisecond)
 	defer cancel()
 	if _, err := f.Provision(ctx, node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false); !errors.Is(err, node.ErrUnavailable) {
 		t.Fatalf("got %v", err)

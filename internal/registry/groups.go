@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/classify"
@@ -19,8 +18,7 @@ import (
 
 // groups keeps groups, and nodes in agreement with them.
 type groups struct {
-	store *store.Store
-	clock func() time.Time
+	core
 
 	// Writers of groups take turns, as of two at once one would have to start over. Writers
 	// of nodes never wait for them: the guards of each commit keep the result right.
@@ -82,7 +80,7 @@ func (g *groups) CreateGroup(ctx context.Context, group node.Group, validateOnly
 		return group, err
 	}
 	slices.Sort(group.Parents)
-	group.CreatedAt = g.clock().UTC()
+	group.CreatedAt = g.now().UTC()
 	group.UpdatedAt = group.CreatedAt
 	g.turn.Lock()
 	defer g.turn.Unlock()
@@ -134,7 +132,7 @@ func (g *groups) UpdateGroup(ctx context.Context, name string, revision int64, e
 			return err
 		}
 		slices.Sort(group.Parents)
-		group.UpdatedAt = g.clock().UTC()
+		group.UpdatedAt = g.now().UTC()
 		if err := group.Validate(); err != nil {
 			return err
 		}
@@ -206,7 +204,7 @@ func (g *groups) remove(ctx context.Context, old node.Group, with func(store.Gro
 		return errors.Join(err, fmt.Errorf("%w: group %q has come to inherit %q", node.ErrStale, child, old.Name))
 	}
 	c := store.NewChange()
-	c.Audit(g.line(ctx, node.ActionGroupDelete, old.Name))
+	c.Audit(g.groupLine(ctx, node.ActionGroupDelete, old.Name))
 	c.GuardSets(sets)
 	c.RemoveGroup(mark, old)
 	_, err = g.store.Commit(ctx, c)
@@ -249,8 +247,8 @@ func (g *groups) sweep(ctx context.Context) error {
 	return err
 }
 
-func (g *groups) line(ctx context.Context, action node.Action, name string) node.AuditLine {
-	l := audit.Line(ctx, g.clock(), action)
+func (g *groups) groupLine(ctx context.Context, action node.Action, name string) node.AuditLine {
+	l := audit.Line(ctx, g.now(), action)
 	l.Object = "group/" + name
 	return l
 }
@@ -293,7 +291,7 @@ func (g *groups) commit(ctx context.Context, c *store.Change, mark store.GroupsM
 	if old == nil {
 		action = node.ActionGroupCreate
 	}
-	c.Audit(g.line(ctx, action, now.Name))
+	c.Audit(g.groupLine(ctx, action, now.Name))
 	rev, err := g.store.Commit(ctx, c)
 	if err != nil {
 		return fmt.Errorf("group %q: %w", now.Name, err)

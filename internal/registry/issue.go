@@ -122,7 +122,7 @@ func (r *Registry) beginNew(ctx, patience context.Context, n node.Node, o *order
 	if err := r.addNode(ctx, &n, nil, nil, true); err != nil {
 		return node.IssueIntent{}, err
 	}
-	if err := r.fence(patience, n); err != nil {
+	if err := r.fence.wait(patience, n); err != nil {
 		return node.IssueIntent{}, err
 	}
 	if err := r.vetIssue(ctx, *o); err != nil {
@@ -150,7 +150,7 @@ func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o 
 		}
 		return node.IssueIntent{}, fmt.Errorf("%w: %q has lost its certificate %s", node.ErrStale, old.Certname, old.Serial)
 	}
-	if err := r.fence(patience, old); err != nil {
+	if err := r.fence.wait(patience, old); err != nil {
 		return node.IssueIntent{}, err
 	}
 	if err := r.vetIssue(ctx, *o); err != nil {
@@ -253,7 +253,7 @@ func (r *Registry) prepare(ctx context.Context, o *order, n node.Node, request *
 func (r *Registry) issue(ctx context.Context, intent node.IssueIntent, o order, request *node.Request) (Provisioned, error) {
 	log := r.Log.WithFields(logrus.Fields{"certname": intent.Certname, "uid": intent.UID})
 	var cert *x509.Certificate
-	err := r.unfenced(ctx, intent)
+	err := r.fence.check(ctx, intent)
 	if err == nil {
 		begun := time.Now()
 		if cert, err = r.Authority.Sign(ctx, o.request); err == nil {

@@ -52,3 +52,16 @@ func (r *Registry) earlier(ctx context.Context, request *node.Request) (*node.No
 	}
 	return &n, err
 }
+
+// CheckRequestID keeps request ids printable and short; none is as good. The error is node.ErrInvalid.
+func CheckRequestID(id string) error {
+	if len(id) > 128 {
+		return node.Invalid("request_id", "at most 128 bytes, has %d", len(id))
+	}
+	for _, r := range id {
+		if r <= ' ' || r > '~' {
+			return node.Invalid("request_id", "printable ASCII without spaces only, not %q", r)
+		}
+	}
+	return nil
+}

@@ -6,7 +6,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -264,27 +263,6 @@ func (r *Registry) checkForeign(ctx context.Context, name node.Certname, cert *x
 		return fmt.Errorf("%w: serial %s, which stands under %q: %w", node.ErrCertificateNotFound, node.SerialOf(cert.SerialNumber), name, why)
 	}
 	return nil
-}
-
-// unprotected returns node.ErrProtected for a name that is never terminated.
-func (r *Registry) unprotected(name node.Certname) error {
-	if why := r.protection(name); why != "" {
-		return fmt.Errorf("%w: %q: %s", node.ErrProtected, name, why)
-	}
-	return nil
-}
-
-// protection says why a name is never terminated, "" where it may be.
-func (r *Registry) protection(name node.Certname) string {
-	switch {
-	case string(name) == r.Puppet.Name:
-		return "it is puppet.server"
-	case slices.Contains(*r.protected.Load(), string(name)):
-		return "it is listed in protected_certnames"
-	case slices.Contains(r.Authority.Traits().Protected, name):
-		return "the CA is reached by that name, or works with it"
-	}
-	return ""
 }
 
 // orderRevocation adds the order to revoke a certificate that is stored.

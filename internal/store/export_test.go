@@ -1,18 +1,37 @@
 package store
 
-import "github.com/espm-project/espm/internal/node"
+import (
+	"context"
+
+	"github.com/espm-project/espm/internal/node"
+)
 
 // For tests, which use a real engine, and an engine imports this package.
 
-// Migration is one step.
-type Migration = migration
+// CurrentSchema is the version that this program writes.
+var CurrentSchema = currentSchema
 
-// What the tests of the schema need.
-var (
-	Migrate       = migrate
-	SchemaVersion = schemaVersion
-	CurrentSchema = currentSchema
-)
+// Step is one step of a migration.
+type Step struct {
+	Name  string
+	Batch func(ctx context.Context, s *Store, after string) (b Batch, last string, err error)
+}
+
+// MigrateBy is Migrate by other steps.
+func (s *Store) MigrateBy(ctx context.Context, m Migration, versions [][]Step) error {
+	var all [][]step
+	for _, version := range versions {
+		steps := []step{}
+		for _, one := range version {
+			steps = append(steps, step{one.Name, one.Batch})
+		}
+		all = append(all, steps)
+	}
+	return s.migrate(ctx, m, all)
+}
+
+// StoreOf returns the Store in an engine, whatever its schema.
+func StoreOf(e Engine) *Store { return storeOf(e) }
 
 // KeySamples is one key of each kind, with what it is on the disks of the first release.
 var KeySamples = map[string]string{

@@ -5,62 +5,165 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+
+	"github.com/espm-project/espm/internal/node"
 )
 
 // currentSchema is the version of keys and records that this program writes.
 var currentSchema = len(migrations)
 
-// migrations[i] brings a store from schema version i to i+1. Each must be safe to run
-// again, as a crash may come between it and the commit of the new version.
-var migrations = []migration{
-	func(context.Context, Engine) error { return nil }, // 0: an empty store
-	indexSets,
+// migrations[i] are the steps that bring a store from schema version i to i+1.
+var migrations = [][]step{
+	{}, // 0: an empty store
+	{{"sets of groups", indexSets}, {"marks of groups", removeGroupUse}},
 }
 
-type migration func(context.Context, Engine) error
+// step changes records of one kind. It works in batches while others read and write the store,
+// and goes on behind the last batch after a crash.
+type step struct {
+	name string
+	// batch returns the next changes, within the store's bounds, and the last key that it
+	// has dealt with; "" where no record is left. The records up to the key after are done.
+	// Each record that the batch depends on has a guard, as others write meanwhile.
+	batch func(ctx context.Context, s *Store, after string) (b Batch, last string, err error)
+}
 
+// schema is the record of the store's version. While steps are at work it has the new
+// version already: an older espm must not write among records that it does not know.
 type schema struct {
-	Version int `json:"version"`
+	Version   int       `json:"version"`
+	Migrating *position `json:"migrating,omitempty"`
+	revision  int64
 }
 
-func schemaVersion(ctx context.Context, r Reader) (int, error) {
+// position is how far the steps to a version have come.
+type position struct {
+	Step  int    `json:"step"`
+	After string `json:"after"`
+}
+
+// readSchema returns version 0 for an empty store.
+func readSchema(ctx context.Context, r Reader) (schema, error) {
 	rec, err := r.Get(ctx, schemaKey)
 	if errors.Is(err, ErrNoKey) {
-		return 0, nil
+		return schema{}, nil
 	}
 	if err != nil {
-		return 0, err
+		return schema{}, err
 	}
-	var s schema
+	s := schema{revision: rec.Revision}
 	if err := json.Unmarshal(rec.Value, &s); err != nil || s.Version < 1 {
-		return 0, fmt.Errorf("the store's schema record is damaged: %q", rec.Value)
+		return schema{}, fmt.Errorf("the store's schema record is damaged: %q", rec.Value)
 	}
-	return s.Version, nil
+	return s, nil
 }
 
-func schemaError(version int) error {
-	if version > currentSchema {
-		return fmt.Errorf("the store has schema version %d, this espm knows up to %d: use a newer espm", version, currentSchema)
+// check refuses a schema that this program does not know.
+func (s schema) check(known int) error {
+	if s.Version > known {
+		return fmt.Errorf("the store has schema version %d, this espm knows up to %d: use a newer espm", s.Version, known)
 	}
-	return fmt.Errorf("the store has schema version %d, older than this program's %d: start `espm serve` once to bring it up to date", version, currentSchema)
+	return nil
 }
 
-func migrate(ctx context.Context, e Engine, steps []migration) error {
-	version, err := schemaVersion(ctx, e)
+// Migration is how a store is brought up to date.
+type Migration struct {
+	// Before is called before the first change, with the version that the store has. An error
+	// ends the migration. It is not called again where an earlier process began.
+	Before func(version int) error
+	// Progress is told of each batch: the version to come, the step, and the batches of it so far.
+	Progress func(version int, step string, batches int)
+}
+
+// Outdated tells whether Migrate has something to do.
+func (s *Store) Outdated(ctx context.Context) (bool, error) {
+	have, err := readSchema(ctx, s.engine)
+	return have.Version < currentSchema || have.Migrating != nil, err
+}
+
+// Migrate brings the store up to date. Others may read and write it meanwhile. What is
+// done is durable batch by batch: after a crash, or when ctx is done, the next call goes on from there.
+func (s *Store) Migrate(ctx context.Context, m Migration) error {
+	return s.migrate(ctx, m, migrations)
+}
+
+func (s *Store) migrate(ctx context.Context, m Migration, versions [][]step) error {
+	have, err := readSchema(ctx, s.engine)
 	if err != nil {
 		return err
 	}
-	if version > len(steps) {
-		return schemaError(version)
+	if err := have.check(len(versions)); err != nil {
+		return err
 	}
-	for ; version < len(steps); version++ {
-		if err := steps[version](ctx, e); err != nil {
-			return fmt.Errorf("bringing the store from schema version %d to %d: %w", version, version+1, err)
+	for have.Version < len(versions) || have.Migrating != nil {
+		if have.Migrating == nil {
+			if m.Before != nil {
+				if err := m.Before(have.Version); err != nil {
+					return fmt.Errorf("before the store is brought from schema version %d to %d: %w", have.Version, have.Version+1, err)
+				}
+			}
+			have.Version, have.Migrating = have.Version+1, &position{}
+			if err := s.putSchema(ctx, &have, Batch{}); err != nil {
+				return err
+			}
 		}
-		put := Put{schemaKey, encode(schema{version + 1})}
-		if _, err := storeOf(e).commit(ctx, Batch{Puts: []Put{put}}); err != nil {
-			return fmt.Errorf("writing schema version %d: %w", version+1, err)
+		if err := s.steps(ctx, m, &have, versions[have.Version-1]); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// steps does what is left of the steps to a version.
+func (s *Store) steps(ctx context.Context, m Migration, have *schema, steps []step) error {
+	batches := 0
+	for at := have.Migrating; at.Step < len(steps); {
+		one := steps[at.Step]
+		b, last, err := one.batch(ctx, s, at.After)
+		if err != nil {
+			return fmt.Errorf("bringing the store to schema version %d: %s after %q: %w", have.Version, one.name, at.After, err)
+		}
+		next := position{at.Step, last}
+		if last == "" {
+			next.Step++
+		}
+		was := *at
+		have.Migrating = &next
+		switch err := s.putSchema(ctx, have, b); {
+		case errors.Is(err, node.ErrStale) && ctx.Err() == nil: // somebody else wrote one of the records
+			have.Migrating = &was
+			if err := s.reread(ctx, have); err != nil {
+				return err
+			}
+		case err != nil:
+			return fmt.Errorf("bringing the store to schema version %d: %s after %q: %w", have.Version, one.name, was.After, err)
+		}
+		if batches++; m.Progress != nil {
+			m.Progress(have.Version, one.name, batches)
+		}
+		at = have.Migrating
+	}
+	have.Migrating = nil
+	return s.putSchema(ctx, have, Batch{})
+}
+
+// reread makes sure that no other process migrates the same store.
+func (s *Store) reread(ctx context.Context, have *schema) error {
+	now, err := readSchema(ctx, s.engine)
+	if err == nil && now.revision != have.revision {
+		err = errors.New("another process changes the store's schema")
+	}
+	return err
+}
+
+// putSchema commits the schema with a batch. No watch tells of it: what records mean stays the same.
+func (s *Store) putSchema(ctx context.Context, have *schema, b Batch) error {
+	b.Guards = append(b.Guards, Guard{schemaKey, have.revision})
+	b.Puts = append(b.Puts, Put{schemaKey, encode(have)})
+	b.Unwatched = true
+	revision, err := s.commit(ctx, b)
+	if err == nil {
+		have.revision = revision
+	}
+	return err
 }

@@ -5,68 +5,144 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/espm-project/espm/internal/store"
 )
 
-// Migrations run in order, each once, and an old store is brought up from
-// where it is.
-func TestMigrations(t *testing.T) {
+// mark is a step that marks records below node/, two in a batch: their values end in its name.
+func mark(name string, e *unready) store.Step {
+	return store.Step{Name: name, Batch: func(ctx context.Context, s *store.Store, after string) (b store.Batch, last string, err error) {
+		records, _, err := e.List(ctx, "node/", after, 2)
+		for _, r := range records {
+			b.Guards = append(b.Guards, store.Guard{Key: r.Key, Revision: r.Revision})
+			b.Puts = append(b.Puts, store.Put{Key: r.Key, Value: append(r.Value, name...)})
+			last = r.Key
+		}
+		if hook := e.hook; hook != nil {
+			hook(last)
+		}
+		return b, last, err
+	}}
+}
+
+// old is a store of version 1 with five records.
+func old(t *testing.T) *unready {
 	e := newUnready(t)
-	var ran []string
-	step := func(name string) store.Migration {
-		return func(ctx context.Context, e store.Engine) error {
-			ran = append(ran, name)
-			_, err := e.Commit(ctx, store.Batch{Puts: []store.Put{{Key: "did/" + name}}})
-			return err
-		}
+	e.schema(t, `{"version":1}`)
+	for i := range 5 {
+		check(t, second(e.Engine.Commit(t.Context(), store.Batch{Puts: []store.Put{{Key: fmt.Sprintf("node/n%d", i), Value: []byte("v")}}})))
 	}
-	one, two, three := step("1"), step("2"), step("3")
-	for _, steps := range [][]store.Migration{{one}, {one}, {one, two, three}, {one, two, three}} {
-		if err := store.Migrate(t.Context(), e, steps); err != nil {
-			t.Fatal(err)
-		}
-		if version, err := store.SchemaVersion(t.Context(), e); err != nil || version != len(steps) {
-			t.Errorf("version %d, %v, want %d", version, err, len(steps))
-		}
+	return e
+}
+
+func (u *unready) values(t *testing.T) (all []string) {
+	t.Helper()
+	records, _, err := u.List(t.Context(), "node/", "", 10)
+	check(t, err)
+	for _, r := range records {
+		all = append(all, string(r.Value))
 	}
-	if want := []string{"1", "2", "3"}; !reflect.DeepEqual(ran, want) {
-		t.Errorf("ran %q, want %q", ran, want)
+	return all
+}
+
+func (u *unready) wantSchema(t *testing.T, want string) {
+	t.Helper()
+	rec, err := u.Get(t.Context(), "schema")
+	check(t, err)
+	if string(rec.Value) != want {
+		t.Errorf("schema %s, want %s", rec.Value, want)
 	}
 }
 
-// A crash between a step and its version makes the step run again, and no
-// earlier one.
-func TestMigrationResumes(t *testing.T) {
-	for name, crash := range map[string]func(*unready){
-		"before the version is written": func(e *unready) { e.refuse = "schema" },
-		"in the step":                   func(e *unready) { e.refuse = "did" },
-	} {
-		t.Run(name, func(t *testing.T) {
-			e := newUnready(t)
-			ran := map[int]int{}
-			step := func(i int) store.Migration {
-				return func(ctx context.Context, e store.Engine) error {
-					ran[i]++
-					_, err := e.Commit(ctx, store.Batch{Puts: []store.Put{{Key: "did"}}})
-					return err
-				}
+// Steps run in order, each once for a record, and what was there before is kept first.
+func TestMigrate(t *testing.T) {
+	e := old(t)
+	s := store.StoreOf(e)
+	var kept []int
+	versions := [][]store.Step{{}, {mark("a", e), mark("b", e)}, {mark("c", e)}}
+	for range 2 { // the second time there is nothing to do
+		check(t, s.MigrateBy(t.Context(), store.Migration{Before: func(v int) error { kept = append(kept, v); return nil }}, versions))
+	}
+	if got := e.values(t); !slices.Equal(got, slices.Repeat([]string{"vabc"}, 5)) {
+		t.Errorf("got %q", got)
+	}
+	e.wantSchema(t, `{"version":3}`)
+	if !slices.Equal(kept, []int{1, 2}) {
+		t.Errorf("kept before versions %v", kept)
+	}
+}
+
+// Nothing is changed where the old store can't be kept.
+func TestMigrateKeepsFirst(t *testing.T) {
+	e := old(t)
+	err := store.StoreOf(e).MigrateBy(t.Context(), store.Migration{Before: func(int) error { return errRefused }}, [][]store.Step{{}, {mark("a", e)}})
+	if !errors.Is(err, errRefused) || e.commits > 0 {
+		t.Errorf("%v, %d commits", err, e.commits)
+	}
+}
+
+// A crash at any commit loses nothing, and no record is changed twice. An older espm refuses the store from the
+// first change on; a reader of this one reads it throughout.
+func TestMigrateResumes(t *testing.T) {
+	commits := 0
+	for crash := 0; crash == 0 || crash <= commits; crash++ {
+		e := old(t)
+		s := store.StoreOf(e)
+		versions := [][]store.Step{{}, {mark("a", e), mark("b", e)}}
+		kept := 0
+		m := store.Migration{Before: func(int) error { kept++; return nil }}
+		if e.most = crash; crash > 0 {
+			if err := s.MigrateBy(t.Context(), m, versions); !errors.Is(err, errRefused) {
+				t.Fatalf("crash %d: %v", crash, err)
 			}
-			check(t, store.Migrate(t.Context(), e, []store.Migration{step(0)}))
-			crash(e)
-			err := store.Migrate(t.Context(), e, []store.Migration{step(0), step(1), step(2)})
-			if !errors.Is(err, errRefused) || !strings.Contains(err.Error(), "schema version") {
-				t.Errorf("got %v", err)
-			}
-			e.refuse = ""
-			check(t, store.Migrate(t.Context(), e, []store.Migration{step(0), step(1), step(2)}))
-			if want := map[int]int{0: 1, 1: 2, 2: 1}; !reflect.DeepEqual(ran, want) {
-				t.Errorf("ran %v, want %v", ran, want)
-			}
-		})
+			e.most = 0
+		}
+		check(t, s.MigrateBy(t.Context(), m, versions))
+		commits = max(commits, e.commits)
+		if got := e.values(t); !slices.Equal(got, slices.Repeat([]string{"vab"}, 5)) {
+			t.Errorf("crash %d: got %q", crash, got)
+		}
+		e.wantSchema(t, `{"version":2}`)
+		if want := 1; kept != want && crash != 1 { // before the first commit it is kept anew
+			t.Errorf("crash %d: kept %d times", crash, kept)
+		}
+	}
+	if commits < 8 {
+		t.Errorf("%d commits", commits)
+	}
+}
+
+// A record that somebody else writes between the reading and the commit is read anew.
+func TestMigrateBesideWriters(t *testing.T) {
+	e := old(t)
+	wrote := false
+	e.hook = func(last string) {
+		if !wrote && last == "node/n3" {
+			wrote = true
+			check(t, second(e.Engine.Commit(t.Context(), store.Batch{Puts: []store.Put{{Key: "node/n3", Value: []byte("w")}}})))
+		}
+	}
+	check(t, store.StoreOf(e).MigrateBy(t.Context(), store.Migration{}, [][]store.Step{{}, {mark("a", e)}}))
+	if got := e.values(t); !slices.Equal(got, []string{"va", "va", "va", "wa", "va"}) || !wrote {
+		t.Errorf("got %q", got)
+	}
+}
+
+// A migration that is told to stop goes on the next time.
+func TestMigrateStops(t *testing.T) {
+	e := old(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	err := store.StoreOf(e).MigrateBy(ctx, store.Migration{Progress: func(int, string, int) { cancel() }}, [][]store.Step{{}, {mark("a", e)}})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	e.wantSchema(t, `{"version":2,"migrating":{"step":0,"after":"node/n1"}}`)
+	check(t, store.StoreOf(e).MigrateBy(t.Context(), store.Migration{}, [][]store.Step{{}, {mark("a", e)}}))
+	if got := e.values(t); !slices.Equal(got, slices.Repeat([]string{"va"}, 5)) {
+		t.Errorf("got %q", got)
 	}
 }
 
@@ -87,10 +163,19 @@ func TestNewerSchema(t *testing.T) {
 	}
 }
 
-// A View, which can't migrate, refuses an older store, and says what to do.
+// A View reads what earlier versions wrote, and a store in the middle of a migration. One of an empty engine says what to do.
 func TestOlderSchema(t *testing.T) {
 	if _, err := store.NewView(t.Context(), newUnready(t)); err == nil || !strings.Contains(err.Error(), "start `espm serve` once") {
 		t.Errorf("got %v", err)
+	}
+	for _, text := range []string{`{"version":1}`, fmt.Sprintf(`{"version":%d,"migrating":{"step":0,"after":"node/a"}}`, store.CurrentSchema)} {
+		e := newUnready(t)
+		e.schema(t, text)
+		check(t, second(store.NewView(t.Context(), e)))
+		check(t, second(store.Open(t.Context(), e)))
+		if e.commits > 0 {
+			t.Errorf("%s: %d commits", text, e.commits)
+		}
 	}
 }
 
@@ -130,8 +215,9 @@ var openings = map[string]func(*testing.T, store.Engine) error{
 // one key and counts the others.
 type unready struct {
 	store.Engine
-	refuse  string
+	most    int // commits that go through, the next is refused; 0: all
 	commits int
+	hook    func(last string) // is told of each batch that a step made
 }
 
 var errRefused = errors.New("refused")
@@ -146,11 +232,12 @@ func (u *unready) schema(t *testing.T, text string) {
 }
 
 func (u *unready) Commit(ctx context.Context, b store.Batch) (int64, error) {
-	for _, p := range b.Puts {
-		if p.Key == u.refuse {
-			return 0, errRefused
-		}
+	if u.most > 0 && u.commits+1 >= u.most {
+		return 0, errRefused
 	}
-	u.commits++
-	return u.Engine.Commit(ctx, b)
+	rev, err := u.Engine.Commit(ctx, b)
+	if err == nil {
+		u.commits++
+	}
+	return rev, err
 }

@@ -33,26 +33,48 @@ type Store struct {
 	Bound time.Duration
 }
 
-// NewView returns a View of a store that is opened read-only. A store whose
-// schema is not this program's is refused.
+// NewView returns a View of a store that is opened read-only. It reads what earlier
+// versions wrote, and a store in the middle of a migration. A newer schema is refused.
 func NewView(ctx context.Context, r Reader) (View, error) {
-	version, err := schemaVersion(ctx, r)
+	have, err := readSchema(ctx, r)
+	if err == nil {
+		err = have.check(currentSchema)
+	}
+	if err == nil && have.Version == 0 {
+		err = errors.New("the store is empty: start `espm serve` once")
+	}
 	if err != nil {
 		return View{}, err
-	}
-	if version != currentSchema {
-		return View{}, schemaError(version)
 	}
 	return viewOf(r), nil
 }
 
 // New returns the Store in an engine, after bringing its schema up to date.
-// A schema newer than this program is refused, and nothing is touched.
 func New(ctx context.Context, e Engine) (*Store, error) {
-	if err := migrate(ctx, e, migrations); err != nil {
+	s, err := Open(ctx, e)
+	if err != nil {
 		return nil, err
 	}
-	return storeOf(e), nil
+	return s, s.Migrate(ctx, Migration{})
+}
+
+// Open returns the Store in an engine. A store of an earlier version can be read; Migrate
+// has to end before anything but sightings is written. An empty engine gets the current schema. A
+// schema newer than this program is refused, and nothing is touched.
+func Open(ctx context.Context, e Engine) (*Store, error) {
+	s := storeOf(e)
+	have, err := readSchema(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	if err := have.check(currentSchema); err != nil {
+		return nil, err
+	}
+	if have.Version == 0 {
+		have.Version = currentSchema
+		err = s.putSchema(ctx, &have, Batch{})
+	}
+	return s, err
 }
 
 func storeOf(e Engine) *Store { return &Store{View: viewOf(e), engine: e, Bound: DefaultBound} }

@@ -39,9 +39,9 @@ const (
 // INVALID_ARGUMENT, google.rpc.BadRequest with the field and the rule.
 // A write is durable (it survives power loss) when the call returns OK.
 //
-// To a provisioner, what another principal owns is as if it were not there: the NOT_FOUND of each
-// call. PERMISSION_DENIED, PERMISSION_DENIED: the caller's role, or what it is confined to, forbids
-// it, with a google.rpc.BadRequest where it is for a field.
+// A provisioner gets NOT_FOUND for a record that another principal owns, as if there were none.
+// PERMISSION_DENIED: the caller's role or its grant forbids the call. Where one field is the
+// cause, google.rpc.BadRequest names it.
 type NodeServiceClient interface {
 	// RegisterNode registers and classifies a node, without a certificate.
 	//
@@ -194,9 +194,9 @@ type NodeService_WatchNodesClient = grpc.ServerStreamingClient[WatchNodesRespons
 // INVALID_ARGUMENT, google.rpc.BadRequest with the field and the rule.
 // A write is durable (it survives power loss) when the call returns OK.
 //
-// To a provisioner, what another principal owns is as if it were not there: the NOT_FOUND of each
-// call. PERMISSION_DENIED, PERMISSION_DENIED: the caller's role, or what it is confined to, forbids
-// it, with a google.rpc.BadRequest where it is for a field.
+// A provisioner gets NOT_FOUND for a record that another principal owns, as if there were none.
+// PERMISSION_DENIED: the caller's role or its grant forbids the call. Where one field is the
+// cause, google.rpc.BadRequest names it.
 type NodeServiceServer interface {
 	// RegisterNode registers and classifies a node, without a certificate.
 	//

@@ -1,0 +1,91 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path/filepath"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"github.com/espm-project/espm/internal/durable"
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+)
+
+const (
+	// reportEvery is how often the log tells how far a migration has come.
+	reportEvery = 10 * time.Second
+	// moreTime is what the service manager is asked for, again and again: a start may take that long from then on.
+	moreTime = time.Minute
+)
+
+// migrate brings the store up to date. The ENC is answered meanwhile, from records of both
+// versions. The API is not served yet.
+func (d *daemon) migrate(ctx context.Context) error {
+	outdated, err := d.store.Outdated(ctx)
+	if err != nil || !outdated {
+		return err
+	}
+	working, done := context.WithCancel(ctx)
+	defer done()
+	go d.askForTime(working)
+	var reported time.Time
+	err = d.store.Migrate(ctx, store.Migration{
+		Before: func(version int) error { return d.keepStore(ctx, version) },
+		Progress: func(version int, step string, batches int) {
+			if time.Since(reported) < reportEvery {
+				return
+			}
+			reported = time.Now()
+			d.log.WithFields(logrus.Fields{"schema": version, "step": step, "batches": batches}).Info("the store is being migrated; the ENC is answered, the API not yet")
+			d.tell(fmt.Sprintf("STATUS=migrating the store to schema version %d: %s", version, step))
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("store %s: %w", d.config.Store.Path, err)
+	}
+	d.log.Info("the store is up to date")
+	d.tell("STATUS=")
+	return nil
+}
+
+// askForTime keeps the service manager from ending a start that works.
+func (d *daemon) askForTime(ctx context.Context) {
+	tick := time.NewTicker(moreTime / 4)
+	defer tick.Stop()
+	for {
+		d.tell(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", moreTime.Microseconds()))
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// keepStore copies the store beside itself, as it is before a migration: the way back to the espm that wrote it.
+// It refuses where the file system lacks room for the copy and for the growth of the store.
+func (d *daemon) keepStore(ctx context.Context, version int) error {
+	path := d.config.Store.Path
+	size, err := d.engine.Size()
+	if err != nil {
+		return err
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(filepath.Dir(path), &fs); err != nil {
+		return fmt.Errorf("%s: %w", filepath.Dir(path), err)
+	}
+	if free := int64(fs.Bavail) * fs.Bsize; free < 2*size { // #nosec G115 -- no file system has so many blocks
+		return fmt.Errorf("%w: %s has %d MiB free, and the migration of %s needs %d MiB: make room and start espm again; nothing is changed",
+			node.ErrUnavailable, filepath.Dir(path), free>>20, path, 2*size>>20)
+	}
+	kept := fmt.Sprintf("%s.schema%d", path, version)
+	if err := durable.WriteStream(kept, 0o600, func(w io.Writer) error { return d.engine.Snapshot(ctx, w) }); err != nil {
+		return err
+	}
+	d.log.WithFields(logrus.Fields{"path": kept, "schema": version}).Info("the store is kept as it was before the migration")
+	return nil
+}
