@@ -211,7 +211,8 @@ func (s *settlement) settle(ctx context.Context, intent node.IssueIntent) error 
 		}
 		c := store.NewChange()
 		c.RemoveIntent(open)
-		line := s.line(ctx, node.ActionSettle, node.Node{Certname: intent.Certname, UID: intent.UID, Serial: found.Serial})
+		line := s.line(ctx, node.ActionSettle, node.Node{Certname: intent.Certname, UID: intent.UID})
+		line.Serial = found.Serial
 		line.RequestID = node.RequestIDOf(intent.RequestID)
 		adopt := alive && intent.CallerKey && found.Certificate != nil && verify(found.Certificate, intent) == nil
 		if adopt {

@@ -30,7 +30,7 @@ type TerminateRequest struct {
 }
 
 // Terminate takes a registration out of the classifier and orders the
-// revocation of its certificate, in one commit, and waits up to wait for the
+// revocation of all its certificates, in one commit, and waits up to wait for the
 // receipt, or until Run has ended. A uid that is already terminated, or none where the
 // certname has no live registration, gives the state of the last termination, whose
 // reason stands. A successor that is another's is not touched, and not told of.
@@ -118,7 +118,7 @@ func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why
 	if t.Node.Revision, err = r.Store.Commit(ctx, c); err != nil {
 		return t, fmt.Errorf("terminating %q: %w", n.Certname, err)
 	}
-	fields := logrus.Fields{"certname": n.Certname, "uid": n.UID, "serial": n.Serial}
+	fields := logrus.Fields{"certname": n.Certname, "uid": n.UID, "serials": n.Serials}
 	if why != "" {
 		fields["reason"] = why
 	}
@@ -127,27 +127,26 @@ func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why
 	return t, err
 }
 
-// orderAll adds the orders to revoke the certificates of a registration that ends: the one that it holds, of
-// which the line of the terminate tells, and others, whose revocation was dropped, while they are valid.
+// orderAll adds the orders to revoke the certificates of a registration that ends: those that it holds, and
+// others, whose revocation was dropped, while they are valid. The line of the terminate tells of the newest.
 func (r *Registry) orderAll(ctx context.Context, c *store.Change, n node.Node, reason node.Reason) error {
 	certs, err := r.Store.CertificatesOfLife(ctx, n.Certname, n.UID)
 	if err != nil {
 		return err
 	}
-	found := n.Serial == ""
+	missing := slices.Clone(n.Serials)
 	for _, cert := range certs {
-		held := cert.Serial == n.Serial
-		if !held && (cert.Revocation != "" || r.Now().After(cert.NotAfter)) {
+		if !n.Holds(cert.Serial) && (cert.Revocation != "" || r.Now().After(cert.NotAfter)) {
 			continue
 		}
-		found = found || held
+		missing = slices.DeleteFunc(missing, func(s node.Serial) bool { return s == cert.Serial })
 		rev := r.orderFor(c, cert, node.Revocation{Reason: reason})
-		if !held {
+		if cert.Serial != n.Newest() {
 			c.Audit(audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev))
 		}
 	}
-	if !found {
-		return store.NoCertificate(n.Serial)
+	if len(missing) > 0 {
+		return store.NoCertificate(missing[0])
 	}
 	return nil
 }
