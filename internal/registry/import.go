@@ -76,7 +76,7 @@ type importer struct {
 	signed     Signed
 	names      *certnames
 	unfinished func(ctx context.Context, name node.Certname, but node.UID) ([]node.Revocation, []node.UID, error)
-	commit     func(ctx context.Context, c *store.Change, old *node.Node, n *node.Node, validateOnly bool) error
+	commit     commitNode
 }
 
 // Import adopts certificates that the authority has signed already: each
@@ -231,22 +231,23 @@ func (im *importer) adopt(ctx context.Context, in *Imported, cert *x509.Certific
 	if live != nil {
 		was = *live
 	}
-	n, err := was.Adopt(in.Serial, im.now())
+	adopted := node.Certificate{
+		Serial:     in.Serial,
+		Certname:   name,
+		UID:        was.UID,
+		Owner:      was.Owner,
+		NotBefore:  cert.NotBefore,
+		NotAfter:   cert.NotAfter,
+		PEM:        string(encodeCertificate(cert)),
+		ImportedAt: im.now().UTC(),
+	}
+	n, err := was.Adopt([]node.Certificate{adopted}, im.now())
 	if err != nil {
 		return err
 	}
 	c := store.NewChange()
 	c.Audit(im.line(ctx, node.ActionImport, n))
-	c.PutCertificate(node.Certificate{
-		Serial:     in.Serial,
-		Certname:   name,
-		UID:        n.UID,
-		Owner:      n.Owner,
-		NotBefore:  cert.NotBefore,
-		NotAfter:   cert.NotAfter,
-		PEM:        string(encodeCertificate(cert)),
-		ImportedAt: im.now().UTC(),
-	})
+	c.PutCertificate(adopted)
 	if err := im.commit(ctx, c, live, &n, s.ValidateOnly); err != nil {
 		return err
 	}
@@ -270,10 +271,12 @@ func (im *importer) known(ctx context.Context, in *Imported, live *node.Node, ce
 	switch {
 	case have.PEM != string(encodeCertificate(cert)):
 		in.skip("espm knows another certificate with its serial number")
-	case live != nil && live.UID == have.UID && live.Serial == in.Serial:
+	case live != nil && live.UID == have.UID && live.Newest() == in.Serial:
 		in.Outcome, in.UID = Already, live.UID
 	case have.Receipt != nil:
 		in.skip("espm has revoked it")
+	case have.Impossible:
+		in.skip("espm was to revoke it, which the CA can't")
 	case have.Revocation != "":
 		in.skip("its revocation is ordered")
 	default:
@@ -289,8 +292,8 @@ func (im *importer) blocked(ctx context.Context, in *Imported, live *node.Node) 
 		in.skip("a certificate is being issued for the node")
 		return true, nil
 	}
-	if live != nil && live.Serial != "" {
-		in.skip("the node holds another certificate, %s", live.Serial)
+	if live != nil && live.Newest() != "" {
+		in.skip("the node holds another certificate, %s", live.Newest())
 		return true, nil
 	}
 	// The revocations last: an unfinished issue turns into one, never the reverse.

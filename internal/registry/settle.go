@@ -49,16 +49,10 @@ func (r *Registry) Run(ctx context.Context) {
 	wg.Go(func() { r.launches.run(ctx) })
 	tick := time.NewTicker(housekeepEvery)
 	defer tick.Stop()
-	var lastSweep time.Time
 	for {
 		again := r.settlement.settleAll(ctx)
 		r.answers.prune()
-		if r.Now().Sub(lastSweep) >= time.Hour {
-			lastSweep = r.Now()
-			if err := errors.Join(r.sweep(ctx), r.groups.sweep(ctx)); err != nil && ctx.Err() == nil {
-				r.Log.WithError(err).Error("forgetting old registrations and sets of groups")
-			}
-		}
+		r.housekeeping.run(ctx)
 		var retry <-chan time.Time
 		if again {
 			retry = time.After(settlePause)
@@ -217,7 +211,8 @@ func (s *settlement) settle(ctx context.Context, intent node.IssueIntent) error 
 		}
 		c := store.NewChange()
 		c.RemoveIntent(open)
-		line := s.line(ctx, node.ActionSettle, node.Node{Certname: intent.Certname, UID: intent.UID, Serial: found.Serial})
+		line := s.line(ctx, node.ActionSettle, node.Node{Certname: intent.Certname, UID: intent.UID})
+		line.Serial = found.Serial
 		line.RequestID = node.RequestIDOf(intent.RequestID)
 		adopt := alive && intent.CallerKey && found.Certificate != nil && verify(found.Certificate, intent) == nil
 		if adopt {

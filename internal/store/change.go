@@ -203,7 +203,7 @@ func (c *Change) PutRevocation(r node.Revocation) {
 		return
 	}
 	was := r
-	was.Receipt, was.Drop = nil, nil // one that is closed is not written again
+	was.Receipt, was.Drop, was.Impossible = nil, nil, nil // one that is closed is not written again
 	c.putRevocation(was, r)
 }
 

@@ -33,6 +33,12 @@ func (s *Store) MigrateBy(ctx context.Context, m Migration, versions [][]Step) e
 // StoreOf returns the Store in an engine, whatever its schema.
 func StoreOf(e Engine) *Store { return storeOf(e) }
 
+// HasOneSerial tells whether a node's record is one of schema version 1 with a certificate.
+func HasOneSerial(rec Record) (bool, error) {
+	_, old, err := listedSerial(rec)
+	return old, err
+}
+
 // KeySamples is one key of each kind, with what it is on the disks of the first release.
 var KeySamples = map[string]string{
 	schemaKey:                         "schema",

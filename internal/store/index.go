@@ -64,6 +64,9 @@ func indexKeys(record any) map[string]indexKind {
 		if r.Open() {
 			keys[pendingKey(r.ID)] = plain
 		}
+		if r.Impossible != nil {
+			keys[impossiblePrefix+r.ID] = plain
+		}
 		if r.Owner != "" {
 			keys[revocationOwnerKey(r)] = plain
 		}

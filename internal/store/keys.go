@@ -38,6 +38,7 @@ import (
 //	ix/cert-of/CERTNAME/UID/SERIAL
 //	ix/revocation-of/CERTNAME/UID/ID
 //	ix/pending/ID                  open revocations
+//	ix/impossible/ID               revocations that the authority can't carry out
 //	ix/tombstone-time/TIME/CERTNAME/UID
 //	ix/token/HASH/NAME             tokens that are not revoked
 //	ix/claim/TIME/CERTNAME         live registrations with a launch deadline that were not seen yet
@@ -59,12 +60,15 @@ const (
 	issuePrefix   = "issue/"
 	revokePrefix  = "revocation/"
 	pendingPrefix = "ix/pending/"
-	claimPrefix   = "ix/claim/"
-	tokenPrefix   = "token/"
-	groupsMark    = "mark/groups"
-	setsMark      = "mark/sets"
-	setPrefix     = "mark/set/"
-	setComma      = ","
+
+	impossiblePrefix = "ix/impossible/"
+
+	claimPrefix = "ix/claim/"
+	tokenPrefix = "token/"
+	groupsMark  = "mark/groups"
+	setsMark    = "mark/sets"
+	setPrefix   = "mark/set/"
+	setComma    = ","
 
 	auditNewPrefix  = "audit/new/"
 	auditLinePrefix = "audit/line/"
@@ -106,7 +110,9 @@ func certOwnerKey(c node.Certificate) string {
 
 func revocationOwnerKey(r node.Revocation) string { return revocationOwnerPrefix(r.Owner) + r.ID }
 
-func tombstonePrefix(name node.Certname) string { return "tombstone/" + string(name) + "/" }
+const tombstonesPrefix = "tombstone/"
+
+func tombstonePrefix(name node.Certname) string { return tombstonesPrefix + string(name) + "/" }
 
 func tombstoneKey(name node.Certname, uid node.UID) string {
 	return tombstonePrefix(name) + string(uid)

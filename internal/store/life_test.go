@@ -32,7 +32,7 @@ func (f *fixture) life(name node.Certname, uid node.UID, serial node.Serial, end
 		f.t.Fatalf("%s has no intent", uid)
 	}
 	old := f.node(name)
-	n.State, n.Serial = node.Provisioned, serial
+	n.State, n.Serials = node.Provisioned, []node.Serial{serial}
 	f.do(func(c *store.Change) {
 		c.PutNode(&old, n)
 		c.RemoveIntent(intent)

@@ -16,7 +16,7 @@ import (
 func TestNodeRoundTrip(t *testing.T) {
 	f := newFixture(t)
 	n := node.Node{
-		Certname: "web01", UID: "u1", State: node.Provisioned, Serial: "00FF",
+		Certname: "web01", UID: "u1", State: node.Provisioned, Serials: []node.Serial{"00FF", "00FE"},
 		Groups: []string{"base"}, Labels: map[string]string{"team": "x"}, Requests: []string{"r1"},
 		CreatedAt: t0, UpdatedAt: t0,
 		Classification: node.Classification{
