@@ -32,7 +32,7 @@ func Line(ctx context.Context, at time.Time, action node.Action) node.AuditLine 
 // OfNode is Line about a registration.
 func OfNode(ctx context.Context, at time.Time, action node.Action, n node.Node) node.AuditLine {
 	l := Line(ctx, at, action)
-	l.Certname, l.UID, l.Serial = n.Certname, n.UID, n.Serial
+	l.Certname, l.UID, l.Serial = n.Certname, n.UID, n.Newest()
 	return l
 }
 

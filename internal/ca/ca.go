@@ -50,7 +50,8 @@ type Authority interface {
 	// each, in order. Revoking one that is revoked already is no error, adds
 	// no entry and publishes again what is not published. After an error any
 	// part of it may have been done: call again. The receipts that come with an error, those
-	// with a serial, stand nevertheless; a *RefusedError says why the others have none.
+	// with a serial, stand nevertheless; a *RefusedError says why the others have none. One that wraps
+	// ErrImpossible is final: the authority will never revoke that certificate.
 	Revoke(ctx context.Context, targets []Target) ([]node.Receipt, error)
 
 	// Listed returns the number of the CA's CRL if that lists a serial, else "". The answer is final while no
@@ -89,6 +90,9 @@ type FormChecker interface {
 type RefusedError struct {
 	Targets []error
 }
+
+// ErrImpossible: the authority has no way to revoke that certificate.
+var ErrImpossible = errors.New("the CA can't revoke it")
 
 func (e *RefusedError) Error() string { return errors.Join(e.Targets...).Error() }
 

@@ -179,7 +179,10 @@ func (a *app) nodeShowCmd() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.show(resp, func(w io.Writer) { nodeTable(w, resp.GetNode()) })
+				return a.show(resp, func(w io.Writer) {
+					nodeTable(w, resp.GetNode())
+					certificateLines(w, resp.GetCertificates())
+				})
 			})
 		},
 	}
@@ -193,8 +196,8 @@ func (a *app) nodeTerminateCmd() *cobra.Command {
 	var wait node.Duration
 	c := &cobra.Command{
 		Use:   "terminate NAME",
-		Short: "Take a node out of the classifier and revoke its certificate",
-		Long: `Takes a node out of the classifier, at once, and has its certificate revoked. The
+		Short: "Take a node out of the classifier and revoke its certificates",
+		Long: `Takes a node out of the classifier, at once, and has all its certificates revoked. The
 order to revoke is durable when the command returns; with --wait it
 waits for the revocation itself, and fails if that has not come by then. To see
 how far it is, run the same again, with the same --uid; a --reason that was given
@@ -217,11 +220,19 @@ before stands.`,
 						fmt.Fprintln(w, "revocation\ta certificate was being issued; what comes of it will be revoked: ask again")
 					}
 				})
-				if err == nil && wait > 0 && !revoked(resp) {
+				if err != nil || wait == 0 {
+					return err
+				}
+				for _, r := range resp.GetRevocations() {
+					if err := impossible(r); err != nil {
+						return fmt.Errorf("%q is terminated, but %w", args[0], err)
+					}
+				}
+				if !revoked(resp) {
 					return fmt.Errorf("%q is terminated, but its revocation is still pending after %v; it will be done, ask again with --uid %s",
 						args[0], wait, resp.GetNode().GetUid())
 				}
-				return err
+				return nil
 			})
 		},
 	}
@@ -240,6 +251,9 @@ func revoked(resp *espmv1.TerminateNodeResponse) bool {
 
 func revocationLine(r *espmv1.Revocation) string {
 	line := fmt.Sprintf("serial %s %s", r.GetSerial(), word(r.GetState(), "REVOCATION_STATE_"))
+	if r.GetImpossibleReason() != "" {
+		line += ": " + firstLine(r.GetImpossibleReason())
+	}
 	if r.GetCrlNumber() != "" {
 		line += fmt.Sprintf(", on CRL %s, published %s", r.GetCrlNumber(), when(r.GetPublishTime()))
 	}

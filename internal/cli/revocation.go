@@ -26,15 +26,16 @@ func (a *app) certRevokeCmd() *cobra.Command {
 	var wait node.Duration
 	c := &cobra.Command{
 		Use:   "revoke NAME | --serial SERIAL [NAME]",
-		Short: "Revoke one certificate; the node stays, without one",
-		Long: `Orders the revocation of a node's live certificate, or of the one with the serial
-number. The node stays registered and classified, without a certificate; to have
-it gone as well, terminate it. A revocation can't be taken back.
+		Short: "Revoke the certificates of a node, or one by its serial; the node stays",
+		Long: `Orders the revocation of all live certificates of a node, or of the one with the serial
+number. The node stays registered and classified, without what is revoked; to have
+it gone as well, terminate it. A revocation can't be taken back. A CA that revokes by
+name (Puppet Server) can't revoke one of several certificates of a node.
 
 The order is durable when the command returns; with --wait it waits for the
 receipt. A certificate that espm did not issue is revoked with --force alone, and
 needs its name; so is that of a protected name, and anew what has a receipt but is missing from
-a CRL that came from a backup.`,
+a CRL that came from a backup, or what was impossible to revoke.`,
 		Example: `  espm cert revoke web1.example.com --reason superseded --wait 30s
   espm cert revoke --serial 1A2B --comment 'disk stolen, ticket 4711'`,
 		Args: func(cmd *cobra.Command, given []string) error {
@@ -54,12 +55,15 @@ a CRL that came from a backup.`,
 				if err != nil {
 					return err
 				}
-				r := resp.GetRevocation()
-				err = a.show(resp, func(w io.Writer) { revocationTable(w, r) })
-				if err == nil && wait > 0 && !req.GetValidateOnly() && r.GetState() != espmv1.RevocationState_REVOCATION_STATE_REVOKED {
-					return fmt.Errorf("the revocation is still %s after %v: espm cert revocations show %s", word(r.GetState(), "REVOCATION_STATE_"), wait, r.GetId())
+				err = a.show(resp, func(w io.Writer) {
+					for _, r := range resp.GetRevocations() {
+						revocationTable(w, r)
+					}
+				})
+				if err != nil || wait == 0 || req.GetValidateOnly() {
+					return err
 				}
-				return err
+				return notRevoked(resp.GetRevocations(), wait)
 			})
 		},
 	}
@@ -67,10 +71,31 @@ a CRL that came from a backup.`,
 	f.StringVar(&req.Serial, "serial", "", "serial number, hexadecimal, as espm, openssl or a browser writes it")
 	f.StringVar(&req.Reason, "reason", "", reasonUsage)
 	f.StringVar(&req.Comment, "comment", "", "why, in words; kept with the revocation")
-	f.BoolVar(&req.Force, "force", false, "also a protected name's, one that espm did not issue, or one that has its receipt")
+	f.BoolVar(&req.Force, "force", false, "also a protected name's, one that espm did not issue, one that has its receipt, or one that was impossible")
 	f.BoolVar(&req.ValidateOnly, "validate-only", false, "check everything, change nothing")
 	durationVar(f, &wait, "wait", "how long to wait for the receipt, such as 30s")
 	return c
+}
+
+// notRevoked says which orders have no receipt after a wait, and why.
+func notRevoked(revs []*espmv1.Revocation, wait time.Duration) error {
+	for _, r := range revs {
+		if err := impossible(r); err != nil {
+			return err
+		}
+		if r.GetState() != espmv1.RevocationState_REVOCATION_STATE_REVOKED {
+			return fmt.Errorf("the revocation is still %s after %v: espm cert revocations show %s", word(r.GetState(), "REVOCATION_STATE_"), wait, r.GetId())
+		}
+	}
+	return nil
+}
+
+// impossible says why the CA can't carry out an order, nil where it can.
+func impossible(r *espmv1.Revocation) error {
+	if r.GetState() != espmv1.RevocationState_REVOCATION_STATE_IMPOSSIBLE {
+		return nil
+	}
+	return fmt.Errorf("serial %s of %q is not revoked, and stays valid until it expires: %s", r.GetSerial(), r.GetCertname(), firstLine(r.GetImpossibleReason()))
 }
 
 func (a *app) certRevocationsCmd() *cobra.Command {
@@ -78,7 +103,8 @@ func (a *app) certRevocationsCmd() *cobra.Command {
 	c := noun("revocations", "List revocations; show, retry, drop or watch them",
 		a.revocationShowCmd(), a.revocationRetryCmd(), a.revocationDropCmd(), a.revocationWatchCmd())
 	c.Long = `Lists revocations, oldest first. A pending one is carried out as soon as the CA can be
-reached; one that the CA refused (--failed) is tried again after a pause that grows to five minutes.`
+reached; one that the CA refused (--failed) is tried again after a pause that grows to five minutes.
+One that the CA can never carry out (--impossible) is closed: its certificate stays valid until it expires.`
 	c.Example = `  espm cert revocations --pending
   espm cert revocations retry --failed`
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -100,6 +126,7 @@ reached; one that the CA refused (--failed) is tried again after a pause that gr
 	f := c.Flags()
 	f.BoolVar(&req.Pending, "pending", false, "only pending ones")
 	f.BoolVar(&req.Failed, "failed", false, "only pending ones that the CA refused")
+	f.BoolVar(&req.Impossible, "impossible", false, "only those that the CA can't carry out at all")
 	f.StringVar(&req.Certname, "certname", "", "only those of this node, all its registrations")
 	return c
 }
@@ -169,8 +196,8 @@ func (a *app) revocationDropCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "drop ID --comment TEXT",
 		Short: "Give up a pending revocation: its certificate stays valid",
-		Long: `Gives up a pending revocation: its certificate stays valid, and the node has it again, unless it
-got another. One that the CRL lists already is not given up any more. While the CA is at work on
+		Long: `Gives up a pending revocation: its certificate stays valid, and the node has it again, unless the node
+is gone. One that the CRL lists already is not given up any more. While the CA is at work on
 revocations, or can't tell what became of an earlier try, nothing changes: ask again.`,
 		Args: args("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -228,7 +255,7 @@ var revocationColumns = []string{"ID", "SERIAL", "CERTNAME", "STATE", "ORDERED",
 
 func revocationRow(r *espmv1.Revocation) []string {
 	return []string{r.GetId(), r.GetSerial(), r.GetCertname(), word(r.GetState(), "REVOCATION_STATE_"), when(r.GetCreateTime()),
-		dash(r.GetCrlNumber()), dash(firstLine(r.GetFailure().GetError()))}
+		dash(r.GetCrlNumber()), dash(firstLine(r.GetFailure().GetError() + r.GetImpossibleReason()))}
 }
 
 func firstLine(s string) string {
@@ -254,6 +281,9 @@ func revocationTable(w io.Writer, r *espmv1.Revocation) {
 	}
 	if r.GetPublishTime() != nil {
 		fmt.Fprintf(w, "published\t%s to %s\n", when(r.GetPublishTime()), strings.Join(r.GetPublishedTo(), ", "))
+	}
+	if r.GetImpossibleTime() != nil {
+		fmt.Fprintf(w, "impossible\tsince %s: %s\n", when(r.GetImpossibleTime()), r.GetImpossibleReason())
 	}
 	if f := r.GetFailure(); f != nil {
 		fmt.Fprintf(w, "refused\t%d times, last %s: %s\n", f.GetAttempts(), when(f.GetFailTime()), f.GetError())

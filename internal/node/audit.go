@@ -26,6 +26,7 @@ const (
 	ActionOrder       Action = "revocation.order"
 	ActionReceipt     Action = "revocation.receipt"
 	ActionRefusal     Action = "revocation.refused"
+	ActionImpossible  Action = "revocation.impossible"
 	ActionRetry       Action = "revocation.retry"
 	ActionDrop        Action = "revocation.drop"
 	ActionGroupCreate Action = "group.create"

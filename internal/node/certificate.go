@@ -36,6 +36,7 @@ type Certificate struct {
 	RequestID  string    `json:"request_id,omitempty"` // Request.Key of the call that it was issued for
 	Revocation string    `json:"revocation,omitempty"` // id of its Revocation, once one was asked for
 	Receipt    *Receipt  `json:"receipt,omitempty"`    // once the revocation took effect
+	Impossible bool      `json:"impossible,omitempty"` // the authority can't carry out the revocation
 	ImportedAt time.Time `json:"imported_at,omitzero"` // when it was adopted; zero: espm issued it
 
 	Revision int64 `json:"-"`
@@ -90,7 +91,7 @@ func (r Request) Key() string {
 func RequestIDOf(key string) string { return key[strings.LastIndexByte(key, ' ')+1:] }
 
 // Revocation is a durable order to revoke one certificate. It is open until
-// it has a receipt or is dropped.
+// it has a receipt, is dropped, or turns out to be impossible.
 type Revocation struct {
 	ID        string    `json:"id"` // UUIDv7: ordered by time
 	Serial    Serial    `json:"serial"`
@@ -104,11 +105,13 @@ type Revocation struct {
 	Failure   *Failure  `json:"failure,omitempty"` // of the last try, where the authority refused this one
 	Drop      *Drop     `json:"drop,omitempty"`
 
+	Impossible *Impossible `json:"impossible,omitempty"`
+
 	Revision int64 `json:"-"`
 }
 
 // Open reports whether the revocation is still to be carried out.
-func (r Revocation) Open() bool { return r.Receipt == nil && r.Drop == nil }
+func (r Revocation) Open() bool { return r.Receipt == nil && r.Drop == nil && r.Impossible == nil }
 
 // Failure is why the authority refused a revocation that it was asked for.
 type Failure struct {
@@ -122,6 +125,13 @@ type Failure struct {
 type Drop struct {
 	Comment   string    `json:"comment"`
 	DroppedAt time.Time `json:"dropped_at"`
+}
+
+// Impossible says that the authority can't revoke the certificate, now or later. The
+// certificate stays valid until it expires.
+type Impossible struct {
+	Reason  string    `json:"reason"`
+	FoundAt time.Time `json:"found_at"`
 }
 
 // Receipt proves that a revocation took effect.

@@ -42,7 +42,7 @@ type Node struct {
 	Classification Classification    `json:"classification"`
 	Groups         []string          `json:"groups,omitempty"` // direct groups, sorted
 	Labels         map[string]string `json:"labels,omitempty"`
-	Serial         Serial            `json:"serial,omitempty"` // of the live certificate
+	Serials        []Serial          `json:"serials,omitempty"` // of the live certificates, newest first
 	CreatedAt      time.Time         `json:"created_at"`
 	UpdatedAt      time.Time         `json:"updated_at"`
 	TerminatedAt   time.Time         `json:"terminated_at,omitzero"`
@@ -63,6 +63,17 @@ type Node struct {
 
 // Unclaimed tells whether a node has a launch deadline and was not seen yet.
 func (n *Node) Unclaimed() bool { return !n.ClaimBy.IsZero() && n.ClaimedAt.IsZero() }
+
+// Newest returns the serial of the newest live certificate, "" where there is none.
+func (n Node) Newest() Serial {
+	if len(n.Serials) == 0 {
+		return ""
+	}
+	return n.Serials[0]
+}
+
+// Holds tells whether a certificate is one of the live ones.
+func (n Node) Holds(serial Serial) bool { return slices.Contains(n.Serials, serial) }
 
 // Group is a named classification that nodes and other groups inherit.
 type Group struct {
@@ -126,6 +137,7 @@ func (g *Group) Validate() error {
 // parameter values, which nothing changes in place, are shared.
 func (n Node) Clone() Node {
 	n.Groups = slices.Clone(n.Groups)
+	n.Serials = slices.Clone(n.Serials)
 	n.Requests = slices.Clone(n.Requests)
 	n.Labels = maps.Clone(n.Labels)
 	n.Classification.Classes = maps.Clone(n.Classification.Classes)

@@ -148,7 +148,7 @@ func TestCloneSharesNothing(t *testing.T) {
 
 // Spec is what two requests with one request id must have in common.
 func TestSpec(t *testing.T) {
-	n := Node{Certname: "web01", UID: "u", State: Issuing, Serial: "0001", Requests: []string{"r"}, Revision: 7, Groups: []string{"g"}}
+	n := Node{Certname: "web01", UID: "u", State: Issuing, Serials: []Serial{"0001"}, Requests: []string{"r"}, Revision: 7, Groups: []string{"g"}}
 	if got, want := n.Spec(), (Node{Certname: "web01", Groups: []string{"g"}}); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}

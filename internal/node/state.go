@@ -7,14 +7,14 @@ import (
 	"time"
 )
 
-// The transitions of a registration. Nothing else sets State, or the serial of
-// the live certificate. docs/durability.md has the diagram.
+// The transitions of a registration. Nothing else sets State, or the serials of
+// the live certificates. docs/durability.md has the diagram.
 //
 // Each method leaves its receiver as it is and returns a changed copy, or an
 // error where the state forbids the transition. Nothing is stored.
 //
-// A registration holds a serial while it is Provisioned. A tombstone keeps the
-// serial that the registration held last.
+// A registration holds one certificate or more while it is Provisioned. A
+// tombstone keeps the serials that the registration held last.
 
 // errNotIssuing is a fault of espm: an intent is open only while its
 // registration is Issuing. So no caller tells it apart.
@@ -49,7 +49,7 @@ func (n Node) BeginIssue(at time.Time) (Node, error) {
 	if err := n.withoutCertificate(); err != nil {
 		return n, err
 	}
-	return n.moved(Issuing, "", at), nil
+	return n.moved(Issuing, nil, at), nil
 }
 
 // CancelIssue ends an issue that gave the registration no certificate: Issuing
@@ -58,7 +58,7 @@ func (n Node) CancelIssue(at time.Time) (Node, error) {
 	if n.State != Issuing {
 		return n, n.notIssuing()
 	}
-	return n.moved(Registered, "", at), nil
+	return n.moved(Registered, nil, at), nil
 }
 
 // Hold ends an issue with its certificate: Issuing to
@@ -67,39 +67,79 @@ func (n Node) Hold(serial Serial, at time.Time) (Node, error) {
 	if n.State != Issuing {
 		return n, n.notIssuing()
 	}
-	return n.moved(Provisioned, serial, at), nil
+	return n.moved(Provisioned, []Serial{serial}, at), nil
 }
 
-// Adopt gives a registration a certificate that was not issued for it just
-// now: Registered to Provisioned. Errors are BeginIssue's.
-func (n Node) Adopt(serial Serial, at time.Time) (Node, error) {
-	if err := n.withoutCertificate(); err != nil {
+// Adopt gives a registration certificates that were not issued for it just now:
+// Registered or Provisioned to Provisioned. Certs is all that it holds from then
+// on: those that it holds already among them. Errors: ErrIssuing,
+// ErrNodeNotFound (terminated), ErrCertificateNotFound where one that it holds is left out.
+func (n Node) Adopt(certs []Certificate, at time.Time) (Node, error) {
+	if err := n.settled(); err != nil {
 		return n, err
 	}
-	return n.moved(Provisioned, serial, at), nil
+	serials := newestFirst(certs)
+	for _, held := range n.Serials {
+		if !slices.Contains(serials, held) {
+			return n, fmt.Errorf("%w: registration %s of %q holds %s as well", ErrCertificateNotFound, n.UID, n.Certname, held)
+		}
+	}
+	return n.moved(Provisioned, serials, at), nil
+}
+
+// newestFirst returns the serials of certificates: of two that begin at the same time, the one named first is first.
+func newestFirst(certs []Certificate) []Serial {
+	certs = slices.Clone(certs)
+	slices.SortStableFunc(certs, func(a, b Certificate) int { return b.NotBefore.Compare(a.NotBefore) })
+	serials := make([]Serial, len(certs))
+	for i, c := range certs {
+		serials[i] = c.Serial
+	}
+	return serials
 }
 
 // Lose takes a certificate whose revocation is ordered from its registration:
-// Provisioned to Registered. Restore is the inverse. Error: ErrCertificateNotFound
-// where the registration does not hold the serial.
+// Provisioned to Registered, or still Provisioned where it holds another. Restore is the
+// inverse. Error: ErrCertificateNotFound where the registration does not hold the serial.
 func (n Node) Lose(serial Serial, at time.Time) (Node, error) {
-	if n.State != Provisioned || n.Serial != serial {
+	if n.State != Provisioned || !n.Holds(serial) {
 		return n, fmt.Errorf("%w: registration %s of %q is %s and does not hold %s", ErrCertificateNotFound, n.UID, n.Certname, n.State, serial)
 	}
-	return n.moved(Registered, "", at), nil
+	var left []Serial
+	for _, s := range n.Serials {
+		if s != serial {
+			left = append(left, s)
+		}
+	}
+	if left == nil {
+		return n.moved(Registered, nil, at), nil
+	}
+	return n.moved(Provisioned, left, at), nil
 }
 
-// Restore gives a certificate back whose revocation was dropped: Registered to
-// Provisioned. Errors: ErrUIDMismatch where the certificate is of another
-// registration, ErrCertificateNotFound where it has expired, and BeginIssue's.
-func (n Node) Restore(cert Certificate, at time.Time) (Node, error) {
+// LoseAll is Lose of all certificates that the registration holds, be it none.
+func (n Node) LoseAll(at time.Time) (Node, error) {
+	var err error
+	for _, serial := range slices.Clone(n.Serials) {
+		if n, err = n.Lose(serial, at); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// Restore gives a certificate back whose revocation was dropped: Registered or Provisioned to
+// Provisioned. Held are the certificates that the registration holds. Errors: ErrUIDMismatch
+// where the certificate is of another registration, ErrCertificateNotFound where it has expired,
+// and Adopt's.
+func (n Node) Restore(cert Certificate, held []Certificate, at time.Time) (Node, error) {
 	switch {
 	case n.UID != cert.UID:
 		return n, fmt.Errorf("%w: %s is of registration %s, and %q is %s now", ErrUIDMismatch, cert.Serial, cert.UID, n.Certname, n.UID)
 	case at.After(cert.NotAfter):
 		return n, fmt.Errorf("%w: %s of %q expired at %s", ErrCertificateNotFound, cert.Serial, n.Certname, cert.NotAfter.Format(time.RFC3339))
 	}
-	return n.Adopt(cert.Serial, at)
+	return n.Adopt(append(slices.Clone(held), cert), at)
 }
 
 // Terminate returns the tombstone of a live registration, which has no
@@ -109,23 +149,29 @@ func (n Node) Terminate(reason Reason, why string, at time.Time) (Node, error) {
 	if n.State == Terminated {
 		return n, n.terminated()
 	}
-	t := n.moved(Terminated, n.Serial, at)
+	t := n.moved(Terminated, n.Serials, at)
 	t.Classification = n.Classification.Redacted()
 	t.TerminatedAt, t.RevokedFor, t.TerminatedFor = t.UpdatedAt, reason, why
 	return t, nil
 }
 
-func (n Node) moved(to State, serial Serial, at time.Time) Node {
+func (n Node) moved(to State, serials []Serial, at time.Time) Node {
 	n = n.Clone()
-	n.State, n.Serial, n.UpdatedAt = to, serial, at.UTC()
+	n.State, n.Serials, n.UpdatedAt = to, slices.Clone(serials), at.UTC()
 	return n
 }
 
 // withoutCertificate says why a registration is not one that waits for a certificate.
 func (n Node) withoutCertificate() error {
+	if n.State == Provisioned {
+		return fmt.Errorf("%w: %q holds %s", ErrCertificateExists, n.Certname, n.Newest())
+	}
+	return n.settled()
+}
+
+// settled says why a registration is not one that no issue is open for.
+func (n Node) settled() error {
 	switch n.State {
-	case Provisioned:
-		return fmt.Errorf("%w: %q holds %s", ErrCertificateExists, n.Certname, n.Serial)
 	case Issuing:
 		return fmt.Errorf("%w: for %q", ErrIssuing, n.Certname)
 	case Terminated:

@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 )
@@ -20,7 +21,7 @@ func inState(s State) Node {
 		CreatedAt:      stateBefore, UpdatedAt: stateBefore,
 	}
 	if s == Provisioned || s == Terminated {
-		n.Serial = "0A01"
+		n.Serials = []Serial{"0A01"}
 	}
 	if s == Terminated {
 		n.TerminatedAt = stateBefore
@@ -31,18 +32,26 @@ func inState(s State) Node {
 // Every transition from every state: where it leads, or which error it is refused with.
 func TestTransitions(t *testing.T) {
 	type end struct {
-		state  State
-		serial Serial
-		err    error
+		state   State
+		serials []Serial
+		same    bool // the registration is as it was
+		err     error
 	}
 	var (
 		registered  = end{state: Registered}
 		issuing     = end{state: Issuing}
-		provisioned = end{state: Provisioned, serial: "0B02"}
+		provisioned = end{state: Provisioned, serials: []Serial{"0B02"}}
 		terminated  = end{state: Terminated}
 		refused     = func(err error) end { return end{err: err} }
 	)
-	cert := Certificate{Serial: "0B02", UID: "u1", NotAfter: stateNow.Add(time.Hour)}
+	cert := Certificate{Serial: "0B02", UID: "u1", NotBefore: stateBefore.Add(1), NotAfter: stateNow.Add(time.Hour)}
+	own := Certificate{Serial: "0A01", UID: "u1", NotBefore: stateBefore, NotAfter: stateNow.Add(time.Hour)}
+	certsOf := func(n Node) []Certificate {
+		if len(n.Serials) == 0 {
+			return nil
+		}
+		return []Certificate{own}
+	}
 	for _, row := range []struct {
 		name string
 		move func(Node) (Node, error)
@@ -57,20 +66,27 @@ func TestTransitions(t *testing.T) {
 		{"Hold", func(n Node) (Node, error) { return n.Hold("0B02", stateNow) }, map[State]end{
 			Registered: refused(errNotIssuing), Issuing: provisioned, Provisioned: refused(errNotIssuing), Terminated: refused(errNotIssuing),
 		}},
-		{"Adopt", func(n Node) (Node, error) { return n.Adopt("0B02", stateNow) }, map[State]end{
-			Registered: provisioned, Issuing: refused(ErrIssuing), Provisioned: refused(ErrCertificateExists), Terminated: refused(ErrNodeNotFound),
+		{"Adopt", func(n Node) (Node, error) { return n.Adopt([]Certificate{cert}, stateNow) }, map[State]end{
+			Registered: provisioned, Issuing: refused(ErrIssuing), Provisioned: refused(ErrCertificateNotFound), Terminated: refused(ErrNodeNotFound),
 		}},
-		{"Restore", func(n Node) (Node, error) { return n.Restore(cert, stateNow) }, map[State]end{
-			Registered: provisioned, Issuing: refused(ErrIssuing), Provisioned: refused(ErrCertificateExists), Terminated: refused(ErrNodeNotFound),
+		{"Adopt beside its own", func(n Node) (Node, error) { return n.Adopt([]Certificate{own, cert}, stateNow) }, map[State]end{
+			Registered: {state: Provisioned, serials: []Serial{"0B02", "0A01"}}, Issuing: refused(ErrIssuing),
+			Provisioned: {state: Provisioned, serials: []Serial{"0B02", "0A01"}}, Terminated: refused(ErrNodeNotFound),
+		}},
+		{"Restore", func(n Node) (Node, error) { return n.Restore(cert, certsOf(n), stateNow) }, map[State]end{
+			Registered: provisioned, Issuing: refused(ErrIssuing), Provisioned: {state: Provisioned, serials: []Serial{"0B02", "0A01"}}, Terminated: refused(ErrNodeNotFound),
 		}},
 		{"Lose its own", func(n Node) (Node, error) { return n.Lose("0A01", stateNow) }, map[State]end{
 			Registered: refused(ErrCertificateNotFound), Issuing: refused(ErrCertificateNotFound), Provisioned: registered, Terminated: refused(ErrCertificateNotFound),
+		}},
+		{"Lose all", func(n Node) (Node, error) { return n.LoseAll(stateNow) }, map[State]end{
+			Registered: {state: Registered, same: true}, Issuing: {state: Issuing, same: true}, Provisioned: registered, Terminated: refused(ErrCertificateNotFound),
 		}},
 		{"Lose another", func(n Node) (Node, error) { return n.Lose("0B02", stateNow) }, map[State]end{
 			Registered: refused(ErrCertificateNotFound), Issuing: refused(ErrCertificateNotFound), Provisioned: refused(ErrCertificateNotFound), Terminated: refused(ErrCertificateNotFound),
 		}},
 		{"Terminate", func(n Node) (Node, error) { return n.Terminate("", "", stateNow) }, map[State]end{
-			Registered: terminated, Issuing: terminated, Provisioned: {state: Terminated, serial: "0A01"}, Terminated: refused(ErrNodeNotFound),
+			Registered: terminated, Issuing: terminated, Provisioned: {state: Terminated, serials: []Serial{"0A01"}}, Terminated: refused(ErrNodeNotFound),
 		}},
 	} {
 		for _, from := range []State{Registered, Issuing, Provisioned, Terminated} {
@@ -90,8 +106,14 @@ func TestTransitions(t *testing.T) {
 					}
 					return
 				}
-				if err != nil || got.State != want.state || got.Serial != want.serial || !got.UpdatedAt.Equal(stateNow) {
-					t.Fatalf("got %s with serial %q at %v, %v; want %s with %q at %v", got.State, got.Serial, got.UpdatedAt, err, want.state, want.serial, stateNow)
+				if want.same {
+					if err != nil || !reflect.DeepEqual(got, was) {
+						t.Fatalf("got %+v, %v, want it as it was", got, err)
+					}
+					return
+				}
+				if err != nil || got.State != want.state || !slices.Equal(got.Serials, want.serials) || !got.UpdatedAt.Equal(stateNow) {
+					t.Fatalf("got %s with serials %q at %v, %v; want %s with %q at %v", got.State, got.Serials, got.UpdatedAt, err, want.state, want.serials, stateNow)
 				}
 				got.Labels["k"], got.Groups[0] = "changed", "changed"
 				if was.Labels["k"] != "v" || was.Groups[0] != "g" {
@@ -122,19 +144,31 @@ func TestRegisterTakesOnlyTheSpec(t *testing.T) {
 // What Lose took, Restore gives back, and nothing else of the record differs.
 func TestRestoreIsTheInverseOfLose(t *testing.T) {
 	held := inState(Provisioned)
-	cert := Certificate{Serial: held.Serial, UID: held.UID, NotAfter: stateNow}
-	without, err := held.Lose(held.Serial, stateBefore)
-	if err != nil {
-		t.Fatal(err)
+	held.Serials = []Serial{"0C03", "0B02", "0A01"}
+	var certs []Certificate
+	for i, serial := range held.Serials {
+		certs = append(certs, Certificate{Serial: serial, UID: held.UID, NotBefore: stateBefore.Add(-time.Duration(i)), NotAfter: stateNow})
 	}
-	if back, err := without.Restore(cert, stateBefore); err != nil || !reflect.DeepEqual(back, held) {
-		t.Errorf("got %+v, %v", back, err)
+	for i, cert := range certs {
+		without, err := held.Lose(cert.Serial, stateBefore)
+		if err != nil || without.Holds(cert.Serial) || without.State != Provisioned || len(without.Serials) != 2 {
+			t.Fatalf("got %+v, %v", without, err)
+		}
+		others := slices.Delete(slices.Clone(certs), i, i+1)
+		if back, err := without.Restore(cert, others, stateBefore); err != nil || !reflect.DeepEqual(back, held) {
+			t.Errorf("got %+v, %v", back, err)
+		}
 	}
-	if _, err := without.Restore(cert, stateNow.Add(1)); !errors.Is(err, ErrCertificateNotFound) {
+	cert := certs[0]
+	without, err := held.LoseAll(stateBefore)
+	if err != nil || without.State != Registered || without.Newest() != "" {
+		t.Fatalf("got %+v, %v", without, err)
+	}
+	if _, err := without.Restore(cert, nil, stateNow.Add(1)); !errors.Is(err, ErrCertificateNotFound) {
 		t.Errorf("of an expired certificate: %v", err)
 	}
 	cert.UID = "u0"
-	if _, err := without.Restore(cert, stateBefore); !errors.Is(err, ErrUIDMismatch) {
+	if _, err := without.Restore(cert, nil, stateBefore); !errors.Is(err, ErrUIDMismatch) {
 		t.Errorf("of an earlier registration's certificate: %v", err)
 	}
 }

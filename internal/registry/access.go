@@ -2,13 +2,11 @@ package registry
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
-	"github.com/espm-project/espm/internal/store"
 )
 
 // Who may see and do what: all decisions on ownership and confinement are here.
@@ -59,7 +57,15 @@ func (a access) scope() (string, error) {
 	}
 }
 
-// write refuses who may only look.
+// all refuses those who do not see all.
+func (a access) all() error {
+	if err := a.known(); err != nil || !a.confined() {
+		return err
+	}
+	return node.NotPermitted("", "only admins and readers see the state of the CA")
+}
+
+// write refuses those who may only read.
 func (a access) write() error {
 	if a.Role == node.Reader {
 		return node.NotPermitted("", "a reader changes nothing")
@@ -75,85 +81,8 @@ func (a access) admin(field, what string) error {
 	return node.NotPermitted(field, "only an admin may %s", what)
 }
 
-// mayName checks the name of a node that the caller registers or has a certificate of.
-func (r *Registry) mayName(ctx context.Context, name node.Certname) error {
-	a := accessOf(ctx)
-	if err := a.write(); err != nil || !a.confined() {
-		return err
-	}
-	if why := r.offLimits(name); why != "" {
-		return node.NotPermitted("certname", "%q: %s", name, why)
-	}
-	if !a.named(string(name)) {
-		return node.NotPermitted("certname", "%q is none of the names granted to %s", name, a.Name)
-	}
-	return nil
-}
-
-// offLimits says why nobody but an admin gets a certificate of a name, "" where others do.
-func (r *Registry) offLimits(name node.Certname) string {
-	switch {
-	case r.protection(name) != "":
-		return r.protection(name)
-	case slices.Contains(r.Principals, string(name)):
-		return "a principal of espm is known by that name"
-	case slices.Contains(r.Served(), string(name)):
-		return "espm is reached by that name"
-	case name == "puppet":
-		return "agents look for their server under that name"
-	}
-	return ""
-}
-
 func (a access) named(name string) bool {
 	return a.Grant.Names == nil || slices.ContainsFunc(a.Grant.Names, func(pattern string) bool { return matches(pattern, name) })
-}
-
-// mayOrder checks what certificate the caller asks for, with what its CSR asks
-// for. Where it asks for no TTL, it gets the longest that it may have, if the default is longer.
-func (r *Registry) mayOrder(ctx context.Context, o *order) error {
-	if err := r.mayName(ctx, o.request.Certname); err != nil {
-		return err
-	}
-	a := accessOf(ctx)
-	if !a.confined() {
-		return nil
-	}
-	for _, name := range o.request.DNSAltNames {
-		if err := r.mayAltName(ctx, a, name); err != nil {
-			return err
-		}
-	}
-	for _, e := range o.request.Extensions {
-		if !a.extended(e) {
-			return node.NotPermitted("extensions["+ca.ExtensionName(e.ID)+"]", "is none of the extensions granted to %s", a.Name)
-		}
-	}
-	limit := a.Grant.MaxTTL
-	switch {
-	case limit == 0:
-	case o.request.TTL > limit:
-		return node.NotPermitted("ttl", "at most %v is granted to %s, is %v", node.Duration(limit), a.Name, node.Duration(o.request.TTL))
-	case o.request.TTL == 0 && r.TTL > limit:
-		o.request.TTL = limit
-	}
-	return nil
-}
-
-// mayAltName checks a name that a certificate is to be good for as well: it must
-// not be one under which somebody else, or the Puppet Server, is reached.
-func (r *Registry) mayAltName(ctx context.Context, a access, name string) error {
-	if why := r.offLimits(node.Certname(name)); why != "" {
-		return node.NotPermitted("dns_alt_names", "%q: %s", name, why)
-	}
-	if !a.named(name) {
-		return node.NotPermitted("dns_alt_names", "%q is none of the names granted to %s", name, a.Name)
-	}
-	n, live, err := r.live(ctx, node.Certname(name))
-	if err == nil && live && !a.sees(n.Owner) {
-		return node.NotPermitted("dns_alt_names", "%q is the name of a node", name)
-	}
-	return err
 }
 
 // extended tells whether a certificate may have an extension. One that Puppet's
@@ -253,27 +182,4 @@ func matches(pattern, name string) bool {
 		at, pattern = next, pattern[1:]
 	}
 	return at[len(name)]
-}
-
-// changeOwner adds to a change that the certificates and revocations of a registration get its new
-// owner. It refuses a registration that is being issued a certificate, which the change would miss.
-func (r *Registry) changeOwner(ctx context.Context, c *store.Change, n node.Node, owner string) error {
-	if n.State == node.Issuing {
-		return fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)
-	}
-	certs, err := r.Store.CertificatesOfLife(ctx, n.Certname, n.UID)
-	if err != nil {
-		return err
-	}
-	revs, err := r.Store.RevocationsOf(ctx, n.Certname, n.UID)
-	if err != nil {
-		return err
-	}
-	for _, cert := range certs {
-		c.GiveCertificate(cert, owner)
-	}
-	for _, rev := range revs {
-		c.GiveRevocation(rev, owner)
-	}
-	return nil
 }

@@ -105,10 +105,11 @@ func TestGive(t *testing.T) {
 	f.run(t)
 	a, b := by(t, "token:a"), by(t, "token:b")
 	p := f.provisionBy(t, a, "web1.test", "job-1")
-	old, err := f.Revoke(a, registry.RevokeRequest{Certname: "web1.test"}, 10*time.Second, false)
+	orders, err := f.Revoke(a, registry.RevokeRequest{Certname: "web1.test"}, 10*time.Second, false)
 	if err != nil {
 		t.Fatal(err)
 	}
+	old := orders[0]
 	now, err := f.Issue(a, "web1.test", "", registry.Spec{}, "job-2", false)
 	if err != nil {
 		t.Fatal(err)
@@ -154,7 +155,7 @@ func TestGive(t *testing.T) {
 	}
 	_, err = f.Provision(a, node.Node{Certname: "web1.test"}, registry.Spec{}, "job-1", false)
 	wantErr(t, "the old owner provisions again", err, node.ErrRequestSpent)
-	if n, err := f.Get(b, "web1.test", ""); err != nil || n.Serial != now.Node.Serial {
+	if n, err := f.Get(b, "web1.test", ""); err != nil || n.Newest() != now.Node.Newest() {
 		t.Errorf("the node has lost its certificate: %+v, %v", n, err)
 	}
 }
@@ -214,7 +215,7 @@ func TestSuccessorOfAnother(t *testing.T) {
 		}
 	}
 	certs, _, err := f.Certificates(a, "web1.test", "", 10)
-	if err != nil || len(certs.Items) != 1 || certs.Items[0].Serial != first.Node.Serial {
+	if err != nil || len(certs.Items) != 1 || certs.Items[0].Serial != first.Node.Newest() {
 		t.Errorf("the old owner's certificates of the name: %v, %v", certs.Items, err)
 	}
 }
@@ -266,7 +267,7 @@ func TestWithoutAnOwner(t *testing.T) {
 	for _, who := range []context.Context{by(t, "token:a"), by(t, "")} {
 		_, err := f.Get(who, "web1.test", "")
 		wantErr(t, "get", err, node.ErrNodeNotFound)
-		_, _, err = f.Certificate(who, p.Node.Serial)
+		_, _, err = f.Certificate(who, p.Node.Newest())
 		wantErr(t, "certificate", err, node.ErrCertificateNotFound)
 		if page, err := f.List(who, registry.NodeQuery{}, "", 10); len(page.Items) > 0 {
 			t.Errorf("list: %v, %v", page.Items, err)
@@ -289,7 +290,7 @@ func TestRequestIDFromBefore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, err := f.store.Certificate(self(t), n.Serial)
+	cert, err := f.store.Certificate(self(t), n.Newest())
 	if err != nil {
 		t.Fatal(err)
 	}

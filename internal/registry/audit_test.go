@@ -76,7 +76,7 @@ func TestLinesSayWhoAsked(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	if l := f.lines(t)[1]; l.Serial != p.Node.Serial || l.UID != p.Node.UID || l.Revision != p.Node.Revision || !l.Time.Equal(f.clock.Now().Truncate(time.Microsecond)) {
+	if l := f.lines(t)[1]; l.Serial != p.Node.Newest() || l.UID != p.Node.UID || l.Revision != p.Node.Revision || !l.Time.Equal(f.clock.Now().Truncate(time.Microsecond)) {
 		t.Errorf("%+v", l)
 	}
 }

@@ -21,9 +21,21 @@ const (
 	defaultRunInterval = 30 * time.Minute
 )
 
-// launches is what the worker on launch deadlines remembers. Nodes whose
-// look-ups it may have missed are waited for.
+// launches terminates nodes whose launch deadline has passed. One goroutine uses it.
 type launches struct {
+	core
+	missed      missed
+	runInterval time.Duration // Options.RunInterval
+	uptime      func() time.Duration
+	sightings   *Sightings
+	protection  func(node.Certname) string
+	terminate   func(ctx context.Context, n node.Node, reason node.Reason, why string) (Terminated, error)
+	kick        func() // the queue of revocations
+}
+
+// missed is when a look-up may have been missed. Nodes whose
+// look-ups it may have missed are waited for.
+type missed struct {
 	begun    bool
 	wall     time.Time     // at the last check
 	uptime   time.Duration // at the last check
@@ -55,12 +67,12 @@ func claim(ctx context.Context, s *store.Store, seen node.Node, at time.Time) er
 	})
 }
 
-// runLaunches terminates nodes whose launch deadline has passed, until ctx is done.
-func (r *Registry) runLaunches(ctx context.Context) {
+// run terminates nodes whose launch deadline has passed, until ctx is done.
+func (l *launches) run(ctx context.Context) {
 	for ctx.Err() == nil {
-		wait, err := r.endLaunches(ctx)
+		wait, err := l.check(ctx)
 		if err != nil && ctx.Err() == nil {
-			r.Log.WithError(err).Error("looking at launch deadlines")
+			l.log.WithError(err).Error("checking the launch deadlines")
 		}
 		t := time.NewTimer(wait)
 		select {
@@ -71,15 +83,15 @@ func (r *Registry) runLaunches(ctx context.Context) {
 	}
 }
 
-// endLaunches terminates the nodes whose launch deadline has passed, and
+// check terminates the nodes whose launch deadline has passed, and
 // returns how long to wait before the next check.
-func (r *Registry) endLaunches(ctx context.Context) (time.Duration, error) {
-	now, uptime := r.Now(), r.Uptime()
-	if err := r.watchClock(ctx, now, uptime); err != nil {
+func (l *launches) check(ctx context.Context) (time.Duration, error) {
+	now, uptime := l.now(), l.uptime()
+	if err := l.watchClock(ctx, now, uptime); err != nil {
 		return launchCheck, err
 	}
 	next := launchCheck
-	for n, err := range r.Store.Unclaimed(ctx) {
+	for n, err := range l.store.Unclaimed(ctx) {
 		if err != nil {
 			return launchCheck, err
 		}
@@ -87,15 +99,15 @@ func (r *Registry) endLaunches(ctx context.Context) (time.Duration, error) {
 			next = min(next, wait)
 			break
 		}
-		if wait := r.launches.sureAt - uptime; wait > 0 && r.launches.missable[n.UID] {
+		if wait := l.missed.sureAt - uptime; wait > 0 && l.missed.missable[n.UID] {
 			next = min(next, wait)
 			continue
 		}
-		if err := r.endLaunch(ctx, n); err != nil {
+		if err := l.endLaunch(ctx, n); err != nil {
 			if ctx.Err() != nil {
 				return next, err
 			}
-			r.Log.WithError(err).WithField("certname", n.Certname).Error("a node whose launch deadline has passed can't be terminated yet")
+			l.log.WithError(err).WithField("certname", n.Certname).Error("a node whose launch deadline has passed can't be terminated yet")
 		}
 	}
 	return next, nil
@@ -104,70 +116,70 @@ func (r *Registry) endLaunches(ctx context.Context) (time.Duration, error) {
 // watchClock notes which nodes may have been looked up, or have run out of
 // time, without this process knowing: all that are open when it starts, and
 // when the clock was set or stood still (a machine suspended).
-func (r *Registry) watchClock(ctx context.Context, now time.Time, uptime time.Duration) error {
-	l := &r.launches
-	passed := now.Round(0).Sub(l.wall) // by the wall clock
-	step := passed - (uptime - l.uptime)
-	if l.begun && step.Abs() <= clockStep {
-		l.wall, l.uptime = now.Round(0), uptime
-		if uptime >= l.sureAt {
-			l.missable = nil
+func (l *launches) watchClock(ctx context.Context, now time.Time, uptime time.Duration) error {
+	m := &l.missed
+	passed := now.Round(0).Sub(m.wall) // by the wall clock
+	step := passed - (uptime - m.uptime)
+	if m.begun && step.Abs() <= clockStep {
+		m.wall, m.uptime = now.Round(0), uptime
+		if uptime >= m.sureAt {
+			m.missable = nil
 		}
 		return nil
 	}
 	missable := map[node.UID]bool{}
-	for n, err := range r.Store.Unclaimed(ctx) {
+	for n, err := range l.store.Unclaimed(ctx) {
 		if err != nil {
 			return err
 		}
 		missable[n.UID] = true
 	}
 	if len(missable) > 0 {
-		r.Log.WithField("nodes", len(missable)).WithField("not_before", now.Add(r.RunInterval+launchSlack).UTC().Format(time.RFC3339)).
+		l.log.WithField("nodes", len(missable)).WithField("not_before", now.Add(l.runInterval+launchSlack).UTC().Format(time.RFC3339)).
 			Info("launch deadlines are put off, as look-ups may have been missed")
 	}
-	*l = launches{begun: true, wall: now.Round(0), uptime: uptime, missable: missable, sureAt: uptime + r.RunInterval + launchSlack}
+	*m = missed{begun: true, wall: now.Round(0), uptime: uptime, missable: missable, sureAt: uptime + l.runInterval + launchSlack}
 	return nil
 }
 
 // endLaunch terminates a node whose launch deadline has passed, unless it was
 // seen after all.
-func (r *Registry) endLaunch(ctx context.Context, due node.Node) error {
+func (l *launches) endLaunch(ctx context.Context, due node.Node) error {
 	err := retry(func() error {
-		n, err := r.Store.Node(ctx, due.Certname)
+		n, err := l.store.Node(ctx, due.Certname)
 		if errors.Is(err, node.ErrNodeNotFound) {
 			return nil
 		}
 		if err != nil || n.UID != due.UID || !n.Unclaimed() {
 			return err
 		}
-		seen, err := r.Sightings.last(ctx, n)
+		seen, err := l.sightings.last(ctx, n)
 		if err != nil {
 			return err
 		}
 		if !seen.IsZero() { // its claim could not be stored at the time
-			return claim(ctx, r.Store, n, seen)
+			return claim(ctx, l.store, n, seen)
 		}
-		if r.protection(n.Certname) != "" {
-			return r.liftDeadline(ctx, n)
+		if l.protection(n.Certname) != "" {
+			return l.liftDeadline(ctx, n)
 		}
-		_, err = r.end(ctx, n, "", "not claimed by "+n.ClaimBy.UTC().Format(time.RFC3339))
+		_, err = l.terminate(ctx, n, "", "not claimed by "+n.ClaimBy.UTC().Format(time.RFC3339))
 		return err
 	})
-	r.Revocations.Kick()
+	l.kick()
 	return err
 }
 
 // liftDeadline takes the launch deadline off a node that was put under protection since.
-func (r *Registry) liftDeadline(ctx context.Context, old node.Node) error {
+func (l *launches) liftDeadline(ctx context.Context, old node.Node) error {
 	n := old.Clone()
-	n.ClaimBy, n.UpdatedAt = time.Time{}, r.Now().UTC()
+	n.ClaimBy, n.UpdatedAt = time.Time{}, l.now().UTC()
 	c := store.NewChange()
-	c.Audit(r.line(ctx, node.ActionLift, n))
+	c.Audit(l.line(ctx, node.ActionLift, n))
 	c.PutNode(&old, n)
-	_, err := r.Store.Commit(ctx, c)
+	_, err := l.store.Commit(ctx, c)
 	if err == nil {
-		r.Log.WithField("certname", n.Certname).Warn("the launch deadline of a node that is protected now was lifted")
+		l.log.WithField("certname", n.Certname).Warn("the launch deadline of a node that is protected now was lifted")
 	}
 	return err
 }

@@ -134,8 +134,8 @@ func TestNotClaimedInTime(t *testing.T) {
 	}
 	f.run(t)
 	f.drain(t)
-	if !f.revoked(t)[n.Serial] || f.revoked(t)[late.Serial] {
-		t.Errorf("the CRL has %v, want %s", f.revoked(t), n.Serial)
+	if !f.revoked(t)[n.Newest()] || f.revoked(t)[late.Newest()] {
+		t.Errorf("the CRL has %v, want %s", f.revoked(t), n.Newest())
 	}
 	if done, err := f.Terminate(self(t), registry.TerminateRequest{Certname: "web1.test", UID: n.UID}, 0, false); err != nil || !strings.HasPrefix(done.Node.TerminatedFor, "not claimed by ") {
 		t.Errorf("a terminate by the caller: %+v, %v", done.Node, err)
@@ -258,7 +258,7 @@ func TestRetryKeepsTheDeadline(t *testing.T) {
 	f.after(t, 20*time.Minute)
 	f.restart() // the answer is forgotten
 	again, err := provision(30 * time.Minute)
-	if err != nil || again.Node.Serial == first.Node.Serial || !again.Node.ClaimBy.Equal(first.Node.ClaimBy) || f.open(t) != 1 {
+	if err != nil || again.Node.Newest() == first.Node.Newest() || !again.Node.ClaimBy.Equal(first.Node.ClaimBy) || f.open(t) != 1 {
 		t.Errorf("the retry: %+v, %v", again.Node, err)
 	}
 	for _, within := range []time.Duration{0, 31 * time.Minute} {

@@ -73,8 +73,8 @@ func TestIssueInDoubt(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range certs {
-		if (c.Revocation == "") != (c.Serial == p.Node.Serial) {
-			t.Errorf("certificate %s of a node that holds %s has the revocation %q", c.Serial, p.Node.Serial, c.Revocation)
+		if (c.Revocation == "") != (c.Serial == p.Node.Newest()) {
+			t.Errorf("certificate %s of a node that holds %s has the revocation %q", c.Serial, p.Node.Newest(), c.Revocation)
 		}
 	}
 }

@@ -21,10 +21,11 @@ import (
 // revokeAndDrop leaves a node's certificate valid, after its revocation was ordered.
 func (f *fixture) revokeAndDrop(t *testing.T, name node.Certname, meanwhile func()) {
 	t.Helper()
-	rev, err := f.Revoke(self(t), registry.RevokeRequest{Certname: name}, 0, false)
+	revs, err := f.Revoke(self(t), registry.RevokeRequest{Certname: name}, 0, false)
 	if err != nil {
 		t.Fatal(err)
 	}
+	rev := revs[0]
 	meanwhile()
 	if _, err := f.DropRevocation(self(t), rev.ID, "it was found again"); err != nil {
 		t.Fatal(err)
@@ -36,12 +37,12 @@ func TestTerminateAfterADrop(t *testing.T) {
 	f := newFixture(t)
 	p := f.provision(t, "web1.test", "")
 	f.revokeAndDrop(t, "web1.test", func() {})
-	f.held(t, "web1.test", p.Node.Serial)
+	f.held(t, "web1.test", p.Node.Newest())
 	if got := f.doImport(t, registry.ImportSpec{})["web1.test"]; got.Outcome != registry.Already {
 		t.Errorf("imported: %+v", got)
 	}
 	f.run(t)
-	if got := f.terminate(t, "web1.test", "", 20*time.Second); len(got.Revocations) != 2 || !f.revoked(t)[p.Node.Serial] {
+	if got := f.terminate(t, "web1.test", "", 20*time.Second); len(got.Revocations) != 2 || !f.revoked(t)[p.Node.Newest()] {
 		t.Errorf("terminated: %+v", got)
 	}
 }
@@ -58,7 +59,7 @@ func TestTerminateRevokesAllThatIsValid(t *testing.T) {
 		}
 		second = p.Node
 	})
-	f.held(t, "web1.test", second.Serial)
+	f.held(t, "web1.test", second.Newest())
 	before := len(f.lines(t))
 	var mu sync.Mutex
 	read := map[string]int{}
@@ -71,17 +72,17 @@ func TestTerminateRevokesAllThatIsValid(t *testing.T) {
 		return f.engine.Engine.Get(ctx, key)
 	})
 	f.terminate(t, "web1.test", "", 0)
-	if once := map[string]int{"cert/" + string(first.Serial): 1, "cert/" + string(second.Serial): 1}; !maps.Equal(read, once) {
+	if once := map[string]int{"cert/" + string(first.Newest()): 1, "cert/" + string(second.Newest()): 1}; !maps.Equal(read, once) {
 		t.Errorf("read %v, want %v", read, once)
 	}
 	lines := f.lines(t)[before:]
-	if len(lines) != 2 || lines[0].Action != node.ActionTerminate || lines[0].Serial != second.Serial || lines[1].Action != node.ActionOrder || lines[1].Serial != first.Serial {
+	if len(lines) != 2 || lines[0].Action != node.ActionTerminate || lines[0].Serial != second.Newest() || lines[1].Action != node.ActionOrder || lines[1].Serial != first.Newest() {
 		t.Errorf("audit lines: %+v", lines)
 	}
 	f.run(t)
 	f.terminate(t, "web1.test", second.UID, 20*time.Second)
-	if revoked := f.revoked(t); !revoked[first.Serial] || !revoked[second.Serial] {
-		t.Errorf("revoked %v, want %s and %s", revoked, first.Serial, second.Serial)
+	if revoked := f.revoked(t); !revoked[first.Newest()] || !revoked[second.Newest()] {
+		t.Errorf("revoked %v, want %s and %s", revoked, first.Newest(), second.Newest())
 	}
 }
 
@@ -96,10 +97,10 @@ func TestTerminateWithoutTheCertificatesRecord(t *testing.T) {
 		return f.engine.Engine.Get(ctx, key)
 	})
 	_, err := f.Terminate(self(t), registry.TerminateRequest{Certname: "web1.test"}, 0, false)
-	if !errors.Is(err, node.ErrCertificateNotFound) || !strings.Contains(err.Error(), string(p.Node.Serial)) {
+	if !errors.Is(err, node.ErrCertificateNotFound) || !strings.Contains(err.Error(), string(p.Node.Newest())) {
 		t.Errorf("got %v", err)
 	}
-	if n, err := f.Get(self(t), "web1.test", ""); err != nil || n.Serial != p.Node.Serial {
+	if n, err := f.Get(self(t), "web1.test", ""); err != nil || n.Newest() != p.Node.Newest() {
 		t.Errorf("got %+v, %v", n, err)
 	}
 }
@@ -113,7 +114,7 @@ func TestDropAfterTerminate(t *testing.T) {
 		f.terminate(t, "web1.test", "", 0)
 		f.enroll(t, "web1.test")
 	})
-	if n, err := f.Get(self(t), "web1.test", ""); err != nil || n.Serial != "" {
+	if n, err := f.Get(self(t), "web1.test", ""); err != nil || n.Newest() != "" {
 		t.Errorf("the next registration: %+v, %v", n, err)
 	}
 	if got := f.doImport(t, registry.ImportSpec{})["web1.test"]; got.Outcome != registry.Skipped || !strings.Contains(got.Reason, "was dropped") {
@@ -123,7 +124,7 @@ func TestDropAfterTerminate(t *testing.T) {
 	if err := f.Sweep(self(t)); err != nil {
 		t.Fatal(err)
 	}
-	cert, err := f.store.Certificate(self(t), p.Node.Serial)
+	cert, err := f.store.Certificate(self(t), p.Node.Newest())
 	if err != nil {
 		t.Fatalf("a valid certificate was forgotten: %v", err)
 	}
@@ -131,7 +132,7 @@ func TestDropAfterTerminate(t *testing.T) {
 	if err := f.Sweep(self(t)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.store.Certificate(self(t), p.Node.Serial); !errors.Is(err, node.ErrCertificateNotFound) {
+	if _, err := f.store.Certificate(self(t), p.Node.Newest()); !errors.Is(err, node.ErrCertificateNotFound) {
 		t.Errorf("it has expired, and is remembered: %v", err)
 	}
 }
@@ -154,16 +155,17 @@ func TestDropOfWhatIsListed(t *testing.T) {
 		return receipts, err
 	}
 	p := f.provision(t, "web1.test", "")
-	rev, err := f.Revoke(self(t), registry.RevokeRequest{Certname: "web1.test"}, 0, false)
+	revs, err := f.Revoke(self(t), registry.RevokeRequest{Certname: "web1.test"}, 0, false)
 	if err != nil {
 		t.Fatal(err)
 	}
+	rev := revs[0]
 	f.run(t)
 	<-tried
 	if _, err := f.DropRevocation(self(t), rev.ID, "it was found again"); !errors.Is(err, node.ErrRevocationClosed) || !strings.Contains(err.Error(), "on CRL 1 already") {
 		t.Errorf("got %v", err)
 	}
-	if cert, err := f.store.Certificate(self(t), p.Node.Serial); err != nil || cert.Revocation != rev.ID {
+	if cert, err := f.store.Certificate(self(t), p.Node.Newest()); err != nil || cert.Revocation != rev.ID {
 		t.Errorf("its record: %+v, %v", cert, err)
 	}
 	if err := os.Mkdir(filepath.Dir(published), 0o755); err != nil {

@@ -6,10 +6,12 @@ import (
 )
 
 // Sweep is sweep, for tests of what is forgotten, and when.
-func (r *Registry) Sweep(ctx context.Context) error { return r.sweep(ctx) }
+func (r *Registry) Sweep(ctx context.Context) error { return r.housekeeping.sweep(ctx) }
 
-// EndLaunches is endLaunches, for tests that set the clock.
-func (r *Registry) EndLaunches(ctx context.Context) (time.Duration, error) { return r.endLaunches(ctx) }
+// EndLaunches checks the launch deadlines, for tests that set the clock.
+func (r *Registry) EndLaunches(ctx context.Context) (time.Duration, error) {
+	return r.launches.check(ctx)
+}
 
 // Flush is flush, for tests that do not wait.
 func (s *Sightings) Flush(ctx context.Context) error { return s.flush(ctx) }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
 )
 
@@ -13,11 +14,22 @@ import (
 // few batches of revocations later.
 const retryAfter = 5 * time.Second
 
-// fence waits until nothing is left that may revoke, by the name alone, the
+// fence holds up an issue while something may revoke its certificate by the name alone.
+type fence struct {
+	core
+	traits      func() ca.Traits
+	revocations interface {
+		Kick()
+		Wait(ctx context.Context, revs []node.Revocation) ([]node.Revocation, error)
+	}
+	settleSoon func()
+}
+
+// wait waits until nothing is left that may revoke, by the name alone, the
 // certificate that is about to be issued for n. It gives up shortly before
 // patience ends, so that the caller still gets the answer: a *node.BusyError.
-func (r *Registry) fence(patience context.Context, n node.Node) error {
-	if !r.Authority.Traits().RevokesByName {
+func (f *fence) wait(patience context.Context, n node.Node) error {
+	if !f.traits().RevokesByName {
 		return nil
 	}
 	limit := time.Now().Add(issueTimeout / 2) // the rest is for the issue itself
@@ -27,18 +39,18 @@ func (r *Registry) fence(patience context.Context, n node.Node) error {
 	ctx, cancel := context.WithDeadline(patience, limit)
 	defer cancel()
 	for {
-		pending, open, err := r.unfinished(patience, n.Certname, n.UID)
+		pending, open, err := f.unfinished(patience, n.Certname, n.UID)
 		if err != nil || len(pending)+len(open) == 0 {
 			return err
 		}
 		if len(open) > 0 {
-			r.settleSoon()
-			if err := r.Store.WaitIntent(ctx, open[0]); err != nil && ctx.Err() == nil {
+			f.settleSoon()
+			if err := f.store.WaitIntent(ctx, open[0]); err != nil && ctx.Err() == nil {
 				return err
 			}
 		} else {
-			r.Revocations.Kick()
-			if pending, err = r.Revocations.Wait(ctx, pending); err != nil {
+			f.revocations.Kick()
+			if pending, err = f.revocations.Wait(ctx, pending); err != nil {
 				return err
 			}
 		}
@@ -49,13 +61,13 @@ func (r *Registry) fence(patience context.Context, n node.Node) error {
 	}
 }
 
-// unfenced makes sure that what fence waited for did not come again before
+// check makes sure that what wait waited for did not come again before
 // the intent was committed: a whole other life of the name fits in between.
-func (r *Registry) unfenced(ctx context.Context, intent node.IssueIntent) error {
-	if !r.Authority.Traits().RevokesByName {
+func (f *fence) check(ctx context.Context, intent node.IssueIntent) error {
+	if !f.traits().RevokesByName {
 		return nil
 	}
-	pending, open, err := r.unfinished(ctx, intent.Certname, intent.UID)
+	pending, open, err := f.unfinished(ctx, intent.Certname, intent.UID)
 	if err != nil || len(pending)+len(open) == 0 {
 		return err
 	}
@@ -72,8 +84,8 @@ func busy(name node.Certname, pending, open int) error {
 
 // unfinished returns the pending revocations of a name, and the registrations
 // beside one that have an open intent.
-func (r *Registry) unfinished(ctx context.Context, name node.Certname, but node.UID) (pending []node.Revocation, open []node.UID, err error) {
-	for intent, err := range r.Store.Intents(ctx) {
+func (f *fence) unfinished(ctx context.Context, name node.Certname, but node.UID) (pending []node.Revocation, open []node.UID, err error) {
+	for intent, err := range f.store.Intents(ctx) {
 		if err != nil {
 			return nil, nil, err
 		}
@@ -82,6 +94,6 @@ func (r *Registry) unfinished(ctx context.Context, name node.Certname, but node.
 		}
 	}
 	// After the intents: an intent turns into a revocation, never the reverse.
-	pending, err = r.Store.PendingOf(ctx, name)
+	pending, err = f.store.PendingOf(ctx, name)
 	return pending, open, err
 }

@@ -115,7 +115,7 @@ func TestALateTerminateNeverKillsASuccessor(t *testing.T) {
 	}
 	select {
 	case p := <-second:
-		t.Fatalf("signed %s while the revocation of its name is pending", p.Node.Serial)
+		t.Fatalf("signed %s while the revocation of its name is pending", p.Node.Newest())
 	default:
 	}
 	release()
@@ -125,8 +125,8 @@ func TestALateTerminateNeverKillsASuccessor(t *testing.T) {
 		t.Errorf("the late terminate got %+v", late)
 	}
 	f.drain(t)
-	if revoked := f.revoked(t); !revoked[first.Node.Serial] || revoked[p.Node.Serial] {
-		t.Errorf("revoked %v; first %s, second %s", revoked, first.Node.Serial, p.Node.Serial)
+	if revoked := f.revoked(t); !revoked[first.Node.Newest()] || revoked[p.Node.Newest()] {
+		t.Errorf("revoked %v; first %s, second %s", revoked, first.Node.Newest(), p.Node.Newest())
 	}
 }
 
@@ -154,12 +154,12 @@ func TestTheQueueSparesASuccessor(t *testing.T) {
 	if got := f.terminate(t, "web2.test", other.Node.UID, 10*time.Second); got.Revocations[0].Receipt == nil {
 		t.Fatalf("what is held back holds up others: %+v", got)
 	}
-	if revoked := f.revoked(t); revoked[second.Node.Serial] || revoked[first.Node.Serial] {
+	if revoked := f.revoked(t); revoked[second.Node.Newest()] || revoked[first.Node.Newest()] {
 		t.Errorf("a revocation by name was handed over beside a live certificate: %v", revoked)
 	}
 	f.terminate(t, "web1.test", second.Node.UID, 10*time.Second)
 	f.drain(t)
-	if revoked := f.revoked(t); !revoked[second.Node.Serial] || !revoked[first.Node.Serial] {
+	if revoked := f.revoked(t); !revoked[second.Node.Newest()] || !revoked[first.Node.Newest()] {
 		t.Errorf("left unrevoked: %v", revoked)
 	}
 }
@@ -177,17 +177,17 @@ func TestReissueRevokesFirst(t *testing.T) {
 	if _, err := f.Provision(ctx, node.Node{Certname: "web1.test"}, registry.Spec{}, "r1", false); !errors.Is(err, node.ErrUnavailable) {
 		t.Fatalf("got %v", err)
 	}
-	if n, err := f.Get(self(t), "web1.test", ""); err != nil || n.Serial != "" || n.State != node.Registered {
+	if n, err := f.Get(self(t), "web1.test", ""); err != nil || n.Newest() != "" || n.State != node.Registered {
 		t.Errorf("meanwhile the node is %+v, %v", n, err)
 	}
 	release()
 	second := f.provision(t, "web1.test", "r1")
-	if second.Node.UID != first.Node.UID || second.Node.Serial == first.Node.Serial {
+	if second.Node.UID != first.Node.UID || second.Node.Newest() == first.Node.Newest() {
 		t.Errorf("got %+v after %+v", second.Node, first.Node)
 	}
 	f.drain(t)
-	if revoked := f.revoked(t); !revoked[first.Node.Serial] || revoked[second.Node.Serial] {
-		t.Errorf("revoked %v; first %s, second %s", revoked, first.Node.Serial, second.Node.Serial)
+	if revoked := f.revoked(t); !revoked[first.Node.Newest()] || revoked[second.Node.Newest()] {
+		t.Errorf("revoked %v; first %s, second %s", revoked, first.Node.Newest(), second.Node.Newest())
 	}
 }
 
@@ -217,7 +217,7 @@ func TestANameWaitsForOpenIntents(t *testing.T) {
 	f.run(t)
 	p := f.provision(t, "web1.test", "")
 	f.drain(t)
-	if revoked := f.revoked(t); !revoked[lost] || revoked[p.Node.Serial] {
-		t.Errorf("revoked %v; lost %s, live %s", revoked, lost, p.Node.Serial)
+	if revoked := f.revoked(t); !revoked[lost] || revoked[p.Node.Newest()] {
+		t.Errorf("revoked %v; lost %s, live %s", revoked, lost, p.Node.Newest())
 	}
 }

@@ -18,7 +18,7 @@ import (
 func TestForceRevokesNoOther(t *testing.T) {
 	f := newFixture(t)
 	f.run(t)
-	victim := f.provision(t, "victim.test", "").Node.Serial
+	victim := f.provision(t, "victim.test", "").Node.Newest()
 	stranger := f.sign(t, "stranger.test")
 	for alias, name := range map[string]string{"alias1.test": "victim.test", "alias2.test": "stranger.test"} {
 		data, err := os.ReadFile(filepath.Join(f.caDir, "signed", name+".pem"))
@@ -62,8 +62,8 @@ func TestForceOfWhatEspmKnows(t *testing.T) {
 	f := newFixture(t)
 	f.provision(t, "web1.test", "")
 	ordered := f.terminate(t, "web1.test", "", 0).Revocations[0]
-	if rev, err := f.Revoke(self(t), registry.RevokeRequest{Certname: "web1.test", Force: true}, 0, false); err != nil || rev.ID != ordered.ID {
-		t.Errorf("got %+v, %v, want %s", rev, err, ordered.ID)
+	if revs, err := f.Revoke(self(t), registry.RevokeRequest{Certname: "web1.test", Force: true}, 0, false); err != nil || revs[0].ID != ordered.ID {
+		t.Errorf("got %+v, %v, want %s", revs, err, ordered.ID)
 	}
 }
 
@@ -95,7 +95,7 @@ func TestImportBesideForcedRevocation(t *testing.T) {
 	})
 	force.Certname = "web2.test"
 	f.revoke(t, force)
-	if n, err := f.Get(self(t), "web2.test", ""); err != nil || n.Serial != "" || !f.revoked(t)[serial] {
+	if n, err := f.Get(self(t), "web2.test", ""); err != nil || n.Newest() != "" || !f.revoked(t)[serial] {
 		t.Errorf("the node: %+v, %v", n, err)
 	}
 }
@@ -104,10 +104,11 @@ func TestImportBesideForcedRevocation(t *testing.T) {
 func TestImportAfterADroppedForcedRevocation(t *testing.T) {
 	f := newFixture(t)
 	serial := f.sign(t, "web1.test")
-	rev, err := f.Revoke(self(t), registry.RevokeRequest{Certname: "web1.test", Force: true}, 0, false)
+	revs, err := f.Revoke(self(t), registry.RevokeRequest{Certname: "web1.test", Force: true}, 0, false)
 	if err != nil {
 		t.Fatal(err)
 	}
+	rev := revs[0]
 	if got := f.doImport(t, registry.ImportSpec{})["web1.test"]; got.Outcome != registry.Skipped {
 		t.Errorf("imported: %+v", got)
 	}
@@ -139,10 +140,10 @@ func TestForceRevokesWhatALostCRLHadListed(t *testing.T) {
 	}
 	t.Cleanup(func() { again.Close() })
 	f.authority.Authority = again
-	if rev := f.revoke(t, registry.RevokeRequest{Serial: p.Node.Serial}); rev.ID != first.ID || f.revoked(t)[p.Node.Serial] {
+	if rev := f.revoke(t, registry.RevokeRequest{Serial: p.Node.Newest()}); rev.ID != first.ID || f.revoked(t)[p.Node.Newest()] {
 		t.Errorf("without force: %+v", rev)
 	}
-	if rev := f.revoke(t, registry.RevokeRequest{Serial: p.Node.Serial, Force: true}); rev.ID == first.ID || rev.Receipt == nil || !f.revoked(t)[p.Node.Serial] {
+	if rev := f.revoke(t, registry.RevokeRequest{Serial: p.Node.Newest(), Force: true}); rev.ID == first.ID || rev.Receipt == nil || !f.revoked(t)[p.Node.Newest()] {
 		t.Errorf("by force: %+v", rev)
 	}
 }

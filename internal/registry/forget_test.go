@@ -36,7 +36,7 @@ func TestForcedRevocationWhileForgetting(t *testing.T) {
 		t.Run(when, func(t *testing.T) {
 			f := newFixture(t)
 			p := f.provision(t, "web1.test", "")
-			cert, err := f.store.Certificate(self(t), p.Node.Serial)
+			cert, err := f.store.Certificate(self(t), p.Node.Newest())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -49,23 +49,23 @@ func TestForcedRevocationWhileForgetting(t *testing.T) {
 			f.authority.failRevoke(errLost)
 
 			f.clock.advance(cert.NotAfter.Sub(f.clock.Now()) + 24*time.Hour) // nothing but its order keeps it
-			var again node.Revocation
+			var again []node.Revocation
 			meanwhile(f.engine, func() {
-				if again, err = f.Revoke(self(t), registry.RevokeRequest{Serial: p.Node.Serial, Force: true}, 0, false); err != nil {
+				if again, err = f.Revoke(self(t), registry.RevokeRequest{Serial: p.Node.Newest(), Force: true}, 0, false); err != nil {
 					t.Error(err)
 				}
 			})
 			if err := f.Sweep(self(t)); err != nil {
 				t.Fatal(err)
 			}
-			if again.ID == "" {
+			if len(again) != 1 {
 				t.Fatal("nothing was ordered meanwhile")
 			}
 			if _, err := f.store.Tombstone(self(t), "web1.test", p.Node.UID); err != nil {
 				t.Errorf("forgotten, with an open order: %v", err)
 			}
-			if cert, err = f.store.Certificate(self(t), p.Node.Serial); err != nil || cert.Revocation != again.ID {
-				t.Errorf("got %+v, %v, want the order %s", cert, err, again.ID)
+			if cert, err = f.store.Certificate(self(t), p.Node.Newest()); err != nil || cert.Revocation != again[0].ID {
+				t.Errorf("got %+v, %v, want the order %s", cert, err, again[0].ID)
 			}
 
 			f.authority.heal()

@@ -28,8 +28,9 @@ func wantRefused(t *testing.T, what string, err error, field string) {
 
 func TestGrantOfNames(t *testing.T) {
 	f := newFixture(t)
-	f.Principals = []string{"boss.test"}
-	f.Served = func() []string { return []string{"espm.test"} }
+	f.options.Principals = []string{"boss.test"}
+	f.options.Served = func() []string { return []string{"espm.test"} }
+	f.restart()
 	if _, err := f.Register(by(t, "token:b"), node.Node{Certname: "db1.ci.test"}, "", false); err != nil {
 		t.Fatal(err)
 	}

@@ -70,6 +70,15 @@ func (i *Imported) skip(format string, args ...any) {
 	i.Outcome, i.Reason = Skipped, printable(fmt.Sprintf(format, args...))
 }
 
+// importer adopts certificates that others had the authority sign.
+type importer struct {
+	core
+	signed     Signed
+	names      *certnames
+	unfinished func(ctx context.Context, name node.Certname, but node.UID) ([]node.Revocation, []node.UID, error)
+	commit     commitNode
+}
+
 // Import adopts certificates that the authority has signed already: each
 // becomes the certificate of a new registration, or of the live one of its name
 // that has none. Nothing is asked of the authority but what it has, and nothing is
@@ -82,16 +91,16 @@ func (i *Imported) skip(format string, args ...any) {
 // its ends the import. Only an admin may: who adopts a certificate can have it
 // revoked, and it is none of those that espm issued to him. Errors are node.ErrNotPermitted,
 // ErrInvalid, ErrGroupNotFound, ErrConflict, with nothing done, and node.ErrUnavailable.
-func (r *Registry) Import(ctx context.Context, s ImportSpec, report func(done []Imported, total int) error) error {
+func (im *importer) Import(ctx context.Context, s ImportSpec, report func(done []Imported, total int) error) error {
 	if err := accessOf(ctx).admin("", "import certificates"); err != nil {
 		return err
 	}
-	names, err := r.importNames(ctx, s)
+	names, err := im.importNames(ctx, s)
 	if err != nil {
 		return err
 	}
 	for batch := range slices.Chunk(names, importBatch) {
-		done, err := r.importBatch(ctx, batch, s)
+		done, err := im.importBatch(ctx, batch, s)
 		if len(done) > 0 {
 			err = errors.Join(report(done, len(names)), err)
 		}
@@ -103,7 +112,7 @@ func (r *Registry) Import(ctx context.Context, s ImportSpec, report func(done []
 }
 
 // importNames checks the request and returns the names to import.
-func (r *Registry) importNames(ctx context.Context, s ImportSpec) ([]string, error) {
+func (im *importer) importNames(ctx context.Context, s ImportSpec) ([]string, error) {
 	var bad []error
 	if len(s.Certnames) > maxImportNames {
 		bad = append(bad, node.Invalid("certnames", "at most %d, are %d; none means all", maxImportNames, len(s.Certnames)))
@@ -118,14 +127,14 @@ func (r *Registry) importNames(ctx context.Context, s ImportSpec) ([]string, err
 	if err := node.Join(append(bad, like.Validate())...); err != nil {
 		return nil, err
 	}
-	if _, err := checkNode(ctx, r.Store, like); err != nil {
+	if _, err := checkNode(ctx, im.store, like); err != nil {
 		if conflict, ok := errors.AsType[*node.ConflictError](err); ok {
 			conflict.Nodes = nil // there is no node of that name
 		}
 		return nil, err
 	}
 	if len(s.Certnames) == 0 {
-		return r.Signed.SignedNames(ctx)
+		return im.signed.SignedNames(ctx)
 	}
 	return slices.Compact(slices.Sorted(slices.Values(s.Certnames))), nil
 }
@@ -139,7 +148,7 @@ func rule(err error) string {
 }
 
 // importBatch imports some names and returns what is done with them, also beside an error.
-func (r *Registry) importBatch(ctx context.Context, names []string, s ImportSpec) ([]Imported, error) {
+func (im *importer) importBatch(ctx context.Context, names []string, s ImportSpec) ([]Imported, error) {
 	all := make([]Imported, len(names))
 	var ask []node.Certname
 	var at []*Imported
@@ -148,7 +157,7 @@ func (r *Registry) importBatch(ctx context.Context, names []string, s ImportSpec
 		in.Certname = printable(name)
 		if certname, err := node.ParseCertname(name); err != nil {
 			in.skip("the name breaks a rule: %s", rule(err))
-		} else if why := r.protection(certname); why != "" {
+		} else if why := im.names.protection(certname); why != "" {
 			in.skip("%s", why)
 		} else {
 			ask, at = append(ask, certname), append(at, in)
@@ -157,14 +166,14 @@ func (r *Registry) importBatch(ctx context.Context, names []string, s ImportSpec
 	if len(ask) == 0 {
 		return all, nil
 	}
-	held, err := r.Signed.Held(ctx, ask)
+	held, err := im.signed.Held(ctx, ask)
 	if err != nil {
 		return nil, fmt.Errorf("asking the authority for its certificates: %w", err)
 	}
 	errs := make([]error, len(ask))
 	var wg sync.WaitGroup
 	for i := range ask { // at once, so that their commits go together
-		wg.Go(func() { errs[i] = r.importOne(ctx, at[i], held[i], s) })
+		wg.Go(func() { errs[i] = im.importOne(ctx, at[i], held[i], s) })
 	}
 	wg.Wait()
 	all = slices.DeleteFunc(all, func(in Imported) bool { return in.Outcome == "" })
@@ -176,7 +185,7 @@ func (r *Registry) importBatch(ctx context.Context, names []string, s ImportSpec
 	return all, nil
 }
 
-func (r *Registry) importOne(ctx context.Context, in *Imported, held ca.Held, s ImportSpec) error {
+func (im *importer) importOne(ctx context.Context, in *Imported, held ca.Held, s ImportSpec) error {
 	if held.Certificate != nil {
 		in.Serial, in.NotAfter = node.SerialOf(held.Certificate.SerialNumber), held.Certificate.NotAfter
 	}
@@ -191,54 +200,55 @@ func (r *Registry) importOne(ctx context.Context, in *Imported, held ca.Held, s 
 		in.skip("it has gone since the import began")
 		return nil
 	}
-	if err := retry(func() error { return r.adopt(ctx, in, held.Certificate, s) }); err != nil {
+	if err := retry(func() error { return im.adopt(ctx, in, held.Certificate, s) }); err != nil {
 		return fmt.Errorf("importing %q: %w", in.Certname, err)
 	}
 	if in.Outcome == Adopted {
-		r.Log.WithFields(logrus.Fields{"certname": in.Certname, "uid": in.UID, "serial": in.Serial}).Info("certificate imported")
+		im.log.WithFields(logrus.Fields{"certname": in.Certname, "uid": in.UID, "serial": in.Serial}).Info("certificate imported")
 	}
 	return nil
 }
 
 // adopt commits a certificate and its registration, unless something of the
 // name stands in the way.
-func (r *Registry) adopt(ctx context.Context, in *Imported, cert *x509.Certificate, s ImportSpec) error {
+func (im *importer) adopt(ctx context.Context, in *Imported, cert *x509.Certificate, s ImportSpec) error {
 	name := node.Certname(in.Certname)
 	var live *node.Node
-	switch n, err := r.Store.Node(ctx, name); {
+	switch n, err := im.store.Node(ctx, name); {
 	case err == nil:
 		live = &n
 	case !errors.Is(err, node.ErrNodeNotFound):
 		return err
 	}
-	if decided, err := r.known(ctx, in, live, cert); err != nil || decided {
+	if decided, err := im.known(ctx, in, live, cert); err != nil || decided {
 		return err
 	}
 	// A registration that appears after this has its own certificate, or none: the guards of the commit tell.
-	if decided, err := r.blocked(ctx, in, live); err != nil || decided {
+	if decided, err := im.blocked(ctx, in, live); err != nil || decided {
 		return err
 	}
-	was := r.newNode(ctx, node.Node{Certname: name, Groups: s.Groups, Labels: s.Labels})
+	was := im.newNode(ctx, node.Node{Certname: name, Groups: s.Groups, Labels: s.Labels})
 	if live != nil {
 		was = *live
 	}
-	n, err := was.Adopt(in.Serial, r.Now())
+	adopted := node.Certificate{
+		Serial:     in.Serial,
+		Certname:   name,
+		UID:        was.UID,
+		Owner:      was.Owner,
+		NotBefore:  cert.NotBefore,
+		NotAfter:   cert.NotAfter,
+		PEM:        string(encodeCertificate(cert)),
+		ImportedAt: im.now().UTC(),
+	}
+	n, err := was.Adopt([]node.Certificate{adopted}, im.now())
 	if err != nil {
 		return err
 	}
 	c := store.NewChange()
-	c.Audit(r.line(ctx, node.ActionImport, n))
-	c.PutCertificate(node.Certificate{
-		Serial:     in.Serial,
-		Certname:   name,
-		UID:        n.UID,
-		Owner:      n.Owner,
-		NotBefore:  cert.NotBefore,
-		NotAfter:   cert.NotAfter,
-		PEM:        string(encodeCertificate(cert)),
-		ImportedAt: r.Now().UTC(),
-	})
-	if err := r.commitNode(ctx, c, live, &n, s.ValidateOnly); err != nil {
+	c.Audit(im.line(ctx, node.ActionImport, n))
+	c.PutCertificate(adopted)
+	if err := im.commit(ctx, c, live, &n, s.ValidateOnly); err != nil {
 		return err
 	}
 	if s.ValidateOnly {
@@ -250,8 +260,8 @@ func (r *Registry) adopt(ctx context.Context, in *Imported, cert *x509.Certifica
 }
 
 // known decides on a certificate whose serial number espm has a record of.
-func (r *Registry) known(ctx context.Context, in *Imported, live *node.Node, cert *x509.Certificate) (bool, error) {
-	have, err := r.Store.Certificate(ctx, in.Serial)
+func (im *importer) known(ctx context.Context, in *Imported, live *node.Node, cert *x509.Certificate) (bool, error) {
+	have, err := im.store.Certificate(ctx, in.Serial)
 	if errors.Is(err, node.ErrCertificateNotFound) {
 		return false, nil
 	}
@@ -261,10 +271,12 @@ func (r *Registry) known(ctx context.Context, in *Imported, live *node.Node, cer
 	switch {
 	case have.PEM != string(encodeCertificate(cert)):
 		in.skip("espm knows another certificate with its serial number")
-	case live != nil && live.UID == have.UID && live.Serial == in.Serial:
+	case live != nil && live.UID == have.UID && live.Newest() == in.Serial:
 		in.Outcome, in.UID = Already, live.UID
 	case have.Receipt != nil:
 		in.skip("espm has revoked it")
+	case have.Impossible:
+		in.skip("espm was to revoke it, which the CA can't")
 	case have.Revocation != "":
 		in.skip("its revocation is ordered")
 	default:
@@ -274,22 +286,22 @@ func (r *Registry) known(ctx context.Context, in *Imported, live *node.Node, cer
 }
 
 // blocked decides on a certificate beside which espm has other business under the name.
-func (r *Registry) blocked(ctx context.Context, in *Imported, live *node.Node) (bool, error) {
+func (im *importer) blocked(ctx context.Context, in *Imported, live *node.Node) (bool, error) {
 	name := node.Certname(in.Certname)
 	if live != nil && live.State == node.Issuing {
 		in.skip("a certificate is being issued for the node")
 		return true, nil
 	}
-	if live != nil && live.Serial != "" {
-		in.skip("the node holds another certificate, %s", live.Serial)
+	if live != nil && live.Newest() != "" {
+		in.skip("the node holds another certificate, %s", live.Newest())
 		return true, nil
 	}
 	// The revocations last: an unfinished issue turns into one, never the reverse.
-	_, open, err := r.unfinished(ctx, name, "")
+	_, open, err := im.unfinished(ctx, name, "")
 	if err != nil {
 		return false, err
 	}
-	revs, err := r.Store.AllRevocationsOf(ctx, name)
+	revs, err := im.store.AllRevocationsOf(ctx, name)
 	if err != nil {
 		return false, err
 	}

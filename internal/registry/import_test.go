@@ -84,7 +84,7 @@ func (f *fixture) revision(t *testing.T) int64 {
 func (f *fixture) held(t *testing.T, name string, serial node.Serial) node.Node {
 	t.Helper()
 	n, err := f.store.Node(self(t), node.Certname(name))
-	if err != nil || n.State != node.Provisioned || n.Serial != serial {
+	if err != nil || n.State != node.Provisioned || n.Newest() != serial {
 		t.Fatalf("%s: %+v, %v, want it to hold %s", name, n, err, serial)
 	}
 	cert, err := f.store.Certificate(self(t), serial)
@@ -150,7 +150,7 @@ func TestImportSkips(t *testing.T) {
 	foreign("puppet.test", "puppet.server")
 
 	other := f.provision(t, "other.test", "")
-	foreign("other.test", "holds another certificate, "+string(other.Node.Serial))
+	foreign("other.test", "holds another certificate, "+string(other.Node.Newest()))
 
 	f.provision(t, "pending.test", "")
 	f.terminate(t, "pending.test", "", 0)

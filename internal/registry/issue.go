@@ -10,7 +10,6 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/enc"
@@ -63,17 +62,17 @@ func (r *Registry) recall(ctx context.Context, n node.Node, o *order, request *n
 	if n.State != node.Provisioned {
 		return Provisioned{}, false, nil
 	}
-	cert, err := r.Store.Certificate(ctx, n.Serial)
+	cert, err := r.Store.Certificate(ctx, n.Newest())
 	if err != nil {
 		return Provisioned{}, false, err
 	}
 	if cert.RequestID != request.Key() {
-		return Provisioned{}, false, fmt.Errorf("%w: %q holds %s, which another call issued", node.ErrCertificateExists, n.Certname, n.Serial)
+		return Provisioned{}, false, fmt.Errorf("%w: %q holds %s, which another call issued", node.ErrCertificateExists, n.Certname, n.Newest())
 	}
 	var key secret.Text
 	if o.request.CSR == nil {
 		var known bool
-		if key, known = r.answers.get(request.Key(), n.Serial); !known {
+		if key, known = r.answers.get(request.Key(), n.Newest()); !known {
 			return Provisioned{}, false, nil
 		}
 	}
@@ -122,7 +121,7 @@ func (r *Registry) beginNew(ctx, patience context.Context, n node.Node, o *order
 	if err := r.addNode(ctx, &n, nil, nil, true); err != nil {
 		return node.IssueIntent{}, err
 	}
-	if err := r.fence(patience, n); err != nil {
+	if err := r.fence.wait(patience, n); err != nil {
 		return node.IssueIntent{}, err
 	}
 	if err := r.vetIssue(ctx, *o); err != nil {
@@ -137,20 +136,20 @@ func (r *Registry) beginNew(ctx, patience context.Context, n node.Node, o *order
 }
 
 // beginReissue commits an intent for a live node, locked for this call, with the
-// request where that is new. A certificate that the node has is revoked: its private
-// key was lost with the answer. An authority that revokes by name has to be
+// request where that is new. The certificates that the node has are revoked: the private
+// key of the newest was lost with the answer. An authority that revokes by name has to be
 // done with that before it signs.
 func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o *order, request *node.Request, isNew bool) (node.IssueIntent, error) {
-	if err := r.unprotected(old.Certname); old.Serial != "" && err != nil {
-		return node.IssueIntent{}, fmt.Errorf("the answer for %q can't be had again, and %s is not revoked: %w", old.Certname, old.Serial, err)
+	if err := r.unprotected(old.Certname); len(old.Serials) > 0 && err != nil {
+		return node.IssueIntent{}, fmt.Errorf("the answer for %q can't be had again, and %s is not revoked: %w", old.Certname, old.Newest(), err)
 	}
-	if old.Serial != "" && r.Authority.Traits().RevokesByName {
-		if err := r.revokeHeld(ctx, old.Certname, old.UID); err != nil {
+	if len(old.Serials) > 0 && r.Authority.Traits().RevokesByName {
+		if err := r.revokeLife(ctx, old.Certname, old.UID); err != nil {
 			return node.IssueIntent{}, err
 		}
-		return node.IssueIntent{}, fmt.Errorf("%w: %q has lost its certificate %s", node.ErrStale, old.Certname, old.Serial)
+		return node.IssueIntent{}, fmt.Errorf("%w: %q has lost its certificates %v", node.ErrStale, old.Certname, old.Serials)
 	}
-	if err := r.fence(patience, old); err != nil {
+	if err := r.fence.wait(patience, old); err != nil {
 		return node.IssueIntent{}, err
 	}
 	if err := r.vetIssue(ctx, *o); err != nil {
@@ -160,7 +159,10 @@ func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o 
 	if err != nil {
 		return intent, err
 	}
-	n, err := reissued(old, r.Now())
+	n, err := old.LoseAll(r.Now())
+	if err == nil {
+		n, err = n.BeginIssue(r.Now())
+	}
 	if err != nil {
 		return intent, err
 	}
@@ -174,13 +176,11 @@ func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o 
 		c.PutRequest(*request)
 	}
 	c.PutIntent(intent)
-	if old.Serial != "" {
-		rev, err := r.orderRevocation(ctx, c, node.Revocation{Serial: old.Serial})
-		if err != nil {
-			return intent, err
-		}
-		c.Audit(audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev))
+	revs, err := r.orderHeld(ctx, c, old, node.Revocation{})
+	if err != nil {
+		return intent, err
 	}
+	r.auditOrders(ctx, c, revs, false)
 	c.PutNode(&old, n)
 	err = r.commitLocked(n, func() error {
 		_, err := r.Store.Commit(ctx, c)
@@ -188,17 +188,6 @@ func (r *Registry) beginReissue(ctx, patience context.Context, old node.Node, o 
 	})
 	r.Revocations.Kick()
 	return intent, err
-}
-
-// reissued opens an issue for a registration, which loses the certificate that it has.
-func reissued(n node.Node, at time.Time) (node.Node, error) {
-	if n.Serial != "" {
-		var err error
-		if n, err = n.Lose(n.Serial, at); err != nil {
-			return n, err
-		}
-	}
-	return n.BeginIssue(at)
 }
 
 // commitLocked commits an intent that is locked for this call: nothing settles it before the
@@ -253,7 +242,7 @@ func (r *Registry) prepare(ctx context.Context, o *order, n node.Node, request *
 func (r *Registry) issue(ctx context.Context, intent node.IssueIntent, o order, request *node.Request) (Provisioned, error) {
 	log := r.Log.WithFields(logrus.Fields{"certname": intent.Certname, "uid": intent.UID})
 	var cert *x509.Certificate
-	err := r.unfenced(ctx, intent)
+	err := r.fence.check(ctx, intent)
 	if err == nil {
 		begun := time.Now()
 		if cert, err = r.Authority.Sign(ctx, o.request); err == nil {
@@ -275,7 +264,7 @@ func (r *Registry) issue(ctx context.Context, intent node.IssueIntent, o order, 
 		r.abandon(ctx, intent, cert)
 		return Provisioned{}, err
 	}
-	log.WithField("serial", n.Serial).Info("certificate issued")
+	log.WithField("serial", n.Newest()).Info("certificate issued")
 	var key secret.Text
 	if o.request.Key != nil {
 		text, err := ca.MarshalKeyPEM(o.request.Key)
@@ -289,7 +278,7 @@ func (r *Registry) issue(ctx context.Context, intent node.IssueIntent, o order, 
 		return Provisioned{}, err
 	}
 	if request != nil && !key.IsZero() {
-		r.answers.put(request.Key(), n.Serial, key)
+		r.answers.put(request.Key(), n.Newest(), key)
 	}
 	return Provisioned{n, b}, nil
 }

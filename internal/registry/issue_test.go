@@ -48,7 +48,7 @@ func TestFailedIssueLeavesTheNode(t *testing.T) {
 				t.Fatalf("got %+v, %v", n, err)
 			}
 			p, err := f.Issue(self(t), "web1.test", "", registry.Spec{}, "r1", false)
-			if err != nil || f.revoked(t)[p.Node.Serial] {
+			if err != nil || f.revoked(t)[p.Node.Newest()] {
 				t.Errorf("the retry: %v", err)
 			}
 		})

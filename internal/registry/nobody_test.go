@@ -53,7 +53,7 @@ func argument(of reflect.Type, p registry.Provisioned) reflect.Value {
 	case reflect.TypeFor[node.Certname]():
 		return reflect.ValueOf(p.Node.Certname)
 	case reflect.TypeFor[node.Serial]():
-		return reflect.ValueOf(p.Node.Serial)
+		return reflect.ValueOf(p.Node.Newest())
 	case reflect.TypeFor[node.Node]():
 		return reflect.ValueOf(node.Node{Certname: "new.test"})
 	case reflect.TypeFor[node.Group]():

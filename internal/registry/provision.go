@@ -166,7 +166,7 @@ func (r *Registry) Issue(ctx context.Context, name node.Certname, uid node.UID, 
 			return r.beginReissue(ctx, patience, now, &o, request, true)
 		})
 	}
-	return r.shareCall(ctx, request, work, func(ctx context.Context) error { return r.revokeHeld(ctx, name, n.UID) })
+	return r.shareCall(ctx, request, work, func(ctx context.Context) error { return r.revokeLife(ctx, name, n.UID) })
 }
 
 // shareCall carries out once what one caller asks for in several calls at the same time with one

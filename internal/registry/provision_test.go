@@ -53,7 +53,7 @@ func TestProvisionIsAllOrNothing(t *testing.T) {
 			// The name and the request id are free again.
 			f.authority.heal()
 			p := f.provision(t, "web1.test", "r1")
-			if f.revoked(t)[p.Node.Serial] {
+			if f.revoked(t)[p.Node.Newest()] {
 				t.Error("the second certificate is revoked")
 			}
 		})
@@ -75,8 +75,8 @@ func TestCallersCertificateIsAdopted(t *testing.T) {
 		t.Fatalf("got %+v, %v", n, err)
 	}
 	p, err := f.Provision(self(t), node.Node{Certname: "web1.test"}, spec, "r1", false)
-	if err != nil || p.Node.Serial != n.Serial || len(p.Bundle.CertificatePEM) == 0 {
-		t.Errorf("the retry got serial %s, %v; want %s", p.Node.Serial, err, n.Serial)
+	if err != nil || p.Node.Newest() != n.Newest() || len(p.Bundle.CertificatePEM) == 0 {
+		t.Errorf("the retry got serial %s, %v; want %s", p.Node.Newest(), err, n.Newest())
 	}
 	if len(f.revoked(t)) != 0 {
 		t.Error("a certificate that its caller can use was revoked")
@@ -103,8 +103,8 @@ func TestIntentWaitsForTheAuthority(t *testing.T) {
 	p := f.provision(t, "web1.test", "r1")
 	f.run(t)
 	f.drain(t)
-	if revoked := f.revoked(t); len(revoked) != 1 || revoked[p.Node.Serial] {
-		t.Errorf("revoked %v; the live one is %s", revoked, p.Node.Serial)
+	if revoked := f.revoked(t); len(revoked) != 1 || revoked[p.Node.Newest()] {
+		t.Errorf("revoked %v; the live one is %s", revoked, p.Node.Newest())
 	}
 }
 
@@ -223,7 +223,7 @@ func TestRequestID(t *testing.T) {
 	f := newFixture(t)
 	f.run(t)
 	first := f.provision(t, "web1.test", "r1")
-	if again := f.provision(t, "web1.test", "r1"); string(again.Bundle.PrivateKeyPEM.Bytes()) != string(first.Bundle.PrivateKeyPEM.Bytes()) || again.Node.Serial != first.Node.Serial {
+	if again := f.provision(t, "web1.test", "r1"); string(again.Bundle.PrivateKeyPEM.Bytes()) != string(first.Bundle.PrivateKeyPEM.Bytes()) || again.Node.Newest() != first.Node.Newest() {
 		t.Error("a retry within minutes got another bundle")
 	}
 	_, err := f.Provision(self(t), node.Node{Certname: "web1.test", Labels: map[string]string{"a": "b"}}, registry.Spec{}, "r1", false)
@@ -237,12 +237,12 @@ func TestRequestID(t *testing.T) {
 
 	f.clock.advance(11 * time.Minute)
 	later := f.provision(t, "web1.test", "r1")
-	if later.Node.Serial == first.Node.Serial || later.Node.UID != first.Node.UID {
-		t.Errorf("after ten minutes: serial %s uid %s; before: %s %s", later.Node.Serial, later.Node.UID, first.Node.Serial, first.Node.UID)
+	if later.Node.Newest() == first.Node.Newest() || later.Node.UID != first.Node.UID {
+		t.Errorf("after ten minutes: serial %s uid %s; before: %s %s", later.Node.Newest(), later.Node.UID, first.Node.Newest(), first.Node.UID)
 	}
 	f.drain(t)
-	if revoked := f.revoked(t); !revoked[first.Node.Serial] || revoked[later.Node.Serial] {
-		t.Errorf("revoked %v: want the first, %s, alone", revoked, first.Node.Serial)
+	if revoked := f.revoked(t); !revoked[first.Node.Newest()] || revoked[later.Node.Newest()] {
+		t.Errorf("revoked %v: want the first, %s, alone", revoked, first.Node.Newest())
 	}
 	if _, err := f.Terminate(self(t), registry.TerminateRequest{Certname: "web1.test"}, 0, false); err != nil {
 		t.Fatal(err)
@@ -268,7 +268,7 @@ func TestCallsAtOnceAreOne(t *testing.T) {
 	}
 	wg.Wait()
 	for _, p := range got {
-		if p.Node.Serial != got[0].Node.Serial || string(p.Bundle.PrivateKeyPEM.Bytes()) != string(got[0].Bundle.PrivateKeyPEM.Bytes()) {
+		if p.Node.Newest() != got[0].Node.Newest() || string(p.Bundle.PrivateKeyPEM.Bytes()) != string(got[0].Bundle.PrivateKeyPEM.Bytes()) {
 			t.Fatal("callers got different certificates")
 		}
 	}

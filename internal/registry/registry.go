@@ -45,17 +45,13 @@ import (
 	"cmp"
 	"context"
 	"crypto"
-	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/singleflight"
 
-	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
@@ -105,23 +101,22 @@ type Options struct {
 type Registry struct {
 	Options
 
-	// A write to a group looks at every node that inherits it. Nodes that join
-	// groups wait meanwhile; else a busy fleet would make it start over for
-	// ever. The guards of each commit, not this lock, keep the result right.
-	classifying sync.RWMutex
-
-	protected atomic.Pointer[[]string] // Options.Protected, or what took its place
-
-	launches launches // for runLaunches alone
+	core
+	*groups
+	*view
+	*certnames
+	*settlement
+	*importer
+	*registrations
+	fence        *fence
+	launches     *launches
+	housekeeping housekeeping
 
 	flights singleflight.Group // issues by request id
 	calls   sync.WaitGroup     // flights that somebody waits for, or waited until he had gone
 	answers answers
 
-	mu       sync.Mutex
-	issuing  map[node.UID]bool // intents that a call is at work on
-	unsettle chan struct{}     // holds one: an intent was left open
-	ended    chan struct{}     // closed when Run has ended
+	ended chan struct{} // closed when Run has ended
 }
 
 // New returns a Registry. Run settles what an earlier process left open.
@@ -141,112 +136,30 @@ func New(o Options) *Registry {
 		began := o.Now()
 		o.Uptime = func() time.Duration { return o.Now().Sub(began) }
 	}
+	c := core{store: o.Store, now: o.Now, log: o.Log}
+	names := &certnames{core: c, puppet: o.Puppet.Name, traits: o.Authority.Traits, principals: o.Principals, served: o.Served, ttl: o.TTL}
+	names.SetProtected(o.Protected)
+	settlement := &settlement{core: c, authority: o.Authority, revocations: o.Revocations, busy: map[node.UID]bool{}, soon: make(chan struct{}, 1)}
+	fence := &fence{core: c, traits: o.Authority.Traits, revocations: o.Revocations, settleSoon: settlement.settleSoon}
 	r := &Registry{
-		Options:  o,
-		answers:  answers{now: o.Now},
-		issuing:  map[node.UID]bool{},
-		unsettle: make(chan struct{}, 1),
-		ended:    make(chan struct{}),
+		Options:    o,
+		core:       c,
+		groups:     &groups{core: c},
+		view:       &view{core: c, sightings: o.Sightings, down: o.Revocations.Down, authority: o.Authority},
+		certnames:  names,
+		settlement: settlement,
+		fence:      fence,
+		answers:    answers{now: o.Now},
+		ended:      make(chan struct{}),
 	}
-	r.SetProtected(o.Protected)
+	r.registrations = &registrations{core: c, view: r.view, names: names, commit: r.commitNode}
+	r.housekeeping = housekeeping{core: c, groups: r.groups}
+	r.importer = &importer{core: c, signed: o.Signed, names: names, unfinished: fence.unfinished, commit: r.commitNode}
+	r.launches = &launches{
+		core: c, runInterval: o.RunInterval, uptime: o.Uptime, sightings: o.Sightings,
+		protection: names.protection, terminate: r.end, kick: o.Revocations.Kick,
+	}
 	return r
-}
-
-// SetProtected changes the certnames that are never terminated, of Options.Protected. What is under way may go by the old ones.
-func (r *Registry) SetProtected(names []string) { r.protected.Store(&names) }
-
-// maxAttempts bounds how often a change is computed anew because another was
-// committed in between.
-const maxAttempts = 20
-
-// retry calls change until it does not fail for being stale.
-func retry(change func() error) error {
-	var err error
-	for range maxAttempts {
-		if err = change(); !errors.Is(err, node.ErrStale) {
-			return err
-		}
-	}
-	return fmt.Errorf("%w: others keep changing the same records, try again (%v)", node.ErrUnavailable, err)
-}
-
-// line returns the audit line of an act on a registration.
-func (r *Registry) line(ctx context.Context, action node.Action, n node.Node) node.AuditLine {
-	return audit.OfNode(ctx, r.Now(), action, n)
-}
-
-func newUID() node.UID { return node.UID(uuid.Must(uuid.NewV7()).String()) }
-
-// CheckRequestID keeps request ids printable and short; none is as good. The error is node.ErrInvalid.
-func CheckRequestID(id string) error {
-	if len(id) > 128 {
-		return node.Invalid("request_id", "at most 128 bytes, has %d", len(id))
-	}
-	for _, r := range id {
-		if r <= ' ' || r > '~' {
-			return node.Invalid("request_id", "printable ASCII without spaces only, not %q", r)
-		}
-	}
-	return nil
-}
-
-// Register registers and classifies a node that has no certificate; it is the
-// caller's. Errors: node.ErrInvalid, ErrNotPermitted, ErrNodeExists, ErrGroupNotFound, ErrConflict,
-// ErrRequestReused, ErrRequestSpent.
-func (r *Registry) Register(ctx context.Context, n node.Node, requestID string, validateOnly bool) (node.Node, error) {
-	if err := node.Join(n.Validate(), CheckRequestID(requestID)); err != nil {
-		return n, err
-	}
-	if err := r.mayName(ctx, n.Certname); err != nil {
-		return n, err
-	}
-	n = r.newNode(ctx, n)
-	request, err := newRequest(ctx, n, requestID, "register", n.Spec())
-	if err != nil {
-		return n, err
-	}
-	err = retry(func() error {
-		earlier, err := r.earlier(ctx, request)
-		if err != nil {
-			return err
-		}
-		if earlier != nil {
-			n = *earlier
-			return nil
-		}
-		return r.addNode(ctx, &n, request, nil, validateOnly)
-	})
-	return n, err
-}
-
-// newNode returns a registration of the caller's.
-func (r *Registry) newNode(ctx context.Context, spec node.Node) node.Node {
-	return node.Register(spec, newUID(), node.CallerOf(ctx).Name, r.Now())
-}
-
-// addNode commits a new registration, with an issue intent where it is being
-// provisioned. n gets its revision.
-func (r *Registry) addNode(ctx context.Context, n *node.Node, request *node.Request, intent *node.IssueIntent, validateOnly bool) error {
-	_, err := r.Store.Node(ctx, n.Certname)
-	if err == nil {
-		return fmt.Errorf("%w: certname %q is registered", node.ErrNodeExists, n.Certname)
-	}
-	if !errors.Is(err, node.ErrNodeNotFound) {
-		return err
-	}
-	c := store.NewChange()
-	line := r.line(ctx, node.ActionRegister, *n)
-	if request != nil {
-		n.Requests = []string{request.Key()}
-		line.RequestID = request.ID
-		c.PutRequest(*request)
-	}
-	if intent != nil {
-		line.Action, line.Serial = node.ActionProvision, intent.Serial
-		c.PutIntent(*intent)
-	}
-	c.Audit(line)
-	return r.commitNode(ctx, c, nil, n, validateOnly)
 }
 
 // commitNode checks a node against its groups, and against what the caller is
@@ -256,16 +169,7 @@ func (r *Registry) commitNode(ctx context.Context, c *store.Change, old *node.No
 	if err := a.mayJoin(old, *n); err != nil {
 		return err
 	}
-	if len(n.Groups) > 0 || old != nil && len(old.Groups) > 0 {
-		r.classifying.RLock()
-		defer r.classifying.RUnlock()
-		mark, err := r.Store.GroupsMark(ctx)
-		if err != nil {
-			return err
-		}
-		c.GuardGroups(mark)
-	}
-	merged, err := checkNode(ctx, r.Store, *n)
+	merged, err := r.groups.admit(ctx, c, *n)
 	if err != nil {
 		return err
 	}
@@ -282,59 +186,6 @@ func (r *Registry) commitNode(ctx context.Context, c *store.Change, old *node.No
 	}
 	n.Revision = rev
 	return nil
-}
-
-// Get returns the live registration of a certname or, with a uid, that one,
-// terminated or not. Error: node.ErrNodeNotFound.
-func (r *Registry) Get(ctx context.Context, name node.Certname, uid node.UID) (node.Node, error) {
-	n, err := r.node(ctx, name)
-	if err == nil && (uid == "" || n.UID == uid) {
-		n.LastSeenAt, err = r.Sightings.last(ctx, n)
-	}
-	if uid == "" || err == nil && n.UID == uid {
-		return n, err
-	}
-	if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
-		return n, err
-	}
-	return r.pastLife(ctx, name, uid)
-}
-
-// NodeQuery selects nodes.
-type NodeQuery struct {
-	store.NodeFilter
-	// NotSeenFor selects those that were not seen, or registered, for so long; 0: all.
-	NotSeenFor time.Duration
-}
-
-// List returns a page of live nodes, as store.View.Nodes does: it looks at up
-// to limit nodes that the labels and the group select, however few of them were not seen.
-func (r *Registry) List(ctx context.Context, q NodeQuery, after string, limit int) (store.Page[node.Node], error) {
-	owner, err := accessOf(ctx).scope()
-	if err != nil {
-		return store.Page[node.Node]{}, err
-	}
-	if owner != "" && q.Owner != "" && q.Owner != owner {
-		rev, err := r.Store.Revision(ctx)
-		return store.Page[node.Node]{Revision: rev}, err
-	}
-	q.Owner = cmp.Or(owner, q.Owner)
-	page, err := r.Store.Nodes(ctx, q.NodeFilter, after, limit)
-	if err != nil {
-		return page, err
-	}
-	since := r.Now().Add(-q.NotSeenFor)
-	found := page.Items[:0]
-	for _, n := range page.Items {
-		if n.LastSeenAt, err = r.Sightings.last(ctx, n); err != nil {
-			return page, err
-		}
-		if q.NotSeenFor == 0 || !n.CreatedAt.After(since) && !n.LastSeenAt.After(since) {
-			found = append(found, n)
-		}
-	}
-	page.Items = found
-	return page, nil
 }
 
 // Wait waits for the issues that go on although their callers have gone. No

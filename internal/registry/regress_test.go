@@ -42,7 +42,7 @@ func TestLateRetryOfAFailedIssue(t *testing.T) {
 				t.Errorf("got %v, want ErrCertificateExists", err)
 			}
 			f.drain(t)
-			if n, err := f.Get(self(t), "web1.test", ""); err != nil || n.Serial != p.Node.Serial || f.revoked(t)[n.Serial] {
+			if n, err := f.Get(self(t), "web1.test", ""); err != nil || n.Newest() != p.Node.Newest() || f.revoked(t)[n.Newest()] {
 				t.Errorf("the late retry changed %+v, %v", n, err)
 			}
 		})
@@ -69,7 +69,7 @@ func TestRetryOfAProvisionAfterAnotherIssue(t *testing.T) {
 		t.Errorf("got %v, want ErrCertificateExists", err)
 	}
 	f.drain(t)
-	if f.revoked(t)[p.Node.Serial] {
+	if f.revoked(t)[p.Node.Newest()] {
 		t.Error("the live certificate was revoked")
 	}
 }
@@ -172,7 +172,7 @@ func TestProtectedCertificateIsNotReissued(t *testing.T) {
 		t.Errorf("got %v, want ErrProtected", err)
 	}
 	f.drain(t)
-	if n, err := f.Get(self(t), "puppet.test", ""); err != nil || n.Serial != p.Node.Serial || f.revoked(t)[n.Serial] {
+	if n, err := f.Get(self(t), "puppet.test", ""); err != nil || n.Newest() != p.Node.Newest() || f.revoked(t)[n.Newest()] {
 		t.Errorf("got %+v, %v", n, err)
 	}
 }
@@ -212,7 +212,7 @@ func TestRepeatedAnswerHasTheLatestCRL(t *testing.T) {
 	f.terminate(t, "web2.test", "", 20*time.Second)
 	block, _ := pem.Decode(f.provision(t, "web1.test", "r1").Bundle.CRLPEM)
 	crl, err := x509.ParseRevocationList(block.Bytes)
-	if err != nil || len(crl.RevokedCertificateEntries) != 1 || node.SerialOf(crl.RevokedCertificateEntries[0].SerialNumber) != gone.Node.Serial {
+	if err != nil || len(crl.RevokedCertificateEntries) != 1 || node.SerialOf(crl.RevokedCertificateEntries[0].SerialNumber) != gone.Node.Newest() {
 		t.Errorf("got %+v, %v", crl, err)
 	}
 }

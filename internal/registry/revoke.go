@@ -6,7 +6,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -18,67 +17,78 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// RevokeRequest names one certificate to revoke: by its serial, or as the live one of
+// RevokeRequest names the certificate to revoke: by its serial, or all live ones of
 // a certname. A certificate that espm did not issue needs the certname.
 type RevokeRequest struct {
 	Certname node.Certname
 	Serial   node.Serial
 	Reason   node.Reason
 	Comment  string
-	// Force revokes what is protected, what was not issued by espm, and anew what has a receipt.
+	// Force revokes what is protected, what was not issued by espm, and anew what has a receipt or was impossible to revoke.
 	Force bool
 }
 
-// Revoke orders the revocation of one certificate and waits up to wait for the
-// receipt. The registration that holds the certificate stays, without
-// one. A certificate whose revocation was ordered before gives that order; with Force, one
+// Revoke orders the revocation of certificates and waits up to wait for the
+// receipts. It returns the orders, newest certificate first. The registration that holds the certificates
+// stays, without them. A certificate whose revocation was ordered before gives that order; with Force, one
 // that has its receipt is ordered anew, as the CRL that listed it may be lost. Errors:
 // node.ErrNotPermitted, ErrNodeNotFound, ErrCertificateNotFound, ErrProtected,
-// ErrForeignCertificate (espm did not issue it, and Force is not set), ErrIssuing.
-func (r *Registry) Revoke(ctx context.Context, req RevokeRequest, wait time.Duration, validateOnly bool) (node.Revocation, error) {
-	var rev node.Revocation
-	if req.Certname == "" && req.Serial == "" {
-		return rev, node.Invalid("certname", "must not be empty where there is no serial")
+// ErrForeignCertificate (espm did not issue it, and Force is not set), ErrIssuing, and ErrInvalid
+// for one of several certificates where the authority revokes by name.
+func (r *Registry) Revoke(ctx context.Context, req RevokeRequest, wait time.Duration, validateOnly bool) ([]node.Revocation, error) {
+	if err := r.mayRevoke(ctx, req); err != nil {
+		return nil, err
 	}
-	if err := checkComment(req.Comment); err != nil {
-		return rev, err
-	}
-	a := accessOf(ctx)
-	if err := a.write(); err != nil {
-		return rev, err
-	}
-	if err := a.admin("force", "force a revocation"); req.Force && err != nil {
-		return rev, err
-	}
+	var revs []node.Revocation
 	err := retry(func() error {
 		c := store.NewChange()
 		var err error
 		var isNew bool
-		if rev, isNew, err = r.revoke(ctx, c, req); err != nil || validateOnly || !isNew {
+		if revs, isNew, err = r.revoke(ctx, c, req); err != nil || validateOnly || !isNew {
 			return err
 		}
-		line := audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev)
-		if req.Force {
-			line.Comment = strings.TrimSpace("forced " + line.Comment)
+		r.auditOrders(ctx, c, revs, req.Force)
+		revision, err := r.Store.Commit(ctx, c)
+		for i := range revs {
+			revs[i].Revision = revision
 		}
-		c.Audit(line)
-		rev.Revision, err = r.Store.Commit(ctx, c)
 		return err
 	})
-	if validateOnly && rev.Revision == 0 {
-		rev.ID = "" // there is no such order
+	if err != nil {
+		return nil, err
 	}
-	if err != nil || validateOnly {
-		return rev, err
+	if validateOnly {
+		for i := range revs {
+			if revs[i].Revision == 0 {
+				revs[i].ID = "" // there is no such order
+			}
+		}
+		return revs, nil
 	}
 	r.Revocations.Kick()
 	if wait == 0 {
-		return rev, nil
+		return revs, nil
 	}
 	limited, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	revs, err := r.Revocations.Wait(limited, []node.Revocation{rev})
-	return revs[0], err
+	return r.Revocations.Wait(limited, revs)
+}
+
+func (r *Registry) mayRevoke(ctx context.Context, req RevokeRequest) error {
+	if req.Certname == "" && req.Serial == "" {
+		return node.Invalid("certname", "must not be empty where there is no serial")
+	}
+	if err := checkComment(req.Comment); err != nil {
+		return err
+	}
+	a := accessOf(ctx)
+	if err := a.write(); err != nil {
+		return err
+	}
+	if err := a.admin("force", "force a revocation"); req.Force && err != nil {
+		return err
+	}
+	return nil
 }
 
 // RetryRevocation has an open revocation tried again at once. Errors: node.ErrNotPermitted, ErrRevocationNotFound, ErrRevocationClosed.
@@ -114,33 +124,50 @@ func checkComment(comment string) error {
 	return nil
 }
 
-// revoke adds the order to a change, or returns the one that there is.
-func (r *Registry) revoke(ctx context.Context, c *store.Change, req RevokeRequest) (rev node.Revocation, isNew bool, err error) {
+// revoke adds the orders to a change, newest certificate first, or returns those that there are.
+func (r *Registry) revoke(ctx context.Context, c *store.Change, req RevokeRequest) (revs []node.Revocation, isNew bool, err error) {
 	order := node.Revocation{Serial: req.Serial, Certname: req.Certname, Reason: req.Reason, Comment: req.Comment}
-	var standing *x509.Certificate
-	if order.Serial == "" {
-		n, err := r.node(ctx, req.Certname)
-		switch {
-		case errors.Is(err, node.ErrNodeNotFound) && req.Force:
-			if p, err := r.pendingForeign(ctx, order); p.ID != "" || err != nil {
-				return p, false, err
-			}
-			if standing, err = r.foreign(ctx, order.Certname, ""); err != nil {
-				return rev, false, err
-			}
-			n.Serial = node.SerialOf(standing.SerialNumber) // which espm may know after all
-		case err != nil:
-			return rev, false, err
-		case n.State == node.Issuing:
-			return rev, false, fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)
-		case n.Serial == "":
-			return rev, false, fmt.Errorf("%w: %q has none", node.ErrCertificateNotFound, n.Certname)
-		}
-		order.Serial = n.Serial
+	if order.Serial != "" {
+		rev, isNew, err := r.revokeSerial(ctx, c, order, nil, req.Force)
+		return []node.Revocation{rev}, isNew, err
 	}
+	n, err := r.node(ctx, req.Certname)
+	switch {
+	case errors.Is(err, node.ErrNodeNotFound) && req.Force:
+		rev, isNew, err := r.revokeStanding(ctx, c, order)
+		return []node.Revocation{rev}, isNew, err
+	case err != nil:
+		return nil, false, err
+	case n.State == node.Issuing:
+		return nil, false, fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)
+	case len(n.Serials) == 0:
+		return nil, false, fmt.Errorf("%w: %q has none", node.ErrCertificateNotFound, n.Certname)
+	}
+	if err := r.unprotected(n.Certname); err != nil && !req.Force {
+		return nil, false, err
+	}
+	revs, err = r.revokeHeld(ctx, c, n, order)
+	return revs, true, err
+}
+
+// revokeStanding orders the revocation of what stands at the authority under a name that has no live registration.
+func (r *Registry) revokeStanding(ctx context.Context, c *store.Change, order node.Revocation) (rev node.Revocation, isNew bool, err error) {
+	if p, err := r.pendingForeign(ctx, order); p.ID != "" || err != nil {
+		return p, false, err
+	}
+	standing, err := r.foreign(ctx, order.Certname, "")
+	if err != nil {
+		return rev, false, err
+	}
+	order.Serial = node.SerialOf(standing.SerialNumber) // which espm may know after all
+	return r.revokeSerial(ctx, c, order, standing, true)
+}
+
+// revokeSerial orders the revocation of one certificate. Standing is that certificate, where the authority was asked for it already.
+func (r *Registry) revokeSerial(ctx context.Context, c *store.Change, order node.Revocation, standing *x509.Certificate, force bool) (rev node.Revocation, isNew bool, err error) {
 	cert, err := r.certificate(ctx, order.Serial)
 	if errors.Is(err, node.ErrCertificateNotFound) && order.Certname != "" && !accessOf(ctx).confined() {
-		rev, err = r.revokeForeign(ctx, c, order, standing, req.Force)
+		rev, err = r.revokeForeign(ctx, c, order, standing, force)
 		return rev, rev.Revision == 0, err
 	}
 	if err != nil {
@@ -149,31 +176,29 @@ func (r *Registry) revoke(ctx context.Context, c *store.Change, req RevokeReques
 	if order.Certname != "" && order.Certname != cert.Certname {
 		return rev, false, node.Invalid("certname", "serial %s is of %q, not of %q", cert.Serial, cert.Certname, order.Certname)
 	}
-	if cert.Revocation != "" && (cert.Receipt == nil || !req.Force) {
+	closed := cert.Receipt != nil || cert.Impossible
+	if cert.Revocation != "" && !(closed && force) {
 		rev, err = r.Store.Revocation(ctx, cert.Revocation)
 		return rev, false, err
 	}
-	if err := r.unprotected(cert.Certname); err != nil && !req.Force {
+	if err := r.unprotected(cert.Certname); err != nil && !force {
 		return rev, false, err
 	}
-	switch n, err := r.Store.Node(ctx, cert.Certname); {
-	case err == nil && n.Serial == cert.Serial:
-		if err := r.lose(c, n); err != nil {
+	n, live, err := r.live(ctx, cert.Certname)
+	if err != nil {
+		return rev, false, err
+	}
+	if live && n.Holds(cert.Serial) {
+		if len(n.Serials) > 1 && r.Authority.Traits().RevokesByName {
+			return rev, false, node.Invalid("serial", "the CA revokes by name, so the %d certificates of %q are revoked together: name the node without a serial", len(n.Serials), n.Certname)
+		}
+		without, err := n.Lose(cert.Serial, r.Now())
+		if err != nil {
 			return rev, false, err
 		}
-	case err != nil && !errors.Is(err, node.ErrNodeNotFound):
-		return rev, false, err
+		c.PutNode(&n, without)
 	}
 	return r.orderFor(c, cert, order), true, nil
-}
-
-// lose takes from a live registration its certificate, whose revocation is in the same change.
-func (r *Registry) lose(c *store.Change, old node.Node) error {
-	n, err := old.Lose(old.Serial, r.Now())
-	if err == nil {
-		c.PutNode(&old, n)
-	}
-	return err
 }
 
 // revokeForeign orders the revocation of a certificate that the authority issued, but not
@@ -266,65 +291,68 @@ func (r *Registry) checkForeign(ctx context.Context, name node.Certname, cert *x
 	return nil
 }
 
-// unprotected returns node.ErrProtected for a name that is never terminated.
-func (r *Registry) unprotected(name node.Certname) error {
-	if why := r.protection(name); why != "" {
-		return fmt.Errorf("%w: %q: %s", node.ErrProtected, name, why)
+// orderHeld adds the orders to revoke all certificates that a live registration holds, newest
+// first. What like says of an order is in each.
+func (r *Registry) orderHeld(ctx context.Context, c *store.Change, n node.Node, like node.Revocation) ([]node.Revocation, error) {
+	var revs []node.Revocation
+	for _, serial := range n.Serials {
+		cert, err := r.Store.Certificate(ctx, serial)
+		if err != nil {
+			return nil, err
+		}
+		revs = append(revs, r.orderFor(c, cert, like))
 	}
-	return nil
+	return revs, nil
 }
 
-// protection says why a name is never terminated, "" where it may be.
-func (r *Registry) protection(name node.Certname) string {
-	switch {
-	case string(name) == r.Puppet.Name:
-		return "it is puppet.server"
-	case slices.Contains(*r.protected.Load(), string(name)):
-		return "it is listed in protected_certnames"
-	case slices.Contains(r.Authority.Traits().Protected, name):
-		return "the CA is reached by that name, or works with it"
-	}
-	return ""
-}
-
-// orderRevocation adds the order to revoke a certificate that is stored.
-func (r *Registry) orderRevocation(ctx context.Context, c *store.Change, order node.Revocation) (node.Revocation, error) {
-	cert, err := r.Store.Certificate(ctx, order.Serial)
-	if err != nil {
-		return order, err
-	}
-	return r.orderFor(c, cert, order), nil
-}
-
-// orderFor is orderRevocation of a certificate that was read.
+// orderFor adds the order to revoke a certificate.
 func (r *Registry) orderFor(c *store.Change, cert node.Certificate, order node.Revocation) node.Revocation {
 	order.Serial, order.Certname, order.UID = cert.Serial, cert.Certname, cert.UID
 	order.Owner = cert.Owner
 	order = r.Revocations.Order(c, order)
-	cert.Revocation, cert.Receipt = order.ID, nil
+	cert.Revocation, cert.Receipt, cert.Impossible = order.ID, nil, false
 	c.PutCertificate(cert)
 	return order
 }
 
-// revokeHeld orders the revocation of the certificate that a live registration holds.
-func (r *Registry) revokeHeld(ctx context.Context, name node.Certname, uid node.UID) error {
-	old, err := r.Store.Node(ctx, name)
-	if errors.Is(err, node.ErrNodeNotFound) || err == nil && (old.UID != uid || old.Serial == "") {
-		return nil
-	}
+// revokeHeld adds the same, and takes the certificates from the registration.
+func (r *Registry) revokeHeld(ctx context.Context, c *store.Change, n node.Node, like node.Revocation) ([]node.Revocation, error) {
+	revs, err := r.orderHeld(ctx, c, n, like)
 	if err != nil {
+		return nil, err
+	}
+	without, err := n.LoseAll(r.Now())
+	if err != nil {
+		return nil, err
+	}
+	c.PutNode(&n, without)
+	return revs, nil
+}
+
+// revokeLife commits the orders to revoke the certificates that a live registration holds, if it does.
+func (r *Registry) revokeLife(ctx context.Context, name node.Certname, uid node.UID) error {
+	n, live, err := r.live(ctx, name)
+	if err != nil || !live || n.UID != uid || len(n.Serials) == 0 {
 		return err
 	}
 	c := store.NewChange()
-	rev, err := r.orderRevocation(ctx, c, node.Revocation{Serial: old.Serial})
+	revs, err := r.revokeHeld(ctx, c, n, node.Revocation{})
 	if err != nil {
 		return err
 	}
-	c.Audit(audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev))
-	if err := r.lose(c, old); err != nil {
-		return err
-	}
+	r.auditOrders(ctx, c, revs, false)
 	_, err = r.Store.Commit(ctx, c)
 	r.Revocations.Kick()
 	return err
+}
+
+// auditOrders adds the lines of orders to their change.
+func (r *Registry) auditOrders(ctx context.Context, c *store.Change, revs []node.Revocation, force bool) {
+	for _, rev := range revs {
+		line := audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev)
+		if force {
+			line.Comment = strings.TrimSpace("forced " + line.Comment)
+		}
+		c.Audit(line)
+	}
 }

@@ -14,11 +14,11 @@ import (
 
 func (f *fixture) revoke(t *testing.T, req registry.RevokeRequest) node.Revocation {
 	t.Helper()
-	rev, err := f.Revoke(self(t), req, 20*time.Second, false)
+	revs, err := f.Revoke(self(t), req, 20*time.Second, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return rev
+	return revs[0]
 }
 
 func TestRevokeLeavesTheNode(t *testing.T) {
@@ -26,14 +26,14 @@ func TestRevokeLeavesTheNode(t *testing.T) {
 	f.run(t)
 	p := f.provision(t, "web1.test", "")
 	rev := f.revoke(t, registry.RevokeRequest{Certname: "web1.test", Reason: node.Superseded, Comment: "ticket"})
-	if rev.Receipt == nil || rev.Serial != p.Node.Serial || rev.UID != p.Node.UID || rev.Reason != node.Superseded || !f.revoked(t)[p.Node.Serial] {
+	if rev.Receipt == nil || rev.Serial != p.Node.Newest() || rev.UID != p.Node.UID || rev.Reason != node.Superseded || !f.revoked(t)[p.Node.Newest()] {
 		t.Errorf("got %+v", rev)
 	}
 	n, err := f.Get(self(t), "web1.test", "")
-	if err != nil || n.State != node.Registered || n.Serial != "" || n.UID != p.Node.UID {
+	if err != nil || n.State != node.Registered || n.Newest() != "" || n.UID != p.Node.UID {
 		t.Errorf("the node: %+v, %v", n, err)
 	}
-	if again := f.revoke(t, registry.RevokeRequest{Serial: p.Node.Serial}); again.ID != rev.ID {
+	if again := f.revoke(t, registry.RevokeRequest{Serial: p.Node.Newest()}); again.ID != rev.ID {
 		t.Errorf("a second order: %+v", again)
 	}
 	if _, err := f.Revoke(self(t), registry.RevokeRequest{Certname: "web1.test"}, 0, false); !errors.Is(err, node.ErrCertificateNotFound) {
@@ -44,8 +44,8 @@ func TestRevokeLeavesTheNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A late call for the first one does not touch the second.
-	f.revoke(t, registry.RevokeRequest{Serial: p.Node.Serial})
-	if n, err := f.Get(self(t), "web1.test", ""); err != nil || n.Serial != next.Node.Serial || f.revoked(t)[next.Node.Serial] {
+	f.revoke(t, registry.RevokeRequest{Serial: p.Node.Newest()})
+	if n, err := f.Get(self(t), "web1.test", ""); err != nil || n.Newest() != next.Node.Newest() || f.revoked(t)[next.Node.Newest()] {
 		t.Errorf("the node: %+v, %v", n, err)
 	}
 }
@@ -66,10 +66,10 @@ func TestDroppedRevocation(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.run(t)
-	if got := f.terminate(t, "web1.test", p.Node.UID, 20*time.Second); got.Revocations[0].Drop == nil || f.revoked(t)[p.Node.Serial] {
+	if got := f.terminate(t, "web1.test", p.Node.UID, 20*time.Second); got.Revocations[0].Drop == nil || f.revoked(t)[p.Node.Newest()] {
 		t.Errorf("got %+v", got)
 	}
-	if rev := f.revoke(t, registry.RevokeRequest{Serial: p.Node.Serial}); rev.ID == pending[0].ID || !f.revoked(t)[p.Node.Serial] {
+	if rev := f.revoke(t, registry.RevokeRequest{Serial: p.Node.Newest()}); rev.ID == pending[0].ID || !f.revoked(t)[p.Node.Newest()] {
 		t.Errorf("got %+v", rev)
 	}
 }
@@ -89,7 +89,7 @@ func TestRevokeByForce(t *testing.T) {
 			t.Fatal(err)
 		}
 		stranger := node.SerialOf(cert.SerialNumber)
-		puppet := f.provision(t, "puppet.test", "").Node.Serial
+		puppet := f.provision(t, "puppet.test", "").Node.Newest()
 		for _, c := range []struct {
 			req  registry.RevokeRequest
 			want error

@@ -14,10 +14,6 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// retention is how long a terminated registration is remembered after all
-// its certificates are revoked.
-const retention = 30 * 24 * time.Hour
-
 // Terminated is the outcome of a terminate.
 type Terminated struct {
 	Node        node.Node
@@ -35,7 +31,7 @@ type TerminateRequest struct {
 }
 
 // Terminate takes a registration out of the classifier and orders the
-// revocation of its certificate, in one commit, and waits up to wait for the
+// revocation of all its certificates, in one commit, and waits up to wait for the
 // receipt, or until Run has ended. A uid that is already terminated, or none where the
 // certname has no live registration, gives the state of the last termination, whose
 // reason stands. A successor that is another's is not touched, and not told of.
@@ -123,7 +119,7 @@ func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why
 	if t.Node.Revision, err = r.Store.Commit(ctx, c); err != nil {
 		return t, fmt.Errorf("terminating %q: %w", n.Certname, err)
 	}
-	fields := logrus.Fields{"certname": n.Certname, "uid": n.UID, "serial": n.Serial}
+	fields := logrus.Fields{"certname": n.Certname, "uid": n.UID, "serials": n.Serials}
 	if why != "" {
 		fields["reason"] = why
 	}
@@ -132,27 +128,26 @@ func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why
 	return t, err
 }
 
-// orderAll adds the orders to revoke the certificates of a registration that ends: the one that it holds, of
-// which the line of the terminate tells, and others, whose revocation was dropped, while they are valid.
+// orderAll adds the orders to revoke the certificates of a registration that ends: those that it holds, and
+// others, whose revocation was dropped, while they are valid. The line of the terminate tells of the newest.
 func (r *Registry) orderAll(ctx context.Context, c *store.Change, n node.Node, reason node.Reason) error {
 	certs, err := r.Store.CertificatesOfLife(ctx, n.Certname, n.UID)
 	if err != nil {
 		return err
 	}
-	found := n.Serial == ""
+	missing := slices.Clone(n.Serials)
 	for _, cert := range certs {
-		held := cert.Serial == n.Serial
-		if !held && (cert.Revocation != "" || r.Now().After(cert.NotAfter)) {
+		if !n.Holds(cert.Serial) && (cert.Revocation != "" || r.Now().After(cert.NotAfter)) {
 			continue
 		}
-		found = found || held
+		missing = slices.DeleteFunc(missing, func(s node.Serial) bool { return s == cert.Serial })
 		rev := r.orderFor(c, cert, node.Revocation{Reason: reason})
-		if !held {
+		if cert.Serial != n.Newest() {
 			c.Audit(audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev))
 		}
 	}
-	if !found {
-		return store.NoCertificate(n.Serial)
+	if len(missing) > 0 {
+		return store.NoCertificate(missing[0])
 	}
 	return nil
 }
@@ -175,59 +170,4 @@ func (r *Registry) earlierLife(ctx context.Context, name node.Certname, uid, liv
 	}
 	t.Revocations, err = r.Store.RevocationsOf(ctx, name, t.Node.UID)
 	return t, err
-}
-
-// sweep forgets registrations that were terminated long ago and owe nothing.
-func (r *Registry) sweep(ctx context.Context) error {
-	for n, err := range r.Store.TombstonesBefore(ctx, r.Now().Add(-retention)) {
-		if err != nil {
-			return err
-		}
-		if err := retry(func() error { return r.forget(ctx, n) }); err != nil && ctx.Err() == nil {
-			r.Log.WithError(err).WithField("certname", n.Certname).Error("forgetting an old registration")
-		}
-	}
-	return nil
-}
-
-// forget removes what is left of a registration, once it owes nothing: a
-// certificate whose revocation was dropped can be revoked by its serial until it expires.
-func (r *Registry) forget(ctx context.Context, n node.Node) error {
-	// The revocations last: an intent turns into one, never the reverse, and of one that is
-	// ordered after its certificate was read, the commit's guard tells.
-	if _, open, err := r.Store.Intent(ctx, n.UID); err != nil || open {
-		return err
-	}
-	certs, err := r.Store.CertificatesOfLife(ctx, n.Certname, n.UID)
-	alive := func(cert node.Certificate) bool { return cert.Receipt == nil && !r.Now().After(cert.NotAfter) }
-	if err != nil || slices.ContainsFunc(certs, alive) {
-		return err
-	}
-	revs, err := r.Store.RevocationsOf(ctx, n.Certname, n.UID)
-	if err != nil || slices.ContainsFunc(revs, node.Revocation.Open) {
-		return err
-	}
-	var parts []func(*store.Change)
-	for _, key := range n.Requests {
-		parts = append(parts, func(c *store.Change) { c.RemoveRequest(key) })
-	}
-	for _, cert := range certs {
-		parts = append(parts, func(c *store.Change) { c.RemoveCertificate(cert) })
-	}
-	for _, rev := range revs {
-		parts = append(parts, func(c *store.Change) { c.RemoveRevocation(rev) })
-	}
-	// The tombstone goes last: as long as it is there, the next sweep goes on with the rest.
-	parts = append(parts, func(c *store.Change) { c.RemoveTombstone(n) })
-	for some := range slices.Chunk(parts, r.Store.Fit(len(parts), 1)) {
-		c := store.NewChange()
-		c.Audit(r.line(ctx, node.ActionForget, n))
-		for _, part := range some {
-			part(c)
-		}
-		if _, err := r.Store.Commit(ctx, c); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -29,13 +29,13 @@ func TestTerminateGivesTheReceipt(t *testing.T) {
 	if len(got.Revocations) != 1 || got.Revocations[0].Receipt == nil || got.Revocations[0].Receipt.CRLNumber != "1" {
 		t.Fatalf("got %+v", got.Revocations)
 	}
-	if !f.revoked(t)[p.Node.Serial] {
+	if !f.revoked(t)[p.Node.Newest()] {
 		t.Error("not on the CRL")
 	}
 	if got.Node.State != node.Terminated || got.Node.UID != p.Node.UID {
 		t.Errorf("got %+v", got.Node)
 	}
-	if cert, err := f.store.Certificate(self(t), p.Node.Serial); err != nil || cert.Receipt == nil {
+	if cert, err := f.store.Certificate(self(t), p.Node.Newest()); err != nil || cert.Receipt == nil {
 		t.Errorf("the certificate's record: %+v, %v", cert, err)
 	}
 }
@@ -48,10 +48,10 @@ func TestTerminateIsFenced(t *testing.T) {
 	second := f.provision(t, "web1.test", "")
 
 	late := f.terminate(t, "web1.test", first.Node.UID, 0)
-	if late.Node.UID != first.Node.UID || late.Revocations[0].Serial != first.Node.Serial {
+	if late.Node.UID != first.Node.UID || late.Revocations[0].Serial != first.Node.Newest() {
 		t.Errorf("a late terminate got %+v", late)
 	}
-	if n, err := f.Get(self(t), "web1.test", ""); err != nil || n.UID != second.Node.UID || f.revoked(t)[n.Serial] {
+	if n, err := f.Get(self(t), "web1.test", ""); err != nil || n.UID != second.Node.UID || f.revoked(t)[n.Newest()] {
 		t.Errorf("a late terminate touched the successor: %+v, %v", n, err)
 	}
 	if _, err := f.Terminate(self(t), registry.TerminateRequest{Certname: "web1.test", UID: "never-was"}, 0, false); !errors.Is(err, node.ErrUIDMismatch) {
@@ -143,7 +143,7 @@ func TestRevocationWaitsForTheAuthority(t *testing.T) {
 	}
 	f.authority.heal()
 	got := f.terminate(t, "web1.test", p.Node.UID, 20*time.Second)
-	if got.Revocations[0].Receipt == nil || !f.revoked(t)[p.Node.Serial] {
+	if got.Revocations[0].Receipt == nil || !f.revoked(t)[p.Node.Newest()] {
 		t.Errorf("got %+v", got.Revocations)
 	}
 }
@@ -164,7 +164,7 @@ func TestOneBadNameDoesNotBlockTheOthers(t *testing.T) {
 	if got := f.terminate(t, "good.test", "", 20*time.Second); got.Revocations[0].Receipt == nil {
 		t.Fatalf("got %+v", got)
 	}
-	if revoked := f.revoked(t); !revoked[good.Node.Serial] || revoked[bad.Node.Serial] {
+	if revoked := f.revoked(t); !revoked[good.Node.Newest()] || revoked[bad.Node.Newest()] {
 		t.Errorf("revoked %v", revoked)
 	}
 }

@@ -1,11 +1,14 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"iter"
 	"slices"
+	"time"
 
+	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
@@ -14,21 +17,22 @@ import (
 // What callers read. Nothing outside this package reads the store for a
 // caller, as it would pass by ownership.
 
-// live returns the live registration of a name, whoever owns it; false if there is none.
-func (r *Registry) live(ctx context.Context, name node.Certname) (node.Node, bool, error) {
-	n, err := r.Store.Node(ctx, name)
-	if errors.Is(err, node.ErrNodeNotFound) {
-		return n, false, nil
+// view is all that callers see.
+type view struct {
+	core
+	sightings *Sightings
+	down      func() *node.Failure // why no revocation at all can be carried out
+	authority interface {
+		Status(ctx context.Context) (ca.Status, error)
 	}
-	return n, err == nil, err
 }
 
 // node returns the live registration of a name, if the caller sees it; else node.ErrNodeNotFound.
-func (r *Registry) node(ctx context.Context, name node.Certname) (node.Node, error) {
+func (v *view) node(ctx context.Context, name node.Certname) (node.Node, error) {
 	if err := accessOf(ctx).known(); err != nil {
 		return node.Node{}, err
 	}
-	n, err := r.Store.Node(ctx, name)
+	n, err := v.store.Node(ctx, name)
 	if err == nil && !accessOf(ctx).sees(n.Owner) {
 		return node.Node{}, store.NoNode(name)
 	}
@@ -36,11 +40,11 @@ func (r *Registry) node(ctx context.Context, name node.Certname) (node.Node, err
 }
 
 // pastLife returns a terminated registration likewise.
-func (r *Registry) pastLife(ctx context.Context, name node.Certname, uid node.UID) (node.Node, error) {
+func (v *view) pastLife(ctx context.Context, name node.Certname, uid node.UID) (node.Node, error) {
 	if err := accessOf(ctx).known(); err != nil {
 		return node.Node{}, err
 	}
-	n, err := r.Store.Tombstone(ctx, name, uid)
+	n, err := v.store.Tombstone(ctx, name, uid)
 	if err == nil && !accessOf(ctx).sees(n.Owner) {
 		return node.Node{}, store.NoTombstone(name, uid)
 	}
@@ -49,21 +53,21 @@ func (r *Registry) pastLife(ctx context.Context, name node.Certname, uid node.UI
 
 // Certificate returns a certificate and its revocation, nil if none was
 // ordered. Error: node.ErrCertificateNotFound.
-func (r *Registry) Certificate(ctx context.Context, serial node.Serial) (node.Certificate, *node.Revocation, error) {
-	cert, err := r.certificate(ctx, serial)
+func (v *view) Certificate(ctx context.Context, serial node.Serial) (node.Certificate, *node.Revocation, error) {
+	cert, err := v.certificate(ctx, serial)
 	if err != nil || cert.Revocation == "" {
 		return cert, nil, err
 	}
-	rev, err := r.Store.Revocation(ctx, cert.Revocation)
+	rev, err := v.store.Revocation(ctx, cert.Revocation)
 	return cert, &rev, err
 }
 
 // certificate returns a certificate, if the caller sees it; else node.ErrCertificateNotFound.
-func (r *Registry) certificate(ctx context.Context, serial node.Serial) (node.Certificate, error) {
+func (v *view) certificate(ctx context.Context, serial node.Serial) (node.Certificate, error) {
 	if err := accessOf(ctx).known(); err != nil {
 		return node.Certificate{}, err
 	}
-	cert, err := r.Store.Certificate(ctx, serial)
+	cert, err := v.store.Certificate(ctx, serial)
 	if err == nil && !accessOf(ctx).sees(cert.Owner) {
 		return node.Certificate{}, store.NoCertificate(serial)
 	}
@@ -72,33 +76,33 @@ func (r *Registry) certificate(ctx context.Context, serial node.Serial) (node.Ce
 
 // Certificates returns a page of certificates, of one name if that is given, as
 // store.View.Certificates, CertificatesOf and CertificatesOwned do, and where on its list one of them stands.
-func (r *Registry) Certificates(ctx context.Context, name node.Certname, after string, limit int) (store.Page[node.Certificate], func(node.Certificate) string, error) {
+func (v *view) Certificates(ctx context.Context, name node.Certname, after string, limit int) (store.Page[node.Certificate], func(node.Certificate) string, error) {
 	inName := func(c node.Certificate) string { return string(c.UID) + "/" + string(c.Serial) }
 	owner, err := accessOf(ctx).scope()
 	switch {
 	case err != nil:
 		return store.Page[node.Certificate]{}, nil, err
 	case owner != "":
-		page, err := r.Store.CertificatesOwned(ctx, owner, name, after, limit)
+		page, err := v.store.CertificatesOwned(ctx, owner, name, after, limit)
 		if name == "" {
 			return page, func(c node.Certificate) string { return string(c.Certname) + "/" + inName(c) }, err
 		}
 		return page, inName, err
 	case name != "":
-		page, err := r.Store.CertificatesOf(ctx, name, after, limit)
+		page, err := v.store.CertificatesOf(ctx, name, after, limit)
 		return page, inName, err
 	default:
-		page, err := r.Store.Certificates(ctx, after, limit)
+		page, err := v.store.Certificates(ctx, after, limit)
 		return page, func(c node.Certificate) string { return string(c.Serial) }, err
 	}
 }
 
 // Revocation returns a revocation. Error: node.ErrRevocationNotFound.
-func (r *Registry) Revocation(ctx context.Context, id string) (node.Revocation, error) {
+func (v *view) Revocation(ctx context.Context, id string) (node.Revocation, error) {
 	if err := accessOf(ctx).known(); err != nil {
 		return node.Revocation{}, err
 	}
-	rev, err := r.Store.Revocation(ctx, id)
+	rev, err := v.store.Revocation(ctx, id)
 	if err == nil && !accessOf(ctx).sees(rev.Owner) {
 		return node.Revocation{}, store.NoRevocation(id)
 	}
@@ -107,13 +111,13 @@ func (r *Registry) Revocation(ctx context.Context, id string) (node.Revocation, 
 
 // ListRevocations returns a page of revocations, as store.View.Revocations
 // does, and where on its list one of them stands.
-func (r *Registry) ListRevocations(ctx context.Context, f store.RevocationFilter, after string, limit int) (store.Page[node.Revocation], func(node.Revocation) string, error) {
+func (v *view) ListRevocations(ctx context.Context, f store.RevocationFilter, after string, limit int) (store.Page[node.Revocation], func(node.Revocation) string, error) {
 	owner, err := accessOf(ctx).scope()
 	if err != nil {
 		return store.Page[node.Revocation]{}, nil, err
 	}
 	f.Owner = owner
-	page, err := r.Store.Revocations(ctx, f, after, limit)
+	page, err := v.store.Revocations(ctx, f, after, limit)
 	return page, func(rev node.Revocation) string {
 		if f.Certname == "" || f.Owner != "" {
 			return rev.ID
@@ -124,11 +128,11 @@ func (r *Registry) ListRevocations(ctx context.Context, f store.RevocationFilter
 
 // Down returns why no revocation at all can be carried out; nil if that is not
 // known. Whose certificate it was noticed on is not everybody's business.
-func (r *Registry) Down(ctx context.Context) *node.Failure {
+func (v *view) Down(ctx context.Context) *node.Failure {
 	if accessOf(ctx).known() != nil {
 		return nil
 	}
-	down := r.Revocations.Down()
+	down := v.down()
 	if down == nil || !accessOf(ctx).confined() {
 		return down
 	}
@@ -137,43 +141,48 @@ func (r *Registry) Down(ctx context.Context) *node.Failure {
 	return &told
 }
 
+// AuthorityStatus asks the authority for its state, for those who see all. Error: node.ErrNotPermitted.
+func (v *view) AuthorityStatus(ctx context.Context) (ca.Status, error) {
+	if err := accessOf(ctx).all(); err != nil {
+		return ca.Status{}, err
+	}
+	return v.authority.Status(ctx)
+}
+
 // CountPending is store.View.CountPending, for those who see all.
-func (r *Registry) CountPending(ctx context.Context) (int, *node.Revocation, error) {
-	if err := accessOf(ctx).known(); err != nil {
+func (v *view) CountPending(ctx context.Context) (int, *node.Revocation, error) {
+	if err := accessOf(ctx).all(); err != nil {
 		return 0, nil, err
 	}
-	if accessOf(ctx).confined() {
-		return 0, nil, node.NotPermitted("", "only admins and readers see the state of the CA")
-	}
-	return r.Store.CountPending(ctx)
+	return v.store.CountPending(ctx)
 }
 
 // Group returns a group. Error: node.ErrGroupNotFound.
-func (r *Registry) Group(ctx context.Context, name string) (node.Group, error) {
+func (v *view) Group(ctx context.Context, name string) (node.Group, error) {
 	if err := accessOf(ctx).known(); err != nil {
 		return node.Group{}, err
 	}
 	if !accessOf(ctx).reads(name) {
 		return node.Group{}, store.NoGroup(name)
 	}
-	return r.Store.Group(ctx, name)
+	return v.store.Group(ctx, name)
 }
 
 // grantedPage bounds how many groups are read at once for a caller that is confined to some.
 const grantedPage = 50
 
 // Groups returns a page of groups, as store.View.Groups does.
-func (r *Registry) Groups(ctx context.Context, after string, limit int) (store.Page[node.Group], error) {
+func (v *view) Groups(ctx context.Context, after string, limit int) (store.Page[node.Group], error) {
 	if err := accessOf(ctx).known(); err != nil {
 		return store.Page[node.Group]{}, err
 	}
 	a := accessOf(ctx)
 	if !a.confined() || a.Grant.Groups == nil {
-		return r.Store.Groups(ctx, after, limit)
+		return v.store.Groups(ctx, after, limit)
 	}
 	var page store.Page[node.Group]
 	var err error
-	if page.Revision, err = r.Store.Revision(ctx); err != nil {
+	if page.Revision, err = v.store.Revision(ctx); err != nil {
 		return page, err
 	}
 	granted := slices.Compact(slices.Sorted(slices.Values(a.Grant.Groups)))
@@ -183,7 +192,7 @@ func (r *Registry) Groups(ctx context.Context, after string, limit int) (store.P
 		page.Next = granted[n-1]
 	}
 	for _, name := range granted {
-		g, err := r.Store.Group(ctx, name)
+		g, err := v.store.Group(ctx, name)
 		if errors.Is(err, node.ErrGroupNotFound) {
 			continue
 		}
@@ -196,52 +205,52 @@ func (r *Registry) Groups(ctx context.Context, after string, limit int) (store.P
 }
 
 // Classify returns a node's merged classification. Error: node.ErrNodeNotFound.
-func (r *Registry) Classify(ctx context.Context, name node.Certname) (node.Classification, error) {
-	return enc.Classify(ctx, seen{r}, name)
+func (v *view) Classify(ctx context.Context, name node.Certname) (node.Classification, error) {
+	return enc.Classify(ctx, seen{v}, name)
 }
 
 // seen has the nodes that a caller sees, and all groups: what a node inherits is its own.
-type seen struct{ registry *Registry }
+type seen struct{ view *view }
 
 func (s seen) Node(ctx context.Context, name node.Certname) (node.Node, error) {
-	return s.registry.node(ctx, name)
+	return s.view.node(ctx, name)
 }
 
 func (s seen) Group(ctx context.Context, name string) (node.Group, error) {
-	return s.registry.Store.Group(ctx, name)
+	return s.view.store.Group(ctx, name)
 }
 
 // Revision returns the store's revision, to watch from.
-func (r *Registry) Revision(ctx context.Context) (int64, error) {
+func (v *view) Revision(ctx context.Context) (int64, error) {
 	if err := accessOf(ctx).known(); err != nil {
 		return 0, err
 	}
-	return r.Store.Revision(ctx)
+	return v.store.Revision(ctx)
 }
 
 // WatchNodes yields changes of live registrations, as store.Store.WatchNodes
 // does. To a caller that sees its own alone, one that was given to another is gone.
-func (r *Registry) WatchNodes(ctx context.Context, after int64) iter.Seq2[store.NodeEvent, error] {
+func (v *view) WatchNodes(ctx context.Context, after int64) iter.Seq2[store.NodeEvent, error] {
 	owner, err := accessOf(ctx).scope()
 	switch {
 	case err != nil:
 		return func(yield func(store.NodeEvent, error) bool) { yield(store.NodeEvent{}, err) }
 	case owner != "":
-		return r.Store.WatchNodesOf(ctx, owner, after)
+		return v.store.WatchNodesOf(ctx, owner, after)
 	default:
-		return r.Store.WatchNodes(ctx, after)
+		return v.store.WatchNodes(ctx, after)
 	}
 }
 
 // WatchRevocations yields changes of revocations, as store.Store.WatchRevocations does.
-func (r *Registry) WatchRevocations(ctx context.Context, after int64) iter.Seq2[store.RevocationEvent, error] {
+func (v *view) WatchRevocations(ctx context.Context, after int64) iter.Seq2[store.RevocationEvent, error] {
 	a := accessOf(ctx)
 	return func(yield func(store.RevocationEvent, error) bool) {
 		if err := a.known(); err != nil {
 			yield(store.RevocationEvent{}, err)
 			return
 		}
-		for ev, err := range r.Store.WatchRevocations(ctx, after) {
+		for ev, err := range v.store.WatchRevocations(ctx, after) {
 			if err == nil && !a.sees(ev.Revocation.Owner) {
 				continue
 			}
@@ -250,4 +259,57 @@ func (r *Registry) WatchRevocations(ctx context.Context, after int64) iter.Seq2[
 			}
 		}
 	}
+}
+
+// Get returns the live registration of a certname or, with a uid, that one,
+// terminated or not. Error: node.ErrNodeNotFound.
+func (v *view) Get(ctx context.Context, name node.Certname, uid node.UID) (node.Node, error) {
+	n, err := v.node(ctx, name)
+	if err == nil && (uid == "" || n.UID == uid) {
+		n.LastSeenAt, err = v.sightings.last(ctx, n)
+	}
+	if uid == "" || err == nil && n.UID == uid {
+		return n, err
+	}
+	if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
+		return n, err
+	}
+	return v.pastLife(ctx, name, uid)
+}
+
+// NodeQuery selects nodes.
+type NodeQuery struct {
+	store.NodeFilter
+	// NotSeenFor selects those that were not seen, or registered, for so long; 0: all.
+	NotSeenFor time.Duration
+}
+
+// List returns a page of live nodes, as store.View.Nodes does: it looks at up
+// to limit nodes that the labels and the group select, however few of them were not seen.
+func (v *view) List(ctx context.Context, q NodeQuery, after string, limit int) (store.Page[node.Node], error) {
+	owner, err := accessOf(ctx).scope()
+	if err != nil {
+		return store.Page[node.Node]{}, err
+	}
+	if owner != "" && q.Owner != "" && q.Owner != owner {
+		rev, err := v.store.Revision(ctx)
+		return store.Page[node.Node]{Revision: rev}, err
+	}
+	q.Owner = cmp.Or(owner, q.Owner)
+	page, err := v.store.Nodes(ctx, q.NodeFilter, after, limit)
+	if err != nil {
+		return page, err
+	}
+	since := v.now().Add(-q.NotSeenFor)
+	found := page.Items[:0]
+	for _, n := range page.Items {
+		if n.LastSeenAt, err = v.sightings.last(ctx, n); err != nil {
+			return page, err
+		}
+		if q.NotSeenFor == 0 || !n.CreatedAt.After(since) && !n.LastSeenAt.After(since) {
+			found = append(found, n)
+		}
+	}
+	page.Items = found
+	return page, nil
 }

@@ -29,7 +29,7 @@ func (q *Queue) beginTurn(ctx context.Context) bool {
 func (q *Queue) endTurn() { <-q.turn }
 
 // Drop closes an open order without carrying it out: the certificate is left
-// as it is. The live registration that held it holds it again, unless it got another since.
+// as it is. The live registration that held it holds it again, beside one that it got since.
 // Errors: node.ErrRevocationNotFound; ErrRevocationClosed, also where the CRL has the certificate
 // already; ErrUnavailable where the authority is at work on a batch, which may
 // be for as long as that takes it, or can't tell what became of an earlier try.
@@ -95,8 +95,8 @@ func (q *Queue) freeCertificate(ctx context.Context, c *store.Change, r node.Rev
 }
 
 // restore gives a certificate that is not revoked after all to its live
-// registration again. It stays without where the registration is gone, has
-// another certificate, or is being issued one, and where the certificate has expired.
+// registration again. It does not where the registration is gone, or is being issued
+// a certificate, and where the certificate has expired.
 func (q *Queue) restore(ctx context.Context, c *store.Change, cert node.Certificate) error {
 	old, err := q.store.Node(ctx, cert.Certname)
 	if errors.Is(err, node.ErrNodeNotFound) {
@@ -105,7 +105,13 @@ func (q *Queue) restore(ctx context.Context, c *store.Change, cert node.Certific
 	if err != nil {
 		return err
 	}
-	if n, err := old.Restore(cert, q.now()); err == nil {
+	held := make([]node.Certificate, len(old.Serials))
+	for i, serial := range old.Serials {
+		if held[i], err = q.store.Certificate(ctx, serial); err != nil {
+			return err
+		}
+	}
+	if n, err := old.Restore(cert, held, q.now()); err == nil {
 		c.PutNode(&old, n)
 	}
 	return nil

@@ -58,7 +58,7 @@ func holds(t *testing.T, s *store.Store, rev node.Revocation, want string) {
 		t.Fatal(err)
 	}
 	got := fmt.Sprintf("open %v, dropped %v, receipt %v; ordered %v, revoked %v; %v %q",
-		now.Open(), now.Drop != nil, now.Receipt != nil, cert.Revocation != "", cert.Receipt != nil, n.State, n.Serial)
+		now.Open(), now.Drop != nil, now.Receipt != nil, cert.Revocation != "", cert.Receipt != nil, n.State, n.Newest())
 	if got != want {
 		t.Errorf("got %s\nwant %s", got, want)
 	}

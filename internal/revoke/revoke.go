@@ -163,6 +163,8 @@ func (q *Queue) open(ctx context.Context, id string) (node.Revocation, error) {
 	case err != nil:
 	case r.Receipt != nil:
 		err = fmt.Errorf("%w: %s, of %q, is carried out", node.ErrRevocationClosed, id, r.Certname)
+	case r.Impossible != nil:
+		err = fmt.Errorf("%w: %s, of %q, is impossible: %s", node.ErrRevocationClosed, id, r.Certname, r.Impossible.Reason)
 	case r.Drop != nil:
 		err = fmt.Errorf("%w: %s, of %q, was dropped", node.ErrRevocationClosed, id, r.Certname)
 	}

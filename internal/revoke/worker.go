@@ -132,6 +132,9 @@ func (q *Queue) page(ctx context.Context, after string) (last string, next time.
 	}
 	refused, err := q.carryOutDue(ctx, due)
 	if err == nil {
+		refused, err = q.closeImpossible(ctx, refused)
+	}
+	if err == nil {
 		err = q.putOff(ctx, refused)
 	}
 	if len(refused) > 0 {
@@ -188,8 +191,9 @@ func (q *Queue) refuseSucceeded(ctx context.Context, due []node.Revocation) (saf
 		if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
 			return nil, nil, err
 		}
-		if err == nil && (n.Serial != "" && n.Serial != r.Serial || n.State == node.Issuing && n.UID != r.UID) {
-			refused = append(refused, refusal{r, fmt.Errorf("the CA revokes by name, and %q is registration %s with serial %q now", r.Certname, n.UID, n.Serial)})
+		another := slices.ContainsFunc(n.Serials, func(s node.Serial) bool { return s != r.Serial })
+		if err == nil && (another || n.State == node.Issuing && n.UID != r.UID) {
+			refused = append(refused, refusal{r, fmt.Errorf("the CA revokes by name, and %q is registration %s with the certificates %q now", r.Certname, n.UID, n.Serials)})
 			continue
 		}
 		safe = append(safe, r)

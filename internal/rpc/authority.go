@@ -14,7 +14,7 @@ type authority struct {
 }
 
 func (s *authority) GetAuthorityStatus(ctx context.Context, _ *espmv1.GetAuthorityStatusRequest) (*espmv1.GetAuthorityStatusResponse, error) {
-	status, err := s.registry.Authority.Status(ctx)
+	status, err := s.registry.AuthorityStatus(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -99,15 +99,9 @@ func (s *certificates) ListCertificates(ctx context.Context, req *espmv1.ListCer
 		return nil, err
 	}
 	out := &espmv1.ListCertificatesResponse{}
-	bare := func(c node.Certificate) (*espmv1.Certificate, error) {
-		p, err := toCertificate(c, s.now())
-		if p != nil {
-			p.CertificatePem = nil
-		}
-		return p, err
-	}
+	listed := func(c node.Certificate) (*espmv1.Certificate, error) { return toListed(c, s.now()) }
 	var next string
-	out.Certificates, next, err = convert(page, bare, place)
+	out.Certificates, next, err = convert(page, listed, place)
 	out.NextPageToken = pageToken(name, next)
 	return out, err
 }

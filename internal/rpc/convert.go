@@ -190,7 +190,8 @@ func toNode(n node.Node) (*espmv1.Node, error) {
 		Classification: c,
 		Groups:         n.Groups,
 		Labels:         n.Labels,
-		Serial:         string(n.Serial),
+		Serial:         string(n.Newest()),
+		Serials:        toSerials(n.Serials),
 		CreateTime:     toTime(n.CreatedAt),
 		UpdateTime:     toTime(n.UpdatedAt),
 		TerminateTime:  toTime(n.TerminatedAt),
@@ -201,6 +202,14 @@ func toNode(n node.Node) (*espmv1.Node, error) {
 		ClaimTime:         toTime(n.ClaimedAt),
 		TerminateReason:   n.TerminatedFor,
 	}, err
+}
+
+func toSerials(serials []node.Serial) []string {
+	out := make([]string, len(serials))
+	for i, s := range serials {
+		out[i] = string(s)
+	}
+	return out
 }
 
 // toGroup leaves sensitive values out; showGroup may not.
@@ -246,7 +255,31 @@ func toBundle(b bootstrap.Bundle) *espmv1.Bundle {
 	}
 }
 
+// toListed leaves the PEM out.
+func toListed(c node.Certificate, now time.Time) (*espmv1.Certificate, error) {
+	p, err := toCertificate(c, now)
+	if err != nil {
+		return nil, err
+	}
+	p.CertificatePem = nil
+	return p, nil
+}
+
 func toCertificate(c node.Certificate, now time.Time) (*espmv1.Certificate, error) {
+	out := &espmv1.Certificate{
+		Serial:         string(c.Serial),
+		Certname:       string(c.Certname),
+		Uid:            string(c.UID),
+		Owner:          c.Owner,
+		State:          certificateState(c, now),
+		NotBeforeTime:  toTime(c.NotBefore),
+		NotAfterTime:   toTime(c.NotAfter),
+		CertificatePem: []byte(c.PEM),
+		ImportTime:     toTime(c.ImportedAt),
+	}
+	if c.PEM == "" { // the authority knows it by its inventory alone
+		return out, nil
+	}
 	block, _ := pem.Decode([]byte(c.PEM))
 	if block == nil {
 		return nil, fmt.Errorf("certificate %s: the record holds no PEM", c.Serial)
@@ -256,31 +289,18 @@ func toCertificate(c node.Certificate, now time.Time) (*espmv1.Certificate, erro
 		return nil, fmt.Errorf("certificate %s: %w", c.Serial, err)
 	}
 	sum := sha256.Sum256(cert.Raw)
-	exts := map[string]string{}
+	out.Fingerprint, out.DnsAltNames, out.Extensions = hex.EncodeToString(sum[:]), cert.DNSNames, map[string]string{}
 	for _, e := range ca.Extensions(cert) {
-		exts[ca.ExtensionName(e.ID)] = e.Value
+		out.Extensions[ca.ExtensionName(e.ID)] = e.Value
 	}
-	return &espmv1.Certificate{
-		Serial:         string(c.Serial),
-		Certname:       string(c.Certname),
-		Uid:            string(c.UID),
-		Owner:          c.Owner,
-		State:          certificateState(c, now),
-		NotBeforeTime:  toTime(c.NotBefore),
-		NotAfterTime:   toTime(c.NotAfter),
-		Fingerprint:    hex.EncodeToString(sum[:]),
-		DnsAltNames:    cert.DNSNames,
-		Extensions:     exts,
-		CertificatePem: []byte(c.PEM),
-		ImportTime:     toTime(c.ImportedAt),
-	}, nil
+	return out, nil
 }
 
 func certificateState(c node.Certificate, now time.Time) espmv1.CertificateState {
 	switch {
 	case c.Receipt != nil:
 		return espmv1.CertificateState_CERTIFICATE_STATE_REVOKED
-	case c.Revocation != "":
+	case c.Revocation != "" && !c.Impossible:
 		return espmv1.CertificateState_CERTIFICATE_STATE_REVOKING
 	case now.After(c.NotAfter):
 		return espmv1.CertificateState_CERTIFICATE_STATE_EXPIRED

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -20,6 +21,7 @@ import (
 type nodes struct {
 	espmv1.UnimplementedNodeServiceServer
 	registry *registry.Registry
+	now      func() time.Time
 }
 
 func (s *nodes) RegisterNode(ctx context.Context, req *espmv1.RegisterNodeRequest) (*espmv1.RegisterNodeResponse, error) {
@@ -45,7 +47,34 @@ func (s *nodes) GetNode(ctx context.Context, req *espmv1.GetNodeRequest) (*espmv
 		return nil, err
 	}
 	out, err := showNode(n, req.GetRevealSensitive())
-	return &espmv1.GetNodeResponse{Node: out}, err
+	if err != nil {
+		return nil, err
+	}
+	certs, err := s.certificates(ctx, n)
+	return &espmv1.GetNodeResponse{Node: out, Certificates: certs}, err
+}
+
+// certificates returns those that a registration holds, or held last, without their PEM.
+func (s *nodes) certificates(ctx context.Context, n node.Node) ([]*espmv1.Certificate, error) {
+	var out []*espmv1.Certificate
+	for _, serial := range n.Serials {
+		cert, rev, err := s.registry.Certificate(ctx, serial)
+		if errors.Is(err, node.ErrCertificateNotFound) {
+			continue // of a terminated registration, and forgotten
+		}
+		if err != nil {
+			return nil, err
+		}
+		p, err := toListed(cert, s.now())
+		if err != nil {
+			return nil, err
+		}
+		if rev != nil {
+			p.Revocation = toRevocation(*rev)
+		}
+		out = append(out, p)
+	}
+	return out, nil
 }
 
 func (s *nodes) ListNodes(ctx context.Context, req *espmv1.ListNodesRequest) (*espmv1.ListNodesResponse, error) {

@@ -35,11 +35,15 @@ func (s *revocations) RevokeCertificate(ctx context.Context, req *espmv1.RevokeC
 		return nil, err
 	}
 	r.Reason = reason
-	rev, err := s.registry.Revoke(ctx, r, wait, req.GetValidateOnly())
+	revs, err := s.registry.Revoke(ctx, r, wait, req.GetValidateOnly())
 	if err != nil {
 		return nil, err
 	}
-	return &espmv1.RevokeCertificateResponse{Revocation: toRevocation(rev)}, nil
+	out := &espmv1.RevokeCertificateResponse{Revocation: toRevocation(revs[0])}
+	for _, rev := range revs {
+		out.Revocations = append(out.Revocations, toRevocation(rev))
+	}
+	return out, nil
 }
 
 // parseReason keeps the reason that was not given apart from the one that it stands for.
@@ -80,7 +84,7 @@ func (s *revocations) GetRevocation(ctx context.Context, req *espmv1.GetRevocati
 }
 
 func (s *revocations) ListRevocations(ctx context.Context, req *espmv1.ListRevocationsRequest) (*espmv1.ListRevocationsResponse, error) {
-	f := store.RevocationFilter{Open: req.GetPending(), Failed: req.GetFailed()}
+	f := store.RevocationFilter{Open: req.GetPending(), Failed: req.GetFailed(), Impossible: req.GetImpossible()}
 	if req.GetCertname() != "" {
 		var err error
 		if f.Certname, err = node.ParseCertname(req.GetCertname()); err != nil {
@@ -173,6 +177,11 @@ func toRevocation(r node.Revocation) *espmv1.Revocation {
 		out.State = espmv1.RevocationState_REVOCATION_STATE_DROPPED
 		out.DropComment = r.Drop.Comment
 		out.DropTime = toTime(r.Drop.DroppedAt)
+	}
+	if r.Impossible != nil {
+		out.State = espmv1.RevocationState_REVOCATION_STATE_IMPOSSIBLE
+		out.ImpossibleReason = r.Impossible.Reason
+		out.ImpossibleTime = toTime(r.Impossible.FoundAt)
 	}
 	out.Failure = toFailure(r.Failure)
 	return out

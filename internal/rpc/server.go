@@ -60,7 +60,7 @@ func NewServer(ctx context.Context, o Options) *grpc.Server {
 		grpc.UnaryInterceptor(e.unary),
 		grpc.StreamInterceptor(e.stream),
 	)...)
-	espmv1.RegisterNodeServiceServer(s, &nodes{registry: r})
+	espmv1.RegisterNodeServiceServer(s, &nodes{registry: r, now: o.Now})
 	espmv1.RegisterCertificateServiceServer(s, &certificates{registry: r, now: o.Now})
 	espmv1.RegisterRevocationServiceServer(s, &revocations{registry: r})
 	espmv1.RegisterAuthorityServiceServer(s, &authority{registry: r})

@@ -33,6 +33,12 @@ func (s *Store) MigrateBy(ctx context.Context, m Migration, versions [][]Step) e
 // StoreOf returns the Store in an engine, whatever its schema.
 func StoreOf(e Engine) *Store { return storeOf(e) }
 
+// HasOneSerial tells whether a node's record is one of schema version 1 with a certificate.
+func HasOneSerial(rec Record) (bool, error) {
+	_, old, err := listedSerial(rec)
+	return old, err
+}
+
 // KeySamples is one key of each kind, with what it is on the disks of the first release.
 var KeySamples = map[string]string{
 	schemaKey:                         "schema",
@@ -59,5 +65,7 @@ var KeySamples = map[string]string{
 	auditNewPrefix + "i1": "audit/new/i1",
 	auditLineKey(42):      "audit/line/0000000000000000042",
 	auditHeadKey:          "audit/head",
-	groupUseMark("base"):  "mark/group-use/base",
+	setsMark:              "mark/sets",
+	setPrefix + setName([]string{"base", "web"}):      "mark/set/base,web",
+	setMemberPrefix(setName([]string{"base", "web"})): "ix/node-set/base,web/",
 }

@@ -30,6 +30,7 @@ import (
 //
 //	ix/node-label/KEY=VALUE/CERTNAME
 //	ix/node-group/GROUP/CERTNAME
+//	ix/node-set/GROUP,GROUP.../CERTNAME  the node's groups, sorted
 //	ix/group-child/PARENT/GROUP
 //	ix/node-owner/OWNER/CERTNAME   put with each write of the node, so that it can be watched
 //	ix/cert-owner/OWNER/CERTNAME/UID/SERIAL
@@ -37,6 +38,7 @@ import (
 //	ix/cert-of/CERTNAME/UID/SERIAL
 //	ix/revocation-of/CERTNAME/UID/ID
 //	ix/pending/ID                  open revocations
+//	ix/impossible/ID               revocations that the authority can't carry out
 //	ix/tombstone-time/TIME/CERTNAME/UID
 //	ix/token/HASH/NAME             tokens that are not revoked
 //	ix/claim/TIME/CERTNAME         live registrations with a launch deadline that were not seen yet
@@ -44,10 +46,11 @@ import (
 // Marks, put to be guarded by others; only their revision counts:
 //
 //	mark/groups                    any group was written
-//	mark/group-use/GROUP           a node or a group joined GROUP, or a node of it sets something else
+//	mark/sets                      a node came to a set of groups that was not known
+//	mark/set/GROUP,GROUP...        a node joined the set, or a node of it sets something else; see GroupSet
 //
 // None of the parts can hold a "/" but a label's key and a request, which
-// stand where that is not ambiguous (a label's key holds no "="). In OWNER it is escaped.
+// stand where that is not ambiguous (a label's key holds no "="). A group's name holds no ",". In OWNER it is escaped.
 const (
 	schemaKey     = "schema"
 	encKey        = "enc"
@@ -57,9 +60,15 @@ const (
 	issuePrefix   = "issue/"
 	revokePrefix  = "revocation/"
 	pendingPrefix = "ix/pending/"
-	claimPrefix   = "ix/claim/"
-	tokenPrefix   = "token/"
-	groupsMark    = "mark/groups"
+
+	impossiblePrefix = "ix/impossible/"
+
+	claimPrefix = "ix/claim/"
+	tokenPrefix = "token/"
+	groupsMark  = "mark/groups"
+	setsMark    = "mark/sets"
+	setPrefix   = "mark/set/"
+	setComma    = ","
 
 	auditNewPrefix  = "audit/new/"
 	auditLinePrefix = "audit/line/"
@@ -77,9 +86,9 @@ func issueKey(uid node.UID) string        { return issuePrefix + string(uid) }
 func requestKey(key string) string        { return "request/" + key }
 func revocationKey(id string) string      { return revokePrefix + id }
 func pendingKey(id string) string         { return pendingPrefix + id }
-func groupUseMark(group string) string    { return "mark/group-use/" + group }
 func labelPrefix(k, v string) string      { return "ix/node-label/" + k + "=" + v + "/" }
 func memberPrefix(group string) string    { return "ix/node-group/" + group + "/" }
+func setMemberPrefix(set string) string   { return "ix/node-set/" + set + "/" }
 func childPrefix(parent string) string    { return "ix/group-child/" + parent + "/" }
 func certOfPrefix(n node.Certname) string { return "ix/cert-of/" + string(n) + "/" }
 
@@ -101,7 +110,9 @@ func certOwnerKey(c node.Certificate) string {
 
 func revocationOwnerKey(r node.Revocation) string { return revocationOwnerPrefix(r.Owner) + r.ID }
 
-func tombstonePrefix(name node.Certname) string { return "tombstone/" + string(name) + "/" }
+const tombstonesPrefix = "tombstone/"
+
+func tombstonePrefix(name node.Certname) string { return tombstonesPrefix + string(name) + "/" }
 
 func tombstoneKey(name node.Certname, uid node.UID) string {
 	return tombstonePrefix(name) + string(uid)

@@ -219,14 +219,17 @@ type RevocationFilter struct {
 	Certname node.Certname // all registrations of it; empty: any
 	Open     bool          // only open ones
 	Failed   bool          // only open ones that the authority refused
-	Owner    string        // only this owner's; empty: any
+	// Impossible: only those that the authority can't carry out.
+	Impossible bool
+	Owner      string // only this owner's; empty: any
 }
 
 func (f RevocationFilter) match(r node.Revocation) bool {
 	if f.Owner != "" && r.Owner != f.Owner {
 		return false
 	}
-	return (f.Certname == "" || r.Certname == f.Certname) && (!f.Open || r.Open()) && (!f.Failed || r.Open() && r.Failure != nil)
+	return (f.Certname == "" || r.Certname == f.Certname) && (!f.Open || r.Open()) && (!f.Failed || r.Open() && r.Failure != nil) &&
+		(!f.Impossible || r.Impossible != nil)
 }
 
 // Revocations returns up to limit revocations after a page's Next, oldest
@@ -238,6 +241,8 @@ func (v revocationView) Revocations(ctx context.Context, f RevocationFilter, aft
 		index = revocationOwnerPrefix(f.Owner)
 	case f.Certname != "":
 		index = revocationsOfPrefix(f.Certname)
+	case f.Impossible:
+		index = impossiblePrefix
 	case !f.Open && !f.Failed:
 		return list[node.Revocation](ctx, v.records, revokePrefix, after, limit)
 	}
@@ -257,6 +262,17 @@ func (v revocationView) CountPending(ctx context.Context) (n int, oldest *node.R
 		oldest = &first[0]
 	}
 	return n, oldest, err
+}
+
+// CountImpossible returns how many revocations the authority can't carry out.
+func (v revocationView) CountImpossible(ctx context.Context) (n int, err error) {
+	for _, err := range v.scan(ctx, impossiblePrefix, "") {
+		if err != nil {
+			return 0, err
+		}
+		n++
+	}
+	return n, nil
 }
 
 // Pending returns up to limit open revocations that were ordered
@@ -352,20 +368,10 @@ func (v nodeView) tombstoneAt(ctx context.Context, key string) (node.Node, error
 // GroupsMark is the revision at which any group was last written.
 type GroupsMark int64
 
-// UseMark is the revision at which a node or a group last joined a group, or a
-// node of it last changed what it sets itself.
-type UseMark int64
-
 // GroupsMark reads the mark, to be guarded by a Change.
 func (v groupView) GroupsMark(ctx context.Context) (GroupsMark, error) {
 	rev, err := v.revision(ctx, groupsMark)
 	return GroupsMark(rev), err
-}
-
-// UseMark reads the mark of a group, to be guarded by a Change.
-func (v groupView) UseMark(ctx context.Context, group string) (UseMark, error) {
-	rev, err := v.revision(ctx, groupUseMark(group))
-	return UseMark(rev), err
 }
 
 // revision returns the revision of a key, 0 if it is absent.

@@ -78,13 +78,25 @@ func encode(v any) []byte {
 
 func decode[T any](rec Record) (T, error) {
 	var t T
-	dec := json.NewDecoder(strings.NewReader(string(rec.Value)))
-	dec.UseNumber()
-	if err := dec.Decode(&t); err != nil {
-		return t, fmt.Errorf("record %q is damaged: %w", rec.Key, err)
+	var err error
+	if n, ok := any(&t).(*node.Node); ok {
+		o := oneSerial{Node: n}
+		err = unmarshal(rec, &o)
+		o.listSerial()
+	} else {
+		err = unmarshal(rec, &t)
 	}
 	setRevision(&t, rec.Revision)
-	return t, nil
+	return t, err
+}
+
+func unmarshal(rec Record, into any) error {
+	dec := json.NewDecoder(strings.NewReader(string(rec.Value)))
+	dec.UseNumber()
+	if err := dec.Decode(into); err != nil {
+		return fmt.Errorf("record %q is damaged: %w", rec.Key, err)
+	}
+	return nil
 }
 
 func setRevision(t any, rev int64) {

@@ -31,14 +31,14 @@ func dropAll(ctx context.Context, w *world, k *killer) error {
 	if _, err := w.provision(ctx, "web.test", nil, w.registry); err != nil {
 		return err
 	}
-	rev, err := w.registry.Revoke(ctx, registry.RevokeRequest{Certname: "web.test"}, 0, false)
+	revs, err := w.registry.Revoke(ctx, registry.RevokeRequest{Certname: "web.test"}, 0, false)
 	if err != nil {
 		return err
 	}
-	if _, err := w.queue.Drop(ctx, rev.ID, "a mistake"); err != nil {
+	if _, err := w.queue.Drop(ctx, revs[0].ID, "a mistake"); err != nil {
 		return err
 	}
-	fmt.Println("dropped", rev.ID)
+	fmt.Println("dropped", revs[0].ID)
 	go w.queue.Run(ctx)
 	_, err = w.registry.Revoke(ctx, registry.RevokeRequest{Certname: "web.test"}, time.Minute, false)
 	return err
@@ -81,13 +81,13 @@ func killDropAt(t *testing.T, at int, when string) bool {
 		}
 	}
 	n, err := w.store.Node(ctx, "web.test")
-	if err != nil || n.Serial == "" {
+	if err != nil || n.Newest() == "" {
 		if len(dropped) > 0 && len(crl.revoked) == 0 {
 			t.Errorf("nothing is revoked, and the node holds nothing: %+v, %v", n, err)
 		}
 		return killed
 	}
-	cert, err := w.store.Certificate(ctx, n.Serial)
+	cert, err := w.store.Certificate(ctx, n.Newest())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -54,7 +54,7 @@ func killImportAt(t *testing.T, at int, when string) bool {
 		n, nodeErr := w.store.Node(ctx, name)
 		c, certErr := w.store.Certificate(ctx, serial)
 		present[string(name)] = nodeErr == nil
-		if (nodeErr == nil) != (certErr == nil) || nodeErr == nil && (n.Serial != serial || n.State != node.Provisioned || c.UID != n.UID) {
+		if (nodeErr == nil) != (certErr == nil) || nodeErr == nil && (n.Newest() != serial || n.State != node.Provisioned || c.UID != n.UID) {
 			t.Errorf("%s: node %+v, %v, certificate %+v, %v", name, n, nodeErr, c, certErr)
 		}
 	}

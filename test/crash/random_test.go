@@ -257,8 +257,8 @@ func (h *history) check(t *testing.T, dir string, w *world, crl crlState) {
 	t.Helper()
 	for name, resp := range h.alive {
 		n, err := w.store.Node(node.AsSelf(t.Context()), node.Certname(name))
-		if err != nil || string(n.UID) != resp.GetNode().GetUid() || string(n.Serial) != resp.GetNode().GetSerial() {
-			t.Errorf("%q was acknowledged as %s; found %s, %v", name, resp.GetNode().GetSerial(), n.Serial, err)
+		if err != nil || string(n.UID) != resp.GetNode().GetUid() || string(n.Newest()) != resp.GetNode().GetSerial() {
+			t.Errorf("%q was acknowledged as %s; found %s, %v", name, resp.GetNode().GetSerial(), n.Newest(), err)
 		}
 		if err := verify(t, dir, resp.GetBundle().GetCertificatePem()); err != nil {
 			t.Errorf("%q: %v", name, err)

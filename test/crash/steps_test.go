@@ -144,7 +144,7 @@ func child(dir string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("provisioned made.test", made.Node.Serial)
+	fmt.Println("provisioned made.test", made.Node.Newest())
 	if err := w.audit.Seal(ctx); err != nil {
 		return err
 	}
@@ -155,13 +155,13 @@ func child(dir string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("provisioned sent.test", sent.Node.Serial)
+	fmt.Println("provisioned sent.test", sent.Node.Newest())
 	fmt.Println("asked-again made.test") // its first certificate may be revoked from here on
 	again, err := w.provision(ctx, "made.test", nil, w.forgetful())
 	if err != nil {
 		return err
 	}
-	fmt.Println("provisioned made.test", again.Node.Serial)
+	fmt.Println("provisioned made.test", again.Node.Newest())
 	if err := w.audit.Seal(ctx); err != nil {
 		return err
 	}
@@ -321,7 +321,7 @@ func checkSaid(t *testing.T, w *world, dir string, s said, crl crlState) {
 				t.Errorf("openssl verify of terminated %q: %v", name, err)
 			}
 		case s.open[name]: // checkOrphans has seen to it
-		case err != nil || n.Serial != serial || crl.revoked[serial]:
+		case err != nil || n.Newest() != serial || crl.revoked[serial]:
 			t.Errorf("provisioned %q with %s: found %+v, %v, revoked %v", name, serial, n, err, crl.revoked[serial])
 		}
 	}

@@ -136,9 +136,9 @@ func (s *ownCA) audit(t *testing.T, l *load, kills int) {
 	page, err := records.Nodes(t.Context(), store.NodeFilter{}, "", 10_000)
 	check(t, err)
 	for _, n := range page.Items {
-		held[n.Serial] = true
-		if revoked[n.Serial] {
-			t.Errorf("%s lives, and its certificate %s is revoked", n.Certname, n.Serial)
+		held[n.Newest()] = true
+		if revoked[n.Newest()] {
+			t.Errorf("%s lives, and its certificate %s is revoked", n.Certname, n.Newest())
 		}
 	}
 	shut()

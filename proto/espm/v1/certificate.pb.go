@@ -1027,7 +1027,7 @@ type ImportCertificatesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What was done since the message before, at most 200.
 	Certificates []*ImportedCertificate `protobuf:"bytes,1,rep,name=certificates,proto3" json:"certificates,omitempty"`
-	// How many there will be in all messages, the same in each.
+	// How many names the import looks at, the same in each message. A name that has several certificates has an entry for each.
 	Total         int64 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

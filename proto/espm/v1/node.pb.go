@@ -102,7 +102,7 @@ type Node struct {
 	// Labels, to find nodes by; not seen by Puppet. At most 64; keys match
 	// [A-Za-z0-9][A-Za-z0-9_./-]{0,62}, values [A-Za-z0-9_.:@+-]{0,128}.
 	Labels map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Serial number of the live certificate, in hexadecimal. Output only.
+	// Serial number of the newest live certificate, in hexadecimal. Output only.
 	Serial string `protobuf:"bytes,7,opt,name=serial,proto3" json:"serial,omitempty"`
 	// When it was registered. Output only.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
@@ -129,7 +129,9 @@ type Node struct {
 	// The principal that registered it or was given it, such as token:ci; its certificates and
 	// revocations are the same principal's. A provisioner sees its own alone. Empty: nobody's,
 	// for admins and readers only. Output only, but for UpdateNode.
-	Owner         string `protobuf:"bytes,16,opt,name=owner,proto3" json:"owner,omitempty"`
+	Owner string `protobuf:"bytes,16,opt,name=owner,proto3" json:"owner,omitempty"`
+	// Serial numbers of all live certificates, newest first; a terminated registration keeps the last ones. Output only.
+	Serials       []string `protobuf:"bytes,17,rep,name=serials,proto3" json:"serials,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -274,6 +276,13 @@ func (x *Node) GetOwner() string {
 		return x.Owner
 	}
 	return ""
+}
+
+func (x *Node) GetSerials() []string {
+	if x != nil {
+		return x.Serials
+	}
+	return nil
 }
 
 // RegisterNodeRequest is the request of RegisterNode.
@@ -458,6 +467,9 @@ func (x *GetNodeRequest) GetRevealSensitive() bool {
 // GetNodeResponse is the response of GetNode.
 type GetNodeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
+	// The certificates that the registration holds, newest first, without their PEM. Of a
+	// terminated registration: those that it held last, with their state now.
+	Certificates []*Certificate `protobuf:"bytes,2,rep,name=certificates,proto3" json:"certificates,omitempty"`
 	// The node.
 	Node          *Node `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -492,6 +504,13 @@ func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use GetNodeResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeResponse) Descriptor() ([]byte, []int) {
 	return file_espm_v1_node_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *GetNodeResponse) GetCertificates() []*Certificate {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
 }
 
 func (x *GetNodeResponse) GetNode() *Node {
@@ -1201,7 +1220,7 @@ var File_espm_v1_node_proto protoreflect.FileDescriptor
 
 const file_espm_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x12espm/v1/node.proto\x12\aespm.v1\x1a\x19espm/v1/certificate.proto\x1a\x1cespm/v1/classification.proto\x1a\x18espm/v1/revocation.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa0\x06\n" +
+	"\x12espm/v1/node.proto\x12\aespm.v1\x1a\x19espm/v1/certificate.proto\x1a\x1cespm/v1/classification.proto\x1a\x18espm/v1/revocation.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x06\n" +
 	"\x04Node\x12\x1a\n" +
 	"\bcertname\x18\x01 \x01(\tR\bcertname\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12(\n" +
@@ -1222,7 +1241,8 @@ const file_espm_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"claim_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tclaimTime\x12)\n" +
 	"\x10terminate_reason\x18\x0f \x01(\tR\x0fterminateReason\x12\x14\n" +
-	"\x05owner\x18\x10 \x01(\tR\x05owner\x1a9\n" +
+	"\x05owner\x18\x10 \x01(\tR\x05owner\x12\x18\n" +
+	"\aserials\x18\x11 \x03(\tR\aserials\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"|\n" +
@@ -1236,8 +1256,9 @@ const file_espm_v1_node_proto_rawDesc = "" +
 	"\x0eGetNodeRequest\x12\x1a\n" +
 	"\bcertname\x18\x01 \x01(\tR\bcertname\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12)\n" +
-	"\x10reveal_sensitive\x18\x03 \x01(\bR\x0frevealSensitive\"4\n" +
-	"\x0fGetNodeResponse\x12!\n" +
+	"\x10reveal_sensitive\x18\x03 \x01(\bR\x0frevealSensitive\"n\n" +
+	"\x0fGetNodeResponse\x128\n" +
+	"\fcertificates\x18\x02 \x03(\v2\x14.espm.v1.CertificateR\fcertificates\x12!\n" +
 	"\x04node\x18\x01 \x01(\v2\r.espm.v1.NodeR\x04node\"\xb1\x02\n" +
 	"\x10ListNodesRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
@@ -1342,11 +1363,12 @@ var file_espm_v1_node_proto_goTypes = []any{
 	nil,                           // 17: espm.v1.ListNodesRequest.LabelsEntry
 	(*Classification)(nil),        // 18: espm.v1.Classification
 	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
-	(*fieldmaskpb.FieldMask)(nil), // 21: google.protobuf.FieldMask
-	(*CertificateSpec)(nil),       // 22: espm.v1.CertificateSpec
-	(*Bundle)(nil),                // 23: espm.v1.Bundle
-	(*Revocation)(nil),            // 24: espm.v1.Revocation
+	(*Certificate)(nil),           // 20: espm.v1.Certificate
+	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
+	(*fieldmaskpb.FieldMask)(nil), // 22: google.protobuf.FieldMask
+	(*CertificateSpec)(nil),       // 23: espm.v1.CertificateSpec
+	(*Bundle)(nil),                // 24: espm.v1.Bundle
+	(*Revocation)(nil),            // 25: espm.v1.Revocation
 }
 var file_espm_v1_node_proto_depIdxs = []int32{
 	0,  // 0: espm.v1.Node.state:type_name -> espm.v1.NodeState
@@ -1360,41 +1382,42 @@ var file_espm_v1_node_proto_depIdxs = []int32{
 	19, // 8: espm.v1.Node.claim_time:type_name -> google.protobuf.Timestamp
 	1,  // 9: espm.v1.RegisterNodeRequest.node:type_name -> espm.v1.Node
 	1,  // 10: espm.v1.RegisterNodeResponse.node:type_name -> espm.v1.Node
-	1,  // 11: espm.v1.GetNodeResponse.node:type_name -> espm.v1.Node
-	17, // 12: espm.v1.ListNodesRequest.labels:type_name -> espm.v1.ListNodesRequest.LabelsEntry
-	20, // 13: espm.v1.ListNodesRequest.not_seen_for:type_name -> google.protobuf.Duration
-	1,  // 14: espm.v1.ListNodesResponse.nodes:type_name -> espm.v1.Node
-	1,  // 15: espm.v1.UpdateNodeRequest.node:type_name -> espm.v1.Node
-	21, // 16: espm.v1.UpdateNodeRequest.update_mask:type_name -> google.protobuf.FieldMask
-	1,  // 17: espm.v1.UpdateNodeResponse.node:type_name -> espm.v1.Node
-	1,  // 18: espm.v1.ProvisionNodeRequest.node:type_name -> espm.v1.Node
-	22, // 19: espm.v1.ProvisionNodeRequest.certificate:type_name -> espm.v1.CertificateSpec
-	20, // 20: espm.v1.ProvisionNodeRequest.claim_within:type_name -> google.protobuf.Duration
-	1,  // 21: espm.v1.ProvisionNodeResponse.node:type_name -> espm.v1.Node
-	23, // 22: espm.v1.ProvisionNodeResponse.bundle:type_name -> espm.v1.Bundle
-	20, // 23: espm.v1.TerminateNodeRequest.wait:type_name -> google.protobuf.Duration
-	1,  // 24: espm.v1.TerminateNodeResponse.node:type_name -> espm.v1.Node
-	24, // 25: espm.v1.TerminateNodeResponse.revocations:type_name -> espm.v1.Revocation
-	1,  // 26: espm.v1.WatchNodesResponse.node:type_name -> espm.v1.Node
-	2,  // 27: espm.v1.NodeService.RegisterNode:input_type -> espm.v1.RegisterNodeRequest
-	4,  // 28: espm.v1.NodeService.GetNode:input_type -> espm.v1.GetNodeRequest
-	6,  // 29: espm.v1.NodeService.ListNodes:input_type -> espm.v1.ListNodesRequest
-	8,  // 30: espm.v1.NodeService.UpdateNode:input_type -> espm.v1.UpdateNodeRequest
-	10, // 31: espm.v1.NodeService.ProvisionNode:input_type -> espm.v1.ProvisionNodeRequest
-	12, // 32: espm.v1.NodeService.TerminateNode:input_type -> espm.v1.TerminateNodeRequest
-	14, // 33: espm.v1.NodeService.WatchNodes:input_type -> espm.v1.WatchNodesRequest
-	3,  // 34: espm.v1.NodeService.RegisterNode:output_type -> espm.v1.RegisterNodeResponse
-	5,  // 35: espm.v1.NodeService.GetNode:output_type -> espm.v1.GetNodeResponse
-	7,  // 36: espm.v1.NodeService.ListNodes:output_type -> espm.v1.ListNodesResponse
-	9,  // 37: espm.v1.NodeService.UpdateNode:output_type -> espm.v1.UpdateNodeResponse
-	11, // 38: espm.v1.NodeService.ProvisionNode:output_type -> espm.v1.ProvisionNodeResponse
-	13, // 39: espm.v1.NodeService.TerminateNode:output_type -> espm.v1.TerminateNodeResponse
-	15, // 40: espm.v1.NodeService.WatchNodes:output_type -> espm.v1.WatchNodesResponse
-	34, // [34:41] is the sub-list for method output_type
-	27, // [27:34] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	20, // 11: espm.v1.GetNodeResponse.certificates:type_name -> espm.v1.Certificate
+	1,  // 12: espm.v1.GetNodeResponse.node:type_name -> espm.v1.Node
+	17, // 13: espm.v1.ListNodesRequest.labels:type_name -> espm.v1.ListNodesRequest.LabelsEntry
+	21, // 14: espm.v1.ListNodesRequest.not_seen_for:type_name -> google.protobuf.Duration
+	1,  // 15: espm.v1.ListNodesResponse.nodes:type_name -> espm.v1.Node
+	1,  // 16: espm.v1.UpdateNodeRequest.node:type_name -> espm.v1.Node
+	22, // 17: espm.v1.UpdateNodeRequest.update_mask:type_name -> google.protobuf.FieldMask
+	1,  // 18: espm.v1.UpdateNodeResponse.node:type_name -> espm.v1.Node
+	1,  // 19: espm.v1.ProvisionNodeRequest.node:type_name -> espm.v1.Node
+	23, // 20: espm.v1.ProvisionNodeRequest.certificate:type_name -> espm.v1.CertificateSpec
+	21, // 21: espm.v1.ProvisionNodeRequest.claim_within:type_name -> google.protobuf.Duration
+	1,  // 22: espm.v1.ProvisionNodeResponse.node:type_name -> espm.v1.Node
+	24, // 23: espm.v1.ProvisionNodeResponse.bundle:type_name -> espm.v1.Bundle
+	21, // 24: espm.v1.TerminateNodeRequest.wait:type_name -> google.protobuf.Duration
+	1,  // 25: espm.v1.TerminateNodeResponse.node:type_name -> espm.v1.Node
+	25, // 26: espm.v1.TerminateNodeResponse.revocations:type_name -> espm.v1.Revocation
+	1,  // 27: espm.v1.WatchNodesResponse.node:type_name -> espm.v1.Node
+	2,  // 28: espm.v1.NodeService.RegisterNode:input_type -> espm.v1.RegisterNodeRequest
+	4,  // 29: espm.v1.NodeService.GetNode:input_type -> espm.v1.GetNodeRequest
+	6,  // 30: espm.v1.NodeService.ListNodes:input_type -> espm.v1.ListNodesRequest
+	8,  // 31: espm.v1.NodeService.UpdateNode:input_type -> espm.v1.UpdateNodeRequest
+	10, // 32: espm.v1.NodeService.ProvisionNode:input_type -> espm.v1.ProvisionNodeRequest
+	12, // 33: espm.v1.NodeService.TerminateNode:input_type -> espm.v1.TerminateNodeRequest
+	14, // 34: espm.v1.NodeService.WatchNodes:input_type -> espm.v1.WatchNodesRequest
+	3,  // 35: espm.v1.NodeService.RegisterNode:output_type -> espm.v1.RegisterNodeResponse
+	5,  // 36: espm.v1.NodeService.GetNode:output_type -> espm.v1.GetNodeResponse
+	7,  // 37: espm.v1.NodeService.ListNodes:output_type -> espm.v1.ListNodesResponse
+	9,  // 38: espm.v1.NodeService.UpdateNode:output_type -> espm.v1.UpdateNodeResponse
+	11, // 39: espm.v1.NodeService.ProvisionNode:output_type -> espm.v1.ProvisionNodeResponse
+	13, // 40: espm.v1.NodeService.TerminateNode:output_type -> espm.v1.TerminateNodeResponse
+	15, // 41: espm.v1.NodeService.WatchNodes:output_type -> espm.v1.WatchNodesResponse
+	35, // [35:42] is the sub-list for method output_type
+	28, // [28:35] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_espm_v1_node_proto_init() }

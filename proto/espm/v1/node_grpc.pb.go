@@ -76,7 +76,7 @@ type NodeServiceClient interface {
 	// certificate of that name that espm did not issue.
 	ProvisionNode(ctx context.Context, in *ProvisionNodeRequest, opts ...grpc.CallOption) (*ProvisionNodeResponse, error)
 	// TerminateNode takes a node out of the classifier, at once, and orders
-	// the revocation of its certificate, which is then done for certain, even if
+	// the revocation of all its certificates, which is then done for certain, even if
 	// the authority is down or the daemon is killed.
 	//
 	// Safe to repeat: terminating a registration that is terminated returns
@@ -231,7 +231,7 @@ type NodeServiceServer interface {
 	// certificate of that name that espm did not issue.
 	ProvisionNode(context.Context, *ProvisionNodeRequest) (*ProvisionNodeResponse, error)
 	// TerminateNode takes a node out of the classifier, at once, and orders
-	// the revocation of its certificate, which is then done for certain, even if
+	// the revocation of all its certificates, which is then done for certain, even if
 	// the authority is down or the daemon is killed.
 	//
 	// Safe to repeat: terminating a registration that is terminated returns

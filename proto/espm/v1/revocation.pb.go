@@ -35,6 +35,9 @@ const (
 	RevocationState_REVOCATION_STATE_REVOKED RevocationState = 2
 	// Dropped by an admin; the certificate was left as it is.
 	RevocationState_REVOCATION_STATE_DROPPED RevocationState = 3
+	// Closed: the authority can't revoke this certificate, which stays valid until it expires. It holds up
+	// no other certificate of the name. RevokeCertificate with force orders it anew.
+	RevocationState_REVOCATION_STATE_IMPOSSIBLE RevocationState = 4
 )
 
 // Enum value maps for RevocationState.
@@ -44,12 +47,14 @@ var (
 		1: "REVOCATION_STATE_PENDING",
 		2: "REVOCATION_STATE_REVOKED",
 		3: "REVOCATION_STATE_DROPPED",
+		4: "REVOCATION_STATE_IMPOSSIBLE",
 	}
 	RevocationState_value = map[string]int32{
 		"REVOCATION_STATE_UNSPECIFIED": 0,
 		"REVOCATION_STATE_PENDING":     1,
 		"REVOCATION_STATE_REVOKED":     2,
 		"REVOCATION_STATE_DROPPED":     3,
+		"REVOCATION_STATE_IMPOSSIBLE":  4,
 	}
 )
 
@@ -114,9 +119,13 @@ type Revocation struct {
 	// The store's revision that last changed this record.
 	Revision int64 `protobuf:"varint,15,opt,name=revision,proto3" json:"revision,omitempty"`
 	// The owner of the registration; see Node.owner.
-	Owner         string `protobuf:"bytes,16,opt,name=owner,proto3" json:"owner,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Owner string `protobuf:"bytes,16,opt,name=owner,proto3" json:"owner,omitempty"`
+	// Why the authority can't revoke this certificate at all; set in the state IMPOSSIBLE.
+	ImpossibleReason string `protobuf:"bytes,17,opt,name=impossible_reason,json=impossibleReason,proto3" json:"impossible_reason,omitempty"`
+	// When that was found, and the order closed.
+	ImpossibleTime *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=impossible_time,json=impossibleTime,proto3" json:"impossible_time,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Revocation) Reset() {
@@ -261,6 +270,20 @@ func (x *Revocation) GetOwner() string {
 	return ""
 }
 
+func (x *Revocation) GetImpossibleReason() string {
+	if x != nil {
+		return x.ImpossibleReason
+	}
+	return ""
+}
+
+func (x *Revocation) GetImpossibleTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ImpossibleTime
+	}
+	return nil
+}
+
 // RevocationFailure is why the authority refused one revocation, or can't act at all.
 type RevocationFailure struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -337,7 +360,7 @@ func (x *RevocationFailure) GetRetryTime() *timestamppb.Timestamp {
 // RevokeCertificateRequest is the request of RevokeCertificate.
 type RevokeCertificateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The node whose live certificate is meant; with a serial, the name it was
+	// The node whose live certificates are meant, all of them; with a serial, the name it was
 	// issued to, required for a certificate that espm did not issue.
 	Certname string `protobuf:"bytes,1,opt,name=certname,proto3" json:"certname,omitempty"`
 	// Serial number, hexadecimal. Either this or the certname is required.
@@ -349,7 +372,7 @@ type RevokeCertificateRequest struct {
 	// Why, in words: at most 1,024 bytes, no control characters. Kept with the revocation.
 	Comment string `protobuf:"bytes,4,opt,name=comment,proto3" json:"comment,omitempty"`
 	// Revokes also a protected certname's, or one that espm did not issue. One that has
-	// its receipt is ordered anew: the CRL that listed it may be lost.
+	// its receipt is ordered anew: the CRL that listed it may be lost. So is one that was IMPOSSIBLE to revoke.
 	Force bool `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
 	// How long to wait for the receipt: from 0 to an hour.
 	Wait *durationpb.Duration `protobuf:"bytes,6,opt,name=wait,proto3" json:"wait,omitempty"`
@@ -441,8 +464,10 @@ func (x *RevokeCertificateRequest) GetValidateOnly() bool {
 // RevokeCertificateResponse is the response of RevokeCertificate.
 type RevokeCertificateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The order, as it stands now.
-	Revocation    *Revocation `protobuf:"bytes,1,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	// The order for the newest certificate, as it stands now.
+	Revocation *Revocation `protobuf:"bytes,1,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	// All orders, as they stand now, newest certificate first.
+	Revocations   []*Revocation `protobuf:"bytes,2,rep,name=revocations,proto3" json:"revocations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -480,6 +505,13 @@ func (*RevokeCertificateResponse) Descriptor() ([]byte, []int) {
 func (x *RevokeCertificateResponse) GetRevocation() *Revocation {
 	if x != nil {
 		return x.Revocation
+	}
+	return nil
+}
+
+func (x *RevokeCertificateResponse) GetRevocations() []*Revocation {
+	if x != nil {
+		return x.Revocations
 	}
 	return nil
 }
@@ -588,7 +620,9 @@ type ListRevocationsRequest struct {
 	// Only pending ones.
 	Pending bool `protobuf:"varint,4,opt,name=pending,proto3" json:"pending,omitempty"`
 	// Only pending ones that the authority refused.
-	Failed        bool `protobuf:"varint,5,opt,name=failed,proto3" json:"failed,omitempty"`
+	Failed bool `protobuf:"varint,5,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Only those that the authority can't carry out at all: IMPOSSIBLE.
+	Impossible    bool `protobuf:"varint,6,opt,name=impossible,proto3" json:"impossible,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -654,6 +688,13 @@ func (x *ListRevocationsRequest) GetPending() bool {
 func (x *ListRevocationsRequest) GetFailed() bool {
 	if x != nil {
 		return x.Failed
+	}
+	return false
+}
+
+func (x *ListRevocationsRequest) GetImpossible() bool {
+	if x != nil {
+		return x.Impossible
 	}
 	return false
 }
@@ -1039,7 +1080,7 @@ var File_espm_v1_revocation_proto protoreflect.FileDescriptor
 
 const file_espm_v1_revocation_proto_rawDesc = "" +
 	"\n" +
-	"\x18espm/v1/revocation.proto\x12\aespm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc6\x04\n" +
+	"\x18espm/v1/revocation.proto\x12\aespm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb8\x05\n" +
 	"\n" +
 	"Revocation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -1060,7 +1101,9 @@ const file_espm_v1_revocation_proto_rawDesc = "" +
 	"\fdrop_comment\x18\r \x01(\tR\vdropComment\x127\n" +
 	"\tdrop_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\bdropTime\x12\x1a\n" +
 	"\brevision\x18\x0f \x01(\x03R\brevision\x12\x14\n" +
-	"\x05owner\x18\x10 \x01(\tR\x05owner\"\xb9\x01\n" +
+	"\x05owner\x18\x10 \x01(\tR\x05owner\x12+\n" +
+	"\x11impossible_reason\x18\x11 \x01(\tR\x10impossibleReason\x12C\n" +
+	"\x0fimpossible_time\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\x0eimpossibleTime\"\xb9\x01\n" +
 	"\x11RevocationFailure\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\tR\x05error\x12\x1a\n" +
 	"\battempts\x18\x02 \x01(\x05R\battempts\x127\n" +
@@ -1074,24 +1117,28 @@ const file_espm_v1_revocation_proto_rawDesc = "" +
 	"\acomment\x18\x04 \x01(\tR\acomment\x12\x14\n" +
 	"\x05force\x18\x05 \x01(\bR\x05force\x12-\n" +
 	"\x04wait\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x04wait\x12#\n" +
-	"\rvalidate_only\x18\a \x01(\bR\fvalidateOnly\"P\n" +
+	"\rvalidate_only\x18\a \x01(\bR\fvalidateOnly\"\x87\x01\n" +
 	"\x19RevokeCertificateResponse\x123\n" +
 	"\n" +
 	"revocation\x18\x01 \x01(\v2\x13.espm.v1.RevocationR\n" +
-	"revocation\"&\n" +
+	"revocation\x125\n" +
+	"\vrevocations\x18\x02 \x03(\v2\x13.espm.v1.RevocationR\vrevocations\"&\n" +
 	"\x14GetRevocationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"L\n" +
 	"\x15GetRevocationResponse\x123\n" +
 	"\n" +
 	"revocation\x18\x01 \x01(\v2\x13.espm.v1.RevocationR\n" +
-	"revocation\"\xa2\x01\n" +
+	"revocation\"\xc2\x01\n" +
 	"\x16ListRevocationsRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
 	"page_token\x18\x02 \x01(\tR\tpageToken\x12\x1a\n" +
 	"\bcertname\x18\x03 \x01(\tR\bcertname\x12\x18\n" +
 	"\apending\x18\x04 \x01(\bR\apending\x12\x16\n" +
-	"\x06failed\x18\x05 \x01(\bR\x06failed\"\xdd\x01\n" +
+	"\x06failed\x18\x05 \x01(\bR\x06failed\x12\x1e\n" +
+	"\n" +
+	"impossible\x18\x06 \x01(\bR\n" +
+	"impossible\"\xdd\x01\n" +
 	"\x17ListRevocationsResponse\x125\n" +
 	"\vrevocations\x18\x01 \x03(\v2\x13.espm.v1.RevocationR\vrevocations\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1a\n" +
@@ -1117,12 +1164,13 @@ const file_espm_v1_revocation_proto_rawDesc = "" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x123\n" +
 	"\n" +
 	"revocation\x18\x02 \x01(\v2\x13.espm.v1.RevocationR\n" +
-	"revocation*\x8d\x01\n" +
+	"revocation*\xae\x01\n" +
 	"\x0fRevocationState\x12 \n" +
 	"\x1cREVOCATION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18REVOCATION_STATE_PENDING\x10\x01\x12\x1c\n" +
 	"\x18REVOCATION_STATE_REVOKED\x10\x02\x12\x1c\n" +
-	"\x18REVOCATION_STATE_DROPPED\x10\x032\x99\x04\n" +
+	"\x18REVOCATION_STATE_DROPPED\x10\x03\x12\x1f\n" +
+	"\x1bREVOCATION_STATE_IMPOSSIBLE\x10\x042\x99\x04\n" +
 	"\x11RevocationService\x12Z\n" +
 	"\x11RevokeCertificate\x12!.espm.v1.RevokeCertificateRequest\x1a\".espm.v1.RevokeCertificateResponse\x12N\n" +
 	"\rGetRevocation\x12\x1d.espm.v1.GetRevocationRequest\x1a\x1e.espm.v1.GetRevocationResponse\x12T\n" +
@@ -1170,33 +1218,35 @@ var file_espm_v1_revocation_proto_depIdxs = []int32{
 	15, // 2: espm.v1.Revocation.publish_time:type_name -> google.protobuf.Timestamp
 	2,  // 3: espm.v1.Revocation.failure:type_name -> espm.v1.RevocationFailure
 	15, // 4: espm.v1.Revocation.drop_time:type_name -> google.protobuf.Timestamp
-	15, // 5: espm.v1.RevocationFailure.fail_time:type_name -> google.protobuf.Timestamp
-	15, // 6: espm.v1.RevocationFailure.retry_time:type_name -> google.protobuf.Timestamp
-	16, // 7: espm.v1.RevokeCertificateRequest.wait:type_name -> google.protobuf.Duration
-	1,  // 8: espm.v1.RevokeCertificateResponse.revocation:type_name -> espm.v1.Revocation
-	1,  // 9: espm.v1.GetRevocationResponse.revocation:type_name -> espm.v1.Revocation
-	1,  // 10: espm.v1.ListRevocationsResponse.revocations:type_name -> espm.v1.Revocation
-	2,  // 11: espm.v1.ListRevocationsResponse.authority_failure:type_name -> espm.v1.RevocationFailure
-	1,  // 12: espm.v1.RetryRevocationResponse.revocation:type_name -> espm.v1.Revocation
-	1,  // 13: espm.v1.DropRevocationResponse.revocation:type_name -> espm.v1.Revocation
-	1,  // 14: espm.v1.WatchRevocationsResponse.revocation:type_name -> espm.v1.Revocation
-	3,  // 15: espm.v1.RevocationService.RevokeCertificate:input_type -> espm.v1.RevokeCertificateRequest
-	5,  // 16: espm.v1.RevocationService.GetRevocation:input_type -> espm.v1.GetRevocationRequest
-	7,  // 17: espm.v1.RevocationService.ListRevocations:input_type -> espm.v1.ListRevocationsRequest
-	9,  // 18: espm.v1.RevocationService.RetryRevocation:input_type -> espm.v1.RetryRevocationRequest
-	11, // 19: espm.v1.RevocationService.DropRevocation:input_type -> espm.v1.DropRevocationRequest
-	13, // 20: espm.v1.RevocationService.WatchRevocations:input_type -> espm.v1.WatchRevocationsRequest
-	4,  // 21: espm.v1.RevocationService.RevokeCertificate:output_type -> espm.v1.RevokeCertificateResponse
-	6,  // 22: espm.v1.RevocationService.GetRevocation:output_type -> espm.v1.GetRevocationResponse
-	8,  // 23: espm.v1.RevocationService.ListRevocations:output_type -> espm.v1.ListRevocationsResponse
-	10, // 24: espm.v1.RevocationService.RetryRevocation:output_type -> espm.v1.RetryRevocationResponse
-	12, // 25: espm.v1.RevocationService.DropRevocation:output_type -> espm.v1.DropRevocationResponse
-	14, // 26: espm.v1.RevocationService.WatchRevocations:output_type -> espm.v1.WatchRevocationsResponse
-	21, // [21:27] is the sub-list for method output_type
-	15, // [15:21] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	15, // 5: espm.v1.Revocation.impossible_time:type_name -> google.protobuf.Timestamp
+	15, // 6: espm.v1.RevocationFailure.fail_time:type_name -> google.protobuf.Timestamp
+	15, // 7: espm.v1.RevocationFailure.retry_time:type_name -> google.protobuf.Timestamp
+	16, // 8: espm.v1.RevokeCertificateRequest.wait:type_name -> google.protobuf.Duration
+	1,  // 9: espm.v1.RevokeCertificateResponse.revocation:type_name -> espm.v1.Revocation
+	1,  // 10: espm.v1.RevokeCertificateResponse.revocations:type_name -> espm.v1.Revocation
+	1,  // 11: espm.v1.GetRevocationResponse.revocation:type_name -> espm.v1.Revocation
+	1,  // 12: espm.v1.ListRevocationsResponse.revocations:type_name -> espm.v1.Revocation
+	2,  // 13: espm.v1.ListRevocationsResponse.authority_failure:type_name -> espm.v1.RevocationFailure
+	1,  // 14: espm.v1.RetryRevocationResponse.revocation:type_name -> espm.v1.Revocation
+	1,  // 15: espm.v1.DropRevocationResponse.revocation:type_name -> espm.v1.Revocation
+	1,  // 16: espm.v1.WatchRevocationsResponse.revocation:type_name -> espm.v1.Revocation
+	3,  // 17: espm.v1.RevocationService.RevokeCertificate:input_type -> espm.v1.RevokeCertificateRequest
+	5,  // 18: espm.v1.RevocationService.GetRevocation:input_type -> espm.v1.GetRevocationRequest
+	7,  // 19: espm.v1.RevocationService.ListRevocations:input_type -> espm.v1.ListRevocationsRequest
+	9,  // 20: espm.v1.RevocationService.RetryRevocation:input_type -> espm.v1.RetryRevocationRequest
+	11, // 21: espm.v1.RevocationService.DropRevocation:input_type -> espm.v1.DropRevocationRequest
+	13, // 22: espm.v1.RevocationService.WatchRevocations:input_type -> espm.v1.WatchRevocationsRequest
+	4,  // 23: espm.v1.RevocationService.RevokeCertificate:output_type -> espm.v1.RevokeCertificateResponse
+	6,  // 24: espm.v1.RevocationService.GetRevocation:output_type -> espm.v1.GetRevocationResponse
+	8,  // 25: espm.v1.RevocationService.ListRevocations:output_type -> espm.v1.ListRevocationsResponse
+	10, // 26: espm.v1.RevocationService.RetryRevocation:output_type -> espm.v1.RetryRevocationResponse
+	12, // 27: espm.v1.RevocationService.DropRevocation:output_type -> espm.v1.DropRevocationResponse
+	14, // 28: espm.v1.RevocationService.WatchRevocations:output_type -> espm.v1.WatchRevocationsResponse
+	23, // [23:29] is the sub-list for method output_type
+	17, // [17:23] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_espm_v1_revocation_proto_init() }

@@ -37,10 +37,11 @@ const (
 // days; it is closed by its receipt or by an admin who drops it. A revocation can't be taken back.
 // Errors as for NodeService.
 type RevocationServiceClient interface {
-	// RevokeCertificate orders the revocation of one certificate. The registration that holds
-	// it stays, registered without a certificate. Where the revocation was ordered before,
-	// that order is returned.
+	// RevokeCertificate orders the revocation of one certificate, by its serial, or of all live
+	// ones of a node, by its certname. The registration stays, without what is revoked. Where the revocation
+	// was ordered before, that order is returned.
 	//
+	// INVALID_ARGUMENT also for one serial of several that a node holds, where the authority revokes by name.
 	// NOT_FOUND: NODE_NOT_FOUND; CERTIFICATE_NOT_FOUND: the node has none, or none has the serial.
 	// FAILED_PRECONDITION, unless forced: CERTNAME_PROTECTED; CERTIFICATE_FOREIGN: espm did not issue it.
 	// ABORTED, ISSUE_IN_PROGRESS: one is being issued for the node just now.
@@ -54,7 +55,7 @@ type RevocationServiceClient interface {
 	// NOT_FOUND, REVOCATION_NOT_FOUND. FAILED_PRECONDITION, REVOCATION_CLOSED.
 	RetryRevocation(ctx context.Context, in *RetryRevocationRequest, opts ...grpc.CallOption) (*RetryRevocationResponse, error)
 	// DropRevocation closes a pending revocation without carrying it out: the certificate stays
-	// as it is, valid in most cases, and the registration that held it has it again, unless it got another.
+	// as it is, valid in most cases, and the registration that held it has it again, beside one that it got since.
 	// Errors as for RetryRevocation; REVOCATION_CLOSED also where the CRL lists it already, though it has no
 	// receipt yet. UNAVAILABLE: the authority is at work on revocations (waited for, for 5 seconds), or can't
 	// tell what became of an earlier try; nothing has changed, ask again.
@@ -151,10 +152,11 @@ type RevocationService_WatchRevocationsClient = grpc.ServerStreamingClient[Watch
 // days; it is closed by its receipt or by an admin who drops it. A revocation can't be taken back.
 // Errors as for NodeService.
 type RevocationServiceServer interface {
-	// RevokeCertificate orders the revocation of one certificate. The registration that holds
-	// it stays, registered without a certificate. Where the revocation was ordered before,
-	// that order is returned.
+	// RevokeCertificate orders the revocation of one certificate, by its serial, or of all live
+	// ones of a node, by its certname. The registration stays, without what is revoked. Where the revocation
+	// was ordered before, that order is returned.
 	//
+	// INVALID_ARGUMENT also for one serial of several that a node holds, where the authority revokes by name.
 	// NOT_FOUND: NODE_NOT_FOUND; CERTIFICATE_NOT_FOUND: the node has none, or none has the serial.
 	// FAILED_PRECONDITION, unless forced: CERTNAME_PROTECTED; CERTIFICATE_FOREIGN: espm did not issue it.
 	// ABORTED, ISSUE_IN_PROGRESS: one is being issued for the node just now.
@@ -168,7 +170,7 @@ type RevocationServiceServer interface {
 	// NOT_FOUND, REVOCATION_NOT_FOUND. FAILED_PRECONDITION, REVOCATION_CLOSED.
 	RetryRevocation(context.Context, *RetryRevocationRequest) (*RetryRevocationResponse, error)
 	// DropRevocation closes a pending revocation without carrying it out: the certificate stays
-	// as it is, valid in most cases, and the registration that held it has it again, unless it got another.
+	// as it is, valid in most cases, and the registration that held it has it again, beside one that it got since.
 	// Errors as for RetryRevocation; REVOCATION_CLOSED also where the CRL lists it already, though it has no
 	// receipt yet. UNAVAILABLE: the authority is at work on revocations (waited for, for 5 seconds), or can't
 	// tell what became of an earlier try; nothing has changed, ask again.

@@ -1,0 +1,58 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/sirupsen/logrus"
+
+	"github.com/espm-project/espm/internal/audit"
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+)
+
+// core is in each part of the registry: the records, the clock and the log.
+type core struct {
+	store *store.Store
+	now   func() time.Time
+	log   logrus.FieldLogger
+}
+
+// maxAttempts bounds how often a change is computed anew because another was
+// committed in between.
+const maxAttempts = 20
+
+// retry calls change until it does not fail for being stale.
+func retry(change func() error) error {
+	var err error
+	for range maxAttempts {
+		if err = change(); !errors.Is(err, node.ErrStale) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: others keep changing the same records, try again (%v)", node.ErrUnavailable, err)
+}
+
+// line returns the audit line of an act on a registration.
+func (k core) line(ctx context.Context, action node.Action, n node.Node) node.AuditLine {
+	return audit.OfNode(ctx, k.now(), action, n)
+}
+
+func newUID() node.UID { return node.UID(uuid.Must(uuid.NewV7()).String()) }
+
+// newNode returns a registration of the caller's.
+func (k core) newNode(ctx context.Context, spec node.Node) node.Node {
+	return node.Register(spec, newUID(), node.CallerOf(ctx).Name, k.now())
+}
+
+// live returns the live registration of a name, whoever owns it; false if there is none.
+func (k core) live(ctx context.Context, name node.Certname) (node.Node, bool, error) {
+	n, err := k.store.Node(ctx, name)
+	if errors.Is(err, node.ErrNodeNotFound) {
+		return n, false, nil
+	}
+	return n, err == nil, err
+}
