@@ -2,13 +2,11 @@ package registry
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
-	"github.com/espm-project/espm/internal/store"
 )
 
 // Who may see and do what: all decisions on ownership and confinement are here.
@@ -184,27 +182,4 @@ func matches(pattern, name string) bool {
 		at, pattern = next, pattern[1:]
 	}
 	return at[len(name)]
-}
-
-// changeOwner adds to a change that the certificates and revocations of a registration get its new
-// owner. It refuses a registration that is being issued a certificate, which the change would miss.
-func (r *Registry) changeOwner(ctx context.Context, c *store.Change, n node.Node, owner string) error {
-	if n.State == node.Issuing {
-		return fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)
-	}
-	certs, err := r.Store.CertificatesOfLife(ctx, n.Certname, n.UID)
-	if err != nil {
-		return err
-	}
-	revs, err := r.Store.RevocationsOf(ctx, n.Certname, n.UID)
-	if err != nil {
-		return err
-	}
-	for _, cert := range certs {
-		c.GiveCertificate(cert, owner)
-	}
-	for _, rev := range revs {
-		c.GiveRevocation(rev, owner)
-	}
-	return nil
 }

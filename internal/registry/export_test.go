@@ -6,7 +6,7 @@ import (
 )
 
 // Sweep is sweep, for tests of what is forgotten, and when.
-func (r *Registry) Sweep(ctx context.Context) error { return r.sweep(ctx) }
+func (r *Registry) Sweep(ctx context.Context) error { return r.housekeeping.sweep(ctx) }
 
 // EndLaunches checks the launch deadlines, for tests that set the clock.
 func (r *Registry) EndLaunches(ctx context.Context) (time.Duration, error) {

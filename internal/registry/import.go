@@ -76,7 +76,7 @@ type importer struct {
 	signed     Signed
 	names      *certnames
 	unfinished func(ctx context.Context, name node.Certname, but node.UID) ([]node.Revocation, []node.UID, error)
-	commit     func(ctx context.Context, c *store.Change, old *node.Node, n *node.Node, validateOnly bool) error
+	commit     commitNode
 }
 
 // Import adopts certificates that the authority has signed already: each

@@ -45,7 +45,6 @@ import (
 	"cmp"
 	"context"
 	"crypto"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -102,18 +101,16 @@ type Options struct {
 type Registry struct {
 	Options
 
-	// A write to a group looks at every node that inherits it. Nodes that join
-	// groups wait meanwhile; else a busy fleet would make it start over for
-	// ever. The guards of each commit, not this lock, keep the result right.
-	classifying sync.RWMutex
-
 	core
+	*groups
 	*view
 	*certnames
 	*settlement
 	*importer
-	fence    *fence
-	launches *launches
+	*registrations
+	fence        *fence
+	launches     *launches
+	housekeeping housekeeping
 
 	flights singleflight.Group // issues by request id
 	calls   sync.WaitGroup     // flights that somebody waits for, or waited until he had gone
@@ -147,6 +144,7 @@ func New(o Options) *Registry {
 	r := &Registry{
 		Options:    o,
 		core:       c,
+		groups:     &groups{core: c},
 		view:       &view{core: c, sightings: o.Sightings, down: o.Revocations.Down, authority: o.Authority},
 		certnames:  names,
 		settlement: settlement,
@@ -154,66 +152,14 @@ func New(o Options) *Registry {
 		answers:    answers{now: o.Now},
 		ended:      make(chan struct{}),
 	}
+	r.registrations = &registrations{core: c, view: r.view, names: names, commit: r.commitNode}
+	r.housekeeping = housekeeping{core: c, groups: r.groups}
 	r.importer = &importer{core: c, signed: o.Signed, names: names, unfinished: fence.unfinished, commit: r.commitNode}
 	r.launches = &launches{
 		core: c, runInterval: o.RunInterval, uptime: o.Uptime, sightings: o.Sightings,
 		protection: names.protection, terminate: r.end, kick: o.Revocations.Kick,
 	}
 	return r
-}
-
-// Register registers and classifies a node that has no certificate; it is the
-// caller's. Errors: node.ErrInvalid, ErrNotPermitted, ErrNodeExists, ErrGroupNotFound, ErrConflict,
-// ErrRequestReused, ErrRequestSpent.
-func (r *Registry) Register(ctx context.Context, n node.Node, requestID string, validateOnly bool) (node.Node, error) {
-	if err := node.Join(n.Validate(), CheckRequestID(requestID)); err != nil {
-		return n, err
-	}
-	if err := r.mayName(ctx, n.Certname); err != nil {
-		return n, err
-	}
-	n = r.newNode(ctx, n)
-	request, err := newRequest(ctx, n, requestID, "register", n.Spec())
-	if err != nil {
-		return n, err
-	}
-	err = retry(func() error {
-		earlier, err := r.earlier(ctx, request)
-		if err != nil {
-			return err
-		}
-		if earlier != nil {
-			n = *earlier
-			return nil
-		}
-		return r.addNode(ctx, &n, request, nil, validateOnly)
-	})
-	return n, err
-}
-
-// addNode commits a new registration, with an issue intent where it is being
-// provisioned. n gets its revision.
-func (r *Registry) addNode(ctx context.Context, n *node.Node, request *node.Request, intent *node.IssueIntent, validateOnly bool) error {
-	_, err := r.Store.Node(ctx, n.Certname)
-	if err == nil {
-		return fmt.Errorf("%w: certname %q is registered", node.ErrNodeExists, n.Certname)
-	}
-	if !errors.Is(err, node.ErrNodeNotFound) {
-		return err
-	}
-	c := store.NewChange()
-	line := r.line(ctx, node.ActionRegister, *n)
-	if request != nil {
-		n.Requests = []string{request.Key()}
-		line.RequestID = request.ID
-		c.PutRequest(*request)
-	}
-	if intent != nil {
-		line.Action, line.Serial = node.ActionProvision, intent.Serial
-		c.PutIntent(*intent)
-	}
-	c.Audit(line)
-	return r.commitNode(ctx, c, nil, n, validateOnly)
 }
 
 // commitNode checks a node against its groups, and against what the caller is
@@ -223,16 +169,7 @@ func (r *Registry) commitNode(ctx context.Context, c *store.Change, old *node.No
 	if err := a.mayJoin(old, *n); err != nil {
 		return err
 	}
-	if len(n.Groups) > 0 || old != nil && len(old.Groups) > 0 {
-		r.classifying.RLock()
-		defer r.classifying.RUnlock()
-		mark, err := r.Store.GroupsMark(ctx)
-		if err != nil {
-			return err
-		}
-		c.GuardGroups(mark)
-	}
-	merged, err := checkNode(ctx, r.Store, *n)
+	merged, err := r.groups.admit(ctx, c, *n)
 	if err != nil {
 		return err
 	}

@@ -30,13 +30,13 @@ func newRequest(ctx context.Context, n node.Node, id, method string, content ...
 // made, nil if the id is new. node.ErrRequestReused where that had other
 // content, node.ErrRequestSpent where the registration is terminated, or was
 // given to another.
-func (r *Registry) earlier(ctx context.Context, request *node.Request) (*node.Node, error) {
+func (r *registrations) earlier(ctx context.Context, request *node.Request) (*node.Node, error) {
 	if request == nil {
 		return nil, nil
 	}
-	was, ok, err := r.Store.Request(ctx, request.Key())
+	was, ok, err := r.store.Request(ctx, request.Key())
 	if err == nil && !ok && accessOf(ctx).Role == node.Admin { // all callers were admins before ids had a principal
-		if was, ok, err = r.Store.Request(ctx, request.ID); ok {
+		if was, ok, err = r.store.Request(ctx, request.ID); ok {
 			request.Principal = ""
 		}
 	}
@@ -46,7 +46,7 @@ func (r *Registry) earlier(ctx context.Context, request *node.Request) (*node.No
 	if was.Hash != request.Hash {
 		return nil, fmt.Errorf("%w: request_id %q was for %q, at %s", node.ErrRequestReused, was.ID, was.Certname, was.CreatedAt.Format("2006-01-02 15:04:05 MST"))
 	}
-	n, err := r.node(ctx, was.Certname)
+	n, err := r.view.node(ctx, was.Certname)
 	if errors.Is(err, node.ErrNodeNotFound) || err == nil && n.UID != was.UID {
 		return nil, fmt.Errorf("%w: request_id %q made registration %s of %q", node.ErrRequestSpent, was.ID, was.UID, was.Certname)
 	}

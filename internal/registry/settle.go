@@ -49,16 +49,10 @@ func (r *Registry) Run(ctx context.Context) {
 	wg.Go(func() { r.launches.run(ctx) })
 	tick := time.NewTicker(housekeepEvery)
 	defer tick.Stop()
-	var lastSweep time.Time
 	for {
 		again := r.settlement.settleAll(ctx)
 		r.answers.prune()
-		if r.Now().Sub(lastSweep) >= time.Hour {
-			lastSweep = r.Now()
-			if err := r.sweep(ctx); err != nil && ctx.Err() == nil {
-				r.Log.WithError(err).Error("forgetting old registrations")
-			}
-		}
+		r.housekeeping.run(ctx)
 		var retry <-chan time.Time
 		if again {
 			retry = time.After(settlePause)

@@ -14,10 +14,6 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// retention is how long a terminated registration is remembered after all
-// its certificates are revoked.
-const retention = 30 * 24 * time.Hour
-
 // Terminated is the outcome of a terminate.
 type Terminated struct {
 	Node        node.Node
@@ -174,59 +170,4 @@ func (r *Registry) earlierLife(ctx context.Context, name node.Certname, uid, liv
 	}
 	t.Revocations, err = r.Store.RevocationsOf(ctx, name, t.Node.UID)
 	return t, err
-}
-
-// sweep forgets registrations that were terminated long ago and owe nothing.
-func (r *Registry) sweep(ctx context.Context) error {
-	for n, err := range r.Store.TombstonesBefore(ctx, r.Now().Add(-retention)) {
-		if err != nil {
-			return err
-		}
-		if err := retry(func() error { return r.forget(ctx, n) }); err != nil && ctx.Err() == nil {
-			r.Log.WithError(err).WithField("certname", n.Certname).Error("forgetting an old registration")
-		}
-	}
-	return nil
-}
-
-// forget removes what is left of a registration, once it owes nothing: a
-// certificate whose revocation was dropped can be revoked by its serial until it expires.
-func (r *Registry) forget(ctx context.Context, n node.Node) error {
-	// The revocations last: an intent turns into one, never the reverse, and of one that is
-	// ordered after its certificate was read, the commit's guard tells.
-	if _, open, err := r.Store.Intent(ctx, n.UID); err != nil || open {
-		return err
-	}
-	certs, err := r.Store.CertificatesOfLife(ctx, n.Certname, n.UID)
-	alive := func(cert node.Certificate) bool { return cert.Receipt == nil && !r.Now().After(cert.NotAfter) }
-	if err != nil || slices.ContainsFunc(certs, alive) {
-		return err
-	}
-	revs, err := r.Store.RevocationsOf(ctx, n.Certname, n.UID)
-	if err != nil || slices.ContainsFunc(revs, node.Revocation.Open) {
-		return err
-	}
-	var parts []func(*store.Change)
-	for _, key := range n.Requests {
-		parts = append(parts, func(c *store.Change) { c.RemoveRequest(key) })
-	}
-	for _, cert := range certs {
-		parts = append(parts, func(c *store.Change) { c.RemoveCertificate(cert) })
-	}
-	for _, rev := range revs {
-		parts = append(parts, func(c *store.Change) { c.RemoveRevocation(rev) })
-	}
-	// The tombstone goes last: as long as it is there, the next sweep goes on with the rest.
-	parts = append(parts, func(c *store.Change) { c.RemoveTombstone(n) })
-	for some := range slices.Chunk(parts, r.Store.Fit(len(parts), 1)) {
-		c := store.NewChange()
-		c.Audit(r.line(ctx, node.ActionForget, n))
-		for _, part := range some {
-			part(c)
-		}
-		if _, err := r.Store.Commit(ctx, c); err != nil {
-			return err
-		}
-	}
-	return nil
 }

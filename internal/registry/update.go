@@ -31,11 +31,11 @@ func (e Expect) check(uid node.UID, revision int64) error {
 // has from then on what the registration has; only an admin may. Errors are edit's,
 // those of Register, but for ErrNodeExists, and node.ErrNodeNotFound, ErrUIDMismatch,
 // ErrStale and, of an owner, ErrIssuing.
-func (r *Registry) Update(ctx context.Context, name node.Certname, expect Expect, edit func(*node.Node) error, validateOnly bool) (node.Node, error) {
+func (r *registrations) Update(ctx context.Context, name node.Certname, expect Expect, edit func(*node.Node) error, validateOnly bool) (node.Node, error) {
 	var n node.Node
 	a := accessOf(ctx)
 	err := retry(func() error {
-		old, err := r.node(ctx, name)
+		old, err := r.view.node(ctx, name)
 		if err != nil {
 			return err
 		}
@@ -47,7 +47,7 @@ func (r *Registry) Update(ctx context.Context, name node.Certname, expect Expect
 			return err
 		}
 		slices.Sort(n.Groups)
-		n.UpdatedAt = r.Now().UTC()
+		n.UpdatedAt = r.now().UTC()
 		if err := node.Join(n.Validate(), a.mayGive(old.Owner, n.Owner), a.write()); err != nil {
 			return err
 		}
@@ -58,7 +58,7 @@ func (r *Registry) Update(ctx context.Context, name node.Certname, expect Expect
 			}
 		}
 		c.Audit(r.line(ctx, node.ActionUpdate, n))
-		return r.commitNode(ctx, c, &old, &n, validateOnly)
+		return r.commit(ctx, c, &old, &n, validateOnly)
 	})
 	return n, asStale(err)
 }
