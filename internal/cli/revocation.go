@@ -78,7 +78,7 @@ a CRL that came from a backup, or what was impossible to revoke.`,
 }
 
 // notRevoked says which orders have no receipt after a wait, and why.
-func notRevoked(revs []*espmv1.Revocation, wait time.Duration) error {
+func notRevoked(revs []*espmv1.Revocation, wait node.Duration) error {
 	for _, r := range revs {
 		if err := impossible(r); err != nil {
 			return err
