@@ -63,7 +63,7 @@ a CRL that came from a backup, or what was impossible to revoke.`,
 				if err != nil || wait == 0 || req.GetValidateOnly() {
 					return err
 				}
-				return notRevoked(resp.GetRevocations(), time.Duration(wait))
+				return notRevoked(resp.GetRevocations(), wait)
 			})
 		},
 	}
