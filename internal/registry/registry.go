@@ -50,7 +50,6 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
-	"golang.org/x/sync/singleflight"
 
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
@@ -112,13 +111,12 @@ type Registry struct {
 	*settlement
 	*importer
 	*registrations
+	*issuer
+	*revoker
+	*terminations
 	fence        *fence
 	launches     *launches
 	housekeeping housekeeping
-
-	flights singleflight.Group // issues by request id
-	calls   sync.WaitGroup     // flights that somebody waits for, or waited until he had gone
-	answers answers
 
 	ended chan struct{} // closed when Run has ended
 }
@@ -152,15 +150,24 @@ func New(o Options) *Registry {
 		certnames:  names,
 		settlement: settlement,
 		fence:      fence,
-		answers:    answers{now: o.Now},
 		ended:      make(chan struct{}),
 	}
+	orders := &orders{core: c, queue: o.Revocations}
 	r.registrations = &registrations{core: c, view: r.view, names: names, commit: r.commitNode}
+	r.terminations = &terminations{
+		core: c, view: r.view, names: names, orders: orders, queue: o.Revocations, settleSoon: settlement.settleSoon, ended: r.ended,
+	}
+	r.revoker = &revoker{core: c, view: r.view, names: names, orders: orders, queue: o.Revocations, authority: o.Authority}
+	r.issuer = &issuer{
+		core: c, authority: o.Authority, keys: o.Keys, puppet: o.Puppet, algorithm: o.Algorithm, stage: o.Stage,
+		view: r.view, names: names, registrations: r.registrations, settlement: settlement, fence: fence, orders: orders,
+		terminate: r.terminations.end, answers: answers{now: o.Now},
+	}
 	r.housekeeping = housekeeping{core: c}
 	r.importer = &importer{core: c, signed: o.Signed, names: names, unfinished: fence.unfinished, commit: r.commitNode}
 	r.launches = &launches{
 		core: c, runInterval: o.RunInterval, uptime: o.Uptime, sightings: o.Sightings,
-		protection: names.protection, terminate: r.end, kick: o.Revocations.Kick,
+		protection: names.protection, terminate: r.terminations.end, kick: o.Revocations.Kick,
 	}
 	return r
 }
@@ -202,4 +209,4 @@ func (r *Registry) commitNode(ctx context.Context, c *store.Change, old *node.No
 
 // Wait waits for the issues that go on although their callers have gone. No
 // other call may be under way.
-func (r *Registry) Wait() { r.calls.Wait() }
+func (i *issuer) Wait() { i.calls.Wait() }

@@ -51,7 +51,7 @@ func (r *Registry) Run(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		again := r.settlement.settleAll(ctx)
-		r.answers.prune()
+		r.issuer.answers.prune()
 		r.housekeeping.run(ctx)
 		var retry <-chan time.Time
 		if again {
