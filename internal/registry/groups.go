@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/classify"
@@ -15,6 +15,36 @@ import (
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
 )
+
+// groups keeps groups, and nodes in agreement with them.
+type groups struct {
+	core
+
+	// Writers of groups take turns, as of two at once one would have to start over. Writers
+	// of nodes never wait for them: the guards of each commit keep the result right.
+	turn sync.Mutex
+}
+
+// admit checks a node against its groups. It guards the change against writes of groups,
+// and says whether the node's set of groups is known. It returns what they make together.
+func (g *groups) admit(ctx context.Context, c *store.Change, n node.Node) (node.Classification, error) {
+	if len(n.Groups) == 0 {
+		return n.Classification, nil
+	}
+	mark, err := g.store.GroupsMark(ctx)
+	if err != nil {
+		return node.Classification{}, err
+	}
+	c.GuardGroups(mark)
+	set, known, err := g.store.Set(ctx, n.Groups)
+	if err != nil {
+		return node.Classification{}, err
+	}
+	if known {
+		c.KnownSet(set)
+	}
+	return checkNode(ctx, g.store, n)
+}
 
 // checkNode makes sure that a node's groups exist and agree, and that the
 // result is one that Puppet takes. It returns what they make together.
@@ -45,101 +75,188 @@ func reach(ctx context.Context, groups enc.Groups, names []string) (map[string]n
 // CreateGroup creates a group. Groups are written by admins alone: what one sets
 // reaches the nodes of all. Errors: node.ErrNotPermitted, ErrInvalid, ErrGroupExists, and
 // ErrGroupNotFound for a parent.
-func (r *Registry) CreateGroup(ctx context.Context, g node.Group, validateOnly bool) (node.Group, error) {
-	if err := node.Join(accessOf(ctx).admin("", "write groups"), g.Validate()); err != nil {
-		return g, err
+func (g *groups) CreateGroup(ctx context.Context, group node.Group, validateOnly bool) (node.Group, error) {
+	if err := node.Join(accessOf(ctx).admin("", "write groups"), group.Validate()); err != nil {
+		return group, err
 	}
-	slices.Sort(g.Parents)
-	g.CreatedAt = r.Now().UTC()
-	g.UpdatedAt = g.CreatedAt
+	slices.Sort(group.Parents)
+	group.CreatedAt = g.now().UTC()
+	group.UpdatedAt = group.CreatedAt
+	g.turn.Lock()
+	defer g.turn.Unlock()
 	err := retry(func() error {
-		_, err := r.Store.Group(ctx, g.Name)
+		mark, err := g.store.GroupsMark(ctx)
+		if err != nil {
+			return err
+		}
+		_, err = g.store.Group(ctx, group.Name)
 		if err == nil {
-			return fmt.Errorf("%w: %q", node.ErrGroupExists, g.Name)
+			return fmt.Errorf("%w: %q", node.ErrGroupExists, group.Name)
 		}
 		if !errors.Is(err, node.ErrGroupNotFound) {
 			return err
 		}
-		return r.commitGroup(ctx, nil, &g, validateOnly)
+		if err := checkParents(ctx, g.store, group); err != nil {
+			return err
+		}
+		return g.commit(ctx, store.NewChange(), mark, nil, &group, validateOnly)
 	})
-	return g, err
+	return group, err
 }
 
-// UpdateGroup changes a group by applying edit to it; revision as in Update.
+// UpdateGroup changes a group by applying edit to it; revision as in Update. It checks the nodes
+// that inherit it, see review.
 // Errors: edit's, node.ErrInvalid (a cycle too), ErrGroupNotFound, ErrStale, ErrConflict naming the nodes.
-func (r *Registry) UpdateGroup(ctx context.Context, name string, revision int64, edit func(*node.Group) error, validateOnly bool) (node.Group, error) {
-	var g node.Group
+func (g *groups) UpdateGroup(ctx context.Context, name string, revision int64, edit func(*node.Group) error, validateOnly bool) (node.Group, error) {
+	var group node.Group
 	if err := accessOf(ctx).admin("", "write groups"); err != nil {
-		return g, err
+		return group, err
 	}
+	g.turn.Lock()
+	defer g.turn.Unlock()
+	var checked *review
 	err := retry(func() error {
-		old, err := r.Store.Group(ctx, name)
+		mark, err := g.store.GroupsMark(ctx)
+		if err != nil {
+			return err
+		}
+		old, err := g.store.Group(ctx, name)
 		if err != nil {
 			return err
 		}
 		if revision != 0 && revision != old.Revision {
 			return &staleError{revision, old.Revision}
 		}
-		g = old
-		if err := edit(&g); err != nil {
+		group = old
+		if err := edit(&group); err != nil {
 			return err
 		}
-		slices.Sort(g.Parents)
-		g.UpdatedAt = r.Now().UTC()
-		if err := g.Validate(); err != nil {
+		slices.Sort(group.Parents)
+		group.UpdatedAt = g.now().UTC()
+		if err := group.Validate(); err != nil {
 			return err
 		}
-		return r.commitGroup(ctx, &old, &g, validateOnly)
+		if err := checkParents(ctx, g.store, group); err != nil {
+			return err
+		}
+		c := store.NewChange()
+		if changesHeirs(old, group) {
+			if !checked.of(mark, group) {
+				if checked, err = newReview(ctx, g.store, mark, old, group); err != nil {
+					return err
+				}
+			}
+			if err := checked.check(ctx, c); err != nil {
+				return err
+			}
+		}
+		return g.commit(ctx, c, mark, &old, &group, validateOnly)
 	})
-	return g, asStale(err)
+	return group, asStale(err)
 }
 
 // DeleteGroup deletes a group that nothing inherits; revision as in Update.
 // Errors: node.ErrGroupNotFound, ErrStale, ErrGroupInUse.
-func (r *Registry) DeleteGroup(ctx context.Context, name string, revision int64, validateOnly bool) error {
+func (g *groups) DeleteGroup(ctx context.Context, name string, revision int64, validateOnly bool) error {
 	if err := accessOf(ctx).admin("", "write groups"); err != nil {
 		return err
 	}
-	r.classifying.Lock()
-	defer r.classifying.Unlock()
+	g.turn.Lock()
+	defer g.turn.Unlock()
 	return asStale(retry(func() error {
-		mark, err := r.Store.GroupsMark(ctx)
-		if err != nil {
-			return err
-		}
-		use, err := r.Store.UseMark(ctx, name)
-		if err != nil {
-			return err
-		}
-		old, err := r.Store.Group(ctx, name)
+		old, err := g.store.Group(ctx, name)
 		if err != nil {
 			return err
 		}
 		if revision != 0 && revision != old.Revision {
 			return &staleError{revision, old.Revision}
 		}
-		if err := r.checkUnused(ctx, name); err != nil || validateOnly {
+		with := func(set store.GroupSet) bool { return slices.Contains(set.Groups(), name) }
+		sets, err := g.sets(ctx, with)
+		if err != nil {
 			return err
 		}
-		c := store.NewChange()
-		c.Audit(r.groupLine(ctx, node.ActionGroupDelete, name))
-		c.GuardUse(name, use)
-		c.RemoveGroup(mark, old)
-		_, err = r.Store.Commit(ctx, c)
-		return err
+		if err := g.checkUnused(ctx, name); err != nil || validateOnly {
+			return err
+		}
+		// The sets had no node since they were read, if they go. From then on no node is in the group, unless by a new set.
+		if err := g.store.RemoveSets(ctx, sets); err != nil {
+			return err
+		}
+		return g.remove(ctx, old, with)
 	}))
 }
 
-func (r *Registry) groupLine(ctx context.Context, action node.Action, name string) node.AuditLine {
-	l := audit.Line(ctx, r.Now(), action)
+// remove removes a group that no known set has.
+func (g *groups) remove(ctx context.Context, old node.Group, with func(store.GroupSet) bool) error {
+	mark, err := g.store.GroupsMark(ctx)
+	if err != nil {
+		return err
+	}
+	sets, err := g.store.SetsMark(ctx)
+	if err != nil {
+		return err
+	}
+	if joined, err := g.sets(ctx, with); err != nil || len(joined) > 0 {
+		return errors.Join(err, fmt.Errorf("%w: a node joined group %q", node.ErrStale, old.Name))
+	}
+	for child, err := range g.store.Children(ctx, old.Name) {
+		return errors.Join(err, fmt.Errorf("%w: group %q has come to inherit %q", node.ErrStale, child, old.Name))
+	}
+	c := store.NewChange()
+	c.Audit(g.groupLine(ctx, node.ActionGroupDelete, old.Name))
+	c.GuardSets(sets)
+	c.RemoveGroup(mark, old)
+	_, err = g.store.Commit(ctx, c)
+	return err
+}
+
+// sets returns the known sets that are wanted.
+func (g *groups) sets(ctx context.Context, wanted func(store.GroupSet) bool) ([]store.GroupSet, error) {
+	var all []store.GroupSet
+	for set, err := range g.store.Sets(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		if wanted(set) {
+			all = append(all, set)
+		}
+	}
+	return all, nil
+}
+
+// sweep forgets the sets that have no nodes any more.
+func (g *groups) sweep(ctx context.Context) error {
+	var empty []store.GroupSet
+	for set, err := range g.store.Sets(ctx) {
+		if err != nil {
+			return err
+		}
+		_, used, err := g.store.FirstOf(ctx, set)
+		if err != nil {
+			return err
+		}
+		if !used {
+			empty = append(empty, set)
+		}
+	}
+	err := g.store.RemoveSets(ctx, empty)
+	if errors.Is(err, node.ErrStale) {
+		return nil // a node joined one: the next sweep looks again
+	}
+	return err
+}
+
+func (g *groups) groupLine(ctx context.Context, action node.Action, name string) node.AuditLine {
+	l := audit.Line(ctx, g.now(), action)
 	l.Object = "group/" + name
 	return l
 }
 
-func (r *Registry) checkUnused(ctx context.Context, name string) error {
+func (g *groups) checkUnused(ctx context.Context, name string) error {
 	const named = 20
 	var users []string
-	for child, err := range r.Store.Children(ctx, name) {
+	for child, err := range g.store.Children(ctx, name) {
 		if err != nil {
 			return err
 		}
@@ -148,7 +265,7 @@ func (r *Registry) checkUnused(ctx context.Context, name string) error {
 			break
 		}
 	}
-	for member, err := range r.Store.Members(ctx, name) {
+	for member, err := range g.store.Members(ctx, name) {
 		if err != nil {
 			return err
 		}
@@ -164,26 +281,9 @@ func (r *Registry) checkUnused(ctx context.Context, name string) error {
 	return fmt.Errorf("%w: %q is inherited by %s", node.ErrGroupInUse, name, strings.Join(users, ", "))
 }
 
-// commitGroup checks a group against its parents and against every node that
-// inherits it, and commits it. g gets its revision.
-func (r *Registry) commitGroup(ctx context.Context, old *node.Group, g *node.Group, validateOnly bool) error {
-	r.classifying.Lock()
-	defer r.classifying.Unlock()
-	mark, err := r.Store.GroupsMark(ctx)
-	if err != nil {
-		return err
-	}
-	view := &overlay{base: r.Store, group: *g, cache: map[string]node.Group{}, reached: map[string]map[string]node.Group{}}
-	if err := checkParents(ctx, view, *g); err != nil {
-		return err
-	}
-	c := store.NewChange()
-	if old != nil && changesHeirs(*old, *g) {
-		if err := r.checkHeirs(ctx, view, c); err != nil {
-			return err
-		}
-	}
-	c.PutGroup(mark, old, *g)
+// commit commits a group that was checked. now gets its revision.
+func (g *groups) commit(ctx context.Context, c *store.Change, mark store.GroupsMark, old, now *node.Group, validateOnly bool) error {
+	c.PutGroup(mark, old, *now)
 	if err := c.Err(); err != nil || validateOnly {
 		return err
 	}
@@ -191,12 +291,12 @@ func (r *Registry) commitGroup(ctx context.Context, old *node.Group, g *node.Gro
 	if old == nil {
 		action = node.ActionGroupCreate
 	}
-	c.Audit(r.groupLine(ctx, action, g.Name))
-	rev, err := r.Store.Commit(ctx, c)
+	c.Audit(g.groupLine(ctx, action, now.Name))
+	rev, err := g.store.Commit(ctx, c)
 	if err != nil {
-		return fmt.Errorf("group %q: %w", g.Name, err)
+		return fmt.Errorf("group %q: %w", now.Name, err)
 	}
-	g.Revision = rev
+	now.Revision = rev
 	return nil
 }
 
@@ -205,46 +305,9 @@ func changesHeirs(old, g node.Group) bool {
 	return !slices.Equal(old.Parents, g.Parents) || !reflect.DeepEqual(old.Classification, g.Classification)
 }
 
-// overlay shows the groups as they would be after a write.
-type overlay struct {
-	base    enc.Groups
-	group   node.Group
-	cache   map[string]node.Group
-	reached map[string]map[string]node.Group // by the names of groups: many nodes are in the same ones
-}
-
-// check is checkNode, for many nodes.
-func (o *overlay) check(ctx context.Context, n node.Node) error {
-	key := strings.Join(n.Groups, " ")
-	reached, known := o.reached[key]
-	if !known {
-		var err error
-		if reached, err = reach(ctx, o, n.Groups); err != nil {
-			return err
-		}
-		o.reached[key] = reached
-	}
-	return classify.Node(n, reached).Err(n.Certname)
-}
-
-// Group returns a group as it would be.
-func (o *overlay) Group(ctx context.Context, name string) (node.Group, error) {
-	if name == o.group.Name {
-		return o.group, nil
-	}
-	if g, ok := o.cache[name]; ok {
-		return g, nil
-	}
-	g, err := o.base.Group(ctx, name)
-	if err == nil {
-		o.cache[name] = g
-	}
-	return g, err
-}
-
 // checkParents makes sure that all ancestors exist and that there is no cycle.
 // Whether they agree shows on the nodes, which may decide by themselves.
-func checkParents(ctx context.Context, view *overlay, g node.Group) error {
+func checkParents(ctx context.Context, groups enc.Groups, g node.Group) error {
 	path := []string{g.Name}
 	seen := map[string]bool{}
 	var walk func(parents []string) error
@@ -257,7 +320,7 @@ func checkParents(ctx context.Context, view *overlay, g node.Group) error {
 				continue
 			}
 			seen[p] = true
-			parent, err := view.Group(ctx, p)
+			parent, err := groups.Group(ctx, p)
 			if err != nil {
 				return fmt.Errorf("parents of group %q: %w", g.Name, err)
 			}
@@ -270,68 +333,4 @@ func checkParents(ctx context.Context, view *overlay, g node.Group) error {
 		return nil
 	}
 	return walk(g.Parents)
-}
-
-// checkHeirs checks every node that inherits the group of the view, directly
-// or not, and guards the change against others that join meanwhile.
-func (r *Registry) checkHeirs(ctx context.Context, view *overlay, c *store.Change) error {
-	heirs := map[string]bool{}
-	var clash *node.ConflictError
-	for queue := []string{view.group.Name}; len(queue) > 0; queue = queue[1:] {
-		name := queue[0]
-		if heirs[name] {
-			continue
-		}
-		heirs[name] = true
-		use, err := r.Store.UseMark(ctx, name)
-		if err != nil {
-			return err
-		}
-		c.GuardUse(name, use)
-		for child, err := range r.Store.Children(ctx, name) {
-			if err != nil {
-				return err
-			}
-			queue = append(queue, child)
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(heirs)) {
-		for member, err := range r.Store.Members(ctx, name) {
-			if err != nil {
-				return err
-			}
-			if err := r.checkHeir(ctx, view, member, &clash); err != nil {
-				return err
-			}
-		}
-	}
-	if clash != nil {
-		slices.Sort(clash.Nodes)
-		clash.Nodes = slices.Compact(clash.Nodes)
-		return clash
-	}
-	return nil
-}
-
-// checkHeir checks one node and gathers the nodes that meet the same conflict.
-func (r *Registry) checkHeir(ctx context.Context, view *overlay, name node.Certname, clash **node.ConflictError) error {
-	n, err := r.Store.Node(ctx, name)
-	if errors.Is(err, node.ErrNodeNotFound) {
-		return nil // terminated since the index was read; the guard notices
-	}
-	if err != nil {
-		return err
-	}
-	err = view.check(ctx, n)
-	found, ok := errors.AsType[*node.ConflictError](err)
-	switch {
-	case err == nil:
-	case !ok:
-		return fmt.Errorf("node %q: %w", name, err)
-	case *clash == nil:
-		*clash = found
-	case (*clash).Setting == found.Setting && (*clash).Groups == found.Groups:
-		(*clash).Nodes = append((*clash).Nodes, name)
-	}
-	return nil
 }

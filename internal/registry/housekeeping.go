@@ -12,7 +12,8 @@ import (
 // housekeeping forgets what is past its time.
 type housekeeping struct {
 	core
-	swept time.Time // the last time
+	groups *groups
+	swept  time.Time // the last time
 }
 
 // retention is how long a terminated registration is remembered after all
@@ -28,6 +29,9 @@ func (h *housekeeping) run(ctx context.Context) {
 	h.swept = now
 	if err := h.sweep(ctx); err != nil && ctx.Err() == nil {
 		h.log.WithError(err).Error("forgetting old registrations")
+	}
+	if err := h.groups.sweep(ctx); err != nil && ctx.Err() == nil {
+		h.log.WithError(err).Error("forgetting sets of groups that have no nodes")
 	}
 }
 

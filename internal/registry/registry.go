@@ -46,7 +46,6 @@ import (
 	"context"
 	"crypto"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -100,12 +99,8 @@ type Options struct {
 type Registry struct {
 	Options
 
-	// A write to a group looks at every node that inherits it. Nodes that join
-	// groups wait meanwhile; else a busy fleet would make it start over for
-	// ever. The guards of each commit, not this lock, keep the result right.
-	classifying sync.RWMutex
-
 	core
+	*groups
 	*view
 	*certnames
 	*settlement
@@ -146,6 +141,7 @@ func New(o Options) *Registry {
 	r := &Registry{
 		Options:    o,
 		core:       c,
+		groups:     &groups{core: c},
 		view:       &view{core: c, sightings: o.Sightings, down: o.Revocations.Down, authority: o.Authority},
 		certnames:  names,
 		settlement: settlement,
@@ -163,7 +159,7 @@ func New(o Options) *Registry {
 		view: r.view, names: names, registrations: r.registrations, settlement: settlement, fence: fence, orders: orders,
 		terminate: r.terminations.end, answers: answers{now: o.Now},
 	}
-	r.housekeeping = housekeeping{core: c}
+	r.housekeeping = housekeeping{core: c, groups: r.groups}
 	r.importer = &importer{core: c, signed: o.Signed, names: names, unfinished: fence.unfinished, commit: r.commitNode}
 	r.launches = &launches{
 		core: c, runInterval: o.RunInterval, uptime: o.Uptime, sightings: o.Sightings,
@@ -179,16 +175,7 @@ func (r *Registry) commitNode(ctx context.Context, c *store.Change, old *node.No
 	if err := a.mayJoin(old, *n); err != nil {
 		return err
 	}
-	if len(n.Groups) > 0 || old != nil && len(old.Groups) > 0 {
-		r.classifying.RLock()
-		defer r.classifying.RUnlock()
-		mark, err := r.Store.GroupsMark(ctx)
-		if err != nil {
-			return err
-		}
-		c.GuardGroups(mark)
-	}
-	merged, err := checkNode(ctx, r.Store, *n)
+	merged, err := r.groups.admit(ctx, c, *n)
 	if err != nil {
 		return err
 	}

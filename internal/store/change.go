@@ -17,6 +17,7 @@ type Change struct {
 	puts    map[string][]byte
 	deletes map[string]bool
 	index   map[string]bool // index keys: true is put, false deleted
+	known   []string        // names of sets, of KnownSet
 
 	lines     []node.AuditLine
 	unaudited bool
@@ -83,9 +84,9 @@ func (c *Change) reindex(old, now any) {
 	}
 }
 
-// PutNode writes a live registration in place of old (nil: a new one). It guards old. The groups
-// of a node that joins them, or that sets something else, are marked, so
-// that a write to the group that did not see it fails. A node that leaves can
+// PutNode writes a live registration in place of old (nil: a new one). It guards old. The set of
+// groups that a node joins, or in which it sets something else, is marked, so
+// that a write of a group that did not see it fails. A node that leaves can
 // do no harm to a group.
 func (c *Change) PutNode(old *node.Node, n node.Node) {
 	key, record := nodeKey(n.Certname), encode(n)
@@ -99,9 +100,9 @@ func (c *Change) PutNode(old *node.Node, n node.Node) {
 	}
 	if changed {
 		c.limited("classification", string(n.Certname), record)
-		c.markUse(n.Groups, nil)
-	} else {
-		c.markUse(n.Groups, old.Groups)
+	}
+	if changed || !slices.Equal(old.Groups, n.Groups) {
+		c.joinSet(n.Groups)
 	}
 	c.put(key, record)
 }
@@ -114,15 +115,6 @@ func (c *Change) RemoveNode(old node.Node) {
 	c.remove(seenKey(old.Certname))
 }
 
-// markUse marks groups, but for those that were used before.
-func (c *Change) markUse(groups, was []string) {
-	for _, g := range groups {
-		if !slices.Contains(was, g) {
-			c.put(groupUseMark(g), nil)
-		}
-	}
-}
-
 // GuardGroups makes the change fail if any group is written after the mark was read.
 func (c *Change) GuardGroups(m GroupsMark) { c.guard(groupsMark, int64(m)) }
 
@@ -133,11 +125,9 @@ func (c *Change) PutGroup(m GroupsMark, old *node.Group, g node.Group) {
 	if old == nil {
 		c.guard(key, 0)
 		c.reindex(nil, g)
-		c.markUse(g.Parents, nil)
 	} else {
 		c.guard(key, old.Revision)
 		c.reindex(*old, g)
-		c.markUse(g.Parents, old.Parents)
 	}
 	c.GuardGroups(m)
 	c.put(groupsMark, nil)
@@ -153,12 +143,7 @@ func (c *Change) RemoveGroup(m GroupsMark, old node.Group) {
 	c.GuardGroups(m)
 	c.put(groupsMark, nil)
 	c.remove(groupKey(old.Name))
-	c.remove(groupUseMark(old.Name))
 }
-
-// GuardUse makes the change fail if a node or a group joins a group, or a
-// node of it sets something else, after the mark was read.
-func (c *Change) GuardUse(group string, m UseMark) { c.guard(groupUseMark(group), int64(m)) }
 
 // PutTombstone keeps a terminated registration.
 func (c *Change) PutTombstone(n node.Node) {

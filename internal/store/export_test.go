@@ -65,5 +65,7 @@ var KeySamples = map[string]string{
 	auditNewPrefix + "i1": "audit/new/i1",
 	auditLineKey(42):      "audit/line/0000000000000000042",
 	auditHeadKey:          "audit/head",
-	groupUseMark("base"):  "mark/group-use/base",
+	setsMark:              "mark/sets",
+	setPrefix + setName([]string{"base", "web"}):      "mark/set/base,web",
+	setMemberPrefix(setName([]string{"base", "web"})): "ix/node-set/base,web/",
 }

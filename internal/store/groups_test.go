@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/espm-project/espm/internal/node"
@@ -90,39 +91,121 @@ func TestGroupsMark(t *testing.T) {
 	f.stale("another group is gone", func(c *store.Change) { c.PutGroup(mark, &old, old) })
 }
 
-// A group may only go if nobody joined since that was looked up.
-func TestUseMark(t *testing.T) {
-	f := newFixture(t)
-	for _, name := range []string{"a", "other"} {
-		f.putGroup(name)
+func (f *fixture) set(groups ...string) store.GroupSet {
+	f.t.Helper()
+	set, known, err := f.Set(f.t.Context(), groups)
+	check(f.t, err)
+	if !known {
+		f.t.Fatalf("the set %v is not known", groups)
 	}
-	use := func() store.UseMark { return must(f.UseMark(t.Context(), "a"))(t) }
-	remove := func(m store.UseMark) func(c *store.Change) {
-		mark, old := f.groupsMark(), f.group("a")
-		return func(c *store.Change) { c.GuardUse("a", m); c.RemoveGroup(mark, old) }
-	}
-	before := use()
-	f.put(node.Node{Certname: "n1", Groups: []string{"a"}})
-	f.stale("a node joined", remove(before))
+	return set
+}
 
-	before = use()
-	f.put(node.Node{Certname: "n1", Groups: []string{"a"}, Labels: map[string]string{"k": "v"}})
-	f.put(node.Node{Certname: "n2", Groups: []string{"other"}})
-	equal(t, "mark after nodes changed otherwise", use(), before)
+// A write of a group fails where a node joined a set that it looked at, or sets
+// something else there. Nodes that change otherwise, or leave, do it no harm.
+func TestSetIsMarked(t *testing.T) {
+	f := newFixture(t)
+	guarded := func(s store.GroupSet) func(*store.Change) {
+		return func(c *store.Change) {
+			c.GuardSet(s)
+			c.PutGroup(f.groupsMark(), nil, node.Group{Name: "new"})
+		}
+	}
+	f.put(node.Node{Certname: "n1", Groups: []string{"a", "b"}})
+	before := f.set("a", "b")
+	f.put(node.Node{Certname: "n2", Groups: []string{"a", "b"}})
+	f.stale("a node joined", guarded(before))
+
+	before = f.set("a", "b")
+	f.put(node.Node{Certname: "n1", Groups: []string{"a", "b"}, Labels: map[string]string{"k": "v"}})
+	f.put(node.Node{Certname: "n3", Groups: []string{"a"}})
+	equal(t, "after nodes changed otherwise", f.set("a", "b"), before)
 
 	own := node.Classification{Environment: "test"}
-	f.put(node.Node{Certname: "n1", Groups: []string{"a"}, Classification: own})
-	f.stale("a node sets something else", remove(before))
+	f.put(node.Node{Certname: "n1", Groups: []string{"a", "b"}, Classification: own})
+	f.stale("a node sets something else", guarded(before))
 
-	before = use()
-	f.put(node.Node{Certname: "n1"})
-	equal(t, "mark after a node left", use(), before)
-	f.putGroup("child", "a")
-	f.stale("a group joined", remove(before))
+	before = f.set("a", "b")
+	f.put(node.Node{Certname: "n1", Classification: own})
+	equal(t, "after a node left", f.set("a", "b"), before)
+	f.do(guarded(before))
+}
 
-	f.putGroup("child")
-	f.do(remove(use()))
-	f.keys("removed", "group/", "child", "other")
-	f.keys("removed", "mark/group-use/", "other")
-	f.keys("removed", "ix/group-child/")
+// A write of a group fails where a set came that it did not see.
+func TestNewSetIsTold(t *testing.T) {
+	f := newFixture(t)
+	mark := func() store.SetsMark { return must(f.SetsMark(t.Context()))(t) }
+	equal(t, "mark of an empty store", mark(), store.SetsMark(0))
+	f.put(node.Node{Certname: "n1", Groups: []string{"a"}})
+	before := mark()
+	f.do(func(c *store.Change) {
+		c.KnownSet(f.set("a"))
+		c.PutNode(nil, node.Node{Certname: "n2", Groups: []string{"a"}})
+	})
+	equal(t, "mark after a node joined a known set", mark(), before)
+	f.put(node.Node{Certname: "n3", Groups: []string{"a", "b"}})
+	f.stale("a set is new", func(c *store.Change) {
+		c.GuardSets(before)
+		c.PutGroup(f.groupsMark(), nil, node.Group{Name: "new"})
+	})
+}
+
+func TestSetsAndTheirNodes(t *testing.T) {
+	f := newFixture(t)
+	f.put(node.Node{Certname: "n1", Groups: []string{"a", "b"}}, node.Node{Certname: "n2", Groups: []string{"a", "b"}}, node.Node{Certname: "n3", Groups: []string{"a"}},
+		node.Node{Certname: "n4"})
+	names := func() (all [][]string) {
+		for _, s := range collect(t, f.Sets(t.Context())) {
+			all = append(all, s.Groups())
+		}
+		return all
+	}
+	equal(t, "sets", names(), [][]string{{"a"}, {"a", "b"}})
+	equal(t, "nodes", collect(t, f.SetMembers(t.Context(), f.set("a", "b"))), []node.Certname{"n1", "n2"})
+	f.put(node.Node{Certname: "n2", Groups: []string{"a"}})
+	equal(t, "nodes after one moved", collect(t, f.SetMembers(t.Context(), f.set("a", "b"))), []node.Certname{"n1"})
+	first, found, err := f.FirstOf(t.Context(), f.set("a"))
+	equal(t, "first node", []any{first, found, err}, []any{node.Certname("n2"), true, nil})
+
+	f.do(func(c *store.Change) { c.RemoveNode(f.node("n1")) })
+	equal(t, "a set stays known without nodes", names(), [][]string{{"a"}, {"a", "b"}})
+	_, found, err = f.FirstOf(t.Context(), f.set("a", "b"))
+	equal(t, "no node", []any{found, err}, []any{false, nil})
+}
+
+// A set goes only where no node joined it since it was read. Who found it known starts over.
+func TestRemoveSets(t *testing.T) {
+	f := newFixture(t)
+	f.put(node.Node{Certname: "n1", Groups: []string{"a"}})
+	n1, empty := f.node("n1"), f.set("a")
+	f.do(func(c *store.Change) { c.RemoveNode(n1) })
+	f.put(node.Node{Certname: "n2", Groups: []string{"a"}})
+	if err := f.RemoveSets(t.Context(), []store.GroupSet{empty}); !errors.Is(err, node.ErrStale) {
+		t.Errorf("a node joined: got %v", err)
+	}
+	f.do(func(c *store.Change) { c.RemoveNode(f.node("n2")) })
+	mark, empty := f.groupsMark(), f.set("a")
+	check(t, f.RemoveSets(t.Context(), []store.GroupSet{empty}))
+	if _, known, err := f.Set(t.Context(), []string{"a"}); known || err != nil {
+		t.Errorf("the set is known: %v, %v", known, err)
+	}
+	f.stale("the set went", func(c *store.Change) {
+		c.GuardGroups(mark)
+		c.KnownSet(empty)
+		c.PutNode(nil, node.Node{Certname: "n3", Groups: []string{"a"}})
+	})
+}
+
+// However many sets go, no commit is beyond the engine's bounds.
+func TestManySetsGo(t *testing.T) {
+	f := newFixture(t)
+	var sets []store.GroupSet
+	for i := range 300 {
+		n := node.Node{Certname: node.Certname(fmt.Sprintf("n%d", i)), Groups: []string{fmt.Sprintf("g%d", i)}}
+		f.put(n)
+		f.do(func(c *store.Change) { c.RemoveNode(f.node(n.Certname)) })
+		sets = append(sets, f.set(n.Groups...))
+	}
+	check(t, f.RemoveSets(t.Context(), sets))
+	f.keys("removed", "mark/set/")
 }

@@ -82,12 +82,15 @@ func indexKeys(record any) map[string]indexKind {
 
 // nodeIndex returns the index keys of a live node.
 func nodeIndex(n node.Node) map[string]indexKind {
-	keys := make(map[string]indexKind, len(n.Labels)+len(n.Groups)+2)
+	keys := make(map[string]indexKind, len(n.Labels)+len(n.Groups)+3)
 	for k, v := range n.Labels {
 		keys[labelPrefix(k, v)+string(n.Certname)] = plain
 	}
 	for _, g := range n.Groups {
 		keys[memberPrefix(g)+string(n.Certname)] = plain
+	}
+	if len(n.Groups) > 0 {
+		keys[setMemberPrefix(setName(n.Groups))+string(n.Certname)] = plain
 	}
 	if n.Unclaimed() {
 		keys[claimKey(n)] = plain

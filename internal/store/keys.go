@@ -30,6 +30,7 @@ import (
 //
 //	ix/node-label/KEY=VALUE/CERTNAME
 //	ix/node-group/GROUP/CERTNAME
+//	ix/node-set/GROUP,GROUP.../CERTNAME  the node's groups, sorted
 //	ix/group-child/PARENT/GROUP
 //	ix/node-owner/OWNER/CERTNAME   put with each write of the node, so that it can be watched
 //	ix/cert-owner/OWNER/CERTNAME/UID/SERIAL
@@ -45,10 +46,11 @@ import (
 // Marks, put to be guarded by others; only their revision counts:
 //
 //	mark/groups                    any group was written
-//	mark/group-use/GROUP           a node or a group joined GROUP, or a node of it sets something else
+//	mark/sets                      a node came to a set of groups that was not known
+//	mark/set/GROUP,GROUP...        a node joined the set, or a node of it sets something else; see GroupSet
 //
 // None of the parts can hold a "/" but a label's key and a request, which
-// stand where that is not ambiguous (a label's key holds no "="). In OWNER it is escaped.
+// stand where that is not ambiguous (a label's key holds no "="). A group's name holds no ",". In OWNER it is escaped.
 const (
 	schemaKey     = "schema"
 	encKey        = "enc"
@@ -64,6 +66,9 @@ const (
 	claimPrefix = "ix/claim/"
 	tokenPrefix = "token/"
 	groupsMark  = "mark/groups"
+	setsMark    = "mark/sets"
+	setPrefix   = "mark/set/"
+	setComma    = ","
 
 	auditNewPrefix  = "audit/new/"
 	auditLinePrefix = "audit/line/"
@@ -81,9 +86,9 @@ func issueKey(uid node.UID) string        { return issuePrefix + string(uid) }
 func requestKey(key string) string        { return "request/" + key }
 func revocationKey(id string) string      { return revokePrefix + id }
 func pendingKey(id string) string         { return pendingPrefix + id }
-func groupUseMark(group string) string    { return "mark/group-use/" + group }
 func labelPrefix(k, v string) string      { return "ix/node-label/" + k + "=" + v + "/" }
 func memberPrefix(group string) string    { return "ix/node-group/" + group + "/" }
+func setMemberPrefix(set string) string   { return "ix/node-set/" + set + "/" }
 func childPrefix(parent string) string    { return "ix/group-child/" + parent + "/" }
 func certOfPrefix(n node.Certname) string { return "ix/cert-of/" + string(n) + "/" }
 

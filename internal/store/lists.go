@@ -368,20 +368,10 @@ func (v nodeView) tombstoneAt(ctx context.Context, key string) (node.Node, error
 // GroupsMark is the revision at which any group was last written.
 type GroupsMark int64
 
-// UseMark is the revision at which a node or a group last joined a group, or a
-// node of it last changed what it sets itself.
-type UseMark int64
-
 // GroupsMark reads the mark, to be guarded by a Change.
 func (v groupView) GroupsMark(ctx context.Context) (GroupsMark, error) {
 	rev, err := v.revision(ctx, groupsMark)
 	return GroupsMark(rev), err
-}
-
-// UseMark reads the mark of a group, to be guarded by a Change.
-func (v groupView) UseMark(ctx context.Context, group string) (UseMark, error) {
-	rev, err := v.revision(ctx, groupUseMark(group))
-	return UseMark(rev), err
 }
 
 // revision returns the revision of a key, 0 if it is absent.

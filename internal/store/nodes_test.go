@@ -41,11 +41,11 @@ func TestIndexesFollowTheNode(t *testing.T) {
 	}
 	step("registered", map[string]string{"role": "web", "example.com/team": "a"}, []string{"base", "web"})
 	f.keys("registered", "ix/", "node-group/base/web01", "node-group/web/web01",
-		"node-label/example.com/team=a/web01", "node-label/role=web/web01")
+		"node-label/example.com/team=a/web01", "node-label/role=web/web01", "node-set/base,web/web01")
 
 	step("changed", map[string]string{"role": "db", "example.com/team": "a", "empty": ""}, []string{"base", "db"})
 	f.keys("changed", "ix/", "node-group/base/web01", "node-group/db/web01",
-		"node-label/empty=/web01", "node-label/example.com/team=a/web01", "node-label/role=db/web01")
+		"node-label/empty=/web01", "node-label/example.com/team=a/web01", "node-label/role=db/web01", "node-set/base,db/web01")
 
 	step("bare", nil, nil)
 	f.keys("bare", "ix/")

@@ -15,7 +15,10 @@ var currentSchema = len(migrations)
 // migrations[i] are the steps that bring a store from schema version i to i+1.
 var migrations = [][]step{
 	{}, // 0: an empty store
-	{listSerials(nodePrefix), listSerials(tombstonesPrefix)}, // 1: a registration had one live certificate
+	{ // 1: a registration had one live certificate, and sets of groups were not known
+		listSerials(nodePrefix), listSerials(tombstonesPrefix),
+		{"sets of groups", indexSets}, {"marks of groups", removeGroupUse},
+	},
 }
 
 // step changes records of one kind. It works in batches while others read and write the store,
