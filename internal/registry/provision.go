@@ -241,3 +241,7 @@ func (i *issuer) shareCall(ctx context.Context, request *node.Request, do func(c
 		return Provisioned{}, fmt.Errorf("the call for %q goes on without its caller: %w", request.Certname, ctx.Err())
 	}
 }
+
+// Wait waits for the issues that go on although their callers have gone. No
+// other call may be under way.
+func (i *issuer) Wait() { i.calls.Wait() }
