@@ -101,7 +101,7 @@ func (n NewToken) check() error {
 
 func checkTTL(ttl time.Duration) error {
 	if ttl != 0 && (ttl < MinTokenTTL || ttl > MaxTokenTTL) {
-		return node.Invalid("ttl", "from %v to %v, is %v", MinTokenTTL, MaxTokenTTL, ttl)
+		return node.Invalid("ttl", "from %v to %v, is %v", node.Duration(MinTokenTTL), node.Duration(MaxTokenTTL), node.Duration(ttl))
 	}
 	return nil
 }

@@ -78,7 +78,7 @@ func decodeCSR(pemBytes []byte) ([]byte, error) {
 	}
 	// OpenSSL reads both names.
 	if block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST" {
-		return nil, node.Invalid("csr_pem", "must be a CERTIFICATE REQUEST, is a %s", quote(block.Type))
+		return nil, node.Invalid("csr_pem", "must be a CERTIFICATE REQUEST, is a %s", node.Quote(block.Type))
 	}
 	return block.Bytes, nil
 }
@@ -95,7 +95,7 @@ func checkCSRName(csr *x509.CertificateRequest, name node.Certname) error {
 		return node.Invalid("csr_pem", "the subject must have one common name, has %d", len(cns))
 	}
 	if cns[0] != string(name) {
-		return node.Invalid("csr_pem", "the common name must be the certname %q, is %s", string(name), quote(cns[0]))
+		return node.Invalid("csr_pem", "the common name must be the certname %q, is %s", string(name), node.Quote(cns[0]))
 	}
 	return nil
 }

@@ -205,11 +205,11 @@ func compareExtensions(a, b Extension) int { return slices.Compare(a.ID, b.ID) }
 func clip(name string) string {
 	for _, r := range name {
 		if (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '_' && r != '.' {
-			return quote(name)
+			return node.Quote(name)
 		}
 	}
-	if len(name) > 80 {
-		return quote(name)
+	if len(name) > node.MaxQuoted {
+		return node.Quote(name)
 	}
 	return name
 }

@@ -23,7 +23,7 @@ func CheckHeld(cert *x509.Certificate, name node.Certname, issuer *x509.Certific
 	case cert.IsCA:
 		return errors.New("it is a CA's certificate")
 	case cert.Subject.CommonName != string(name):
-		return fmt.Errorf("it was issued to %s", quote(cert.Subject.CommonName))
+		return fmt.Errorf("it was issued to %s", node.Quote(cert.Subject.CommonName))
 	case now.After(cert.NotAfter):
 		return fmt.Errorf("it has expired, on %s", cert.NotAfter.UTC().Format(time.RFC3339))
 	}

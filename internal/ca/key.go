@@ -43,7 +43,7 @@ func ParseKeyAlgorithm(s string) (KeyAlgorithm, error) {
 		return ECP256, nil
 	}
 	if !slices.Contains(KeyAlgorithms(), KeyAlgorithm(s)) {
-		return "", node.Invalid("key_algorithm", "%s: must be one of %s", quote(s), list(KeyAlgorithms()))
+		return "", node.Invalid("key_algorithm", "%s: must be one of %s", node.Quote(s), list(KeyAlgorithms()))
 	}
 	return KeyAlgorithm(s), nil
 }
@@ -157,13 +157,4 @@ func KeyHash(pub crypto.PublicKey) (string, error) {
 	}
 	sum := sha256.Sum256(der)
 	return hex.EncodeToString(sum[:]), nil
-}
-
-// quote quotes input for an error message, shortened if it is long.
-func quote(s string) string {
-	const limit = 80
-	if len(s) > limit {
-		return fmt.Sprintf("%q...", s[:limit])
-	}
-	return fmt.Sprintf("%q", s)
 }

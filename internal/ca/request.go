@@ -51,9 +51,9 @@ func checkTTL(ttl time.Duration) error {
 	case ttl == 0:
 		return nil
 	case ttl < MinTTL:
-		return node.Invalid("ttl", "at least %v, is %v", MinTTL, ttl)
+		return node.Invalid("ttl", "at least %v, is %v", node.Duration(MinTTL), node.Duration(ttl))
 	case ttl > MaxTTL:
-		return node.Invalid("ttl", "at most %v (fifty years), is %v", MaxTTL, ttl)
+		return node.Invalid("ttl", "at most %v (fifty years), is %v", node.Duration(MaxTTL), node.Duration(ttl))
 	}
 	return nil
 }

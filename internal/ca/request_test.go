@@ -60,7 +60,7 @@ func TestParseExtensionsRefuses(t *testing.T) {
 		"huge part":     {map[string]string{"1.3.6.1.4.1.34380.1.1.4294967296": "x"}, "extensions[1.3.6.1.4.1.34380.1.1.4294967296]", "dotted OID"},
 		"twice":         {map[string]string{"pp_uuid": "x", "1.3.6.1.4.1.34380.1.1.1": "y"}, "extensions[pp_uuid]", "twice"},
 		"too many":      {many, "extensions", "at most 64, are 65"},
-		"very long OID": {map[string]string{strings.Repeat("1.", 500) + "1": "x"}, `extensions["` + strings.Repeat("1.", 40) + `"...]`, "dotted OID"},
+		"very long OID": {map[string]string{strings.Repeat("1.", 500) + "1": "x"}, `extensions["` + strings.Repeat("1.", 40) + `..."]`, "dotted OID"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -82,7 +82,7 @@ func TestCheckRequest(t *testing.T) {
 		"certname":   {func(r *ca.Request) { r.Certname = "../x" }, "certname", "labels"},
 		"wildcard":   {func(r *ca.Request) { r.DNSAltNames = []string{"a", "*.b"} }, "dns_alt_names[1]", "wildcards"},
 		"many names": {func(r *ca.Request) { r.DNSAltNames = make([]string, 10_000) }, "dns_alt_names", "at most 100 names, are 10000"},
-		"short ttl":  {func(r *ca.Request) { r.TTL = time.Second }, "ttl", "at least 1m0s, is 1s"},
+		"short ttl":  {func(r *ca.Request) { r.TTL = time.Second }, "ttl", "at least 1m, is 1s"},
 		"negative":   {func(r *ca.Request) { r.TTL = -time.Hour }, "ttl", "at least"},
 		"long ttl":   {func(r *ca.Request) { r.TTL = 1 << 62 }, "ttl", "at most"},
 		"extension":  {func(r *ca.Request) { r.Extensions = []ca.Extension{{ID: []int{2, 5, 29, 17}, Value: "x"}} }, "extensions[2.5.29.17]", "must be below"},

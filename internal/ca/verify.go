@@ -57,7 +57,7 @@ func (w Wanted) Check(cert *x509.Certificate) error {
 	case hash != w.KeyHash:
 		differs = "another key"
 	case cert.Subject.CommonName != string(w.Certname):
-		differs = fmt.Sprintf("the name %s", quote(cert.Subject.CommonName))
+		differs = fmt.Sprintf("the name %s", node.Quote(cert.Subject.CommonName))
 	case !slices.Equal(slices.Sorted(slices.Values(cert.DNSNames)), names):
 		differs = fmt.Sprintf("the DNS names %q instead of %q", cert.DNSNames, names)
 	case len(cert.IPAddresses)+len(cert.EmailAddresses)+len(cert.URIs) > 0:
@@ -67,7 +67,7 @@ func (w Wanted) Check(cert *x509.Certificate) error {
 	case cert.IsCA:
 		differs = "a CA's rights"
 	case life < max(w.TTL, MinTTL)-ttlSlack || w.TTL != 0 && life > w.TTL+ttlSlack:
-		differs = fmt.Sprintf("a life of %v instead of %v", life, w.TTL)
+		differs = fmt.Sprintf("a life of %v instead of %v", node.Duration(life), node.Duration(w.TTL))
 	default:
 		return nil
 	}

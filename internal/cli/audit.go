@@ -81,7 +81,7 @@ func moment(flag, s string, now time.Time) (*timestamppb.Timestamp, error) {
 	if t, err := time.Parse(time.RFC3339, s); err == nil {
 		return timestamppb.New(t), nil
 	}
-	ago, err := parseDuration(s)
+	ago, err := node.ParseDuration(s)
 	if err != nil || ago < 0 {
 		return nil, usageError{fmt.Errorf("--%s %q: must be a time such as 2026-11-22T08:00:00Z, or how long ago, such as 24h or 7d", flag, s)}
 	}

@@ -8,9 +8,11 @@ import (
 	"os"
 	"regexp"
 
+	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/espm-project/espm/internal/node"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
@@ -180,4 +182,12 @@ func plain(n *yaml.Node) error {
 		}
 	}
 	return nil
+}
+
+// durationVar adds a flag for a time span. The help shows no default where there is none.
+func durationVar(f *pflag.FlagSet, d *node.Duration, name, usage string) {
+	f.Var(d, name, usage)
+	if *d == 0 {
+		f.Lookup(name).DefValue = ""
+	}
 }

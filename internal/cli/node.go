@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
+	"github.com/espm-project/espm/internal/node"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
@@ -126,7 +127,7 @@ give a node to another owner; its certificates and revocations go with it.`,
 func (a *app) nodeListCmd() *cobra.Command {
 	var labels []string
 	var group, owner string
-	var notSeen duration
+	var notSeen node.Duration
 	c := &cobra.Command{
 		Use:     "list",
 		Short:   "List the live nodes",
@@ -154,7 +155,7 @@ func (a *app) nodeListCmd() *cobra.Command {
 	c.Flags().StringArrayVar(&labels, "label", nil, "only nodes with this label, NAME=VALUE; repeatable")
 	c.Flags().StringVar(&group, "group", "", "only nodes directly in this group")
 	c.Flags().StringVar(&owner, "owner", "", "only nodes of this principal, such as token:ci")
-	c.Flags().Var(&notSeen, "not-seen-for", "only nodes whose catalog was not asked for in this time, such as 30d or 12h; never seen: since it was registered")
+	durationVar(c.Flags(), &notSeen, "not-seen-for", "only nodes whose catalog was not asked for in this time, such as 30d or 12h; never seen: since it was registered")
 	return c
 }
 
@@ -192,7 +193,7 @@ func (a *app) nodeShowCmd() *cobra.Command {
 
 func (a *app) nodeTerminateCmd() *cobra.Command {
 	req := &espmv1.TerminateNodeRequest{}
-	var wait duration
+	var wait node.Duration
 	c := &cobra.Command{
 		Use:   "terminate NAME",
 		Short: "Take a node out of the classifier and revoke its certificates",
@@ -229,7 +230,7 @@ before stands.`,
 				}
 				if !revoked(resp) {
 					return fmt.Errorf("%q is terminated, but its revocation is still pending after %v; it will be done, ask again with --uid %s",
-						args[0], time.Duration(wait), resp.GetNode().GetUid())
+						args[0], wait, resp.GetNode().GetUid())
 				}
 				return nil
 			})
@@ -237,7 +238,7 @@ before stands.`,
 	}
 	c.Flags().StringVar(&req.Reason, "reason", "", reasonUsage)
 	c.Flags().StringVar(&req.Uid, "uid", "", "registration to terminate: keeps a late call from touching a successor (the live one)")
-	c.Flags().Var(&wait, "wait", "how long to wait for the revocation, such as 30s")
+	durationVar(c.Flags(), &wait, "wait", "how long to wait for the revocation, such as 30s")
 	return c
 }
 

@@ -23,14 +23,14 @@ import (
 // specFlags are those that describe a certificate.
 type specFlags struct {
 	csr, algorithm string
-	ttl            duration
+	ttl            node.Duration
 	names, exts    []string
 }
 
 func (f *specFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.csr, "csr", "", "file with a CSR (PEM): its key is certified, none is made")
 	c.Flags().StringVar(&f.algorithm, "key-algorithm", "", "key to make: ec-p256, rsa-2048, rsa-3072 or rsa-4096 (the daemon's default)")
-	c.Flags().Var(&f.ttl, "ttl", "validity of the certificate, such as 30d (the daemon's default)")
+	durationVar(c.Flags(), &f.ttl, "ttl", "validity of the certificate, such as 30d (the daemon's default)")
 	c.Flags().StringArrayVar(&f.names, "dns-alt-name", nil, "further DNS name in the certificate; repeatable")
 	c.Flags().StringArrayVar(&f.exts, "extension", nil, "Puppet extension in the certificate, such as pp_role=web; repeatable")
 }
@@ -79,7 +79,7 @@ func (a *app) nodeProvisionCmd() *cobra.Command {
 	var s specFlags
 	var d deliveryFlags
 	var requestID string
-	var within duration
+	var within node.Duration
 	c := &cobra.Command{
 		Use:   "provision NAME (--out DIR | --format tar|cloud-init|json|ignition)",
 		Short: "Register and classify a node and have its certificate signed, before it boots",
@@ -123,7 +123,7 @@ func (a *app) nodeProvisionCmd() *cobra.Command {
 	s.add(c)
 	d.add(c)
 	c.Flags().StringVar(&requestID, "request-id", "", "makes a retry safe: see docs/api.md (a random one)")
-	c.Flags().Var(&within, "claim-within", "terminate the node unless its first catalog is asked for within this time, from 1m to 30d")
+	durationVar(c.Flags(), &within, "claim-within", "terminate the node unless its first catalog is asked for within this time, from 1m to 30d")
 	return c
 }
 

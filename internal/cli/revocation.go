@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/espm-project/espm/internal/node"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
@@ -22,7 +23,7 @@ const reasonUsage = "why, as RFC 5280 section 5.3.1 names it (keyCompromise, as 
 
 func (a *app) certRevokeCmd() *cobra.Command {
 	req := &espmv1.RevokeCertificateRequest{}
-	var wait time.Duration
+	var wait node.Duration
 	c := &cobra.Command{
 		Use:   "revoke NAME | --serial SERIAL [NAME]",
 		Short: "Revoke the certificates of a node, or one by its serial; the node stays",
@@ -48,7 +49,7 @@ a CRL that came from a backup, or what was impossible to revoke.`,
 				req.Certname = args[0]
 			}
 			req.Serial = strings.ReplaceAll(req.GetSerial(), ":", "")
-			req.Wait = durationpb.New(wait)
+			req.Wait = durationpb.New(time.Duration(wait))
 			return a.call(func(conn *grpc.ClientConn) error {
 				resp, err := espmv1.NewRevocationServiceClient(conn).RevokeCertificate(cmd.Context(), req)
 				if err != nil {
@@ -72,12 +73,12 @@ a CRL that came from a backup, or what was impossible to revoke.`,
 	f.StringVar(&req.Comment, "comment", "", "why, in words; kept with the revocation")
 	f.BoolVar(&req.Force, "force", false, "also a protected name's, one that espm did not issue, one that has its receipt, or one that was impossible")
 	f.BoolVar(&req.ValidateOnly, "validate-only", false, "check everything, change nothing")
-	f.DurationVar(&wait, "wait", 0, "how long to wait for the receipt, such as 30s")
+	durationVar(f, &wait, "wait", "how long to wait for the receipt, such as 30s")
 	return c
 }
 
 // notRevoked says which orders have no receipt after a wait, and why.
-func notRevoked(revs []*espmv1.Revocation, wait time.Duration) error {
+func notRevoked(revs []*espmv1.Revocation, wait node.Duration) error {
 	for _, r := range revs {
 		if err := impossible(r); err != nil {
 			return err

@@ -20,6 +20,7 @@ import (
 
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/durable"
+	"github.com/espm-project/espm/internal/node"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
@@ -28,7 +29,7 @@ func (a *app) tokenCmd() *cobra.Command {
 }
 
 // defaultExpires is the API's.
-const defaultExpires = duration(90 * 24 * time.Hour)
+const defaultExpires = node.Duration(90 * 24 * time.Hour)
 
 // secretFile is where a token's text goes in place of standard output. A shell's > would empty
 // the file before anything is known of the call.
@@ -118,7 +119,7 @@ as '' it allows nothing.`,
 	}
 	f := c.Flags()
 	f.StringVar(&role, "role", "", "admin, provisioner or reader")
-	f.Var(&expires, "expires", "its life, such as 30d; 1 minute to 10 years")
+	durationVar(f, &expires, "expires", "its life, such as 30d; 1 minute to 10 years")
 	out.register(f, "file to write the text into, mode 0600, in place of standard output; none may stand there")
 	grant.register(f)
 	return c
@@ -127,7 +128,7 @@ as '' it allows nothing.`,
 // grantFlags confine a provisioner.
 type grantFlags struct {
 	names, environments, groups, extensions []string
-	maxTTL                                  duration
+	maxTTL                                  node.Duration
 	requests                                float64
 	open                                    int32
 }
@@ -137,7 +138,7 @@ func (g *grantFlags) register(f *pflag.FlagSet) {
 	f.StringArrayVar(&g.environments, "environment", nil, "an environment that its nodes may be in, repeatable; '': they may name none, which leaves it to the agent")
 	f.StringSliceVar(&g.groups, "group", nil, "groups that its nodes may be in")
 	f.StringSliceVar(&g.extensions, "extension", nil, "certificate extensions that it may ask for, by short name or OID")
-	f.Var(&g.maxTTL, "max-ttl", "the longest validity of a certificate")
+	durationVar(f, &g.maxTTL, "max-ttl", "the longest validity of a certificate")
 	f.Float64Var(&g.requests, "requests-per-second", 0, "requests a second (100)")
 	f.Int32Var(&g.open, "open-provisions", 0, "provisions under way at once (32)")
 }
@@ -230,7 +231,7 @@ func tokenTable(w io.Writer, t *espmv1.Token) {
 		fmt.Fprintf(w, "%s\t%s\n", l.name, dash(strings.Join(shown, " ")))
 	}
 	if d := g.GetMaxTtl(); d != nil {
-		fmt.Fprintf(w, "max ttl\t%v\n", d.AsDuration())
+		fmt.Fprintf(w, "max ttl\t%v\n", node.Duration(d.AsDuration()))
 	}
 }
 
@@ -260,7 +261,7 @@ rotation fails, it has the old one still.`,
 			})
 		},
 	}
-	c.Flags().Var(&expires, "expires", "its new life, such as 30d; 1 minute to 10 years")
+	durationVar(c.Flags(), &expires, "expires", "its new life, such as 30d; 1 minute to 10 years")
 	out.register(c.Flags(), "file to write the text into, mode 0600, in place of standard output; one that stands there is replaced")
 	return c
 }

@@ -33,11 +33,11 @@ type Principal struct {
 	Role     string `yaml:"role"`
 
 	// What a provisioner is confined to; a list that is not set does not confine.
-	Names        []string      `yaml:"names"`
-	Environments []string      `yaml:"environments"`
-	Groups       []string      `yaml:"groups"`
-	Extensions   []string      `yaml:"extensions"`
-	MaxTTL       time.Duration `yaml:"max_ttl"`
+	Names        []string `yaml:"names"`
+	Environments []string `yaml:"environments"`
+	Groups       []string `yaml:"groups"`
+	Extensions   []string `yaml:"extensions"`
+	MaxTTL       Duration `yaml:"max_ttl"`
 
 	RequestsPerSecond float64 `yaml:"requests_per_second"`
 	OpenProvisions    int     `yaml:"open_provisions"`
@@ -106,7 +106,7 @@ func (c *Config) Access() (auth.Principals, error) {
 			}
 		}
 		grant := node.Grant{
-			Names: p.Names, Environments: p.Environments, Groups: p.Groups, Extensions: p.Extensions, MaxTTL: p.MaxTTL,
+			Names: p.Names, Environments: p.Environments, Groups: p.Groups, Extensions: p.Extensions, MaxTTL: time.Duration(p.MaxTTL),
 			RequestsPerSecond: p.RequestsPerSecond, OpenProvisions: p.OpenProvisions,
 		}
 		if err := grant.Check(at, role); err != nil {

@@ -88,30 +88,30 @@ type Directory struct {
 
 // CRL says how the directory's CRL is kept.
 type CRL struct {
-	Validity    time.Duration `yaml:"validity"`
-	KeepExpired time.Duration `yaml:"keep_expired"`
+	Validity    Duration `yaml:"validity"`
+	KeepExpired Duration `yaml:"keep_expired"`
 }
 
 // Issue has the defaults of certificates.
 type Issue struct {
-	TTL          time.Duration `yaml:"ttl"`
-	KeyAlgorithm string        `yaml:"key_algorithm"`
-	KeyPool      *int          `yaml:"key_pool"`
+	TTL          Duration `yaml:"ttl"`
+	KeyAlgorithm string   `yaml:"key_algorithm"`
+	KeyPool      *int     `yaml:"key_pool"`
 }
 
 // Puppet is the server that provisioned nodes are told to use.
 type Puppet struct {
-	Server      string        `yaml:"server"`
-	Port        int           `yaml:"port"`
-	CAServer    string        `yaml:"ca_server"`
-	Template    string        `yaml:"conf_template"`
-	RunInterval time.Duration `yaml:"run_interval"`
+	Server      string   `yaml:"server"`
+	Port        int      `yaml:"port"`
+	CAServer    string   `yaml:"ca_server"`
+	Template    string   `yaml:"conf_template"`
+	RunInterval Duration `yaml:"run_interval"`
 }
 
 // Audit says how much of the audit log is kept.
 type Audit struct {
-	Keep       time.Duration `yaml:"keep"`
-	MaxSizeMiB int           `yaml:"max_size_mib"`
+	Keep       Duration `yaml:"keep"`
+	MaxSizeMiB int      `yaml:"max_size_mib"`
 }
 
 // Log says what is logged, and how.
@@ -170,8 +170,8 @@ func (c *Config) fill(dir string) {
 		c.Issue.KeyPool = new(defaultKeyPool)
 	}
 	c.Puppet.Port = cmp.Or(c.Puppet.Port, 8140)
-	c.Puppet.RunInterval = cmp.Or(c.Puppet.RunInterval, 30*time.Minute)
-	c.Audit.Keep = cmp.Or(c.Audit.Keep, 365*24*time.Hour)
+	c.Puppet.RunInterval = cmp.Or(c.Puppet.RunInterval, Duration(30*time.Minute))
+	c.Audit.Keep = cmp.Or(c.Audit.Keep, Duration(365*24*time.Hour))
 	c.Audit.MaxSizeMiB = cmp.Or(c.Audit.MaxSizeMiB, 1024)
 	c.Log.Level = cmp.Or(c.Log.Level, "info")
 	c.Log.Format = cmp.Or(c.Log.Format, "text")
@@ -233,8 +233,8 @@ func (c *Config) check() error {
 	if _, err := ca.ParseKeyAlgorithm(c.Issue.KeyAlgorithm); err != nil {
 		return fmt.Errorf("certificates.%w", err)
 	}
-	if ttl := c.Issue.TTL; ttl != 0 && (ttl < ca.MinTTL || ttl > ca.MaxTTL) {
-		return fmt.Errorf("certificates.ttl: from %v to %v, is %v", ca.MinTTL, ca.MaxTTL, c.Issue.TTL)
+	if err := within("certificates.ttl", c.Issue.TTL, ca.MinTTL, ca.MaxTTL); err != nil && c.Issue.TTL != 0 {
+		return err
 	}
 	if pool := *c.Issue.KeyPool; pool < 0 || pool > 1000 {
 		return fmt.Errorf("certificates.key_pool: from 0 to 1000 keys, is %d", pool)
@@ -263,8 +263,8 @@ func (c *Config) check() error {
 const minAuditKeep = 24 * time.Hour
 
 func (a Audit) check() error {
-	if a.Keep < minAuditKeep || a.Keep > ca.MaxTTL {
-		return fmt.Errorf("audit.keep: from %v to %v, is %v", minAuditKeep, ca.MaxTTL, a.Keep)
+	if err := within("audit.keep", a.Keep, minAuditKeep, ca.MaxTTL); err != nil {
+		return err
 	}
 	if a.MaxSizeMiB < 1 || a.MaxSizeMiB > 1<<20 {
 		return fmt.Errorf("audit.max_size_mib: from 1 to 1048576 MiB, is %d", a.MaxSizeMiB)
@@ -287,10 +287,7 @@ func (p Puppet) check() error {
 	if p.Port < 1 || p.Port > 65535 {
 		return fmt.Errorf("puppet.port: from 1 to 65535, is %d", p.Port)
 	}
-	if every := p.RunInterval; every < time.Minute || every > 30*24*time.Hour {
-		return fmt.Errorf("puppet.run_interval: from 1m0s to 720h0m0s, is %v", every)
-	}
-	return nil
+	return within("puppet.run_interval", p.RunInterval, time.Minute, 30*24*time.Hour)
 }
 
 func (a Authority) check() error {
@@ -345,11 +342,18 @@ const (
 )
 
 func (c CRL) check() error {
-	if v := c.Validity; v != 0 && (v < minCRLValidity || v > ca.MaxTTL) {
-		return fmt.Errorf("authority.directory.crl.validity: from %v to %v, is %v", minCRLValidity, ca.MaxTTL, v)
+	if err := within("authority.directory.crl.validity", c.Validity, minCRLValidity, ca.MaxTTL); err != nil && c.Validity != 0 {
+		return err
 	}
-	if v := c.KeepExpired; v != 0 && (v < minKeepExpired || v > ca.MaxTTL) {
-		return fmt.Errorf("authority.directory.crl.keep_expired: from %v to %v, is %v", minKeepExpired, ca.MaxTTL, v)
+	if err := within("authority.directory.crl.keep_expired", c.KeepExpired, minKeepExpired, ca.MaxTTL); err != nil && c.KeepExpired != 0 {
+		return err
+	}
+	return nil
+}
+
+func within(field string, d Duration, least, most time.Duration) error {
+	if time.Duration(d) < least || time.Duration(d) > most {
+		return fmt.Errorf("%s: from %v to %v, is %v", field, node.Duration(least), node.Duration(most), d)
 	}
 	return nil
 }

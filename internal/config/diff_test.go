@@ -20,7 +20,7 @@ func TestDiff(t *testing.T) {
 		"several": {func(c *Config) { c.Log.Level, c.ENC.UnknownNodes = "debug", "empty" }, []string{"enc.unknown_nodes", "log.level"}},
 		"list":    {func(c *Config) { c.Protected = []string{"a", "b"} }, []string{"protected_certnames"}},
 		"pointer": {func(c *Config) { *c.Issue.KeyPool = 5 }, []string{"certificates.key_pool"}},
-		"deep":    {func(c *Config) { c.Authority.Directory.CRL.Validity = time.Hour }, []string{"authority.directory.crl.validity"}},
+		"deep":    {func(c *Config) { c.Authority.Directory.CRL.Validity = Duration(time.Hour) }, []string{"authority.directory.crl.validity"}},
 		"kind": {func(c *Config) { c.Authority = Authority{PuppetServer: &PuppetServer{}} },
 			[]string{"authority.directory", "authority.puppetserver"}},
 	} {

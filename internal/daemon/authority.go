@@ -31,7 +31,7 @@ func (d *daemon) authority(ctx context.Context) (authority, error) {
 			return nil, err
 		}
 		authority, err := directory.Open(dir.Path, directory.Options{
-			Key: key, Publish: dir.Publish, TTL: d.config.Issue.TTL, CRLValidity: dir.CRL.Validity, KeepExpired: dir.CRL.KeepExpired, Log: d.log,
+			Key: key, Publish: dir.Publish, TTL: time.Duration(d.config.Issue.TTL), CRLValidity: time.Duration(dir.CRL.Validity), KeepExpired: time.Duration(dir.CRL.KeepExpired), Log: d.log,
 		})
 		if err != nil {
 			return nil, err
@@ -46,7 +46,7 @@ func (d *daemon) authority(ctx context.Context) (authority, error) {
 	}
 	set := *d.config.Authority.PuppetServer
 	authority, err := openPuppetServer(ctx, set, puppetserver.Options{
-		TTL: d.config.Issue.TTL, Log: d.log, Interrupted: len(pending) > 0,
+		TTL: time.Duration(d.config.Issue.TTL), Log: d.log, Interrupted: len(pending) > 0,
 	})
 	if err != nil {
 		return nil, err

@@ -168,7 +168,7 @@ func (d *daemon) keepENC(ctx context.Context, c config.Config) error {
 // keepAudit seals audit lines; for the last time when nothing can make more.
 func (d *daemon) keepAudit(ctx context.Context) {
 	d.audit = audit.New(d.store, audit.Options{
-		Keep: d.config.Audit.Keep, MaxBytes: int64(d.config.Audit.MaxSizeMiB) << 20, Now: time.Now, Log: d.log,
+		Keep: time.Duration(d.config.Audit.Keep), MaxBytes: int64(d.config.Audit.MaxSizeMiB) << 20, Now: time.Now, Log: d.log,
 	})
 	d.untilClosed(ctx, d.audit.Run)
 }
@@ -247,11 +247,11 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 		Protected:   d.config.Protected,
 		Principals:  d.config.PrincipalNames(),
 		Served:      d.served,
-		TTL:         d.config.Issue.TTL,
+		TTL:         time.Duration(d.config.Issue.TTL),
 		Now:         time.Now,
 		Log:         d.log,
 		Sightings:   d.sightings,
-		RunInterval: d.config.Puppet.RunInterval,
+		RunInterval: time.Duration(d.config.Puppet.RunInterval),
 		Stage:       d.metrics.Stage,
 	})
 	d.closers = append(d.closers, func() error {

@@ -110,7 +110,7 @@ func (n *Node) Validate() error {
 	c.groupNames("groups", n.Groups)
 	c.labels(n.Labels)
 	if w := n.ClaimWithin; w != 0 && (w < MinClaimWithin || w > MaxClaimWithin) {
-		c.add("claim_within", "from %v to %v, is %v", MinClaimWithin, MaxClaimWithin, w)
+		c.add("claim_within", "from %v to %v, is %v", Duration(MinClaimWithin), Duration(MaxClaimWithin), Duration(w))
 	}
 	return c.err()
 }

@@ -91,7 +91,7 @@ func (g Grant) Check(at string, role Role) error {
 		c.add(at+"max_ttl", "confines a %s, not a role of %q", Provisioner, role)
 	}
 	if g.MaxTTL < 0 {
-		c.add(at+"max_ttl", "must not be negative, is %v", g.MaxTTL)
+		c.add(at+"max_ttl", "must not be negative, is %v", Duration(g.MaxTTL))
 	}
 	if r := g.RequestsPerSecond; r < 0 || r > maxRate || math.IsNaN(r) {
 		c.add(at+"requests_per_second", "from 0 to %d, is %v", int(maxRate), r)

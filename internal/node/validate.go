@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -342,14 +343,24 @@ func (c *checks) labels(labels map[string]string) {
 
 // clip quotes s for an error message, shortened if it is long.
 func clip(s string) string {
-	const limit = 80
-	if len(s) <= limit {
-		if isClassName(s) {
-			return s
-		}
-		return fmt.Sprintf("%q", s)
+	if len(s) <= MaxQuoted && isClassName(s) {
+		return s
 	}
-	return fmt.Sprintf("%q...", s[:limit])
+	return Quote(s)
+}
+
+// MaxQuoted is how many bytes of a caller's text a message repeats.
+const MaxQuoted = 80
+
+// Quote quotes a text for a message, shortened if it is long.
+func Quote(s string) string { return strconv.Quote(Shorten(s, MaxQuoted)) }
+
+// Shorten cuts a text to a number of bytes, and the dots that say so.
+func Shorten(s string, most int) string {
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "..."
 }
 
 // Size returns an upper bound of the classification's size as YAML, in code points.

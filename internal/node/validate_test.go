@@ -27,7 +27,7 @@ func TestNodeRules(t *testing.T) {
 		{"class _x", classes("_x"), `classes["_x"]`, "must be a class name"},
 		{"class of no name", classes(""), `classes[""]`, "must be a class name"},
 		{"class with a newline", classes("ntp\n"), `classes["ntp\n"]`, "must be a class name"},
-		{"class of 256 bytes", classes(strings.Repeat("a", 256)), `classes["` + strings.Repeat("a", 80) + `"...]`, "of at most 255 bytes"},
+		{"class of 256 bytes", classes(strings.Repeat("a", 256)), `classes["` + strings.Repeat("a", 80) + `..."]`, "of at most 255 bytes"},
 
 		{"class parameter Servers", class("Servers", nil), `classes[ntp]."Servers"`, "must match [a-z][a-zA-Z0-9_]*"},
 		{"class parameter 1", class("1", nil), `classes[ntp]."1"`, "must match [a-z]"},
@@ -43,7 +43,7 @@ func TestNodeRules(t *testing.T) {
 		{"parameter 0", parameter("0", nil), `parameters["0"]`, "must match"},
 		{"parameter _x", parameter("_x", nil), `parameters["_x"]`, "must match"},
 		{"parameter a::b", parameter("a::b", nil), `parameters[a::b]`, "must match"},
-		{"parameter of 256 bytes", parameter(strings.Repeat("a", 256), nil), `parameters["` + strings.Repeat("a", 80) + `"...]`, "at most 255 bytes"},
+		{"parameter of 256 bytes", parameter(strings.Repeat("a", 256), nil), `parameters["` + strings.Repeat("a", 80) + `..."]`, "at most 255 bytes"},
 	} {
 		if test.node.Certname == "" {
 			test.node.Certname = "web01.example.com"

@@ -101,7 +101,7 @@ func (cs *certnames) mayOrder(ctx context.Context, o *order) error {
 	switch {
 	case limit == 0:
 	case o.request.TTL > limit:
-		return node.NotPermitted("ttl", "at most %v is granted to %s, is %v", limit, a.Name, o.request.TTL)
+		return node.NotPermitted("ttl", "at most %v is granted to %s, is %v", node.Duration(limit), a.Name, node.Duration(o.request.TTL))
 	case o.request.TTL == 0 && cs.ttl > limit:
 		o.request.TTL = limit
 	}

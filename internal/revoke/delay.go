@@ -2,7 +2,6 @@ package revoke
 
 import (
 	"math/rand/v2"
-	"strings"
 	"time"
 
 	"github.com/espm-project/espm/internal/node"
@@ -29,20 +28,14 @@ func fail(before *node.Failure, err error, now time.Time) *node.Failure {
 	if before != nil {
 		f.Attempts += before.Attempts
 	}
-	f.Error = cut(err.Error())
+	f.Error = node.Shorten(err.Error(), maxError)
 	f.FailedAt = now.UTC()
 	f.RetryAt = f.FailedAt.Add(backoff(f.Attempts))
 	return &f
 }
 
-// cut keeps a record small.
-func cut(text string) string {
-	const limit = 1024
-	if len(text) <= limit {
-		return text
-	}
-	return strings.ToValidUTF8(text[:limit], "") + "..."
-}
+// maxError keeps a record small, in bytes.
+const maxError = 1024
 
 // left is how long it is until the next try.
 func left(f *node.Failure, now time.Time) time.Duration {

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/espm-project/espm/internal/node"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
@@ -218,7 +219,7 @@ func badTimes(ctx context.Context, r *rig) (all []refusal) {
 		all = append(all, refusal{"claim within " + within.String(), func() error {
 			_, err := r.nodes.ProvisionNode(ctx, &espmv1.ProvisionNodeRequest{Node: named("free.test"), ClaimWithin: durationpb.New(within)})
 			return err
-		}, codes.InvalidArgument, "INVALID", []string{"claim_within", "from 1m0s to 720h0m0s", within.String()}})
+		}, codes.InvalidArgument, "INVALID", []string{"claim_within", "from 1m to 30d", node.Duration(within).String()}})
 	}
 	for _, d := range []time.Duration{-time.Hour, 0} {
 		all = append(all, refusal{"not seen for " + d.String(), func() error {

@@ -90,7 +90,7 @@ func fromValues(field func(string) string, values map[string]*structpb.Value, se
 }
 
 // short keeps a name that is to stand in an error short; its length is not checked yet.
-func short(name string) string { return cut(name, 80) }
+func short(name string) string { return node.Shorten(name, node.MaxQuoted) }
 
 func fromValue(field string, v *structpb.Value) (any, error) {
 	switch v := v.GetKind().(type) {

@@ -149,7 +149,7 @@ func (e *edge) answer(c *call, err error) error {
 	case codes.Internal, codes.Unknown, codes.Unavailable:
 		e.log.WithField("method", c.method).WithError(out).Error("a call failed")
 	case codes.Unauthenticated, codes.PermissionDenied:
-		e.strangers.Warn("a call was refused", logrus.Fields{"method": cut(c.method, maxMethod), "principal": c.caller.Name, "role": c.caller.Role, "peer": c.caller.Peer, "reason": err.Error()})
+		e.strangers.Warn("a call was refused", logrus.Fields{"method": node.Shorten(c.method, maxMethod), "principal": c.caller.Name, "role": c.caller.Role, "peer": c.caller.Peer, "reason": err.Error()})
 	case codes.OK:
 	default:
 		e.log.WithField("method", c.method).WithError(out).Debug("a call was refused")

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -68,10 +67,10 @@ func toStatus(err error) error {
 	}
 	for _, row := range table {
 		if errors.Is(err, row.err) {
-			return withDetails(status.New(row.code, cut(err.Error(), maxText)), row.reason, err)
+			return withDetails(status.New(row.code, node.Shorten(err.Error(), maxText)), row.reason, err)
 		}
 	}
-	return withDetails(status.New(codes.Internal, cut(err.Error(), maxText)), "INTERNAL", err)
+	return withDetails(status.New(codes.Internal, node.Shorten(err.Error(), maxText)), "INTERNAL", err)
 }
 
 // maxText bounds an error's message, in bytes, and the violations in its
@@ -79,19 +78,11 @@ func toStatus(err error) error {
 // other languages take 8 KiB, and the message goes twice, once in base64.
 const maxText = 2048
 
-// cut shortens text to at most limit bytes and the dots that say so.
-func cut(text string, limit int) string {
-	if len(text) <= limit {
-		return text
-	}
-	return strings.ToValidUTF8(text[:limit], "") + "..."
-}
-
 func badRequest(violations []node.Violation) *errdetails.BadRequest {
 	bad := &errdetails.BadRequest{}
 	size := 0
 	for i, v := range violations {
-		field, rule := cut(v.Field, maxText/4), cut(v.Rule, maxText/4)
+		field, rule := node.Shorten(v.Field, maxText/4), node.Shorten(v.Rule, maxText/4)
 		if size += len(field) + len(rule); size > maxText {
 			field, rule = "...", fmt.Sprintf("%d more rules are broken", len(violations)-i)
 		}

@@ -176,7 +176,7 @@ func (s *nodes) ProvisionNode(ctx context.Context, req *espmv1.ProvisionNodeRequ
 // fromClaimWithin tells 0, which is no deadline to a node, from none.
 func fromClaimWithin(d *durationpb.Duration) (time.Duration, error) {
 	if d != nil && d.AsDuration() == 0 {
-		return 0, node.Invalid("claim_within", "from %v to %v, is 0s; leave it out for none", node.MinClaimWithin, node.MaxClaimWithin)
+		return 0, node.Invalid("claim_within", "from %v to %v, is 0s; leave it out for none", node.Duration(node.MinClaimWithin), node.Duration(node.MaxClaimWithin))
 	}
 	return d.AsDuration(), nil
 }

@@ -60,7 +60,7 @@ const maxWait = time.Hour
 func parseWait(d *durationpb.Duration) (time.Duration, error) {
 	wait := d.AsDuration()
 	if wait < 0 || wait > maxWait {
-		return 0, node.Invalid("wait", "from 0 to %v, is %v", maxWait, wait)
+		return 0, node.Invalid("wait", "from 0s to %v, is %v", node.Duration(maxWait), node.Duration(wait))
 	}
 	return wait, nil
 }

@@ -69,7 +69,7 @@ func editClassification(stored, to node.Classification, paths []string, reveal b
 	next, bared := edit.Apply(stored)
 	if len(bared) > 0 && !reveal {
 		return stored, node.Invalid("classification.sensitive", "would take the mark off %s, and so show the stored value: mark it, give another value, or set reveal_sensitive",
-			cut(strings.Join(bared, ", "), maxText/8))
+			node.Shorten(strings.Join(bared, ", "), maxText/8))
 	}
 	return next, nil
 }

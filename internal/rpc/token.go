@@ -41,7 +41,7 @@ func (s *tokens) CreateToken(ctx context.Context, req *espmv1.CreateTokenRequest
 // fromTTL tells a life of 0, which is none, from the default.
 func fromTTL(d *durationpb.Duration) (time.Duration, error) {
 	if d != nil && d.AsDuration() == 0 {
-		return 0, node.Invalid("ttl", "from %v to %v, is 0s; leave it out for the default", auth.MinTokenTTL, auth.MaxTokenTTL)
+		return 0, node.Invalid("ttl", "from %v to %v, is 0s; leave it out for the default", node.Duration(auth.MinTokenTTL), node.Duration(auth.MaxTokenTTL))
 	}
 	return d.AsDuration(), nil
 }

@@ -89,7 +89,7 @@ func (o CreateOptions) withDefaults() (CreateOptions, error) {
 		o.Validity = defaultCAValidity
 	}
 	if o.Validity < ca.MinTTL || o.Validity > ca.MaxTTL {
-		return o, node.Invalid("ca_validity", "from %v to %v (fifty years), is %v", ca.MinTTL, ca.MaxTTL, o.Validity)
+		return o, node.Invalid("ca_validity", "from %v to %v (fifty years), is %v", node.Duration(ca.MinTTL), node.Duration(ca.MaxTTL), node.Duration(o.Validity))
 	}
 	if o.Now == nil {
 		o.Now = time.Now

@@ -1,4 +1,4 @@
-package cli
+package node
 
 import (
 	"testing"
@@ -20,14 +20,25 @@ func TestParseDuration(t *testing.T) {
 		"15250w1d":              (15250*7 + 1) * day,
 		"9223372036854775807ns": 1<<63 - 1,
 	} {
-		if got, err := parseDuration(s); err != nil || got != want {
+		if got, err := ParseDuration(s); err != nil || got != want {
 			t.Errorf("%q: got %v, %v, want %v", s, got, err, want)
 		}
 	}
 	for _, s := range []string{"", "-", "d", "30", "1d2w", "1.5d", "1d-1h", "1d+1h", "--1d", "+1d", "1d1d", "1 d", "15251w", "15250w2d",
 		"99999999999999999999d", "106751d24h", "1y", "1D", "1d 1h"} {
-		if got, err := parseDuration(s); err == nil {
+		if got, err := ParseDuration(s); err == nil {
 			t.Errorf("%q: got %v, want an error", s, got)
+		}
+	}
+}
+
+func TestDurationString(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "0s", 400 * 24 * time.Hour: "400d", 36 * time.Hour: "1d12h", 90 * time.Minute: "1h30m", 30 * time.Second: "30s",
+		1500 * time.Millisecond: "1.5s", 24*time.Hour + 250*time.Millisecond: "1d250ms", -time.Hour: "-1h", -1 << 63: "-2562047h47m16.854775808s",
+	} {
+		if got := Duration(d).String(); got != want {
+			t.Errorf("got %s, want %s", got, want)
 		}
 	}
 }
@@ -38,14 +49,14 @@ func FuzzParseDuration(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		got, err := parseDuration(s)
+		got, err := ParseDuration(s)
 		if known, knownErr := time.ParseDuration(s); knownErr == nil && s[0] != '+' && known != -1<<63 && (err != nil || got != known) {
 			t.Errorf("%q: got %v, %v, want %v", s, got, err, known)
 		}
 		if err != nil {
 			return
 		}
-		again, err := parseDuration(got.String())
+		again, err := ParseDuration(Duration(got).String())
 		if err != nil || again != got {
 			t.Errorf("%q: %v comes back as %v, %v", s, got, again, err)
 		}

@@ -1,0 +1,25 @@
+package config
+
+import (
+	"fmt"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/espm-project/espm/internal/node"
+)
+
+// Duration is a time span as the file has it, such as 400d or 12h.
+type Duration node.Duration
+
+// UnmarshalYAML implements yaml.Unmarshaler: an error names the line.
+func (d *Duration) UnmarshalYAML(value *yaml.Node) error {
+	parsed, err := node.ParseDuration(value.Value)
+	if err != nil || value.Kind != yaml.ScalarNode {
+		return fmt.Errorf("line %d: %s is %w", value.Line, node.Quote(value.Value), err)
+	}
+	*d = Duration(parsed)
+	return nil
+}
+
+// String implements fmt.Stringer.
+func (d Duration) String() string { return node.Duration(d).String() }
