@@ -9,6 +9,8 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"github.com/espm-project/espm/internal/pemfile"
 )
 
 // issuers are the CAs that client certificates may come from, each with its CRL.
@@ -30,36 +32,15 @@ func issuerKey(ca *x509.Certificate) string {
 
 // readCAs returns the certificates of a file of CAs.
 func readCAs(path string) ([]*x509.Certificate, error) {
-	blocks, err := readBlocks(path, "CERTIFICATE")
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("ca: %w", err)
 	}
-	var cas []*x509.Certificate
-	for _, der := range blocks {
-		ca, err := x509.ParseCertificate(der)
-		if err != nil {
-			return nil, fmt.Errorf("ca: %s: %w", path, err)
-		}
-		cas = append(cas, ca)
+	cas, err := pemfile.Certificates(data)
+	if err != nil {
+		return nil, fmt.Errorf("ca: %s: %w", path, err)
 	}
 	return cas, nil
-}
-
-func readBlocks(path, kind string) ([][]byte, error) {
-	rest, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	var all [][]byte
-	for block, rest := pem.Decode(rest); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type == kind {
-			all = append(all, block.Bytes)
-		}
-	}
-	if all == nil {
-		return nil, fmt.Errorf("%s: holds no PEM block %s", path, kind)
-	}
-	return all, nil
 }
 
 func readIssuers(caPath, crlPath string) (*issuers, error) {
@@ -82,29 +63,43 @@ func readIssuers(caPath, crlPath string) (*issuers, error) {
 			s.options.Roots.AddCert(ca)
 		}
 	}
-	blocks, err := readBlocks(crlPath, "X509 CRL")
-	if err != nil {
+	if err := s.readCRLs(crlPath, cas); err != nil {
 		return nil, fmt.Errorf("crl: %w", err)
-	}
-	for _, der := range blocks {
-		if err := s.addCRL(der, cas); err != nil {
-			return nil, fmt.Errorf("crl: %s: %w", crlPath, err)
-		}
 	}
 	return s, nil
 }
 
-// addCRL takes a list whose signature is one of the CAs'. The list of a CA
-// that is not asked for is no harm.
-func (s *issuers) addCRL(der []byte, cas []*x509.Certificate) error {
-	list, err := x509.ParseRevocationList(der)
+// readCRLs reads a file of CRLs. Blocks of other types are skipped.
+func (s *issuers) readCRLs(path string, cas []*x509.Certificate) error {
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	for _, e := range list.Extensions {
-		if e.Critical { // such as of a list of a part of the certificates (RFC 5280 section 5.2)
-			return fmt.Errorf("the list of %q has the critical extension %v, which espm does not know", list.Issuer, e.Id)
+	found := false
+	for block := range pemfile.Blocks(data) {
+		if block.Type != pemfile.CRL {
+			continue
 		}
+		found = true
+		if err := s.addCRL(block, cas); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	if !found {
+		return fmt.Errorf("%s: holds no PEM block %s", path, pemfile.CRL)
+	}
+	return nil
+}
+
+// addCRL adds a CRL that one of the CAs has signed. The CRL of another CA is
+// ignored: no certificate is checked against it.
+func (s *issuers) addCRL(block *pem.Block, cas []*x509.Certificate) error {
+	list, err := pemfile.ParseCRL(block)
+	if err != nil {
+		return err
+	}
+	if err := pemfile.CheckWhole(list); err != nil {
+		return err
 	}
 	for _, ca := range cas {
 		if !bytes.Equal(ca.RawSubject, list.RawIssuer) || list.CheckSignatureFrom(ca) != nil {
@@ -113,9 +108,9 @@ func (s *issuers) addCRL(der []byte, cas []*x509.Certificate) error {
 		if _, again := s.crls[issuerKey(ca)]; again {
 			return fmt.Errorf("there are two lists of %q", list.Issuer)
 		}
-		c := crl{until: list.NextUpdate, revoked: make(map[string]bool, len(list.RevokedCertificateEntries))}
-		if list.Number != nil {
-			c.number = list.Number.String()
+		c := crl{
+			number: pemfile.NumberOf(list).String(), until: list.NextUpdate,
+			revoked: make(map[string]bool, len(list.RevokedCertificateEntries)),
 		}
 		for _, entry := range list.RevokedCertificateEntries {
 			c.revoked[string(entry.SerialNumber.Bytes())] = true

@@ -4,14 +4,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"os"
+	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/espm-project/espm/internal/pemfile"
 	"github.com/espm-project/espm/internal/secretfile"
 )
 
@@ -32,10 +32,10 @@ type Trust struct {
 
 	mu        sync.Mutex
 	pair      *tls.Certificate
-	pairStamp [2]stamp
+	pairStamp []pemfile.Stamp
 	issuers   *issuers
 	issuerErr error // why no client certificate can be checked
-	caStamp   [2]stamp
+	caStamp   []pemfile.Stamp
 }
 
 // NewTrust reads the files. A server's certificate or a CA that can't be read
@@ -102,11 +102,11 @@ func (t *Trust) Verify(leaf *x509.Certificate) error {
 func (t *Trust) current() (*issuers, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := [2]stamp{stampOf(t.files.CA), stampOf(t.files.CRL)}
-	if now == t.caStamp {
+	now := pemfile.Stamps(t.files.CA, t.files.CRL)
+	if slices.Equal(now, t.caStamp) {
 		return t.issuers, t.issuerErr
 	}
-	first := t.caStamp == [2]stamp{}
+	first := t.caStamp == nil
 	t.caStamp = now // of before the reading: a change in between is seen the next time
 	t.issuers, t.issuerErr = readIssuers(t.files.CA, t.files.CRL)
 	switch {
@@ -124,8 +124,8 @@ func (t *Trust) current() (*issuers, error) {
 func (t *Trust) certificate() (*tls.Certificate, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := [2]stamp{stampOf(t.files.Certificate), stampOf(t.files.Key)}
-	if now == t.pairStamp && t.pair != nil {
+	now := pemfile.Stamps(t.files.Certificate, t.files.Key)
+	if slices.Equal(now, t.pairStamp) && t.pair != nil {
 		return t.pair, nil
 	}
 	first := t.pair == nil
@@ -156,22 +156,6 @@ func (t *Trust) Names() []string {
 		names = append(names, strings.ToLower(name))
 	}
 	return names
-}
-
-// stamp tells one state of a file from another; zero: there is none.
-type stamp struct {
-	inode          uint64
-	size           int64
-	written, moved syscall.Timespec
-}
-
-func stampOf(path string) stamp {
-	info, err := os.Stat(path)
-	if err != nil {
-		return stamp{inode: 1} // not the zero stamp of what was never looked at
-	}
-	s := info.Sys().(*syscall.Stat_t)
-	return stamp{s.Ino, s.Size, s.Mtim, s.Ctim}
 }
 
 // Proof is a client's certificate that was accepted, and may not be for ever.

@@ -3,7 +3,6 @@ package registry
 import (
 	"context"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 	"github.com/espm-project/espm/internal/secret"
 )
 
@@ -75,7 +75,7 @@ func record(intent node.IssueIntent, owner string, cert *x509.Certificate) node.
 }
 
 func encodeCertificate(cert *x509.Certificate) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
+	return pemfile.Encode(pemfile.Certificate, cert.Raw)
 }
 
 func (i *issuer) bundle(ctx context.Context, n node.Node, certificate []byte, key secret.Text) (bootstrap.Bundle, error) {

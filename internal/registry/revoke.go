@@ -3,7 +3,6 @@ package registry
 import (
 	"context"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"strings"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 	"github.com/espm-project/espm/internal/store"
 )
 
@@ -289,11 +289,7 @@ func (r *revoker) checkForeign(ctx context.Context, name node.Certname, cert *x5
 	if err != nil {
 		return err
 	}
-	block, _ := pem.Decode(trust.CertificatesPEM)
-	if block == nil {
-		return errors.New("the CA shows no certificate of its own")
-	}
-	issuer, err := x509.ParseCertificate(block.Bytes)
+	issuer, err := pemfile.First(trust.CertificatesPEM)
 	if err != nil {
 		return fmt.Errorf("the CA's certificate: %w", err)
 	}

@@ -2,10 +2,8 @@ package rpc
 
 import (
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"maps"
 	"math"
@@ -19,6 +17,7 @@ import (
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 	"github.com/espm-project/espm/internal/registry"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
@@ -280,11 +279,7 @@ func toCertificate(c node.Certificate, now time.Time) (*espmv1.Certificate, erro
 	if c.PEM == "" { // the authority knows it by its inventory alone
 		return out, nil
 	}
-	block, _ := pem.Decode([]byte(c.PEM))
-	if block == nil {
-		return nil, fmt.Errorf("certificate %s: the record holds no PEM", c.Serial)
-	}
-	cert, err := x509.ParseCertificate(block.Bytes)
+	cert, err := pemfile.First([]byte(c.PEM))
 	if err != nil {
 		return nil, fmt.Errorf("certificate %s: %w", c.Serial, err)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 )
 
 func (s *suite) sign(r ca.Request) *x509.Certificate {
@@ -60,13 +61,9 @@ func (s *suite) trust() ca.Trust {
 // chain returns the CA's certificates, the signing one first.
 func (s *suite) chain() []*x509.Certificate {
 	s.Helper()
-	var chain []*x509.Certificate
-	for block, rest := pem.Decode(s.trust().CertificatesPEM); block != nil; block, rest = pem.Decode(rest) {
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			s.Fatal(err)
-		}
-		chain = append(chain, cert)
+	chain, err := pemfile.Certificates(s.trust().CertificatesPEM)
+	if err != nil {
+		s.Fatal(err)
 	}
 	return chain
 }

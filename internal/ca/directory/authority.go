@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 )
 
 // Traits implements ca.Authority: a serial is revoked, whatever has its name.
@@ -89,7 +89,7 @@ func (a *Authority) Sign(ctx context.Context, r ca.Request) (*x509.Certificate, 
 		return nil, fmt.Errorf("sign %s: %w", r.Certname, unavailable(err))
 	}
 	defer a.names.lock(r.Certname)()
-	encoded := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
+	encoded := pemfile.Encode(pemfile.Certificate, cert.Raw)
 	if err := a.opts.Disk.WriteFile(a.signed(r.Certname), encoded, 0o644); err != nil {
 		return nil, fmt.Errorf("sign %s: %w", r.Certname, unavailable(err))
 	}

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,6 +19,7 @@ import (
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/durable"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 )
 
 // CreateOptions describe a new CA.
@@ -242,7 +242,7 @@ func newPair(name string, serial int64, key crypto.Signer, parent *authorityPair
 	if err != nil {
 		return nil, err
 	}
-	return &authorityPair{key, cert, pem.EncodeToMemory(&pem.Block{Type: crlType, Bytes: crl})}, nil
+	return &authorityPair{key, cert, pemfile.Encode(pemfile.CRL, crl)}, nil
 }
 
 func (p *authorityPair) files(parent *authorityPair) ([]caFile, error) {
@@ -250,18 +250,18 @@ func (p *authorityPair) files(parent *authorityPair) ([]caFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode public key: %w", err)
 	}
-	certs := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.cert.Raw})
+	certs := pemfile.Encode(pemfile.Certificate, p.cert.Raw)
 	crls := p.crl
 	// Puppet Server counts its own certificate among those it issued; one that
 	// a root issued has a serial of the root's.
 	serial, inventory := "0002", inventoryEntry(p.cert).String()+"\n"
 	if parent != nil {
-		certs = append(certs, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: parent.cert.Raw})...)
+		certs = append(certs, pemfile.Encode(pemfile.Certificate, parent.cert.Raw)...)
 		crls = append(crls, parent.crl...)
 		serial, inventory = "0001", ""
 	}
 	return []caFile{
-		{"ca_pub.pem", 0o644, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki})},
+		{"ca_pub.pem", 0o644, pemfile.Encode("PUBLIC KEY", spki)},
 		{"ca_crt.pem", 0o644, certs},
 		{"ca_crl.pem", 0o644, crls},
 		{"infra_crl.pem", 0o644, crls},

@@ -4,10 +4,11 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/asn1"
-	"encoding/pem"
 	"fmt"
 	"math/big"
 	"time"
+
+	"github.com/espm-project/espm/internal/pemfile"
 )
 
 // crlChain is ca_crl.pem in memory: the CA's own CRL, its entries encoded, so
@@ -53,15 +54,12 @@ func (c *crlContents) own() []*crlChain { return append([]*crlChain{c.crlChain},
 func parseCRLs(data []byte, chain []*x509.Certificate) (*crlContents, error) {
 	c := &crlContents{crlChain: &crlChain{pem: data}}
 	issuers := make(map[string]bool)
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != crlType {
-			return nil, fmt.Errorf("holds a PEM block %q, want only %s", block.Type, crlType)
-		}
-		crl, err := x509.ParseRevocationList(block.Bytes)
+	for block := range pemfile.Blocks(data) {
+		crl, err := pemfile.ParseCRL(block)
 		if err != nil {
-			return nil, fmt.Errorf("parse CRL: %w", err)
+			return nil, err
 		}
-		encoded := encodePEM(block.Bytes) // without text that stands around it
+		encoded := pemfile.Encode(pemfile.CRL, block.Bytes) // without text that stands around it
 		issuers[string(crl.RawIssuer)] = true
 		if bytes.Equal(crl.RawIssuer, chain[0].RawSubject) {
 			if err := c.add(crl, encoded, chain[0]); err != nil {
@@ -119,17 +117,10 @@ func (c *crlChain) adopt(crl *x509.RevocationList, issuer *x509.Certificate) ([]
 	if err := crl.CheckSignatureFrom(issuer); err != nil {
 		return nil, fmt.Errorf("the CRL of %q is not signed by its key: %w", issuer.Subject, err)
 	}
-	for _, e := range crl.Extensions {
-		// A delta CRL or one for a part of the certificates says so in a
-		// critical extension (RFC 5280 section 5.2); the next one would not.
-		if e.Critical {
-			return nil, fmt.Errorf("the CRL of %q has the critical extension %s, which espm can't keep", issuer.Subject, e.Id)
-		}
+	if err := pemfile.CheckWhole(crl); err != nil {
+		return nil, err // the next CRL would not have the extension
 	}
-	c.number, c.thisUpdate, c.nextUpdate = crl.Number, crl.ThisUpdate, crl.NextUpdate
-	if c.number == nil {
-		c.number = new(big.Int) // RFC 5280 section 5.2.3 demands one, but not every tool writes it
-	}
+	c.number, c.thisUpdate, c.nextUpdate = pemfile.NumberOf(crl), crl.ThisUpdate, crl.NextUpdate
 	if c.number.Sign() < 0 || following(c.number).BitLen() > maxNumberBits {
 		return nil, fmt.Errorf("the CRL of %q has number %d; what follows it would not be a number of at most 20 octets"+
 			" (RFC 5280 section 5.2.3)", issuer.Subject, c.number)
@@ -173,7 +164,7 @@ func (s signer) next(number *big.Int, entries []byte, count int, foreign []forei
 	if err != nil {
 		return nil, err
 	}
-	c.encoded = encodePEM(der)
+	c.encoded = pemfile.Encode(pemfile.CRL, der)
 	return c.withForeign(foreign), nil
 }
 

@@ -11,15 +11,12 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
-	"encoding/base64"
 	"fmt"
 	"math/big"
 	"time"
 
 	"github.com/espm-project/espm/internal/ca"
 )
-
-const crlType = "X509 CRL"
 
 var (
 	oidCRLReason      = asn1.ObjectIdentifier{2, 5, 29, 21}
@@ -145,24 +142,4 @@ func appendEntry(entries []byte, t ca.Target, when time.Time) ([]byte, error) {
 		return nil, fmt.Errorf("encode CRL entry: %w", err)
 	}
 	return append(entries, der...), nil
-}
-
-const (
-	pemBegin = "-----BEGIN " + crlType + "-----\n"
-	pemEnd   = "-----END " + crlType + "-----\n"
-	pemLine  = 48 // bytes, which are 64 characters
-)
-
-// encodePEM does what encoding/pem does in a third of the time, which else is the
-// greatest part of a revocation's.
-func encodePEM(der []byte) []byte {
-	lines := (len(der) + pemLine - 1) / pemLine
-	size := len(pemBegin) + base64.StdEncoding.EncodedLen(len(der)) + lines + len(pemEnd)
-	out := append(make([]byte, 0, size), pemBegin...)
-	for len(der) > 0 {
-		n := min(len(der), pemLine)
-		out = append(base64.StdEncoding.AppendEncode(out, der[:n]), '\n')
-		der = der[n:]
-	}
-	return append(out, pemEnd...)
 }

@@ -9,7 +9,6 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/pem"
 	"math/big"
 	"math/rand/v2"
 	"testing"
@@ -133,16 +132,4 @@ func compareCRLs(t *testing.T, s signer, number *big.Int, entries []byte, list [
 	if err != nil || i != len(list) {
 		t.Errorf("%d entries of %d: %v", i, len(list), err)
 	}
-}
-
-func FuzzEncodePEM(f *testing.F) {
-	for _, n := range []int{0, 1, 2, 3, 47, 48, 49, 96, 1000} {
-		f.Add(bytes.Repeat([]byte{0xA5}, n))
-	}
-	f.Fuzz(func(t *testing.T, der []byte) {
-		got, want := encodePEM(der), pem.EncodeToMemory(&pem.Block{Type: crlType, Bytes: der})
-		if !bytes.Equal(got, want) || len(got) != cap(got) {
-			t.Errorf("got %q (room for %d), want %q", got, cap(got), want)
-		}
-	})
 }

@@ -11,40 +11,27 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
-	"golang.org/x/sys/unix"
+
+	"github.com/espm-project/espm/internal/pemfile"
 )
 
 // crlFile is ca_crl.pem or a published copy of it.
 type crlFile struct {
 	path string
-	seen fileID // as it was when it was last read or written
-	same bool   // it held then what it is to hold
+	seen pemfile.Stamp // when the file was last read or written
+	same bool          // it held then what it is to hold
 
 	mu    sync.Mutex
 	err   error     // why it can't be written
 	since time.Time // since when it is so
 }
 
-// fileID changes with every write of a file.
-type fileID struct {
-	inode, size  uint64
-	mtime, ctime unix.Timespec
-}
-
-func identify(path string) (fileID, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return fileID{}, &fs.PathError{Op: "stat", Path: path, Err: err}
-	}
-	return fileID{uint64(st.Ino), uint64(st.Size), st.Mtim, st.Ctim}, nil // #nosec G115 -- a size is never negative
-}
-
 // differs returns what stands in the file, if that is not want and was not
 // returned before. Unless thorough, a file that looks untouched is not read.
 func (f *crlFile) differs(want []byte, thorough bool) ([]byte, error) {
-	id, err := identify(f.path)
+	id, err := pemfile.StampOf(f.path)
 	if err != nil {
-		f.seen, f.same = fileID{}, false
+		f.seen, f.same = pemfile.Stamp{}, false
 		return nil, err
 	}
 	if id == f.seen && !thorough {
@@ -52,7 +39,7 @@ func (f *crlFile) differs(want []byte, thorough bool) ([]byte, error) {
 	}
 	data, err := os.ReadFile(f.path)
 	if err != nil {
-		f.seen, f.same = fileID{}, false
+		f.seen, f.same = pemfile.Stamp{}, false
 		return nil, err
 	}
 	known := id == f.seen && !f.same
@@ -63,14 +50,14 @@ func (f *crlFile) differs(want []byte, thorough bool) ([]byte, error) {
 	return data, nil
 }
 
-// write makes the file what it is to be. One that can't be written keeps its
-// seen: an old CRL that stays there is no news.
+// write makes the file what it is to be. A failed write leaves the stamp as it was, so that the old
+// CRL in the file is not taken for a change by another program.
 func (a *Authority) write(f *crlFile, data []byte) error {
 	f.same = false
 	err := a.opts.Disk.WriteFile(f.path, data, 0o644)
 	if err == nil {
 		f.same = true
-		f.seen, _ = identify(f.path) // if not, it is read again
+		f.seen, _ = pemfile.StampOf(f.path) // if not, it is read again
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

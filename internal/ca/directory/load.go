@@ -7,11 +7,11 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"os"
 
 	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/pemfile"
 	"github.com/espm-project/espm/internal/secretfile"
 )
 
@@ -21,7 +21,7 @@ func loadKey(path string) (*ca.Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+	for block := range pemfile.Blocks(data) {
 		if block.Type == "EC PARAMETERS" { // `openssl ecparam -genkey` puts it before the key
 			continue
 		}
@@ -82,22 +82,19 @@ func loadChain(path string, pub crypto.PublicKey) ([]*x509.Certificate, []byte, 
 	return chain, clean, nil
 }
 
+// parseCertificates reads a file that holds certificates and nothing else. clean is the same without
+// the text around them.
 func parseCertificates(data []byte) (certs []*x509.Certificate, clean []byte, err error) {
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "CERTIFICATE" {
-			return nil, nil, fmt.Errorf("holds a PEM block %.40q, want only CERTIFICATE", block.Type)
+	for block := range pemfile.Blocks(data) {
+		if block.Type != pemfile.Certificate {
+			return nil, nil, pemfile.WrongType(block, pemfile.Certificate)
 		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, nil, fmt.Errorf("certificate %d: %w", len(certs)+1, err)
-		}
-		certs = append(certs, cert)
-		clean = append(clean, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
 	}
-	if len(certs) == 0 {
-		return nil, nil, errors.New("holds no PEM block")
+	certs, err = pemfile.Certificates(data)
+	for _, cert := range certs {
+		clean = append(clean, pemfile.Encode(pemfile.Certificate, cert.Raw)...)
 	}
-	return certs, clean, nil
+	return certs, clean, err
 }
 
 func checkChain(certs []*x509.Certificate, pub crypto.PublicKey) ([]*x509.Certificate, error) {

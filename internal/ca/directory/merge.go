@@ -10,6 +10,8 @@ import (
 	"slices"
 
 	"github.com/sirupsen/logrus"
+
+	"github.com/espm-project/espm/internal/pemfile"
 )
 
 // look returns the chain that ca_crl.pem is to hold, after what others made of it
@@ -33,7 +35,7 @@ func (a *Authority) look(thorough bool) (*crlChain, error) {
 		return nil, unavailable(err)
 	case data != nil:
 		if err := a.reconcile(data); err != nil {
-			a.own.seen = fileID{} // it is not settled: read it again
+			a.own.seen = pemfile.Stamp{} // it is not settled: read it again
 			return nil, err
 		}
 	case !a.own.same:
@@ -55,7 +57,7 @@ func (a *Authority) look(thorough bool) (*crlChain, error) {
 		}
 		// Its foreign CRLs don't matter: those of ca_crl.pem count.
 		if err := a.absorb(f, theirs.own()); err != nil {
-			f.seen = fileID{} // it is not settled: read it again
+			f.seen = pemfile.Stamp{} // it is not settled: read it again
 			return nil, err
 		}
 	}

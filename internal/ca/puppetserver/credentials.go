@@ -10,11 +10,13 @@ import (
 	"net/http"
 	"os"
 	"os/user"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 	"github.com/espm-project/espm/internal/secretfile"
 )
 
@@ -29,7 +31,7 @@ type credentials struct {
 	guard guard
 
 	mu        sync.Mutex
-	stamp     [3]stamp
+	stamps    []pemfile.Stamp // of certificate, key and CA when they were read
 	leaf      *x509.Certificate
 	transport *http.Transport
 	submits   *http.Transport // for CSRs: see guard
@@ -37,24 +39,13 @@ type credentials struct {
 	server atomic.Pointer[string] // the CN by which the server was met last
 }
 
-// stamp tells whether a file was replaced or written.
-type stamp struct {
-	modified time.Time
-	size     int64
-}
-
 func loadCredentials(o Options) (*credentials, error) {
 	c := &credentials{opts: o}
-	return c, c.load(c.look())
+	return c, c.load(c.stampsNow())
 }
 
-func (c *credentials) look() (s [3]stamp) {
-	for i, path := range []string{c.opts.Certificate, c.opts.Key, c.opts.CA} {
-		if info, err := os.Stat(path); err == nil {
-			s[i] = stamp{info.ModTime(), info.Size()}
-		}
-	}
-	return s
+func (c *credentials) stampsNow() []pemfile.Stamp {
+	return pemfile.Stamps(c.opts.Certificate, c.opts.Key, c.opts.CA)
 }
 
 // current returns the transport to use, for a CSR or for the rest. While changed files don't fit each
@@ -62,7 +53,7 @@ func (c *credentials) look() (s [3]stamp) {
 func (c *credentials) current(submits bool) (*http.Transport, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if now := c.look(); now != c.stamp {
+	if now := c.stampsNow(); !slices.Equal(now, c.stamps) {
 		if err := c.load(now); err != nil {
 			c.opts.Log.WithError(err).Warn("the changed client certificate is not used yet")
 		}
@@ -77,7 +68,7 @@ func (c *credentials) current(submits bool) (*http.Transport, error) {
 	return c.transport, nil
 }
 
-func (c *credentials) load(s [3]stamp) error {
+func (c *credentials) load(stamps []pemfile.Stamp) error {
 	key, err := secretfile.Read("client key", c.opts.Key)
 	if err != nil {
 		return fmt.Errorf("%w%s", err, whoReads(err))
@@ -101,7 +92,7 @@ func (c *credentials) load(s [3]stamp) error {
 	if c.transport != nil {
 		c.closeIdle()
 	}
-	c.stamp, c.leaf = s, pair.Leaf
+	c.stamps, c.leaf = stamps, pair.Leaf
 	dials := (&net.Dialer{Timeout: 10 * time.Second}).DialContext
 	made := func(d dial) *http.Transport {
 		return &http.Transport{

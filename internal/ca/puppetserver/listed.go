@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 )
 
 // Listed asks the server for its CRL. Where it does not answer, the CRL as it was last seen
@@ -62,5 +63,5 @@ func (t *trust) lists(serials ...node.Serial) (number string, listed map[node.Se
 			listed[s] = true
 		}
 	}
-	return c.own.Number.String(), listed, nil
+	return pemfile.NumberOf(c.own).String(), listed, nil
 }

@@ -3,7 +3,12 @@ package puppetserver
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
+	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +18,7 @@ import (
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 )
 
 func TestNewSaysWhatIsWrong(t *testing.T) {
@@ -224,5 +230,55 @@ func TestACallersCSRMustAskForAllItself(t *testing.T) {
 	}
 	if calls := s.took(); calls != nil {
 		t.Errorf("asked the server: %q", calls)
+	}
+}
+
+// The client key and certificate are noticed to be others by more than size and time of
+// modification, which a copy (rsync, tar) keeps.
+func TestRenewalWithTheOldTimes(t *testing.T) {
+	s := newStub(t)
+	long := time.Unix(1700000000, 0)
+	keepTimes := func() {
+		for _, path := range []string{s.options.Certificate, s.options.Key, s.options.CA} {
+			check(t, os.Chtimes(path, long, long))
+		}
+	}
+	pad := func() {
+		text, err := os.ReadFile(s.options.Certificate)
+		check(t, err)
+		check(t, os.WriteFile(s.options.Certificate, append(text, strings.Repeat("\n", 4000-len(text))...), 0o600))
+	}
+	pad()
+	keepTimes()
+	a := s.open(t)
+	renewed := s.identify(t)
+	pad()
+	keepTimes()
+	if _, err := a.credentials.current(false); err != nil || !a.credentials.leaf.Equal(renewed) {
+		t.Errorf("the renewed certificate is not used: %v", err)
+	}
+}
+
+// A CRL that may not list everything proves nothing, although the CA signed it.
+func TestPartOfACRL(t *testing.T) {
+	key, err := ca.GenerateKey(ca.ECP256)
+	check(t, err)
+	issuer := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "CA"}, SubjectKeyId: []byte{1}, IsCA: true,
+		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCRLSign, PublicKey: key.Public(), PublicKeyAlgorithm: x509.ECDSA,
+	}
+	list := func(extensions ...pkix.Extension) []byte {
+		der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
+			Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour), ExtraExtensions: extensions,
+		}, issuer, key)
+		check(t, err)
+		return pemfile.Encode(pemfile.CRL, der)
+	}
+	if _, err := parseCRLs(list(), issuer); err != nil {
+		t.Errorf("a whole CRL: %v", err)
+	}
+	_, err = parseCRLs(list(pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 28}, Critical: true, Value: []byte{0x30, 0}}), issuer)
+	if err == nil || !strings.Contains(err.Error(), "critical extension") {
+		t.Errorf("a CRL for a part of the certificates: %v", err)
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 )
 
 // clockSlack is kept from the end of the CA's life where a certificate is to
@@ -210,11 +211,7 @@ func (a *Authority) certificate(ctx context.Context, name node.Certname) (*x509.
 	if err != nil || pemBytes == nil {
 		return nil, err
 	}
-	block, _ := pem.Decode(pemBytes)
-	if block == nil {
-		return nil, fmt.Errorf("%w: of %q, which is no PEM", node.ErrForeignCertificate, name)
-	}
-	cert, err := x509.ParseCertificate(block.Bytes)
+	cert, err := pemfile.First(pemBytes)
 	if err != nil {
 		return nil, fmt.Errorf("%w: of %q, which can't be read: %w", node.ErrForeignCertificate, name, err)
 	}
@@ -375,5 +372,5 @@ func makeCSR(r ca.Request) ([]byte, error) {
 }
 
 func pemCSR(der []byte) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+	return pemfile.Encode(pemfile.Request, der)
 }

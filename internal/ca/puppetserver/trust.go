@@ -13,6 +13,7 @@ import (
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 )
 
 const (
@@ -95,16 +96,9 @@ func (a *Authority) fetchChain(ctx context.Context, t *trust) error {
 	if err != nil {
 		return err
 	}
-	var chain []*x509.Certificate
-	for block, rest := pem.Decode(pemBytes); block != nil; block, rest = pem.Decode(rest) {
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return fmt.Errorf("%s: %w", chainPath, err)
-		}
-		chain = append(chain, cert)
-	}
-	if len(chain) == 0 {
-		return fmt.Errorf("%w: %s has no certificate: is this the CA server?", node.ErrUnavailable, chainPath)
+	chain, err := pemfile.Certificates(pemBytes)
+	if err != nil {
+		return fmt.Errorf("%w: %s: %w: is this the CA server?", node.ErrUnavailable, chainPath, err)
 	}
 	if t.chain != nil && !t.chain[0].Equal(chain[0]) {
 		t.since = time.Time{} // another CA: its CRL is asked for anew
@@ -141,7 +135,7 @@ func (a *Authority) fetchCRL(ctx context.Context, t *trust) error {
 	if err := got.check(c); err != nil {
 		return fmt.Errorf("%w: %w", node.ErrUnavailable, err)
 	}
-	if block, _ := pem.Decode(got.body); block == nil || block.Type != "X509 CRL" {
+	if block, _ := pem.Decode(got.body); block == nil || block.Type != pemfile.CRL {
 		return fmt.Errorf("%w: %s is no CRL", node.ErrUnavailable, crlPath)
 	}
 	issuer, text := t.chain[0], got.body
@@ -150,14 +144,15 @@ func (a *Authority) fetchCRL(ctx context.Context, t *trust) error {
 	return nil
 }
 
-// parseCRLs finds the CRL of the signing CA.
+// parseCRLs finds the CRL of the signing CA. That one has to list all that the CA
+// revoked: receipts and the search for a revoked certificate depend on it.
 func parseCRLs(text []byte, issuer *x509.Certificate) (crls, error) {
 	var c crls
-	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+	for block := range pemfile.Blocks(text) {
 		if c.own != nil && bytes.Equal(block.Bytes, c.own.Raw) {
 			continue
 		}
-		crl, err := x509.ParseRevocationList(block.Bytes)
+		crl, err := pemfile.ParseCRL(block)
 		switch {
 		case err != nil:
 			c.foreignErr = fmt.Errorf("%s: %w", crlPath, err)
@@ -169,6 +164,9 @@ func parseCRLs(text []byte, issuer *x509.Certificate) (crls, error) {
 	}
 	if c.own == nil {
 		return crls{}, errors.Join(fmt.Errorf("%s: none is signed by %s", crlPath, issuer.Subject), c.foreignErr)
+	}
+	if err := pemfile.CheckWhole(c.own); err != nil {
+		return crls{}, fmt.Errorf("%s: %w", crlPath, err)
 	}
 	return c, nil
 }

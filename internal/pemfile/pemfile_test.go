@@ -1,0 +1,139 @@
+package pemfile
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
+	"math/big"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+)
+
+func FuzzEncode(f *testing.F) {
+	for _, n := range []int{0, 1, 2, 3, 47, 48, 49, 96, 1000} {
+		f.Add(bytes.Repeat([]byte{0xA5}, n))
+	}
+	f.Fuzz(func(t *testing.T, der []byte) {
+		got, want := Encode(CRL, der), pem.EncodeToMemory(&pem.Block{Type: CRL, Bytes: der})
+		if !bytes.Equal(got, want) || len(got) != cap(got) {
+			t.Errorf("got %q (room for %d), want %q", got, cap(got), want)
+		}
+	})
+}
+
+// issuer makes a CA.
+func issuer(t *testing.T) (*x509.Certificate, *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "CA"}, SubjectKeyId: []byte{1}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCRLSign | x509.KeyUsageCertSign, NotAfter: time.Now().Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := First(Encode(Certificate, der))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert, key
+}
+
+func TestCertificates(t *testing.T) {
+	cert, _ := issuer(t)
+	one := Encode(Certificate, cert.Raw)
+	mixed := slices.Concat([]byte("some text\n"), Encode("EC PARAMETERS", []byte{1}), one, one)
+	if certs, err := Certificates(mixed); err != nil || len(certs) != 2 || !certs[1].Equal(cert) {
+		t.Errorf("two certificates among other blocks: %d, %v", len(certs), err)
+	}
+	if got, err := First(mixed); err != nil || !got.Equal(cert) {
+		t.Errorf("the first certificate: %v", err)
+	}
+	for name, data := range map[string][]byte{
+		"nothing":         nil,
+		"only text":       []byte("some text\n"),
+		"another type":    Encode(CRL, cert.Raw),
+		"a broken second": slices.Concat(one, Encode(Certificate, []byte{1})),
+	} {
+		if certs, err := Certificates(data); err == nil {
+			t.Errorf("%s: %d certificates, want an error", name, len(certs))
+		}
+	}
+}
+
+func TestCRLs(t *testing.T) {
+	cert, key := issuer(t)
+	make := func(extensions ...pkix.Extension) *pem.Block {
+		t.Helper()
+		der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
+			Number: big.NewInt(7), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour), ExtraExtensions: extensions,
+		}, cert, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &pem.Block{Type: CRL, Bytes: der}
+	}
+	whole, err := ParseCRL(make())
+	if err != nil || CheckWhole(whole) != nil || NumberOf(whole).Int64() != 7 {
+		t.Errorf("a whole CRL: %v, %v, number %v", err, CheckWhole(whole), NumberOf(whole))
+	}
+	// issuingDistributionPoint: the CRL covers a part of the certificates.
+	part, err := ParseCRL(make(pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 28}, Critical: true, Value: []byte{0x30, 0}}))
+	if err != nil || CheckWhole(part) == nil {
+		t.Errorf("a CRL for a part of the certificates: %v, taken for whole", err)
+	}
+	if _, err := ParseCRL(&pem.Block{Type: Certificate, Bytes: whole.Raw}); err == nil {
+		t.Error("a block of another type is a CRL")
+	}
+	if n := NumberOf(&x509.RevocationList{}); n.Sign() != 0 {
+		t.Errorf("a CRL without a number has number %v", n)
+	}
+}
+
+// A file that is written in place with the same size, and is given its old time
+// again, as rsync and tar do, has changed nevertheless.
+func TestStamp(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "key.pem")
+	write := func(text string) Stamp {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path, time.Unix(1, 0), time.Unix(1, 0)); err != nil {
+			t.Fatal(err)
+		}
+		s, err := StampOf(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	old := write("old key")
+	if again, err := StampOf(path); err != nil || again != old {
+		t.Errorf("untouched, but the stamp differs: %v", err)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for write("new key") == old { // within one tick of the kernel's clock the time of change is the same
+		if time.Now().After(deadline) {
+			t.Fatal("the same stamp after a change of the same size and time")
+		}
+	}
+	if _, err := StampOf(path + ".none"); err == nil {
+		t.Error("a file that is not there has a stamp")
+	}
+	if s := Stamps(path, path+".none"); s[0] == (Stamp{}) || s[1] != (Stamp{}) {
+		t.Errorf("stamps %v", s)
+	}
+}
