@@ -13,7 +13,7 @@ import (
 type Held struct {
 	// Others are further certificates of the name that are in force, newest first, as far as the authority can
 	// tell; none where Problem is set.
-	Others []Issued
+	Others      []Issued
 	Certificate *x509.Certificate // nil: none, or none that can be read
 	Problem     error             // why it is not one of this CA's that is in force; nil where it is, or where there is none
 }
