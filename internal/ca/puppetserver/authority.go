@@ -34,9 +34,6 @@ type Options struct {
 	RevokeLimit time.Duration // of one call that revokes; 0: ten minutes
 	Concurrency int           // calls under way at once; 0: 8
 
-	// BatchTime is how long the names of a batch of revocations may take, beside
-	// what the call takes by itself; 0: four seconds. Signing and GETs of the CRL may wait for it.
-	BatchTime time.Duration
 	// SignWait is how long the server may still act on a request or a signing whose
 	// answer was lost: the time that it waits for its locks, 5 s and 60 s by
 	// default, or that its policy script for autosign takes; 0: 65 seconds.
@@ -61,7 +58,6 @@ func (o Options) filled() Options {
 	set(&o.TTL, ca.DefaultTTL)
 	set(&o.Timeout, time.Minute)
 	set(&o.RevokeLimit, 10*time.Minute)
-	set(&o.BatchTime, 4*time.Second)
 	set(&o.SignWait, 65*time.Second)
 	if o.Concurrency == 0 {
 		o.Concurrency = 8
@@ -94,7 +90,6 @@ type Authority struct {
 
 	revoking chan struct{} // holds one while nobody revokes; guards the rest
 	batch    int           // how many names the next batch has at most
-	pace     pace
 	lost     time.Time     // when the answer to a revocation was lost; zero: none
 	unread   bool          // a revocation was sent since the CRL was asked for: that as last seen can't tell of it
 	longest  time.Duration // that a /clean took
@@ -122,7 +117,7 @@ func New(o Options) (*Authority, error) {
 		credentials: creds,
 		slots:       make(chan struct{}, o.Concurrency),
 		revoking:    make(chan struct{}, 1),
-		batch:       firstBatch,
+		batch:       maxBatch,
 		poison:      map[node.Serial]bool{},
 		made:        o.Now(),
 		unanswered:  unanswered{since: map[question]time.Time{}},
