@@ -83,7 +83,7 @@ func (r *revocation) cleanBatch(ctx context.Context, names []node.Certname) erro
 
 // adapt halves the next batch where this one had no answer within RevokeLimit. A batch that takes less
 // than a quarter of that doubles the next one, up to maxBatch.
-func (a *Authority) adapt(names int, took time.Duration, err error) {
+func (a *revoker) adapt(names int, took time.Duration, err error) {
 	switch limit := a.opts.RevokeLimit; {
 	case err != nil && took >= limit:
 		a.batch = max(1, names/2)

@@ -67,7 +67,7 @@ func (g *guard) leave() { g.mu.RUnlock() }
 // one whose name it has just taken itself, but to nobody's address. The server looks
 // at the name in the CSR first, and where it does not refuse that, it finds
 // that the address is another: nothing changes either way.
-func (a *Authority) learn(ctx context.Context, csr []byte) {
+func (a *signer) learn(ctx context.Context, csr []byte) {
 	g := &a.credentials.guard
 	dials := g.dials.Load()
 	c := call{method: http.MethodPut, path: apiPath + "certificate_request/" + nobody, body: csr, kind: "text/plain", submits: true}

@@ -178,7 +178,7 @@ func TestARevocationOfAnEarlierProcessIsWaitedFor(t *testing.T) {
 // searches a long inventory for each name still gets on.
 func TestABatchWithoutAnAnswerInTimeIsHalved(t *testing.T) {
 	lost := lostError{errors.New("no answer")}
-	for what, server := range map[string]struct {
+	for what, c := range map[string]struct {
 		call, name time.Duration
 		want       int
 	}{
@@ -188,19 +188,19 @@ func TestABatchWithoutAnAnswerInTimeIsHalved(t *testing.T) {
 		"a minute a name":     {time.Second, time.Minute, 6},
 		"nothing fits":        {time.Second, time.Hour, 1},
 	} {
-		a := &Authority{opts: Options{RevokeLimit: 10 * time.Minute}, batch: maxBatch}
+		a := &revoker{server: &server{opts: Options{RevokeLimit: 10 * time.Minute}}, batch: maxBatch}
 		for range 12 {
-			took, err := server.call+time.Duration(a.batch)*server.name, error(nil)
+			took, err := c.call+time.Duration(a.batch)*c.name, error(nil)
 			if took > a.opts.RevokeLimit {
 				took, err = a.opts.RevokeLimit, lost
 			}
 			a.adapt(a.batch, took, err)
 		}
-		if a.batch != server.want {
-			t.Errorf("%s: batches of %d, want %d", what, a.batch, server.want)
+		if a.batch != c.want {
+			t.Errorf("%s: batches of %d, want %d", what, a.batch, c.want)
 		}
 	}
-	a := &Authority{opts: Options{RevokeLimit: 10 * time.Minute}, batch: maxBatch}
+	a := &revoker{server: &server{opts: Options{RevokeLimit: 10 * time.Minute}}, batch: maxBatch}
 	if a.adapt(100, time.Second, lost); a.batch != maxBatch {
 		t.Errorf("a server that went away made the next batch %d", a.batch)
 	}
