@@ -10,6 +10,7 @@
 #
 # make package     dist/*.deb and dist/*.rpm, see docs/install.md
 # make fuzz        each fuzz target for FUZZTIME
+# make migrate     a store of the first release with NODES nodes is brought up to date by a daemon that is killed
 # make bench       measure; PART=name runs one part, see test/bench. BASE=commit compares with that version
 #
 # RUN=regexp       only these tests
@@ -30,7 +31,7 @@ GOSEC := -quiet -terse -severity medium -exclude-generated -exclude=G301,G304
 RACE = $(if $(shell command -v gcc),CGO_ENABLED=1,CGO_ENABLED=0) $(GOTEST) --format standard-quiet -- $(if $(shell command -v gcc),-race)
 OTHERS = -e /test/e2e -e /test/package
 
-.PHONY: build package demo test test-quick unit test-pkcs11 e2e test-package lint generate check-generated fuzz bench clean
+.PHONY: build package demo test test-quick unit test-pkcs11 e2e test-package lint generate check-generated fuzz migrate bench clean
 
 # -v names each package that is compiled: the first build takes minutes.
 build:
@@ -66,6 +67,10 @@ e2e:
 
 test-package:
 	$(GOTEST) --format standard-verbose -- -timeout 20m -run '$(RUN)' ./test/package
+
+NODES ?= 1000000
+migrate:
+	ESPM_MIGRATE_NODES=$(NODES) go test -count 1 -v -timeout 2h -run Migrated ./test/crash
 
 lint:
 	@test -z "$$(gofmt -l cmd docs internal packaging proto test)" || { gofmt -l cmd docs internal packaging proto test; echo 'gofmt: these files need it'; exit 1; }

@@ -53,7 +53,10 @@ type Host struct {
 	// Token looks whether the token's key can be had and is the CA's; ErrNoTokens where this
 	// espm can't tell. Asked only where the configuration names one.
 	Token func() error
-	Now   func() time.Time
+	// Unrevoked asks the daemon which certificates the CA could not revoke, and that have not expired. Asked only where
+	// the daemon answers on a local socket.
+	Unrevoked func(ctx context.Context) ([]Unrevoked, error)
+	Now       func() time.Time
 
 	settings  map[string]string // of Puppet; nil: they are not known
 	puppetErr error             // why not
@@ -67,6 +70,12 @@ type CA struct {
 	Version  string    // of Puppet Server; "": espm is the CA
 	Clock    time.Time // of Puppet Server; zero: not known
 	Problems []Problem
+}
+
+// Unrevoked is a certificate that was to be revoked, which the CA can't. It is valid.
+type Unrevoked struct {
+	Serial, Certname string
+	NotAfter         time.Time
 }
 
 // CRL is one of its CRLs.
@@ -90,6 +99,7 @@ var checks = []check{
 	{"disk", checkDisk},
 	{"ca key", checkCAKey},
 	{"daemon", checkDaemon},
+	{"revocations", checkRevocations},
 	{"enc socket", checkENCSocket},
 	{"group", checkGroup},
 	{"puppet.conf", checkPuppetConf},

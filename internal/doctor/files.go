@@ -137,6 +137,24 @@ func checkDaemon(ctx context.Context, h *Host) []Finding {
 	return good(checkMode(path, 0o660, ""), "it answers at %s", path)
 }
 
+// checkRevocations lists what was to be revoked and stays valid. Of pending ones the metrics tell.
+func checkRevocations(ctx context.Context, h *Host) []Finding {
+	path, local := strings.CutPrefix(h.Config.Listen, "unix://")
+	if !local || dial(ctx, path) != nil {
+		return []Finding{found(OK, "", "not looked at, as no daemon answers on a local socket")}
+	}
+	unrevoked, err := h.Unrevoked(ctx)
+	if err != nil {
+		return []Finding{found(Warning, "", "the daemon can't be asked for its revocations: %v", err)}
+	}
+	var all []Finding
+	for _, u := range unrevoked {
+		all = append(all, found(Warning, "", "serial %s of %s was to be revoked, which the CA can't: it is valid until %s. "+
+			"The reason: espm cert revocations --impossible --certname %s", u.Serial, u.Certname, u.NotAfter.UTC().Format(time.RFC3339), u.Certname))
+	}
+	return good(all, "none is impossible")
+}
+
 func checkENCSocket(ctx context.Context, h *Host) []Finding {
 	if err := dial(ctx, h.Config.ENC.Socket); err != nil {
 		return []Finding{found(Failure, start, "the ENC socket does not answer: %v; catalogs compile from the store", err)}

@@ -24,6 +24,8 @@ func (s *fakeStore) CountPending(context.Context) (int, *node.Revocation, error)
 	return 1, s.oldest, s.err
 }
 
+func (s *fakeStore) CountImpossible(context.Context) (int, error) { return 0, s.err }
+
 // Live is what a restart may mend; ready is more.
 func TestHealth(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)

@@ -16,6 +16,7 @@ import (
 type Store interface {
 	Revision(ctx context.Context) (int64, error)
 	CountPending(ctx context.Context) (n int, oldest *node.Revocation, err error)
+	CountImpossible(ctx context.Context) (n int, err error)
 }
 
 // Sources are what the numbers are read from.
@@ -39,12 +40,13 @@ const lookLimit = 30 * time.Second
 type watch struct {
 	Sources
 
-	mu      sync.Mutex
-	status  ca.Status // the last that could be had
-	failed  error     // why there is no newer one
-	pending int
-	oldest  time.Time // zero: none is pending
-	unread  error     // why the queue can't be read
+	mu         sync.Mutex
+	status     ca.Status // the last that could be had
+	failed     error     // why there is no newer one
+	pending    int
+	impossible int
+	oldest     time.Time // zero: none is pending
+	unread     error     // why the queue can't be read
 }
 
 // run looks until ctx is done.
@@ -64,6 +66,10 @@ func (w *watch) look(ctx context.Context) {
 	limited, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
 	n, oldest, unread := w.Store.CountPending(limited)
+	var impossible int
+	if unread == nil {
+		impossible, unread = w.Store.CountImpossible(limited)
+	}
 	status, failed := w.Brief(limited)
 	if ctx.Err() != nil {
 		return
@@ -71,7 +77,7 @@ func (w *watch) look(ctx context.Context) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.unread = unread; unread == nil {
-		w.pending, w.oldest = n, time.Time{}
+		w.pending, w.impossible, w.oldest = n, impossible, time.Time{}
 		if oldest != nil {
 			w.oldest = oldest.CreatedAt
 		}
@@ -84,6 +90,7 @@ func (w *watch) look(ctx context.Context) {
 var (
 	storeBytes = desc("espm_store_bytes", "Size of the store's file.")
 	pending    = desc("espm_revocations_pending", "Revocations that are ordered and not carried out.")
+	unrevoked  = desc("espm_revocations_impossible", "Revocations that the authority can't carry out: their certificates stay valid until they expire.")
 	oldestAge  = desc("espm_revocations_oldest_pending_seconds", "Age of the oldest of them; 0 where there is none.")
 	revokerUp  = desc("espm_revocations_possible", "1: the authority took the last revocations, or none were tried; 0: it can't act.")
 	authority  = desc("espm_authority_up", "1: the authority answers; 0: it does not, and what is said of CA and CRL is as it was.")
@@ -106,7 +113,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (w *watch) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		storeBytes, pending, oldestAge, revokerUp, authority, caEnd, crlNumber, crlEntries, crlBytes, crlEnd, crlFile,
+		storeBytes, pending, unrevoked, oldestAge, revokerUp, authority, caEnd, crlNumber, crlEntries, crlBytes, crlEnd, crlFile,
 		keysReady, keysRoom, keysTaken, keysWaited,
 	} {
 		ch <- d
@@ -138,6 +145,7 @@ func (w *watch) Collect(ch chan<- prometheus.Metric) {
 	gauge(authority, truth(w.failed == nil))
 	if w.unread == nil {
 		gauge(pending, float64(w.pending))
+		gauge(unrevoked, float64(w.impossible))
 		gauge(oldestAge, w.age().Seconds())
 	}
 	if w.status.Subject != "" {

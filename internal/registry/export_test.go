@@ -8,6 +8,9 @@ import (
 // Sweep is sweep, for tests of what is forgotten, and when.
 func (r *Registry) Sweep(ctx context.Context) error { return r.housekeeping.sweep(ctx) }
 
+// SweepSets forgets the sets of groups that have no nodes.
+func SweepSets(ctx context.Context, r *Registry) error { return r.groups.sweep(ctx) }
+
 // EndLaunches checks the launch deadlines, for tests that set the clock.
 func (r *Registry) EndLaunches(ctx context.Context) (time.Duration, error) {
 	return r.launches.check(ctx)

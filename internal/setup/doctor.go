@@ -36,6 +36,7 @@ func Examine(ctx context.Context, file string) []doctor.Finding {
 		return examineServer(ctx, *c.Authority.PuppetServer)
 	}
 	h.Token = func() error { return examineToken(c.Authority.Directory) }
+	h.Unrevoked = func(ctx context.Context) ([]doctor.Unrevoked, error) { return unrevoked(ctx, c.Listen) }
 	ok := doctor.Finding{Check: "configuration", Severity: doctor.OK, What: c.File}
 	return append([]doctor.Finding{ok}, doctor.Examine(ctx, h)...)
 }

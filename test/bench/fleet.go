@@ -71,7 +71,7 @@ func populate(ctx context.Context, path string, nodes int) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := addGroups(ctx, s); err != nil {
+	if err := addGroups(ctx, s, fleetGroups()); err != nil {
 		return err
 	}
 	for first := 0; first < nodes; first += batch {
@@ -87,8 +87,8 @@ func populate(ctx context.Context, path string, nodes int) (err error) {
 	return nil
 }
 
-func addGroups(ctx context.Context, s *store.Store) error {
-	for _, g := range fleetGroups() {
+func addGroups(ctx context.Context, s *store.Store, groups []node.Group) error {
+	for _, g := range groups {
 		mark, err := s.GroupsMark(ctx)
 		if err != nil {
 			return err

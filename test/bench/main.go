@@ -38,6 +38,7 @@ var benchmarks = []struct {
 	{"revoke", benchRevoke},
 	{"crl", benchCRL},
 	{"connections", benchConnections},
+	{"groups", benchGroups},
 	{"base", benchBase},
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -29,6 +30,7 @@ type names struct {
 	requests  map[string][]byte // PEM
 	answer    map[string]int    // "METHOD /path" that fails: with what
 	autosigns bool
+	version   string // "": the server does not tell
 }
 
 func newNames(t *testing.T) *names {
@@ -44,6 +46,10 @@ func (n *names) serve(w http.ResponseWriter, r *http.Request) {
 	defer n.mu.Unlock()
 	if code, fails := n.answer[r.Method+" "+r.URL.Path]; fails {
 		http.Error(w, "made by the test", code)
+		return
+	}
+	if r.URL.Path == "/status/v1/services" && n.version != "" {
+		fmt.Fprintf(w, `{"ca":{"service_version":%q}}`, n.version)
 		return
 	}
 	kind, name, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, apiPath), "/")

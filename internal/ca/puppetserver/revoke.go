@@ -64,7 +64,7 @@ func (a *Authority) revoke(ctx context.Context, targets []ca.Target) ([]node.Rec
 	if err := a.quiet(ctx); err != nil {
 		return nil, err
 	}
-	r := &revocation{a: a, failed: map[node.Certname]error{}}
+	r := &revocation{a: a, failed: map[node.Certname]error{}, stood: map[node.Certname]node.Serial{}}
 	if err := r.plan(ctx, targets); err != nil {
 		return nil, err
 	}
@@ -83,12 +83,17 @@ func (a *Authority) revoke(ctx context.Context, targets []ca.Target) ([]node.Rec
 	if stopped != nil {
 		return receipts, stopped
 	}
+	byFile := a.revokesByFile(ctx)
 	refused := &ca.RefusedError{Targets: make([]error, len(targets))}
 	for i, t := range targets {
 		if receipts[i].Serial != "" {
 			continue
 		}
 		why := r.failed[t.Certname]
+		if stood := r.stood[t.Certname]; why == nil && byFile && stood != t.Serial {
+			refused.Targets[i] = impossible(t, stood)
+			continue
+		}
 		if why == nil {
 			why = errors.New("the CRL does not list it, although the server reported no error: its certificate was deleted " +
 				"without being revoked, or ca.conf has enable-infra-crl, where the server hides its full CRL")
@@ -211,8 +216,9 @@ type revocation struct {
 	names  []node.Certname // to clean together
 	alone  []node.Certname // to clean one by one: they failed before
 	failed map[node.Certname]error
-	worked bool // the server cleaned something
-	singly bool // the server has no /clean
+	stood  map[node.Certname]node.Serial // in signed/, before anything was cleaned; "": nothing
+	worked bool                          // the server cleaned something
+	singly bool                          // the server has no /clean
 }
 
 // plan asks what stands under each name and decides what to clean: names whose
@@ -239,6 +245,7 @@ func (r *revocation) plan(ctx context.Context, targets []ca.Target) error {
 		return err
 	}
 	for i, name := range names {
+		r.stood[name] = standing[i]
 		open := slices.ContainsFunc(serials[name], func(s node.Serial) bool { return !listed[s] })
 		ours := slices.Contains(serials[name], standing[i])
 		switch {
