@@ -92,7 +92,7 @@ func TestDeadlineAtOnceWithOthers(t *testing.T) {
 	wg.Go(func() { f.relabel(t, nodes) })
 	wg.Go(func() {
 		for i := len(nodes) - 1; i >= 0; i-- {
-			f.Sightings.Saw(self(t), nodes[i])
+			f.Sightings().Saw(self(t), nodes[i])
 		}
 	})
 	wg.Go(func() {
@@ -144,6 +144,6 @@ func TestClaimOfAnEarlierLife(t *testing.T) {
 	first := f.launch(t, "web1.test", time.Minute)
 	f.terminate(t, "web1.test", first.UID, 0)
 	second := f.launch(t, "web1.test", time.Minute)
-	f.Sightings.Saw(self(t), first)
+	f.Sightings().Saw(self(t), first)
 	f.lives(t, second, true, false)
 }

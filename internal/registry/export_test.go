@@ -21,3 +21,6 @@ func (s *Sightings) Flush(ctx context.Context) error { return s.flush(ctx) }
 
 // Matches is matches.
 var Matches = matches
+
+// Sightings is what knows when nodes were last seen.
+func (r *Registry) Sightings() *Sightings { return r.view.sightings }

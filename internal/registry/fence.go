@@ -17,8 +17,8 @@ const retryAfter = 5 * time.Second
 // fence holds up an issue while something may revoke its certificate by the name alone.
 type fence struct {
 	core
-	traits      func() ca.Traits
-	revocations interface {
+	traits func() ca.Traits
+	queue  interface {
 		Kick()
 		Wait(ctx context.Context, revs []node.Revocation) ([]node.Revocation, error)
 	}
@@ -49,8 +49,8 @@ func (f *fence) wait(patience context.Context, n node.Node) error {
 				return err
 			}
 		} else {
-			f.revocations.Kick()
-			if pending, err = f.revocations.Wait(ctx, pending); err != nil {
+			f.queue.Kick()
+			if pending, err = f.queue.Wait(ctx, pending); err != nil {
 				return err
 			}
 		}

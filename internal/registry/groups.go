@@ -46,6 +46,32 @@ func (g *groups) admit(ctx context.Context, c *store.Change, n node.Node) (node.
 	return checkNode(ctx, g.store, n)
 }
 
+// commitNode checks a node against its groups, and against what the caller is
+// confined to, and commits it with the change. n gets its revision.
+func (g *groups) commitNode(ctx context.Context, c *store.Change, old *node.Node, n *node.Node, validateOnly bool) error {
+	a := accessOf(ctx)
+	if err := a.mayJoin(old, *n); err != nil {
+		return err
+	}
+	merged, err := g.admit(ctx, c, *n)
+	if err != nil {
+		return err
+	}
+	if err := a.mayLive(merged.Environment, old, *n); err != nil {
+		return err
+	}
+	c.PutNode(old, *n)
+	if err := c.Err(); err != nil || validateOnly {
+		return err
+	}
+	rev, err := g.store.Commit(ctx, c)
+	if err != nil {
+		return fmt.Errorf("node %q: %w", n.Certname, err)
+	}
+	n.Revision = rev
+	return nil
+}
+
 // checkNode makes sure that a node's groups exist and agree, and that the
 // result is one that Puppet takes. It returns what they make together.
 func checkNode(ctx context.Context, groups enc.Groups, n node.Node) (node.Classification, error) {

@@ -2,10 +2,14 @@ package registry
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/singleflight"
 
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
@@ -14,6 +18,37 @@ import (
 
 // issueTimeout bounds an issue, which goes on when its caller has gone.
 const issueTimeout = 2 * time.Minute
+
+// issuer issues certificates, for new registrations and for those that have none.
+type issuer struct {
+	core
+	authority signer
+	keys      Keys
+	puppet    bootstrap.Server
+	algorithm ca.KeyAlgorithm                        // Options.Algorithm
+	stage     func(stage string, took time.Duration) // Options.Stage
+
+	view          *view
+	names         *certnames
+	registrations *registrations
+	settlement    *settlement
+	fence         *fence
+	orders        *orders
+	terminate     func(ctx context.Context, n node.Node, reason node.Reason, why string) (Terminated, error)
+
+	shared  singleflight.Group // issues by request id
+	calls   sync.WaitGroup     // shared ones that a caller waits for, or waited for until it had gone
+	answers answers
+}
+
+// signer is the authority, as far as an issue needs it.
+type signer interface {
+	Check(ctx context.Context, r ca.Request) (*x509.Certificate, error)
+	NewSerial() node.Serial
+	Sign(ctx context.Context, r ca.Request) (*x509.Certificate, error)
+	Trust(ctx context.Context) (ca.Trust, error)
+	Traits() ca.Traits
+}
 
 // Spec says what certificate to issue.
 type Spec struct {
@@ -36,9 +71,9 @@ type order struct {
 	algorithm ca.KeyAlgorithm
 }
 
-// check returns what a Spec asks for. Its errors are *node.InvalidError.
-func (r *Registry) check(name node.Certname, s Spec) (order, error) {
-	o := order{algorithm: r.Algorithm}
+// parse returns what a Spec asks for. Its errors are *node.InvalidError.
+func (i *issuer) parse(name node.Certname, s Spec) (order, error) {
+	o := order{algorithm: i.algorithm}
 	var algErr error
 	if s.KeyAlgorithm != "" {
 		o.algorithm, algErr = ca.ParseKeyAlgorithm(s.KeyAlgorithm)
@@ -71,18 +106,18 @@ func (r *Registry) check(name node.Certname, s Spec) (order, error) {
 // of it, or nothing. See the package comment for what a crash leaves. It goes
 // on when ctx is cancelled, as the caller may come back for the answer. Errors
 // are those of Register, node.ErrUnavailable, and ErrProtected for a launch deadline.
-func (r *Registry) Provision(ctx context.Context, n node.Node, s Spec, requestID string, validateOnly bool) (Provisioned, error) {
-	o, specErr := r.check(n.Certname, s)
+func (i *issuer) Provision(ctx context.Context, n node.Node, s Spec, requestID string, validateOnly bool) (Provisioned, error) {
+	o, specErr := i.parse(n.Certname, s)
 	if err := node.Join(n.Validate(), CheckRequestID(requestID), specErr); err != nil {
 		return Provisioned{}, err
 	}
-	if err := r.mayOrder(ctx, &o); err != nil {
+	if err := i.names.mayOrder(ctx, &o); err != nil {
 		return Provisioned{}, err
 	}
-	if n.ClaimWithin > 0 && r.protection(n.Certname) != "" {
+	if n.ClaimWithin > 0 && i.names.protection(n.Certname) != "" {
 		return Provisioned{}, fmt.Errorf("%w: %q is never terminated, so it can't have a launch deadline", node.ErrProtected, n.Certname)
 	}
-	n, err := r.newNode(ctx, n).BeginIssue(r.Now())
+	n, err := i.newNode(ctx, n).BeginIssue(i.now())
 	if err != nil {
 		return Provisioned{}, err
 	}
@@ -91,27 +126,25 @@ func (r *Registry) Provision(ctx context.Context, n node.Node, s Spec, requestID
 		return Provisioned{}, err
 	}
 	if validateOnly {
-		if earlier, err := r.earlier(ctx, request); err != nil || earlier != nil {
+		if earlier, err := i.registrations.earlier(ctx, request); err != nil || earlier != nil {
 			return Provisioned{Node: pick(earlier, n)}, err
 		}
-		return Provisioned{Node: n}, r.mayBegin(ctx, n, o)
+		return Provisioned{Node: n}, i.mayBegin(ctx, n, o)
 	}
-	patience := ctx
+	one := &issuance{issuer: i, patience: ctx, order: o, request: request}
 	work := func(ctx context.Context) (Provisioned, error) {
-		return r.carryOut(ctx, patience, &o, request, func() (node.IssueIntent, error) {
-			return r.beginNew(ctx, patience, n, &o, request)
-		})
+		return one.run(ctx, func(ctx context.Context) error { return one.beginNew(ctx, n) })
 	}
 	undo := func(ctx context.Context) error {
-		now, live, err := r.live(ctx, n.Certname)
+		now, live, err := i.live(ctx, n.Certname)
 		if err != nil || !live || now.UID != n.UID {
 			return err
 		}
-		_, err = r.end(ctx, now, "", "")
-		r.Revocations.Kick()
+		_, err = i.terminate(ctx, now, "", "")
+		i.orders.queue.Kick()
 		return err
 	}
-	return r.shareCall(ctx, request, work, undo)
+	return i.shareCall(ctx, request, work, undo)
 }
 
 func pick(earlier *node.Node, n node.Node) node.Node {
@@ -124,16 +157,16 @@ func pick(earlier *node.Node, n node.Node) node.Node {
 // Issue issues a certificate for a node that is registered and has none, as
 // uid where that is given. Errors: node.ErrInvalid, ErrNotPermitted, ErrNodeNotFound, ErrUIDMismatch,
 // ErrCertificateExists, ErrIssuing, ErrRequestReused, ErrRequestSpent, ErrUnavailable.
-func (r *Registry) Issue(ctx context.Context, name node.Certname, uid node.UID, s Spec, requestID string, validateOnly bool) (Provisioned, error) {
-	o, specErr := r.check(name, s)
+func (i *issuer) Issue(ctx context.Context, name node.Certname, uid node.UID, s Spec, requestID string, validateOnly bool) (Provisioned, error) {
+	o, specErr := i.parse(name, s)
 	if err := node.Join(CheckRequestID(requestID), specErr); err != nil {
 		return Provisioned{}, err
 	}
-	n, err := r.node(ctx, name)
+	n, err := i.view.node(ctx, name)
 	if err != nil {
 		return Provisioned{}, err
 	}
-	if err := r.mayOrder(ctx, &o); err != nil {
+	if err := i.names.mayOrder(ctx, &o); err != nil {
 		return Provisioned{}, err
 	}
 	if uid != "" && n.UID != uid {
@@ -144,43 +177,43 @@ func (r *Registry) Issue(ctx context.Context, name node.Certname, uid node.UID, 
 		return Provisioned{}, err
 	}
 	if validateOnly {
-		if earlier, err := r.earlier(ctx, request); err != nil || earlier != nil {
+		if earlier, err := i.registrations.earlier(ctx, request); err != nil || earlier != nil {
 			return Provisioned{Node: pick(earlier, n)}, err
 		}
-		_, err := n.BeginIssue(r.Now())
-		return Provisioned{Node: n}, node.Join(err, r.vet(ctx, o))
+		_, err := n.BeginIssue(i.now())
+		return Provisioned{Node: n}, node.Join(err, i.vet(ctx, o))
 	}
-	patience := ctx
+	one := &issuance{issuer: i, patience: ctx, order: o, request: request}
 	work := func(ctx context.Context) (Provisioned, error) {
-		return r.carryOut(ctx, patience, &o, request, func() (node.IssueIntent, error) {
-			now, err := r.node(ctx, name)
+		return one.run(ctx, func(ctx context.Context) error {
+			now, err := i.view.node(ctx, name)
 			if err != nil {
-				return node.IssueIntent{}, err
+				return err
 			}
 			if now.UID != n.UID {
-				return node.IssueIntent{}, fmt.Errorf("%w: %q is registration %s now", node.ErrUIDMismatch, name, now.UID)
+				return fmt.Errorf("%w: %q is registration %s now", node.ErrUIDMismatch, name, now.UID)
 			}
-			if _, err := now.BeginIssue(r.Now()); err != nil {
-				return node.IssueIntent{}, err
+			if _, err := now.BeginIssue(i.now()); err != nil {
+				return err
 			}
-			return r.beginReissue(ctx, patience, now, &o, request, true)
+			return one.beginAgain(ctx, now, true)
 		})
 	}
-	return r.shareCall(ctx, request, work, func(ctx context.Context) error { return r.revokeLife(ctx, name, n.UID) })
+	return i.shareCall(ctx, request, work, func(ctx context.Context) error { return i.orders.revokeLife(ctx, name, n.UID) })
 }
 
 // shareCall carries out once what one caller asks for in several calls at the same time with one
 // request id. The work goes on when the callers have gone, as they may come back for the answer.
 // Without a request id they can't come back, so the work is undone.
-func (r *Registry) shareCall(ctx context.Context, request *node.Request, do func(context.Context) (Provisioned, error), undo func(context.Context) error) (Provisioned, error) {
+func (i *issuer) shareCall(ctx context.Context, request *node.Request, do func(context.Context) (Provisioned, error), undo func(context.Context) error) (Provisioned, error) {
 	detached := func() (p Provisioned, err error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), issueTimeout)
 		defer cancel()
 		defer func() {
 			if recover() != nil { // singleflight would end the process; its value may hold a secret
-				r.Log.WithField("stack", string(debug.Stack())).Error("issuing a certificate panicked")
+				i.log.WithField("stack", string(debug.Stack())).Error("issuing a certificate panicked")
 				err = errors.New("espm failed on this call; its log says where")
-				r.settleSoon()
+				i.settlement.settleSoon()
 			}
 		}()
 		return do(ctx)
@@ -193,18 +226,22 @@ func (r *Registry) shareCall(ctx context.Context, request *node.Request, do func
 		}
 		return p, err
 	}
-	r.calls.Add(1)
+	i.calls.Add(1)
 	// Of the same content, too: who asks for something else must not be answered for the others.
-	done := r.flights.DoChan(request.Key()+" "+request.Hash, func() (any, error) { return detached() })
+	done := i.shared.DoChan(request.Key()+" "+request.Hash, func() (any, error) { return detached() })
 	select {
 	case res := <-done:
-		r.calls.Done()
+		i.calls.Done()
 		return res.Val.(Provisioned), res.Err
 	case <-ctx.Done():
 		go func() {
 			<-done
-			r.calls.Done()
+			i.calls.Done()
 		}()
 		return Provisioned{}, fmt.Errorf("the call for %q goes on without its caller: %w", request.Certname, ctx.Err())
 	}
 }
+
+// Wait waits for the issues that go on although their callers have gone. No
+// other call may be under way.
+func (i *issuer) Wait() { i.calls.Wait() }

@@ -45,12 +45,10 @@ import (
 	"cmp"
 	"context"
 	"crypto"
-	"fmt"
 	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
-	"golang.org/x/sync/singleflight"
 
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
@@ -96,31 +94,68 @@ type Options struct {
 	Uptime      func() time.Duration                   // does not go back or jump as a clock may; the default is Now's monotonic clock
 }
 
-// Registry is espm's use cases. Its methods may be called at once. What a
+const (
+	settlePause    = 5 * time.Second // between tries while the authority or the store fails
+	housekeepEvery = time.Minute
+)
+
+// Registry is espm's use cases, each in the part that has it. A part has what it needs of the
+// others, and no part has the Registry. Its methods may be called at once. What a
 // method has changed is durable when it returns nil.
 type Registry struct {
-	Options
+	*view          // Get, List, Certificates, WatchNodes and what else callers read
+	*registrations // Register, Update
+	*issuer        // Provision, Issue, Wait
+	*importer      // Import
+	*terminations  // Terminate
+	*revoker       // Revoke, RetryRevocation, DropRevocation
+	*groups        // CreateGroup, UpdateGroup, DeleteGroup
+	*certnames     // SetProtected
 
-	core
-	*groups
-	*view
-	*certnames
-	*settlement
-	*importer
-	*registrations
-	fence        *fence
+	settlement   *settlement
 	launches     *launches
-	housekeeping housekeeping
-
-	flights singleflight.Group // issues by request id
-	calls   sync.WaitGroup     // flights that somebody waits for, or waited until he had gone
-	answers answers
-
-	ended chan struct{} // closed when Run has ended
+	housekeeping *housekeeping
+	ended        chan struct{} // closed when Run has ended
 }
 
 // New returns a Registry. Run settles what an earlier process left open.
 func New(o Options) *Registry {
+	o.setDefaults()
+	c := core{store: o.Store, now: o.Now, log: o.Log}
+	ended := make(chan struct{})
+	groups := &groups{core: c}
+	view := &view{core: c, sightings: o.Sightings, down: o.Revocations.Down, authority: o.Authority}
+	names := &certnames{core: c, puppet: o.Puppet.Name, traits: o.Authority.Traits, principals: o.Principals, served: o.Served, ttl: o.TTL}
+	names.SetProtected(o.Protected)
+	registrations := &registrations{core: c, view: view, names: names, commit: groups.commitNode}
+	settlement := &settlement{core: c, authority: o.Authority, queue: o.Revocations, busy: map[node.UID]bool{}, soon: make(chan struct{}, 1)}
+	fence := &fence{core: c, traits: o.Authority.Traits, queue: o.Revocations, settleSoon: settlement.settleSoon}
+	orders := &orders{core: c, queue: o.Revocations}
+	terminations := &terminations{core: c, view: view, names: names, orders: orders, queue: o.Revocations, settleSoon: settlement.settleSoon, ended: ended}
+	return &Registry{
+		view:          view,
+		registrations: registrations,
+		issuer: &issuer{
+			core: c, authority: o.Authority, keys: o.Keys, puppet: o.Puppet, algorithm: o.Algorithm, stage: o.Stage,
+			view: view, names: names, registrations: registrations, settlement: settlement, fence: fence, orders: orders,
+			terminate: terminations.end, answers: answers{now: o.Now},
+		},
+		importer:     &importer{core: c, signed: o.Signed, names: names, unfinished: fence.unfinished, commit: groups.commitNode},
+		terminations: terminations,
+		revoker:      &revoker{core: c, view: view, names: names, orders: orders, queue: o.Revocations, authority: o.Authority},
+		groups:       groups,
+		certnames:    names,
+		settlement:   settlement,
+		launches: &launches{
+			core: c, runInterval: o.RunInterval, uptime: o.Uptime, sightings: o.Sightings,
+			protection: names.protection, terminate: terminations.end, kick: o.Revocations.Kick,
+		},
+		housekeeping: &housekeeping{core: c, groups: groups},
+		ended:        ended,
+	}
+}
+
+func (o *Options) setDefaults() {
 	if o.Sightings == nil {
 		o.Sightings = NewSightings(o.Store, SeenInStore(o.Store), o.Now, o.Log)
 	}
@@ -136,58 +171,33 @@ func New(o Options) *Registry {
 		began := o.Now()
 		o.Uptime = func() time.Duration { return o.Now().Sub(began) }
 	}
-	c := core{store: o.Store, now: o.Now, log: o.Log}
-	names := &certnames{core: c, puppet: o.Puppet.Name, traits: o.Authority.Traits, principals: o.Principals, served: o.Served, ttl: o.TTL}
-	names.SetProtected(o.Protected)
-	settlement := &settlement{core: c, authority: o.Authority, revocations: o.Revocations, busy: map[node.UID]bool{}, soon: make(chan struct{}, 1)}
-	fence := &fence{core: c, traits: o.Authority.Traits, revocations: o.Revocations, settleSoon: settlement.settleSoon}
-	r := &Registry{
-		Options:    o,
-		core:       c,
-		groups:     &groups{core: c},
-		view:       &view{core: c, sightings: o.Sightings, down: o.Revocations.Down, authority: o.Authority},
-		certnames:  names,
-		settlement: settlement,
-		fence:      fence,
-		answers:    answers{now: o.Now},
-		ended:      make(chan struct{}),
-	}
-	r.registrations = &registrations{core: c, view: r.view, names: names, commit: r.commitNode}
-	r.housekeeping = housekeeping{core: c, groups: r.groups}
-	r.importer = &importer{core: c, signed: o.Signed, names: names, unfinished: fence.unfinished, commit: r.commitNode}
-	r.launches = &launches{
-		core: c, runInterval: o.RunInterval, uptime: o.Uptime, sightings: o.Sightings,
-		protection: names.protection, terminate: r.end, kick: o.Revocations.Kick,
-	}
-	return r
 }
 
-// commitNode checks a node against its groups, and against what the caller is
-// confined to, and commits it with the change. n gets its revision.
-func (r *Registry) commitNode(ctx context.Context, c *store.Change, old *node.Node, n *node.Node, validateOnly bool) error {
-	a := accessOf(ctx)
-	if err := a.mayJoin(old, *n); err != nil {
-		return err
+// Run settles the intents that are open and no call is at work on, those of
+// an earlier process first, and forgets what is past its time, until ctx is
+// done. Beside that it sees to launch deadlines. It is called once.
+func (r *Registry) Run(ctx context.Context) {
+	defer close(r.ended)
+	ctx = node.AsSelf(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { r.launches.run(ctx) })
+	tick := time.NewTicker(housekeepEvery)
+	defer tick.Stop()
+	for {
+		again := r.settlement.settleAll(ctx)
+		r.issuer.answers.prune()
+		r.housekeeping.run(ctx)
+		var retry <-chan time.Time
+		if again {
+			retry = time.After(settlePause)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-retry:
+		case <-r.settlement.soon:
+		}
 	}
-	merged, err := r.groups.admit(ctx, c, *n)
-	if err != nil {
-		return err
-	}
-	if err := a.mayLive(merged.Environment, old, *n); err != nil {
-		return err
-	}
-	c.PutNode(old, *n)
-	if err := c.Err(); err != nil || validateOnly {
-		return err
-	}
-	rev, err := r.Store.Commit(ctx, c)
-	if err != nil {
-		return fmt.Errorf("node %q: %w", n.Certname, err)
-	}
-	n.Revision = rev
-	return nil
 }
-
-// Wait waits for the issues that go on although their callers have gone. No
-// other call may be under way.
-func (r *Registry) Wait() { r.calls.Wait() }

@@ -10,12 +10,26 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/pemfile"
 	"github.com/espm-project/espm/internal/store"
 )
+
+// revoker revokes what callers name, also what espm did not issue.
+type revoker struct {
+	core
+	view      *view
+	names     *certnames
+	orders    *orders
+	queue     Revocations
+	authority interface {
+		Check(ctx context.Context, r ca.Request) (*x509.Certificate, error)
+		Find(ctx context.Context, q ca.Query) (ca.Found, error)
+		Trust(ctx context.Context) (ca.Trust, error)
+		Traits() ca.Traits
+	}
+}
 
 // RevokeRequest names the certificate to revoke: by its serial, or all live ones of
 // a certname. A certificate that espm did not issue needs the certname.
@@ -35,7 +49,7 @@ type RevokeRequest struct {
 // node.ErrNotPermitted, ErrNodeNotFound, ErrCertificateNotFound, ErrProtected,
 // ErrForeignCertificate (espm did not issue it, and Force is not set), ErrIssuing, and ErrInvalid
 // for one of several certificates where the authority revokes by name.
-func (r *Registry) Revoke(ctx context.Context, req RevokeRequest, wait time.Duration, validateOnly bool) ([]node.Revocation, error) {
+func (r *revoker) Revoke(ctx context.Context, req RevokeRequest, wait time.Duration, validateOnly bool) ([]node.Revocation, error) {
 	if err := r.mayRevoke(ctx, req); err != nil {
 		return nil, err
 	}
@@ -47,8 +61,8 @@ func (r *Registry) Revoke(ctx context.Context, req RevokeRequest, wait time.Dura
 		if revs, isNew, err = r.revoke(ctx, c, req); err != nil || validateOnly || !isNew {
 			return err
 		}
-		r.auditOrders(ctx, c, revs, req.Force)
-		revision, err := r.Store.Commit(ctx, c)
+		r.orders.audit(ctx, c, revs, req.Force)
+		revision, err := r.store.Commit(ctx, c)
 		for i := range revs {
 			revs[i].Revision = revision
 		}
@@ -65,16 +79,16 @@ func (r *Registry) Revoke(ctx context.Context, req RevokeRequest, wait time.Dura
 		}
 		return revs, nil
 	}
-	r.Revocations.Kick()
+	r.queue.Kick()
 	if wait == 0 {
 		return revs, nil
 	}
 	limited, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	return r.Revocations.Wait(limited, revs)
+	return r.queue.Wait(limited, revs)
 }
 
-func (r *Registry) mayRevoke(ctx context.Context, req RevokeRequest) error {
+func (r *revoker) mayRevoke(ctx context.Context, req RevokeRequest) error {
 	if req.Certname == "" && req.Serial == "" {
 		return node.Invalid("certname", "must not be empty where there is no serial")
 	}
@@ -92,16 +106,16 @@ func (r *Registry) mayRevoke(ctx context.Context, req RevokeRequest) error {
 }
 
 // RetryRevocation has an open revocation tried again at once. Errors: node.ErrNotPermitted, ErrRevocationNotFound, ErrRevocationClosed.
-func (r *Registry) RetryRevocation(ctx context.Context, id string) (node.Revocation, error) {
+func (r *revoker) RetryRevocation(ctx context.Context, id string) (node.Revocation, error) {
 	if err := accessOf(ctx).admin("", "have a revocation tried again"); err != nil {
 		return node.Revocation{}, err
 	}
-	return r.Revocations.Retry(ctx, id)
+	return r.queue.Retry(ctx, id)
 }
 
 // DropRevocation closes an open revocation without carrying it out: its certificate
 // stays valid. The comment says why, and is required. Errors: node.ErrNotPermitted, and those of revoke.Queue.Drop.
-func (r *Registry) DropRevocation(ctx context.Context, id, comment string) (node.Revocation, error) {
+func (r *revoker) DropRevocation(ctx context.Context, id, comment string) (node.Revocation, error) {
 	if err := accessOf(ctx).admin("", "drop a revocation"); err != nil {
 		return node.Revocation{}, err
 	}
@@ -111,7 +125,7 @@ func (r *Registry) DropRevocation(ctx context.Context, id, comment string) (node
 	if err := checkComment(comment); err != nil {
 		return node.Revocation{}, err
 	}
-	return r.Revocations.Drop(ctx, id, comment)
+	return r.queue.Drop(ctx, id, comment)
 }
 
 func checkComment(comment string) error {
@@ -125,13 +139,13 @@ func checkComment(comment string) error {
 }
 
 // revoke adds the orders to a change, newest certificate first, or returns those that there are.
-func (r *Registry) revoke(ctx context.Context, c *store.Change, req RevokeRequest) (revs []node.Revocation, isNew bool, err error) {
+func (r *revoker) revoke(ctx context.Context, c *store.Change, req RevokeRequest) (revs []node.Revocation, isNew bool, err error) {
 	order := node.Revocation{Serial: req.Serial, Certname: req.Certname, Reason: req.Reason, Comment: req.Comment}
 	if order.Serial != "" {
 		rev, isNew, err := r.revokeSerial(ctx, c, order, nil, req.Force)
 		return []node.Revocation{rev}, isNew, err
 	}
-	n, err := r.node(ctx, req.Certname)
+	n, err := r.view.node(ctx, req.Certname)
 	switch {
 	case errors.Is(err, node.ErrNodeNotFound) && req.Force:
 		rev, isNew, err := r.revokeStanding(ctx, c, order)
@@ -143,15 +157,15 @@ func (r *Registry) revoke(ctx context.Context, c *store.Change, req RevokeReques
 	case len(n.Serials) == 0:
 		return nil, false, fmt.Errorf("%w: %q has none", node.ErrCertificateNotFound, n.Certname)
 	}
-	if err := r.unprotected(n.Certname); err != nil && !req.Force {
+	if err := r.names.unprotected(n.Certname); err != nil && !req.Force {
 		return nil, false, err
 	}
-	revs, err = r.revokeHeld(ctx, c, n, order)
+	revs, err = r.orders.revokeAll(ctx, c, n, order)
 	return revs, true, err
 }
 
 // revokeStanding orders the revocation of what stands at the authority under a name that has no live registration.
-func (r *Registry) revokeStanding(ctx context.Context, c *store.Change, order node.Revocation) (rev node.Revocation, isNew bool, err error) {
+func (r *revoker) revokeStanding(ctx context.Context, c *store.Change, order node.Revocation) (rev node.Revocation, isNew bool, err error) {
 	if p, err := r.pendingForeign(ctx, order); p.ID != "" || err != nil {
 		return p, false, err
 	}
@@ -164,8 +178,8 @@ func (r *Registry) revokeStanding(ctx context.Context, c *store.Change, order no
 }
 
 // revokeSerial orders the revocation of one certificate. Standing is that certificate, where the authority was asked for it already.
-func (r *Registry) revokeSerial(ctx context.Context, c *store.Change, order node.Revocation, standing *x509.Certificate, force bool) (rev node.Revocation, isNew bool, err error) {
-	cert, err := r.certificate(ctx, order.Serial)
+func (r *revoker) revokeSerial(ctx context.Context, c *store.Change, order node.Revocation, standing *x509.Certificate, force bool) (rev node.Revocation, isNew bool, err error) {
+	cert, err := r.view.certificate(ctx, order.Serial)
 	if errors.Is(err, node.ErrCertificateNotFound) && order.Certname != "" && !accessOf(ctx).confined() {
 		rev, err = r.revokeForeign(ctx, c, order, standing, force)
 		return rev, rev.Revision == 0, err
@@ -178,10 +192,10 @@ func (r *Registry) revokeSerial(ctx context.Context, c *store.Change, order node
 	}
 	closed := cert.Receipt != nil || cert.Impossible
 	if cert.Revocation != "" && !(closed && force) {
-		rev, err = r.Store.Revocation(ctx, cert.Revocation)
+		rev, err = r.store.Revocation(ctx, cert.Revocation)
 		return rev, false, err
 	}
-	if err := r.unprotected(cert.Certname); err != nil && !force {
+	if err := r.names.unprotected(cert.Certname); err != nil && !force {
 		return rev, false, err
 	}
 	n, live, err := r.live(ctx, cert.Certname)
@@ -189,22 +203,20 @@ func (r *Registry) revokeSerial(ctx context.Context, c *store.Change, order node
 		return rev, false, err
 	}
 	if live && n.Holds(cert.Serial) {
-		if len(n.Serials) > 1 && r.Authority.Traits().RevokesByName {
+		if len(n.Serials) > 1 && r.authority.Traits().RevokesByName {
 			return rev, false, node.Invalid("serial", "the CA revokes by name, so the %d certificates of %q are revoked together: name the node without a serial", len(n.Serials), n.Certname)
 		}
-		without, err := n.Lose(cert.Serial, r.Now())
-		if err != nil {
+		if err := r.orders.lose(c, n, cert.Serial); err != nil {
 			return rev, false, err
 		}
-		c.PutNode(&n, without)
 	}
-	return r.orderFor(c, cert, order), true, nil
+	return r.orders.add(c, cert, order), true, nil
 }
 
 // revokeForeign orders the revocation of a certificate that the authority issued, but not
 // through espm, or returns the order that there is. With it comes a record, where the
 // certificate can be had, so that an import at the same moment does not adopt it.
-func (r *Registry) revokeForeign(ctx context.Context, c *store.Change, order node.Revocation, cert *x509.Certificate, force bool) (node.Revocation, error) {
+func (r *revoker) revokeForeign(ctx context.Context, c *store.Change, order node.Revocation, cert *x509.Certificate, force bool) (node.Revocation, error) {
 	if p, err := r.pendingForeign(ctx, order); p.ID != "" || err != nil {
 		return p, err
 	}
@@ -217,7 +229,7 @@ func (r *Registry) revokeForeign(ctx context.Context, c *store.Change, order nod
 	if !force {
 		return order, fmt.Errorf("%w: serial %s of %q; it is revoked only if that is forced", node.ErrForeignCertificate, order.Serial, order.Certname)
 	}
-	order = r.Revocations.Order(c, order)
+	order = r.queue.Order(c, order)
 	if cert != nil {
 		c.PutCertificate(node.Certificate{
 			Serial:     order.Serial,
@@ -233,8 +245,8 @@ func (r *Registry) revokeForeign(ctx context.Context, c *store.Change, order nod
 
 // pendingForeign returns the open order for a foreign certificate of that name, and of
 // that serial if there is one; the zero value where there is none.
-func (r *Registry) pendingForeign(ctx context.Context, order node.Revocation) (node.Revocation, error) {
-	pending, err := r.Store.PendingOf(ctx, order.Certname)
+func (r *revoker) pendingForeign(ctx context.Context, order node.Revocation) (node.Revocation, error) {
+	pending, err := r.store.PendingOf(ctx, order.Certname)
 	for _, p := range pending {
 		if p.UID == "" && (order.Serial == "" || order.Serial == p.Serial) {
 			return p, err
@@ -245,8 +257,8 @@ func (r *Registry) pendingForeign(ctx context.Context, order node.Revocation) (n
 
 // foreign asks the authority for a name's certificate, "" for the serial of the one that
 // stands under it. It is nil where the authority issued the serial for the name and no longer has it.
-func (r *Registry) foreign(ctx context.Context, name node.Certname, serial node.Serial) (*x509.Certificate, error) {
-	current, err := r.Authority.Check(ctx, ca.Request{Certname: name})
+func (r *revoker) foreign(ctx context.Context, name node.Certname, serial node.Serial) (*x509.Certificate, error) {
+	current, err := r.authority.Check(ctx, ca.Request{Certname: name})
 	if err != nil {
 		return nil, err
 	}
@@ -257,8 +269,8 @@ func (r *Registry) foreign(ctx context.Context, name node.Certname, serial node.
 		return nil, fmt.Errorf("%w: the CA has no valid one of %q", node.ErrCertificateNotFound, name)
 	}
 	var found ca.Found
-	if !r.Authority.Traits().RevokesByName {
-		found, err = r.Authority.Find(ctx, ca.Query{Certname: name, Serial: serial})
+	if !r.authority.Traits().RevokesByName {
+		found, err = r.authority.Find(ctx, ca.Query{Certname: name, Serial: serial})
 	}
 	switch {
 	case err != nil:
@@ -272,8 +284,8 @@ func (r *Registry) foreign(ctx context.Context, name node.Certname, serial node.
 }
 
 // checkForeign says why what stands under a name is not the name's: somebody may have put it there.
-func (r *Registry) checkForeign(ctx context.Context, name node.Certname, cert *x509.Certificate) error {
-	trust, err := r.Authority.Trust(ctx)
+func (r *revoker) checkForeign(ctx context.Context, name node.Certname, cert *x509.Certificate) error {
+	trust, err := r.authority.Trust(ctx)
 	if err != nil {
 		return err
 	}
@@ -281,74 +293,8 @@ func (r *Registry) checkForeign(ctx context.Context, name node.Certname, cert *x
 	if err != nil {
 		return fmt.Errorf("the CA's certificate: %w", err)
 	}
-	if why := ca.CheckHeld(cert, name, issuer, r.Now()); why != nil {
+	if why := ca.CheckHeld(cert, name, issuer, r.now()); why != nil {
 		return fmt.Errorf("%w: serial %s, which stands under %q: %w", node.ErrCertificateNotFound, node.SerialOf(cert.SerialNumber), name, why)
 	}
 	return nil
-}
-
-// orderHeld adds the orders to revoke all certificates that a live registration holds, newest
-// first. What like says of an order is in each.
-func (r *Registry) orderHeld(ctx context.Context, c *store.Change, n node.Node, like node.Revocation) ([]node.Revocation, error) {
-	var revs []node.Revocation
-	for _, serial := range n.Serials {
-		cert, err := r.Store.Certificate(ctx, serial)
-		if err != nil {
-			return nil, err
-		}
-		revs = append(revs, r.orderFor(c, cert, like))
-	}
-	return revs, nil
-}
-
-// orderFor adds the order to revoke a certificate.
-func (r *Registry) orderFor(c *store.Change, cert node.Certificate, order node.Revocation) node.Revocation {
-	order.Serial, order.Certname, order.UID = cert.Serial, cert.Certname, cert.UID
-	order.Owner = cert.Owner
-	order = r.Revocations.Order(c, order)
-	cert.Revocation, cert.Receipt, cert.Impossible = order.ID, nil, false
-	c.PutCertificate(cert)
-	return order
-}
-
-// revokeHeld adds the same, and takes the certificates from the registration.
-func (r *Registry) revokeHeld(ctx context.Context, c *store.Change, n node.Node, like node.Revocation) ([]node.Revocation, error) {
-	revs, err := r.orderHeld(ctx, c, n, like)
-	if err != nil {
-		return nil, err
-	}
-	without, err := n.LoseAll(r.Now())
-	if err != nil {
-		return nil, err
-	}
-	c.PutNode(&n, without)
-	return revs, nil
-}
-
-// revokeLife commits the orders to revoke the certificates that a live registration holds, if it does.
-func (r *Registry) revokeLife(ctx context.Context, name node.Certname, uid node.UID) error {
-	n, live, err := r.live(ctx, name)
-	if err != nil || !live || n.UID != uid || len(n.Serials) == 0 {
-		return err
-	}
-	c := store.NewChange()
-	revs, err := r.revokeHeld(ctx, c, n, node.Revocation{})
-	if err != nil {
-		return err
-	}
-	r.auditOrders(ctx, c, revs, false)
-	_, err = r.Store.Commit(ctx, c)
-	r.Revocations.Kick()
-	return err
-}
-
-// auditOrders adds the lines of orders to their change.
-func (r *Registry) auditOrders(ctx context.Context, c *store.Change, revs []node.Revocation, force bool) {
-	for _, rev := range revs {
-		line := audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev)
-		if force {
-			line.Comment = strings.TrimSpace("forced " + line.Comment)
-		}
-		c.Audit(line)
-	}
 }

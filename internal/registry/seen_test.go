@@ -32,13 +32,13 @@ func (f *fixture) look(t *testing.T, name node.Certname) time.Time {
 		t.Fatal(err)
 	}
 	at := f.clock.Now()
-	f.Sightings.Saw(self(t), n)
+	f.Sightings().Saw(self(t), n)
 	return at
 }
 
 func (f *fixture) flush(t *testing.T) {
 	t.Helper()
-	if err := f.Sightings.Flush(self(t)); err != nil {
+	if err := f.Sightings().Flush(self(t)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -103,7 +103,7 @@ func TestLastSeenIsStoredAtTheEnd(t *testing.T) {
 	at := f.look(t, "web1.test")
 	ctx, cancel := context.WithCancel(self(t))
 	cancel()
-	f.Sightings.Run(ctx)
+	f.Sightings().Run(ctx)
 	f.restart()
 	f.seen(t, "web1.test", at)
 	f.enroll(t, "web2.test")
@@ -132,11 +132,11 @@ func TestLastSeenOfAnotherLife(t *testing.T) {
 	if f.stored(t, "web1.test") {
 		t.Error("a flush brought the record back")
 	}
-	f.Sightings.Saw(self(t), old) // a slow look-up of the earlier life
+	f.Sightings().Saw(self(t), old) // a slow look-up of the earlier life
 	f.enroll(t, "web1.test")
 	f.seen(t, "web1.test", time.Time{})
 	at := f.look(t, "web1.test")
-	f.Sightings.Saw(self(t), old)
+	f.Sightings().Saw(self(t), old)
 	f.seen(t, "web1.test", at)
 	f.flush(t)
 	f.seen(t, "web1.test", at)
@@ -200,7 +200,7 @@ func (f *fixture) registerAndSee(t *testing.T, many int) {
 			t.Fatal(err)
 		}
 		for i := first; i < min(first+some, many); i++ {
-			f.Sightings.Saw(self(t), node.Node{Certname: name(i), UID: "u", Revision: rev})
+			f.Sightings().Saw(self(t), node.Node{Certname: name(i), UID: "u", Revision: rev})
 		}
 	}
 }
@@ -221,7 +221,7 @@ func TestFlushOfANodeThatKeepsChanging(t *testing.T) {
 		}
 		return f.engine.Engine.Commit(ctx, b)
 	})
-	if err := f.Sightings.Flush(self(t)); !errors.Is(err, node.ErrStale) {
+	if err := f.Sightings().Flush(self(t)); !errors.Is(err, node.ErrStale) {
 		t.Errorf("got %v", err)
 	}
 	for i := range many {
@@ -250,7 +250,7 @@ func TestFlushFails(t *testing.T) {
 		second = f.look(t, "web2.test")
 		return 0, fmt.Errorf("%w: no space left", node.ErrUnavailable)
 	})
-	if err := f.Sightings.Flush(self(t)); !errors.Is(err, node.ErrUnavailable) {
+	if err := f.Sightings().Flush(self(t)); !errors.Is(err, node.ErrUnavailable) {
 		t.Errorf("got %v", err)
 	}
 	f.engine.onCommit(nil)
@@ -273,7 +273,7 @@ func TestSightingsAtOnce(t *testing.T) {
 	for part := range 3 {
 		wg.Go(func() {
 			for _, n := range nodes {
-				f.Sightings.Saw(self(t), n)
+				f.Sightings().Saw(self(t), n)
 				if part == 0 {
 					f.seenNoError(t, n)
 				}
@@ -381,8 +381,8 @@ func TestSawAllocatesNothing(t *testing.T) {
 	ctx := t.Context()
 	f := newFixture(t)
 	n := f.enroll(t, "web1.test")
-	f.Sightings.Saw(ctx, n)
-	if got := testing.AllocsPerRun(100, func() { f.Sightings.Saw(ctx, n) }); got > 0 {
+	f.Sightings().Saw(ctx, n)
+	if got := testing.AllocsPerRun(100, func() { f.Sightings().Saw(ctx, n) }); got > 0 {
 		t.Errorf("%v allocations", got)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -17,18 +16,13 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-const (
-	settlePause    = 5 * time.Second // between tries while the authority or the store fails
-	housekeepEvery = time.Minute
-)
-
 // settlement brings the intents to an end that no call is at work on any more.
 type settlement struct {
 	core
 	authority interface {
 		Find(ctx context.Context, q ca.Query) (ca.Found, error)
 	}
-	revocations interface {
+	queue interface {
 		Order(c *store.Change, order node.Revocation) node.Revocation
 		Kick()
 	}
@@ -36,35 +30,6 @@ type settlement struct {
 	mu   sync.Mutex
 	busy map[node.UID]bool // intents that are locked
 	soon chan struct{}     // holds one: an intent was left open
-}
-
-// Run settles the intents that are open and no call is at work on, those of
-// an earlier process first, and forgets what is past its time, until ctx is
-// done. Beside that it sees to launch deadlines. It is called once.
-func (r *Registry) Run(ctx context.Context) {
-	defer close(r.ended)
-	ctx = node.AsSelf(ctx)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	wg.Go(func() { r.launches.run(ctx) })
-	tick := time.NewTicker(housekeepEvery)
-	defer tick.Stop()
-	for {
-		again := r.settlement.settleAll(ctx)
-		r.answers.prune()
-		r.housekeeping.run(ctx)
-		var retry <-chan time.Time
-		if again {
-			retry = time.After(settlePause)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		case <-retry:
-		case <-r.settlement.soon:
-		}
-	}
 }
 
 // settleAll settles what it can and says whether some is left.
@@ -157,14 +122,14 @@ func (s *settlement) refuse(ctx context.Context, intent node.IssueIntent, cert *
 	c := store.NewChange()
 	owner, err := s.ownerOf(ctx, intent)
 	if err == nil {
-		rev := s.revocations.Order(c, node.Revocation{Serial: serial, Certname: intent.Certname, UID: intent.UID, Owner: owner})
+		rev := s.queue.Order(c, node.Revocation{Serial: serial, Certname: intent.Certname, UID: intent.UID, Owner: owner})
 		c.Audit(audit.OfRevocation(ctx, s.now(), node.ActionOrder, rev))
 		_, err = s.store.Commit(ctx, c)
 	}
 	if err != nil {
 		return fmt.Errorf("serial %s, which the authority issued to nobody, has to be revoked by hand: %w", serial, err)
 	}
-	s.revocations.Kick()
+	s.queue.Kick()
 	return nil
 }
 
@@ -233,7 +198,7 @@ func (s *settlement) settle(ctx context.Context, intent node.IssueIntent) error 
 		log.WithFields(logrus.Fields{"issued": found.Issued, "adopted": adopt}).Info("unfinished issue settled")
 		return nil
 	})
-	s.revocations.Kick()
+	s.queue.Kick()
 	return err
 }
 
@@ -251,7 +216,7 @@ func (s *settlement) undo(ctx context.Context, c *store.Change, intent node.Issu
 		if alive {
 			owner = n.Owner
 		}
-		rev := s.revocations.Order(c, node.Revocation{Serial: found.Serial, Certname: intent.Certname, UID: intent.UID, Owner: owner, Reason: gone.RevokedFor})
+		rev := s.queue.Order(c, node.Revocation{Serial: found.Serial, Certname: intent.Certname, UID: intent.UID, Owner: owner, Reason: gone.RevokedFor})
 		what = "the certificate is to be revoked: revocation/" + rev.ID
 		if found.Certificate != nil {
 			cert := record(intent, owner, found.Certificate)

@@ -14,6 +14,20 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
+// terminations ends registrations.
+type terminations struct {
+	core
+	view   *view
+	names  *certnames
+	orders *orders
+	queue  interface {
+		Kick()
+		Wait(ctx context.Context, revs []node.Revocation) ([]node.Revocation, error)
+	}
+	settleSoon func()
+	ended      <-chan struct{} // closed when nothing more will come
+}
+
 // Terminated is the outcome of a terminate.
 type Terminated struct {
 	Node        node.Node
@@ -36,114 +50,114 @@ type TerminateRequest struct {
 // certname has no live registration, gives the state of the last termination, whose
 // reason stands. A successor that is another's is not touched, and not told of.
 // Errors: node.ErrNotPermitted, ErrNodeNotFound, ErrUIDMismatch, ErrProtected.
-func (r *Registry) Terminate(ctx context.Context, req TerminateRequest, wait time.Duration, validateOnly bool) (Terminated, error) {
+func (ts *terminations) Terminate(ctx context.Context, req TerminateRequest, wait time.Duration, validateOnly bool) (Terminated, error) {
 	if err := accessOf(ctx).write(); err != nil {
 		return Terminated{}, err
 	}
-	if err := r.unprotected(req.Certname); err != nil {
+	if err := ts.names.unprotected(req.Certname); err != nil {
 		return Terminated{}, err
 	}
 	var t Terminated
 	err := retry(func() (err error) {
-		t, err = r.terminate(ctx, req, validateOnly)
+		t, err = ts.terminate(ctx, req, validateOnly)
 		return err
 	})
 	if err != nil || validateOnly {
 		return t, err
 	}
-	r.Revocations.Kick()
+	ts.queue.Kick()
 	if wait > 0 {
-		err = r.await(ctx, &t, wait)
+		err = ts.await(ctx, &t, wait)
 	}
 	if err == nil {
-		_, t.IssueOpen, err = r.Store.Intent(ctx, t.Node.UID)
+		_, t.IssueOpen, err = ts.store.Intent(ctx, t.Node.UID)
 	}
 	return t, err
 }
 
 // await waits until all certificates of a terminated registration have their receipts.
-func (r *Registry) await(ctx context.Context, t *Terminated, wait time.Duration) error {
+func (ts *terminations) await(ctx context.Context, t *Terminated, wait time.Duration) error {
 	limited, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	go func() { // the daemon stops: nothing more will come
 		select {
-		case <-r.ended:
+		case <-ts.ended:
 			cancel()
 		case <-limited.Done():
 		}
 	}()
-	r.settleSoon()
-	err := r.Store.WaitIntent(limited, t.Node.UID)
+	ts.settleSoon()
+	err := ts.store.WaitIntent(limited, t.Node.UID)
 	if err != nil && limited.Err() == nil {
 		return err
 	}
-	if t.Revocations, err = r.Store.RevocationsOf(ctx, t.Node.Certname, t.Node.UID); err != nil {
+	if t.Revocations, err = ts.store.RevocationsOf(ctx, t.Node.Certname, t.Node.UID); err != nil {
 		return err
 	}
-	t.Revocations, err = r.Revocations.Wait(limited, t.Revocations)
+	t.Revocations, err = ts.queue.Wait(limited, t.Revocations)
 	return err
 }
 
-func (r *Registry) terminate(ctx context.Context, req TerminateRequest, validateOnly bool) (Terminated, error) {
-	n, err := r.node(ctx, req.Certname)
+func (ts *terminations) terminate(ctx context.Context, req TerminateRequest, validateOnly bool) (Terminated, error) {
+	n, err := ts.view.node(ctx, req.Certname)
 	if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
 		return Terminated{}, err
 	}
 	if err != nil || req.UID != "" && req.UID != n.UID {
-		return r.earlierLife(ctx, req.Certname, req.UID, n.UID)
+		return ts.earlierLife(ctx, req.Certname, req.UID, n.UID)
 	}
 	if validateOnly {
-		n, err = n.Terminate(req.Reason, "", r.Now())
+		n, err = n.Terminate(req.Reason, "", ts.now())
 		return Terminated{Node: n}, err
 	}
-	return r.end(ctx, n, req.Reason, "")
+	return ts.end(ctx, n, req.Reason, "")
 }
 
 // end commits the termination of a live registration, and says why where no
 // caller asked for it.
-func (r *Registry) end(ctx context.Context, n node.Node, reason node.Reason, why string) (Terminated, error) {
+func (ts *terminations) end(ctx context.Context, n node.Node, reason node.Reason, why string) (Terminated, error) {
 	var t Terminated
 	var err error
-	if t.Node, err = n.Terminate(reason, why, r.Now()); err != nil {
+	if t.Node, err = n.Terminate(reason, why, ts.now()); err != nil {
 		return t, err
 	}
 	c := store.NewChange()
-	line := r.line(ctx, node.ActionTerminate, n)
+	line := ts.line(ctx, node.ActionTerminate, n)
 	line.Comment = why
 	c.Audit(line)
 	c.RemoveNode(n)
 	c.PutTombstone(t.Node)
-	if err := r.orderAll(ctx, c, n, reason); err != nil {
+	if err := ts.orderAll(ctx, c, n, reason); err != nil {
 		return t, fmt.Errorf("terminating %q: %w", n.Certname, err)
 	}
-	if t.Node.Revision, err = r.Store.Commit(ctx, c); err != nil {
+	if t.Node.Revision, err = ts.store.Commit(ctx, c); err != nil {
 		return t, fmt.Errorf("terminating %q: %w", n.Certname, err)
 	}
 	fields := logrus.Fields{"certname": n.Certname, "uid": n.UID, "serials": n.Serials}
 	if why != "" {
 		fields["reason"] = why
 	}
-	r.Log.WithFields(fields).Info("node terminated")
-	t.Revocations, err = r.Store.RevocationsOf(ctx, n.Certname, n.UID)
+	ts.log.WithFields(fields).Info("node terminated")
+	t.Revocations, err = ts.store.RevocationsOf(ctx, n.Certname, n.UID)
 	return t, err
 }
 
 // orderAll adds the orders to revoke the certificates of a registration that ends: those that it holds, and
 // others, whose revocation was dropped, while they are valid. The line of the terminate tells of the newest.
-func (r *Registry) orderAll(ctx context.Context, c *store.Change, n node.Node, reason node.Reason) error {
-	certs, err := r.Store.CertificatesOfLife(ctx, n.Certname, n.UID)
+func (ts *terminations) orderAll(ctx context.Context, c *store.Change, n node.Node, reason node.Reason) error {
+	certs, err := ts.store.CertificatesOfLife(ctx, n.Certname, n.UID)
 	if err != nil {
 		return err
 	}
 	missing := slices.Clone(n.Serials)
 	for _, cert := range certs {
-		if !n.Holds(cert.Serial) && (cert.Revocation != "" || r.Now().After(cert.NotAfter)) {
+		if !n.Holds(cert.Serial) && (cert.Revocation != "" || ts.now().After(cert.NotAfter)) {
 			continue
 		}
 		missing = slices.DeleteFunc(missing, func(s node.Serial) bool { return s == cert.Serial })
-		rev := r.orderFor(c, cert, node.Revocation{Reason: reason})
+		rev := ts.orders.add(c, cert, node.Revocation{Reason: reason})
 		if cert.Serial != n.Newest() {
-			c.Audit(audit.OfRevocation(ctx, r.Now(), node.ActionOrder, rev))
+			c.Audit(audit.OfRevocation(ctx, ts.now(), node.ActionOrder, rev))
 		}
 	}
 	if len(missing) > 0 {
@@ -153,14 +167,14 @@ func (r *Registry) orderAll(ctx context.Context, c *store.Change, n node.Node, r
 }
 
 // earlierLife answers a terminate that does not concern the live registration.
-func (r *Registry) earlierLife(ctx context.Context, name node.Certname, uid, live node.UID) (Terminated, error) {
+func (ts *terminations) earlierLife(ctx context.Context, name node.Certname, uid, live node.UID) (Terminated, error) {
 	var t Terminated
 	var err error
 	if uid == "" {
 		a := accessOf(ctx)
-		t.Node, err = r.Store.LastTombstone(ctx, name, func(n node.Node) bool { return a.sees(n.Owner) })
+		t.Node, err = ts.store.LastTombstone(ctx, name, func(n node.Node) bool { return a.sees(n.Owner) })
 	} else {
-		t.Node, err = r.pastLife(ctx, name, uid)
+		t.Node, err = ts.view.pastLife(ctx, name, uid)
 	}
 	if errors.Is(err, node.ErrNodeNotFound) && live != "" {
 		return t, fmt.Errorf("%w: %q is registration %s, and %s is none of its earlier ones", node.ErrUIDMismatch, name, live, uid)
@@ -168,6 +182,6 @@ func (r *Registry) earlierLife(ctx context.Context, name node.Certname, uid, liv
 	if err != nil {
 		return t, err
 	}
-	t.Revocations, err = r.Store.RevocationsOf(ctx, name, t.Node.UID)
+	t.Revocations, err = ts.store.RevocationsOf(ctx, name, t.Node.UID)
 	return t, err
 }

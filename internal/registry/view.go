@@ -24,6 +24,7 @@ type view struct {
 	down      func() *node.Failure // why no revocation at all can be carried out
 	authority interface {
 		Status(ctx context.Context) (ca.Status, error)
+		Trust(ctx context.Context) (ca.Trust, error)
 	}
 }
 
@@ -147,6 +148,14 @@ func (v *view) AuthorityStatus(ctx context.Context) (ca.Status, error) {
 		return ca.Status{}, err
 	}
 	return v.authority.Status(ctx)
+}
+
+// Trust returns the CA's certificates and CRLs, for every caller.
+func (v *view) Trust(ctx context.Context) (ca.Trust, error) {
+	if err := accessOf(ctx).known(); err != nil {
+		return ca.Trust{}, err
+	}
+	return v.authority.Trust(ctx)
 }
 
 // CountPending is store.View.CountPending, for those who see all.

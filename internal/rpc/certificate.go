@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/registry"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
@@ -107,7 +106,6 @@ func (s *certificates) ListCertificates(ctx context.Context, req *espmv1.ListCer
 }
 
 func (s *certificates) GetTrustBundle(ctx context.Context, _ *espmv1.GetTrustBundleRequest) (*espmv1.GetTrustBundleResponse, error) {
-	var trust ca.Trust
-	trust, err := s.registry.Authority.Trust(ctx)
+	trust, err := s.registry.Trust(ctx)
 	return &espmv1.GetTrustBundleResponse{CaPem: trust.CertificatesPEM, CrlPem: trust.CRLsPEM}, err
 }

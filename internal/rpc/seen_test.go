@@ -11,14 +11,14 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// look asks for a node's catalog, as the ENC does.
-func (r *rig) look(t *testing.T, name node.Certname) {
+// lookUp asks for a node's catalog, as the ENC does.
+func (r *rig) lookUp(t *testing.T, name node.Certname) {
 	t.Helper()
 	n, err := r.store.Node(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.registry.Sightings.Saw(t.Context(), n)
+	r.sightings.Saw(t.Context(), n)
 }
 
 func (r *rig) get(t *testing.T, name, uid string) *espmv1.Node {
@@ -40,7 +40,7 @@ func TestLastSeenTime(t *testing.T) {
 		t.Errorf("asking what a node is counted as its look-up, at %v", got.AsTime())
 	}
 	before := time.Now()
-	r.look(t, "web1.test")
+	r.lookUp(t, "web1.test")
 	got := r.get(t, "web1.test", n.GetUid())
 	if at := got.GetLastSeenTime().AsTime(); at.Before(before) || time.Since(at) < 0 || got.GetRevision() != n.GetRevision() {
 		t.Errorf("got %v", got)
@@ -58,7 +58,7 @@ func TestListNotSeen(t *testing.T) {
 		r.register(t, &espmv1.Node{Certname: name, Labels: labels})
 	}
 	r.register(t, named("d.test"))
-	r.look(t, "b.test")
+	r.lookUp(t, "b.test")
 	req := &espmv1.ListNodesRequest{PageSize: 1, Labels: labels, NotSeenFor: durationpb.New(time.Hour)}
 	first, err := r.nodes.ListNodes(t.Context(), req)
 	if err != nil || len(first.GetNodes()) > 0 || first.GetNextPageToken() == "" {
@@ -89,7 +89,7 @@ func TestClaimDeadlineTime(t *testing.T) {
 	if left := time.Until(n.GetClaimDeadlineTime().AsTime()); left < 59*time.Minute || left > 61*time.Minute || n.GetClaimTime() != nil {
 		t.Errorf("got %v", n)
 	}
-	r.look(t, "web1.test")
+	r.lookUp(t, "web1.test")
 	if got := r.get(t, "web1.test", ""); got.GetClaimTime() == nil || got.GetRevision() == n.GetRevision() || !got.GetClaimDeadlineTime().AsTime().Equal(n.GetClaimDeadlineTime().AsTime()) {
 		t.Errorf("claimed: got %v", got)
 	}

@@ -48,7 +48,7 @@ type rig struct {
 	dir       string
 	store     *store.Store
 	authority *faulty
-	registry  *registry.Registry
+	sightings *registry.Sightings
 	audit     *audit.Log // not running: what is refused leaves the store as it was
 	grpc      *grpc.Server
 	address   string             // of the network listener, where newNetwork made one
@@ -155,12 +155,12 @@ func (r *rig) serve(t *testing.T, limits Limits, network func(*Access)) {
 	silent := logrus.New()
 	silent.SetOutput(io.Discard)
 	queue := revoke.New(r.store, r.authority, time.Now, silent)
+	r.sightings = registry.NewSightings(r.store, registry.SeenInStore(r.store), time.Now, silent)
 	reg := registry.New(registry.Options{
 		Store: r.store, Authority: r.authority, Signed: r.authority, Keys: inline{}, Revocations: queue,
 		Puppet: bootstrap.Server{Name: "puppet.test", Port: 8140}, Algorithm: ca.ECP256,
-		Protected: []string{"puppet.test"}, Now: time.Now, Log: silent,
+		Protected: []string{"puppet.test"}, Now: time.Now, Log: silent, Sightings: r.sightings,
 	})
-	r.registry = reg
 	ctx, stop := context.WithCancel(context.Background())
 	r.stop = stop
 	done := make(chan struct{}, 2)
