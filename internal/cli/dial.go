@@ -57,7 +57,9 @@ func (a *app) dial(ctx context.Context) (*grpc.ClientConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return grpc.NewClient("dns:///"+a.address, append(options, grpc.WithTransportCredentials(patient{credentials.NewTLS(config)}))...)
+	// The dialer goes through the addresses of a name. gRPC would report the last one, such as ::1 of
+	// localhost, and hide that the daemon at another one refused the certificate.
+	return grpc.NewClient("passthrough:///"+a.address, append(options, grpc.WithTransportCredentials(patient{credentials.NewTLS(config)}))...)
 }
 
 // refused tells that the daemon did not take the client certificate: rpc has one alert for
