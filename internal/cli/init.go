@@ -37,23 +37,25 @@ func (a *app) initCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "init",
 		Short: "Make a configuration, a store and, unless Puppet Server has one, a CA",
-		Long: `Makes a configuration, an empty store and a new CA. With --dir everything is
-under DIR, for a trial: espm.yaml, espm.db, ca and run. Without it: /etc/espm,
-/var/lib/espm and /run/espm. Overwrites nothing: what stands already is kept, and named.
-Run as root, it gives what it makes to the owner of the folder that it is in, as
-a package gives /var/lib/espm to the user that the daemon runs as.
+		Long: `Makes a configuration, an empty store and a CA. Existing files are kept and listed;
+init overwrites nothing.
 
-Who has the CA: --authority; where that is not given, a Puppet Server of this host that has one, else espm.
+Folders: with --dir everything is under DIR, for a trial: espm.yaml, espm.db, ca and run.
+Without --dir the folders are /etc/espm, /var/lib/espm and /run/espm. As root, init gives
+each new file to the owner of its folder, such as the user that the package made.
 
-With --authority puppetserver the CA stays Puppet Server's, which has to run: espm
-asks it whether it may sign and revoke, and says what is missing in its auth.conf.
-On the server's own host nothing more is needed; what is left out is asked of
-"puppet config print". Nodes that espm does not know keep the classifier that they have.
+CA: --authority says who has it. Without --authority, init uses the CA of the Puppet Server
+on this host. If there is none, or with --dir, espm makes a CA of its own.
 
-With --apply, on Puppet Server's own host, it also makes what it else prints: the ENC's lines in
-puppet.conf, and the rules that are missing in auth.conf. All else in these files stays, and each is kept as
-it was beside it, as FILE.espm-TIME. A setting that has another value is left, and is an
-error. It restarts nothing; run again, it does what is missing.`,
+With --authority puppetserver, Puppet Server keeps its CA and has to run. init asks it
+whether espm may sign and revoke, and prints the rules that its auth.conf lacks. On the
+server's own host, init reads settings without a flag from "puppet config print".
+Nodes that espm does not know keep their present classifier.
+
+With --apply, on Puppet Server's own host, init also changes Puppet Server's files. It adds
+the ENC's lines to puppet.conf and the missing rules to auth.conf. It first copies each
+file to FILE.espm-TIME. If a setting already has another value, init keeps that value and
+fails. init restarts no service. To finish an incomplete change, run init again.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Flags().Changed("dir") && o.Dir == "" {

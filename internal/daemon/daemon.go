@@ -48,7 +48,7 @@ func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 		return err
 	}
 	log := newLog(c.Log, logs)
-	d := &daemon{config: c, log: log, metrics: metrics.New()}
+	d := &daemon{config: c, log: log, supervisor: supervisor{log}, metrics: metrics.New()}
 	defer func() { err = errors.Join(err, d.close()) }()
 	d.hangup()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -81,21 +81,22 @@ func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 }
 
 type daemon struct {
-	config    config.Config
-	log       *logrus.Logger
-	engine    *bolt.Engine
-	store     *store.Store
-	sightings *registry.Sightings
-	audit     *audit.Log
-	registry  *registry.Registry
-	metrics   *metrics.Metrics
-	sources   metrics.Sources
-	trust     *auth.Trust // nil: no network listener
-	enc       *encsock.Server
-	reloads   <-chan os.Signal
-	backups   *snapshot.Maker
-	wg        sync.WaitGroup
-	closers   []func() error
+	config     config.Config
+	log        *logrus.Logger
+	supervisor supervisor
+	engine     *bolt.Engine
+	store      *store.Store
+	sightings  *registry.Sightings
+	audit      *audit.Log
+	registry   *registry.Registry
+	metrics    *metrics.Metrics
+	sources    metrics.Sources
+	trust      *auth.Trust // nil: no network listener
+	enc        *encsock.Server
+	reloads    <-chan os.Signal
+	backups    *snapshot.Maker
+	wg         sync.WaitGroup
+	closers    []func() error
 }
 
 // close stops the parts in the reverse of the order they were started in. What
@@ -289,15 +290,15 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	local, err := listen(strings.TrimPrefix(d.config.Listen, "unix://"), d.adminGroup())
+	local, err := listen(strings.TrimPrefix(d.config.Listen, "unix://"), adminGroup(d.config))
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
 	server := rpc.NewServer(ctx, rpc.Options{
 		Registry: d.registry, Access: access, Audit: d.audit, Backups: d.backups,
-		Limits: d.limits(), Now: time.Now, Log: d.log, GRPC: []grpc.ServerOption{d.metrics.Requests()},
+		Limits: limits(d.config), Now: time.Now, Log: d.log, GRPC: []grpc.ServerOption{d.metrics.Requests()},
 	})
-	served, network, err := d.serveOn(server, local, d.limits())
+	served, network, err := d.serveOn(server, local, limits(d.config))
 	if err != nil {
 		return err
 	}
@@ -306,8 +307,8 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 		fields["network"] = network.String()
 	}
 	d.log.WithFields(fields).Info("espm serves")
-	d.tell(sd.SdNotifyReady)
-	d.wg.Go(func() { d.alive(ctx) })
+	d.supervisor.tell(sd.SdNotifyReady)
+	d.wg.Go(func() { d.supervisor.alive(ctx, d.store.Answers) })
 	select {
 	case err := <-served:
 		server.Stop()
@@ -315,7 +316,7 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	d.log.Info("espm stops")
-	d.tell(sd.SdNotifyStopping)
+	d.supervisor.tell(sd.SdNotifyStopping)
 	stopped := make(chan struct{})
 	go func() { server.GracefulStop(); close(stopped) }()
 	select {

@@ -15,12 +15,8 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-const (
-	// reportEvery is how often the log tells how far a migration has come.
-	reportEvery = 10 * time.Second
-	// moreTime is what the service manager is asked for, again and again: a start may take that long from then on.
-	moreTime = time.Minute
-)
+// reportEvery is how often the log tells how far a migration has come.
+const reportEvery = 10 * time.Second
 
 // migrate brings the store up to date. The ENC is answered meanwhile, from records of both
 // versions. The API is not served yet.
@@ -31,7 +27,7 @@ func (d *daemon) migrate(ctx context.Context) error {
 	}
 	working, done := context.WithCancel(ctx)
 	defer done()
-	go d.askForTime(working)
+	go d.supervisor.askForTime(working)
 	var reported time.Time
 	err = d.store.Migrate(ctx, store.Migration{
 		Before: func(version int) error { return d.keepStore(ctx, version) },
@@ -41,29 +37,15 @@ func (d *daemon) migrate(ctx context.Context) error {
 			}
 			reported = time.Now()
 			d.log.WithFields(logrus.Fields{"schema": version, "step": step, "batches": batches}).Info("the store is being migrated; the ENC is answered, the API not yet")
-			d.tell(fmt.Sprintf("STATUS=migrating the store to schema version %d: %s", version, step))
+			d.supervisor.tell(fmt.Sprintf("STATUS=migrating the store to schema version %d: %s", version, step))
 		},
 	})
 	if err != nil {
 		return fmt.Errorf("store %s: %w", d.config.Store.Path, err)
 	}
 	d.log.Info("the store is up to date")
-	d.tell("STATUS=")
+	d.supervisor.tell("STATUS=")
 	return nil
-}
-
-// askForTime keeps the service manager from ending a start that works.
-func (d *daemon) askForTime(ctx context.Context) {
-	tick := time.NewTicker(moreTime / 4)
-	defer tick.Stop()
-	for {
-		d.tell(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", moreTime.Microseconds()))
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
 }
 
 // keepStore copies the store beside itself, as it is before a migration: the way back to the espm that wrote it.

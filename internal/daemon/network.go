@@ -24,7 +24,7 @@ const defaultAdmins = "espm"
 func (d *daemon) access(ctx context.Context) (rpc.Access, error) {
 	var a rpc.Access
 	var err error
-	if a.Local, err = auth.NewLocal(d.adminGroup()); err != nil {
+	if a.Local, err = auth.NewLocal(adminGroup(d.config)); err != nil {
 		return a, fmt.Errorf("admin_group: %w", err)
 	}
 	if a.Principals, err = d.config.Access(); err != nil {
@@ -54,9 +54,9 @@ func (d *daemon) served() []string {
 	return d.trust.Names()
 }
 
-func (d *daemon) adminGroup() string {
-	if d.config.AdminGroup != "" {
-		return d.config.AdminGroup
+func adminGroup(c config.Config) string {
+	if c.AdminGroup != "" {
+		return c.AdminGroup
 	}
 	if _, err := user.LookupGroup(defaultAdmins); err != nil {
 		return ""
@@ -107,9 +107,9 @@ func (d *daemon) serveOn(server *grpc.Server, local net.Listener, limits rpc.Lim
 }
 
 // limits are the defaults and what the configuration says.
-func (d *daemon) limits() rpc.Limits {
+func limits(c config.Config) rpc.Limits {
 	l := rpc.DefaultLimits
-	if n := d.config.Network; n != nil {
+	if n := c.Network; n != nil {
 		l.Connections, l.PerAddress = n.MaxConnections, n.MaxConnectionsPerAddress
 	}
 	return l

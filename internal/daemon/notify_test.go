@@ -116,10 +116,10 @@ func TestWatchdogIsAnsweredWhileTheStoreAnswers(t *testing.T) {
 	}
 	logs := make(lines, 100)
 	_, c := trial(t)
-	d := &daemon{config: c, store: s, log: newLog(c.Log, logs)}
+	watched := supervisor{newLog(c.Log, logs)}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
-	go func() { defer close(ended); d.alive(ctx) }()
+	go func() { defer close(ended); watched.alive(ctx, s.Answers) }()
 	defer func() { cancel(); <-ended }()
 	m.expects("WATCHDOG=1")
 	m.expects("WATCHDOG=1")
@@ -158,8 +158,7 @@ func TestWrongWatchdogIsSaid(t *testing.T) {
 	newManager(t, "soon")
 	logs := make(lines, 1)
 	_, c := trial(t)
-	d := &daemon{config: c, log: newLog(c.Log, logs)}
-	d.alive(t.Context())
+	(supervisor{newLog(c.Log, logs)}).alive(t.Context(), nil)
 	if line := <-logs; !strings.Contains(line, "set wrongly") {
 		t.Error(line)
 	}
