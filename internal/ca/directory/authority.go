@@ -58,7 +58,7 @@ func (a *Authority) Check(ctx context.Context, r ca.Request) (*x509.Certificate,
 	return cert, nil
 }
 
-func (a *Authority) revoked(s node.Serial) bool {
+func (a *crlKeeper) revoked(s node.Serial) bool {
 	key, ok := keyOfSerial(s)
 	return ok && a.listed.has(key)
 }
@@ -149,7 +149,7 @@ func (a *Authority) Trust(context.Context) (ca.Trust, error) {
 }
 
 // readSigned returns the certificate in signed/, nil if the name has none.
-func (a *Authority) readSigned(name node.Certname) (*x509.Certificate, error) {
+func (a *folder) readSigned(name node.Certname) (*x509.Certificate, error) {
 	if _, err := node.ParseCertname(string(name)); err != nil {
 		return nil, err // it becomes a path
 	}
@@ -159,7 +159,7 @@ func (a *Authority) readSigned(name node.Certname) (*x509.Certificate, error) {
 
 // standing does that for a checked name. Its errors are this one file's: whether
 // they stand for more, the caller knows.
-func (a *Authority) standing(name node.Certname) (*x509.Certificate, error) {
+func (a *folder) standing(name node.Certname) (*x509.Certificate, error) {
 	data, err := os.ReadFile(a.signed(name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -176,7 +176,7 @@ func (a *Authority) standing(name node.Certname) (*x509.Certificate, error) {
 	return certs[0], nil
 }
 
-func (a *Authority) signed(name node.Certname) string {
+func (a *folder) signed(name node.Certname) string {
 	return a.file("signed", string(name)+".pem")
 }
 

@@ -35,7 +35,7 @@ type care struct {
 }
 
 // Run cares for the CRL until ctx is done, once a minute. It is called once.
-func (a *Authority) Run(ctx context.Context) {
+func (a *caretaker) Run(ctx context.Context) {
 	tick := time.NewTicker(careEvery)
 	defer tick.Stop()
 	for {
@@ -53,7 +53,7 @@ func (a *Authority) Run(ctx context.Context) {
 }
 
 // complain logs what Care could not do, once.
-func (a *Authority) complain(err error) {
+func (a *caretaker) complain(err error) {
 	now := ""
 	if err != nil {
 		now = err.Error()
@@ -77,7 +77,7 @@ func (a *Authority) complain(err error) {
 //   - writes copies that could not be written, but not with what ca_crl.pem does not durably hold.
 //
 // An error says what could not be done; all else was.
-func (a *Authority) Care(ctx context.Context) error {
+func (a *caretaker) Care(ctx context.Context) error {
 	a.inventory.forget()
 	now := a.opts.Now()
 	learning := a.learn(ctx, now)
@@ -103,7 +103,7 @@ func (a *Authority) Care(ctx context.Context) error {
 }
 
 // renew signs a CRL if its time has come, and puts ca_crl.pem on the disk if that is due.
-func (a *Authority) renew(current *crlChain, now time.Time) error {
+func (a *caretaker) renew(current *crlChain, now time.Time) error {
 	due := current.nextUpdate.Sub(now) < a.opts.CRLValidity/3 || current.thisUpdate.After(now.Add(clockSkew))
 	ended := a.ended(now)
 	pruning := len(ended) > 0
@@ -141,7 +141,7 @@ func (a *Authority) renew(current *crlChain, now time.Time) error {
 // the clock alone does not say: it must be so as well by the clock at the start and the
 // time that has really passed since, and a day of that, in which a clock that was wrong
 // at the start is put right.
-func (a *Authority) ended(now time.Time) []serialKey {
+func (a *caretaker) ended(now time.Time) []serialKey {
 	uptime := a.uptime()
 	if uptime-a.care.pruned < pruneEvery {
 		return nil
@@ -157,7 +157,7 @@ func (a *Authority) ended(now time.Time) []serialKey {
 }
 
 // uptime is since Open.
-func (a *Authority) uptime() time.Duration { return a.opts.Uptime() - a.startedAt }
+func (a *folder) uptime() time.Duration { return a.opts.Uptime() - a.startedAt }
 
 // without returns the entries of c but for those.
 func without(c *crlChain, gone []serialKey) (entries []byte, count int, err error) {
@@ -180,7 +180,7 @@ func without(c *crlChain, gone []serialKey) (entries []byte, count int, err erro
 
 // learn asks the inventory when listed certificates end, of which it isn't
 // known. It holds up nobody.
-func (a *Authority) learn(ctx context.Context, now time.Time) error {
+func (a *caretaker) learn(ctx context.Context, now time.Time) error {
 	if !again(a.care.learned, now, learnEvery) {
 		return nil
 	}
@@ -196,7 +196,7 @@ func (a *Authority) learn(ctx context.Context, now time.Time) error {
 }
 
 // alarm tells when the CRLs run out that espm can't sign.
-func (a *Authority) alarm(c *crlChain, now time.Time) {
+func (a *caretaker) alarm(c *crlChain, now time.Time) {
 	for _, f := range c.foreign {
 		left := f.nextUpdate.Sub(now)
 		if f.nextUpdate.IsZero() || left > alarmAhead || !again(a.care.alarmed[f.rawIssuer], now, alarmEvery) {

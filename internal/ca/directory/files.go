@@ -52,7 +52,7 @@ func (f *crlFile) differs(want []byte, thorough bool) ([]byte, error) {
 
 // write makes the file what it is to be. A failed write leaves the stamp as it was, so that the old
 // CRL in the file is not taken for a change by another program.
-func (a *Authority) write(f *crlFile, data []byte) error {
+func (a *crlKeeper) write(f *crlFile, data []byte) error {
 	f.same = false
 	err := a.opts.Disk.WriteFile(f.path, data, 0o644)
 	if err == nil {
@@ -72,7 +72,7 @@ func (a *Authority) write(f *crlFile, data []byte) error {
 }
 
 // put writes ca_crl.pem; d is what next lists more and less than the last.
-func (a *Authority) put(next *crlChain, d delta) error {
+func (a *crlKeeper) put(next *crlChain, d delta) error {
 	failed := a.write(a.own, next.pem)
 	a.unsynced = failed != nil
 	if failed != nil {
@@ -92,7 +92,7 @@ func (a *Authority) put(next *crlChain, d delta) error {
 
 // publish brings every copy up to date. One that can't be written does not
 // stop the others; the error names it.
-func (a *Authority) publish(c *crlChain) error {
+func (a *crlKeeper) publish(c *crlChain) error {
 	var errs []error
 	for _, f := range a.copies {
 		if f.same {
@@ -108,7 +108,7 @@ func (a *Authority) publish(c *crlChain) error {
 // loadCRL reads what an earlier run left. It refuses to go on from a CRL that is
 // older than one that was published or that stood here before: revoked
 // certificates would come back to life.
-func (a *Authority) loadCRL() error {
+func (a *crlKeeper) loadCRL() error {
 	data, err := a.own.differs(nil, true)
 	if err != nil {
 		return fmt.Errorf("read CRL: %w", err)
@@ -151,7 +151,7 @@ func (a *Authority) loadCRL() error {
 // numberFile has the number of the last CRL, as far as it was noted.
 const numberFile = "espm_crl_number"
 
-func (a *Authority) notedNumber() *big.Int {
+func (a *crlKeeper) notedNumber() *big.Int {
 	data, err := os.ReadFile(a.file(numberFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return new(big.Int)
@@ -165,7 +165,7 @@ func (a *Authority) notedNumber() *big.Int {
 }
 
 // noteNumber is not a part of Revoke: a backup is older than a minute.
-func (a *Authority) noteNumber(n *big.Int) error {
+func (a *caretaker) noteNumber(n *big.Int) error {
 	if a.care.noted != nil && a.care.noted.Cmp(n) == 0 {
 		return nil
 	}

@@ -35,7 +35,7 @@ func Inspect(path string, inToken bool) (Inspection, error) {
 	if err != nil {
 		return Inspection{}, err
 	}
-	a := Authority{chain: chain, own: &crlFile{}}
+	a := crlKeeper{folder: &folder{chain: chain}, own: &crlFile{}}
 	status := a.brief(crl.crlChain)
 	status.Files = nil
 	return Inspection{status, has, chain[0].PublicKey}, nil

@@ -62,7 +62,7 @@ func endOf(t time.Time) end { return end(max(t.Unix(), 1)) }
 func (e end) before(t time.Time) bool { return e > 0 && int64(e) < t.Unix() }
 
 // listing is what the CA's own CRL lists, and when each certificate ends.
-// Whoever holds Authority.revoking changes it; anybody reads it.
+// Whoever holds crlKeeper.revoking changes it; anybody reads it.
 type listing struct {
 	mu   sync.RWMutex
 	ends map[serialKey]end
@@ -156,7 +156,7 @@ type delta struct {
 
 // Listed returns the number of the CA's CRL if that lists a serial, else "". Its copies may not
 // do so yet. The file is looked at only where a write of it failed, so that it may hold what was not to be.
-func (a *Authority) Listed(ctx context.Context, serial node.Serial) (string, error) {
+func (a *crlKeeper) Listed(ctx context.Context, serial node.Serial) (string, error) {
 	a.revoking.Lock()
 	defer a.revoking.Unlock()
 	if err := ctx.Err(); err != nil {

@@ -24,7 +24,7 @@ import (
 //     holds their keys renews them there.
 //
 // Unless thorough, files that look untouched are not read.
-func (a *Authority) look(thorough bool) (*crlChain, error) {
+func (a *crlKeeper) look(thorough bool) (*crlChain, error) {
 	current := a.crl.Load()
 	data, err := a.own.differs(current.pem, thorough)
 	switch {
@@ -65,7 +65,7 @@ func (a *Authority) look(thorough bool) (*crlChain, error) {
 }
 
 // reconcile settles what to do about a ca_crl.pem that somebody wrote.
-func (a *Authority) reconcile(data []byte) error {
+func (a *crlKeeper) reconcile(data []byte) error {
 	current := a.crl.Load()
 	if bytes.Equal(data, current.pem) {
 		return nil
@@ -103,7 +103,7 @@ func (a *Authority) reconcile(data []byte) error {
 
 // replaced tells whether the CA itself was exchanged under a running espm,
 // whose CRL must not take the place of the new one's.
-func (a *Authority) replaced() error {
+func (a *folder) replaced() error {
 	data, err := os.ReadFile(a.file("ca_crt.pem"))
 	if err != nil {
 		return err
@@ -117,7 +117,7 @@ func (a *Authority) replaced() error {
 
 // absorb keeps what CRLs of ours that somebody else made list and a.crl does
 // not, or have a later number.
-func (a *Authority) absorb(f *crlFile, theirs []*crlChain) error {
+func (a *crlKeeper) absorb(f *crlFile, theirs []*crlChain) error {
 	current := a.crl.Load()
 	entries, number := current.entries, current.number
 	var added []serialKey
@@ -151,7 +151,7 @@ func (a *Authority) absorb(f *crlFile, theirs []*crlChain) error {
 
 // mergeFound settles at the start what several CRLs of the CA's own list: those of
 // ca_crl.pem, and those of the copies, nil where there is nothing to learn from one.
-func (a *Authority) mergeFound(held *crlContents, copies []*crlContents) error {
+func (a *crlKeeper) mergeFound(held *crlContents, copies []*crlContents) error {
 	if err := a.absorb(a.own, held.more); err != nil {
 		return err
 	}
@@ -179,7 +179,7 @@ func (a *Authority) mergeFound(held *crlContents, copies []*crlContents) error {
 
 // withoutPruned leaves out what a.crl does not list because it has ended: a copy that
 // could not be written has it still.
-func (a *Authority) withoutPruned(c *crlChain) (*crlChain, error) {
+func (a *crlKeeper) withoutPruned(c *crlChain) (*crlChain, error) {
 	wanted := make(map[serialKey]bool)
 	err := eachEntry(c.entries, func(_ []byte, key serialKey, ok bool) {
 		if ok && !a.listed.has(key) {
@@ -226,7 +226,7 @@ func latest(theirs, ours []foreignCRL) []foreignCRL {
 }
 
 // warnOfBad tells of other issuers' CRLs that these did not sign.
-func (a *Authority) warnOfBad(foreign []foreignCRL, what string) {
+func (a *crlKeeper) warnOfBad(foreign []foreignCRL, what string) {
 	for _, f := range foreign {
 		if f.bad != nil {
 			a.opts.Log.WithError(f.bad).WithFields(logrus.Fields{"issuer": f.issuer, "path": a.own.path}).

@@ -83,7 +83,10 @@ func (o Options) withDefaults() Options {
 }
 
 // Authority is the one owner of a Puppet CA directory. It implements ca.Authority.
-type Authority struct {
+type Authority struct{ *caretaker }
+
+// folder is the CA directory but for its CRL.
+type folder struct {
 	dir       string
 	opts      Options
 	lock      *os.File
@@ -94,7 +97,11 @@ type Authority struct {
 	signer    signer
 	started   time.Time     // by Options.Now
 	startedAt time.Duration // by Options.Uptime
+}
 
+// crlKeeper writes ca_crl.pem and its copies, and settles what others wrote there.
+type crlKeeper struct {
+	*folder
 	// revoking orders all writes of the CRL and its copies.
 	revoking sync.Mutex
 	unsynced bool                     // a write of ca_crl.pem failed: what the disk holds may not last
@@ -102,7 +109,12 @@ type Authority struct {
 	listed   listing                  // what the CA's own CRL of it lists
 	own      *crlFile
 	copies   []*crlFile
-	care     care
+}
+
+// caretaker renews the CRL in time.
+type caretaker struct {
+	*crlKeeper
+	care care
 }
 
 var _ ca.Authority = (*Authority)(nil)
@@ -121,7 +133,7 @@ func Open(path string, o Options) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Authority{dir: path, opts: o.withDefaults(), lock: held}
+	a := &Authority{&caretaker{crlKeeper: &crlKeeper{folder: &folder{dir: path, opts: o.withDefaults(), lock: held}}}}
 	a.started, a.startedAt = a.opts.Now(), a.opts.Uptime()
 	a.names.seed = maphash.MakeSeed()
 	a.own = &crlFile{path: a.file("ca_crl.pem")}
@@ -171,7 +183,7 @@ func (a *Authority) load() error {
 }
 
 // key is the one in the folder, unless it is held elsewhere.
-func (a *Authority) key() (crypto.Signer, error) {
+func (a *folder) key() (crypto.Signer, error) {
 	path := a.file("ca_key.pem")
 	if a.opts.Key == nil {
 		return loadKey(path)
@@ -184,13 +196,13 @@ func (a *Authority) key() (crypto.Signer, error) {
 
 // tidy removes temporary files of writes that a kill cut short, and makes the
 // folder of certificates, which an empty CA may lack.
-func (a *Authority) tidy() error {
+func (a *folder) tidy() error {
 	if err := os.MkdirAll(a.file("signed"), 0o755); err != nil {
 		return unavailable(err)
 	}
 	signed := filepath.Clean(a.file("signed"))
 	ours := map[string]map[string]bool{signed: {}} // names, by their folder
-	for _, path := range append([]string{a.own.path, a.file(numberFile)}, a.opts.Publish...) {
+	for _, path := range append([]string{a.file("ca_crl.pem"), a.file(numberFile)}, a.opts.Publish...) {
 		dir, name := filepath.Dir(path), filepath.Base(path)
 		if ours[dir] == nil {
 			ours[dir] = make(map[string]bool)
@@ -210,6 +222,6 @@ func (a *Authority) tidy() error {
 	return nil
 }
 
-func (a *Authority) file(elem ...string) string {
+func (a *folder) file(elem ...string) string {
 	return filepath.Join(slices.Insert(elem, 0, a.dir)...)
 }

@@ -64,7 +64,7 @@ func checkTarget(t ca.Target) error {
 }
 
 // list sees to it that the CRL on the disk and its copies list the targets.
-func (a *Authority) list(targets []ca.Target) (*crlChain, error) {
+func (a *crlKeeper) list(targets []ca.Target) (*crlChain, error) {
 	current, err := a.look(false)
 	if err != nil {
 		return nil, err
@@ -82,7 +82,7 @@ func (a *Authority) list(targets []ca.Target) (*crlChain, error) {
 }
 
 // with returns a chain that lists the targets, and what it has more than current.
-func (a *Authority) with(current *crlChain, targets []ca.Target) (*crlChain, []serialKey, error) {
+func (a *crlKeeper) with(current *crlChain, targets []ca.Target) (*crlChain, []serialKey, error) {
 	now := a.opts.Now()
 	entries := current.entries
 	var added []serialKey

@@ -23,7 +23,7 @@ func (a *Authority) Status(context.Context) (ca.Status, error) {
 // Brief is Status without the recent entries, which takes a look at each.
 func (a *Authority) Brief(context.Context) (ca.Status, error) { return a.brief(a.crl.Load()), nil }
 
-func (a *Authority) brief(c *crlChain) ca.Status {
+func (a *crlKeeper) brief(c *crlChain) ca.Status {
 	s := ca.Status{
 		Subject:  a.chain[0].Subject.String(),
 		NotAfter: a.chain[0].NotAfter,
