@@ -59,7 +59,7 @@ unit:
 test-pkcs11:
 	$(if $(shell command -v gcc),\
 	$(RACE) -p 1 -timeout 10m -tags pkcs11 -run '$(RUN)' ./internal/ca/pkcs11/... && \
-	$(RACE) -timeout 10m -tags pkcs11 -run CAKey ./internal/daemon,\
+	$(RACE) -timeout 10m -tags pkcs11 -run CAKey ./internal/daemon ./internal/setup,\
 	@echo 'skipped: a PKCS #11 token needs a C compiler')
 
 e2e:
@@ -78,8 +78,8 @@ lint:
 	$(TOOL) staticcheck ./...
 	$(TOOL) buf lint proto
 	$(TOOL) buf breaking proto --against proto/released.binpb
-	CGO_ENABLED=1 go vet -tags pkcs11 ./internal/ca/pkcs11/... ./internal/daemon
-	CGO_ENABLED=1 $(TOOL) staticcheck -tags pkcs11 ./internal/ca/pkcs11/... ./internal/daemon
+	CGO_ENABLED=1 go vet -tags pkcs11 ./internal/ca/pkcs11/... ./internal/daemon ./internal/setup
+	CGO_ENABLED=1 $(TOOL) staticcheck -tags pkcs11 ./internal/ca/pkcs11/... ./internal/daemon ./internal/setup
 	@$(TOOL) gosec $(GOSEC) ./cmd/... ./internal/... || { echo 'gosec: mend it, or write "// #nosec RULE -- why" behind the line'; exit 1; }
 	go mod tidy -diff
 	@$(TOOL) govulncheck ./... || { test $$? -ne 3 && echo 'govulncheck: skipped, its database cannot be reached'; }

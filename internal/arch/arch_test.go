@@ -1,6 +1,7 @@
 // Package arch holds no code: its test holds the others to the house plan.
 // Imports point inward only, towards the domain (internal/node), and engines
-// and authorities are named where the daemon is wired, nowhere else. That is
+// and authorities are named where the daemon is wired, and where an operator sets up, examines
+// and restores what it runs on, nowhere else. That is
 // what lets a second engine or a second authority in without a change to
 // what uses it.
 package arch
@@ -62,16 +63,19 @@ var plan = map[string]rule{
 	"internal/auth":             {may: []string{"internal/node", "internal/secret", "internal/secretfile", "internal/audit", "internal/pemfile"}, why: "who a caller is and what it may do depends on no transport and no store"},
 	"internal/config":           {may: []string{"internal/node", "internal/auth", "internal/enc", "internal/ca", "internal/ca/pkcs11"}, why: "it checks settings by the domain's rules and starts nothing"},
 	"internal/backup":           {stdlib: true, why: "the form of a backup does not depend on what is in it"},
-	"internal/doctor":           {may: []string{"internal/node", "internal/auth", "internal/config", "internal/shell", "internal/version"}, why: "it looks at what an operator sees; authorities are asked by the daemon's package for it"},
+	"internal/doctor":           {may: []string{"internal/node", "internal/auth", "internal/config", "internal/shell", "internal/version"}, why: "it looks at what an operator sees; setup asks the authorities for it"},
 	"internal/metrics":          {may: []string{"internal/node", "internal/ca", "internal/version"}, why: "it is told numbers and reads them from small interfaces; what counts knows nothing of it"},
 	"internal/rpc": {
 		may: []string{"internal/node", "internal/auth", "internal/enc", "internal/store", "internal/ca", "internal/bootstrap", "internal/audit", "internal/registry", "proto/espm/v1", "internal/pemfile"},
 		why: "a handler speaks to the use cases: it never sees an engine, an authority or the daemon",
 	},
-	"internal/daemon": {anything: true, why: "it alone puts espm together"},
+	"internal/site":     {may: []string{"internal/config", "internal/ca/pkcs11", "internal/ca/puppetserver", "internal/store"}, why: "it knows the host for the daemon and for the work without it, and opens no store"},
+	"internal/setup":    {may: []string{"internal/node", "internal/ca", "internal/ca/directory", "internal/ca/pkcs11", "internal/ca/puppetserver", "internal/config", "internal/doctor", "internal/durable", "internal/enc", "internal/serverfile", "internal/site", "internal/store", "internal/store/bolt", "proto/espm/v1"}, why: "it makes and examines what the daemon runs on, and does not link the daemon"},
+	"internal/snapshot": {may: []string{"internal/node", "internal/audit", "internal/backup", "internal/ca/directory", "internal/config", "internal/durable", "internal/site", "internal/store", "internal/store/bolt", "internal/version"}, why: "a backup is proven and put back without the daemon"},
+	"internal/daemon":   {anything: true, why: "it alone puts espm together"},
 	"internal/cli": {
-		may: []string{"internal/node", "internal/backup", "internal/doctor", "internal/durable", "internal/secret", "internal/secretfile", "internal/serverfile", "internal/auth", "internal/audit", "internal/bootstrap", "internal/config", "internal/daemon", "internal/enc/encclient", "internal/version", "packaging/bootstrap", "proto/espm/v1"},
-		why: "the admin's verbs speak to a daemon over the API, so that they can from anywhere; only serve and init name it",
+		may: []string{"internal/node", "internal/backup", "internal/doctor", "internal/durable", "internal/secret", "internal/secretfile", "internal/serverfile", "internal/auth", "internal/audit", "internal/bootstrap", "internal/config", "internal/daemon", "internal/setup", "internal/site", "internal/snapshot", "internal/enc/encclient", "internal/version", "packaging/bootstrap", "proto/espm/v1"},
+		why: "the admin's verbs speak to a daemon over the API, so that they can from anywhere; serve alone names it, and what an operator does on the host without it has packages of its own",
 	},
 	"packaging/docgen": {may: []string{"internal/cli"}, why: "manual pages and completions are made of the command line alone, and espm does not link what makes them"},
 
@@ -87,10 +91,10 @@ var outside = []string{"test/", "docs/"}
 // wired may only be imported where espm is put together.
 var wired = map[string][]string{
 	"internal/metrics":         {"internal/daemon"},
-	"internal/store/bolt":      {"internal/daemon", "internal/enc/encclient", "internal/store/enginetest"},
+	"internal/store/bolt":      {"internal/daemon", "internal/setup", "internal/snapshot", "internal/enc/encclient", "internal/store/enginetest"},
 	"internal/store/memory":    {"internal/store/enginetest"},
-	"internal/ca/directory":    {"internal/daemon"},
-	"internal/ca/puppetserver": {"internal/daemon"},
+	"internal/ca/directory":    {"internal/daemon", "internal/setup", "internal/snapshot"},
+	"internal/ca/puppetserver": {"internal/daemon", "internal/setup", "internal/site"},
 	"internal/daemon":          {"internal/cli"},
 	"internal/cli":             {"cmd/espm", "packaging/docgen"},
 }

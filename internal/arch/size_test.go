@@ -24,12 +24,11 @@ const (
 
 // large are the exceptions: each with what it is, and why it may stay or when it goes.
 var large = map[string]string{
-	"internal/ca/catest.suite":           "one method a promise of an authority, called by name from one table",
-	"internal/ca/directory.Authority":    "signing, revoking and publishing share the lock on the folder; the CRL and the inventory can become types of their own",
-	"internal/ca/puppetserver.Authority": "requests, guarding by name and the reading of the CRL share one client; each can become a type of its own",
-	"internal/cli.app":                   "one method a verb, each with nothing of another's; they share the flags that all verbs have",
-	"internal/cli.app.initCmd":           "it lists the flags of init",
-	"internal/daemon.daemon":             "the steps of a start, of which some can become the opening of one part",
+	"internal/ca/catest.suite":        "one method a promise of an authority, called by name from one table",
+	"internal/ca/directory.Authority": "signing, revoking and publishing share the lock on the folder; the CRL and the inventory can become types of their own",
+	"internal/cli.app":                "one method a verb, each with nothing of another's; they share the flags that all verbs have",
+	"internal/cli.app.initCmd":        "it lists the flags of init",
+	"internal/daemon.daemon":          "the steps of a start, of which some can become the opening of one part",
 
 	"internal/revoke.Queue": "orders and their worker; the worker can become a type of its own",
 	"internal/store.Change": "one method a record and verb, each of a few lines; they share no state but the batch",

@@ -11,8 +11,17 @@ import (
 
 // Held is what an authority holds under a name, whoever asked for it.
 type Held struct {
+	// Others are further certificates of the name that are in force, newest first, as far as the authority can
+	// tell; none where Problem is set.
+	Others      []Issued
 	Certificate *x509.Certificate // nil: none, or none that can be read
 	Problem     error             // why it is not one of this CA's that is in force; nil where it is, or where there is none
+}
+
+// Issued is a certificate of which the authority has no copy, but knows that it issued it.
+type Issued struct {
+	Serial              node.Serial
+	NotBefore, NotAfter time.Time
 }
 
 // CheckHeld says why a certificate that stands under a name is not one that

@@ -12,7 +12,7 @@ import (
 // second or more for one. Nothing of it is ever written down. EC keys cost
 // microseconds and are generated when they are taken.
 //
-// An algorithm's stock is filled from its first Take on, or from the start
+// An algorithm's stock is filled from its first NewKey on, or from the start
 // where NewPool was told to. One goroutine fills, and one caller at a time
 // generates for itself when a stock is empty: however many wait, the pool
 // never takes more than two cores.
@@ -78,10 +78,10 @@ func (p *Pool) Close() {
 	<-p.done
 }
 
-// Take hands out a key that nobody else has, a *Key: a ready one, or else the
+// NewKey returns a key that nobody else has, a *Key: a ready one, or else the
 // first of a new one and one that turns up meanwhile. It gives up waiting when
 // ctx ends.
-func (p *Pool) Take(ctx context.Context, alg KeyAlgorithm) (crypto.Signer, error) {
+func (p *Pool) NewKey(ctx context.Context, alg KeyAlgorithm) (crypto.Signer, error) {
 	s, ok := p.stocks[alg]
 	if !ok {
 		return nil, fmt.Errorf("take key: unknown algorithm %q", alg)
@@ -168,7 +168,7 @@ func (p *Pool) fill(ctx context.Context) {
 			s.ready <- k // only this goroutine adds, so there is room
 			continue
 		}
-		// Not without a pause: the next Take meets the error and reports it.
+		// Not without a pause: the next NewKey meets the error and reports it.
 		if !p.rest(ctx) {
 			return
 		}

@@ -41,7 +41,7 @@ func TestPoolFillsOnFirstUse(t *testing.T) {
 		defer p.Close()
 		synctest.Wait()
 		if n := gen.made.Load(); n != 0 {
-			t.Errorf("%d keys before the first Take", n)
+			t.Errorf("%d keys before the first NewKey", n)
 		}
 		take(t, p, RSA4096)
 		synctest.Wait()
@@ -83,7 +83,7 @@ func TestPoolNeverHandsOutTwice(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 200 {
 		wg.Go(func() {
-			k, err := p.Take(t.Context(), KeyAlgorithms()[i%4])
+			k, err := p.NewKey(t.Context(), KeyAlgorithms()[i%4])
 			if err != nil {
 				t.Error(err)
 				return
@@ -120,7 +120,7 @@ func TestPoolBoundsTheWork(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 10 {
 			wg.Go(func() {
-				if _, err := p.Take(ctx, RSA4096); err != nil && !errors.Is(err, context.Canceled) {
+				if _, err := p.NewKey(ctx, RSA4096); err != nil && !errors.Is(err, context.Canceled) {
 					t.Error(err)
 				}
 			})
@@ -139,14 +139,14 @@ func TestPoolBoundsTheWork(t *testing.T) {
 func TestPoolUnknownAlgorithm(t *testing.T) {
 	p := NewPool(t.Context(), 1)
 	defer p.Close()
-	if _, err := p.Take(t.Context(), "dsa"); err == nil {
+	if _, err := p.NewKey(t.Context(), "dsa"); err == nil {
 		t.Error("took a DSA key")
 	}
 }
 
 func take(t *testing.T, p *Pool, alg KeyAlgorithm) {
 	t.Helper()
-	if _, err := p.Take(t.Context(), alg); err != nil {
+	if _, err := p.NewKey(t.Context(), alg); err != nil {
 		t.Fatal(err)
 	}
 }

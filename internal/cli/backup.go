@@ -18,8 +18,8 @@ import (
 	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/backup"
 	"github.com/espm-project/espm/internal/config"
-	"github.com/espm-project/espm/internal/daemon"
 	"github.com/espm-project/espm/internal/durable"
+	"github.com/espm-project/espm/internal/snapshot"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
@@ -52,7 +52,7 @@ is in no backup.`,
 				if err != nil {
 					return err
 				}
-				fmt.Fprintf(a.stdout, "%s\nSHA-256 %s, %d files, store at revision %d: %s\n", path, sum, len(m.Files), m.Revision, daemon.Records(m.Records))
+				fmt.Fprintf(a.stdout, "%s\nSHA-256 %s, %d files, store at revision %d: %s\n", path, sum, len(m.Files), m.Revision, snapshot.Records(m.Records))
 				a.backedUpKeys(m)
 				return nil
 			})
@@ -138,7 +138,7 @@ restored: tar -xOf FILE espm.yaml shows it.`,
 				return err
 			}
 			defer f.Close()
-			done, err := daemon.Restore(cmd.Context(), c, f, overwrite)
+			done, err := snapshot.Restore(cmd.Context(), c, f, overwrite)
 			if err != nil {
 				return err
 			}
@@ -151,9 +151,9 @@ restored: tar -xOf FILE espm.yaml shows it.`,
 	return c
 }
 
-func (a *app) restored(done daemon.Restored) {
+func (a *app) restored(done snapshot.Restored) {
 	m := done.Manifest
-	fmt.Fprintf(a.stdout, "store %s: revision %d, %s\n", done.Store, m.Revision, daemon.Records(m.Records))
+	fmt.Fprintf(a.stdout, "store %s: revision %d, %s\n", done.Store, m.Revision, snapshot.Records(m.Records))
 	if done.CA != "" {
 		which := "of the backup"
 		if done.NewerCRL {

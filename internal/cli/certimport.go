@@ -21,13 +21,13 @@ func (a *app) certImportCmd() *cobra.Command {
 		Use:   "import NAME... | --all",
 		Short: "Adopt certificates that the CA signed before",
 		Long: `Adopts certificates that the CA signed before, so that a running site can move to
-espm: each becomes the certificate of a new node, or of the registered node of its
-name that has none. Without --apply it only tells what it would do.
+espm: each becomes a certificate of a new node, or of the registered node of its
+name. Without --apply it only tells what it would do. A node may hold several: a CA
+directory knows them by its inventory, Puppet Server tells of the one in signed/ alone.
 
 The import revokes nothing. What it adopts is like any other node from then on:
-'espm node terminate' revokes its certificate. A certificate that is expired or
-revoked, a protected name, and a node that holds another certificate are skipped, each
-with the reason. It may be cut short and run again.
+'espm node terminate' revokes its certificates. A certificate that is expired or
+revoked, and a protected name, are skipped, each with the reason. It may be cut short and run again.
 
 Exit code 1 if the CA has no certificate of a NAME, or the import broke off.`,
 		Example: `  espm cert import --all --label imported=2026-11

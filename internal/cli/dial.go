@@ -19,9 +19,9 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/espm-project/espm/internal/auth"
-	"github.com/espm-project/espm/internal/daemon"
 	"github.com/espm-project/espm/internal/secret"
 	"github.com/espm-project/espm/internal/secretfile"
+	"github.com/espm-project/espm/internal/site"
 )
 
 // tlsFlags say who the caller is, and whom it trusts.
@@ -98,7 +98,7 @@ func (t *tlsFlags) config(ctx context.Context) (*tls.Config, error) {
 		return nil, usageError{errors.New("--cert and --key belong together")}
 	}
 	if t.ca == "" || t.cert == "" && t.tokenFile == "" {
-		puppet, err := daemon.PuppetFiles(ctx)
+		puppet, err := site.Files(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("--ca, --cert and --key are not all given, and Puppet on this host was asked in vain: %w", err)
 		}

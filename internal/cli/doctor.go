@@ -6,8 +6,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/espm-project/espm/internal/config"
-	"github.com/espm-project/espm/internal/daemon"
 	"github.com/espm-project/espm/internal/doctor"
+	"github.com/espm-project/espm/internal/setup"
 )
 
 func (a *app) doctorCmd() *cobra.Command {
@@ -21,7 +21,7 @@ root: other users can't look at everything. The exit code is the worst finding: 
 warning, 2 a failure.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			findings := daemon.Examine(cmd.Context(), file)
+			findings := setup.Examine(cmd.Context(), file)
 			if err := a.showFindings(findings); err != nil {
 				return err
 			}

@@ -13,9 +13,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/espm-project/espm/internal/config"
-	"github.com/espm-project/espm/internal/daemon"
 	"github.com/espm-project/espm/internal/doctor"
 	"github.com/espm-project/espm/internal/serverfile"
+	"github.com/espm-project/espm/internal/setup"
 )
 
 // The kinds of authority that init knows, and the flags that belong to one of them.
@@ -30,7 +30,7 @@ var kindFlags = map[string][]string{
 }
 
 func (a *app) initCmd() *cobra.Command {
-	var o daemon.InitOptions
+	var o setup.InitOptions
 	var server config.PuppetServer
 	var kind string
 	var apply bool
@@ -59,7 +59,7 @@ error. It restarts nothing; run again, it does what is missing.`,
 			if cmd.Flags().Changed("dir") && o.Dir == "" {
 				return usageError{errors.New("--dir: must not be empty; leave it out for the system's folders")}
 			}
-			o.Puppet = daemon.FindPuppet(cmd.Context())
+			o.Puppet = setup.FindPuppet(cmd.Context())
 			if kind == "" {
 				var err error
 				if kind, err = a.chooseKind(cmd, o); err != nil {
@@ -94,7 +94,7 @@ error. It restarts nothing; run again, it does what is missing.`,
 	return c
 }
 
-func (a *app) initialize(ctx context.Context, o daemon.InitOptions, apply bool) error {
+func (a *app) initialize(ctx context.Context, o setup.InitOptions, apply bool) error {
 	if o.PuppetServer == nil && o.Certname == "" {
 		name := o.Puppet.Certname
 		if o.Dir != "" { // a trial knows nothing of this host's Puppet
@@ -110,7 +110,7 @@ func (a *app) initialize(ctx context.Context, o daemon.InitOptions, apply bool) 
 			return fmt.Errorf("--apply: %w", err)
 		}
 	}
-	made, err := daemon.Init(ctx, o)
+	made, err := setup.Init(ctx, o)
 	if len(made.Steps) > 0 {
 		initTable(a.stdout, made)
 	}
@@ -133,7 +133,7 @@ func (a *app) initialize(ctx context.Context, o daemon.InitOptions, apply bool) 
 
 // chooseKind is for who does not say who has the CA: a Puppet Server of this host that has one
 // keeps it. What an earlier init has made stays.
-func (a *app) chooseKind(cmd *cobra.Command, o daemon.InitOptions) (string, error) {
+func (a *app) chooseKind(cmd *cobra.Command, o setup.InitOptions) (string, error) {
 	made, err := config.Load(config.DefaultFile)
 	switch {
 	case o.Dir != "" || slices.ContainsFunc(kindFlags[directoryKind], cmd.Flags().Changed):
@@ -172,7 +172,7 @@ func checkKind(cmd *cobra.Command, kind string) error {
 	return nil
 }
 
-func initTable(out io.Writer, made daemon.Initialized) {
+func initTable(out io.Writer, made setup.Initialized) {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	for _, s := range made.Steps {
 		what := "made"
@@ -182,7 +182,7 @@ func initTable(out io.Writer, made daemon.Initialized) {
 		fmt.Fprintf(w, "%s\t%s\t%s\n", s.What, s.Path, what)
 	}
 	w.Flush()
-	if slices.ContainsFunc(made.Steps, func(s daemon.Step) bool { return s.Stood }) {
+	if slices.ContainsFunc(made.Steps, func(s setup.Step) bool { return s.Stood }) {
 		fmt.Fprintln(out, "\nOptions for what stands already had no effect.")
 	}
 }
@@ -218,7 +218,7 @@ func packaged() bool {
 
 // guide says what is left to do.
 type guide struct {
-	made    daemon.Initialized
+	made    setup.Initialized
 	command string // what Puppet Server is to ask
 	applied bool   // Puppet's files are as they are to be
 }
@@ -239,7 +239,7 @@ func (g guide) print(out io.Writer) {
 }
 
 // server says what Puppet Server lets espm do, and how it lets it do the rest.
-func (g guide) server(out io.Writer, s daemon.PuppetServer) {
+func (g guide) server(out io.Writer, s setup.PuppetServer) {
 	switch {
 	case s.Client == "":
 		fmt.Fprintf(out, "\n%s was not asked whether it lets espm in.\n", s.URL)

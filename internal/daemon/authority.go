@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"crypto"
-	"fmt"
 	"slices"
 	"time"
 
@@ -11,10 +10,9 @@ import (
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/ca/directory"
-	"github.com/espm-project/espm/internal/ca/pkcs11"
 	"github.com/espm-project/espm/internal/ca/puppetserver"
-	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/registry"
+	"github.com/espm-project/espm/internal/site"
 )
 
 // authority is what signs and revokes, and tells what it has signed.
@@ -45,7 +43,7 @@ func (d *daemon) authority(ctx context.Context) (authority, error) {
 		return nil, err
 	}
 	set := *d.config.Authority.PuppetServer
-	authority, err := openPuppetServer(ctx, set, puppetserver.Options{
+	authority, err := site.OpenPuppetServer(ctx, set, puppetserver.Options{
 		TTL: time.Duration(d.config.Issue.TTL), Log: d.log, Interrupted: len(pending) > 0,
 	})
 	if err != nil {
@@ -61,35 +59,12 @@ func (d *daemon) token(setting string) (crypto.Signer, error) {
 	if setting == "" {
 		return nil, nil
 	}
-	key, err := openToken(setting)
+	key, err := site.OpenToken(setting)
 	if err != nil {
 		return nil, err
 	}
 	d.closers = append(d.closers, key.Close)
 	return key, nil
-}
-
-func openToken(setting string) (*pkcs11.Key, error) {
-	uri, err := pkcs11.ParseURI(setting)
-	if err != nil {
-		return nil, fmt.Errorf("authority.directory.key: %w", err)
-	}
-	key, err := pkcs11.Open(uri)
-	if err != nil {
-		return nil, fmt.Errorf("authority.directory.key: %w", err)
-	}
-	return key, nil
-}
-
-// openPuppetServer fills in what is not set and opens the authority.
-func openPuppetServer(ctx context.Context, set config.PuppetServer, o puppetserver.Options) (*puppetserver.Authority, error) {
-	p, err := fromPuppet(ctx, set)
-	if err != nil {
-		return nil, err
-	}
-	o.URL, o.Certificate, o.Key, o.CA = p.URL, p.Certificate, p.Key, p.CA
-	authority, err := puppetserver.New(o)
-	return authority, foundBy(set, err)
 }
 
 // recheck is how long what was found at the start is left alone.

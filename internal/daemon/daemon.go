@@ -29,6 +29,8 @@ import (
 	"github.com/espm-project/espm/internal/revoke"
 	"github.com/espm-project/espm/internal/rpc"
 	"github.com/espm-project/espm/internal/secretfile"
+	"github.com/espm-project/espm/internal/site"
+	"github.com/espm-project/espm/internal/snapshot"
 	"github.com/espm-project/espm/internal/store"
 	"github.com/espm-project/espm/internal/store/bolt"
 )
@@ -91,7 +93,7 @@ type daemon struct {
 	trust     *auth.Trust // nil: no network listener
 	enc       *encsock.Server
 	reloads   <-chan os.Signal
-	backups   *snapshots
+	backups   *snapshot.Maker
 	wg        sync.WaitGroup
 	closers   []func() error
 }
@@ -138,10 +140,10 @@ func (d *daemon) openStore(ctx context.Context) error {
 		return fmt.Errorf("store: %w", err)
 	}
 	d.closers = append(d.closers, engine.Close)
-	if n, err := removeSpools(path); err != nil {
+	if n, err := snapshot.RemoveStale(path); err != nil {
 		d.log.WithError(err).Warn("can't remove what a killed backup left")
 	} else if n > 0 {
-		d.log.WithFields(logrus.Fields{"path": path + spoolName + "*", "files": n}).Info("removed what a killed backup left")
+		d.log.WithFields(logrus.Fields{"store": path, "files": n}).Info("removed what a killed backup left")
 	}
 	if err := giveGroup(path, d.config.ENC.Group, 0o640); err != nil {
 		return fmt.Errorf("enc.group: %w", err)
@@ -150,7 +152,7 @@ func (d *daemon) openStore(ctx context.Context) error {
 	if d.store, err = store.Open(ctx, engine); err != nil {
 		return fmt.Errorf("store %s: %w", path, err)
 	}
-	d.backups = &snapshots{config: d.config, engine: engine}
+	d.backups = snapshot.NewMaker(d.config, engine)
 	d.sources = metrics.Sources{Store: d.store, StoreBytes: engine.Size, Now: time.Now}
 	return d.keepENC(ctx, d.config)
 }
@@ -158,7 +160,7 @@ func (d *daemon) openStore(ctx context.Context) error {
 // keepENC writes the ENC's settings where espm-enc finds them while the
 // daemon is down. Not needlessly: with a full disk the daemon would not start.
 func (d *daemon) keepENC(ctx context.Context, c config.Config) error {
-	want := encSettings(c)
+	want := site.ENCSettings(c)
 	if have, err := d.store.ENC(ctx); err == nil && have == want {
 		return nil
 	}

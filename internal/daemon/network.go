@@ -14,6 +14,7 @@ import (
 	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/rpc"
+	"github.com/espm-project/espm/internal/site"
 )
 
 // defaultAdmins is the group whose members are admins where the configuration names none.
@@ -63,7 +64,7 @@ func (d *daemon) adminGroup() string {
 	if _, err := user.LookupGroup(defaultAdmins); err != nil {
 		return ""
 	}
-	return usableGroup(defaultAdmins)
+	return site.UsableGroup(defaultAdmins)
 }
 
 // networkFiles fills in the files that are not set.
@@ -73,7 +74,7 @@ func networkFiles(ctx context.Context, c config.Config) (auth.Files, error) {
 		set.CA, set.CRL = filepath.Join(dir.Path, "ca_crt.pem"), filepath.Join(dir.Path, "ca_crl.pem")
 	}
 	if set.Certificate == "" || set.CA == "" {
-		settings, err := puppetSettings(ctx, append(identity, "hostcrl")...)
+		settings, err := site.Settings(ctx, append(site.Identity, "hostcrl")...)
 		if err != nil {
 			return auth.Files{}, fmt.Errorf("network: certificate, key, ca and crl are not all set, and Puppet on this host was asked in vain: %w", err)
 		}

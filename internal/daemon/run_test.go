@@ -18,6 +18,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/espm-project/espm/internal/config"
+	"github.com/espm-project/espm/internal/setup"
+	"github.com/espm-project/espm/internal/site"
 	"github.com/espm-project/espm/internal/store"
 	"github.com/espm-project/espm/internal/store/bolt"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
@@ -47,7 +49,7 @@ func TestMain(m *testing.M) {
 func trial(t *testing.T) (string, config.Config) {
 	t.Helper()
 	dir := testbed.Dir(t)
-	made, err := Init(t.Context(), InitOptions{Dir: dir, Certname: "puppet.test", CAKey: "ec-p256"})
+	made, err := setup.Init(t.Context(), setup.InitOptions{Dir: dir, Certname: "puppet.test", CAKey: "ec-p256"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +180,7 @@ func TestUnreadableCAKey(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			before := contents(t, dir)
+			before := testbed.Contents(t, dir)
 			if err := c.spoil(key); err != nil {
 				t.Fatal(err)
 			}
@@ -189,7 +191,7 @@ func TestUnreadableCAKey(t *testing.T) {
 			if err := errors.Join(os.RemoveAll(key), os.WriteFile(key, good, 0o600)); err != nil {
 				t.Fatal(err)
 			}
-			for path, data := range contents(t, dir) {
+			for path, data := range testbed.Contents(t, dir) {
 				if !bytes.Equal(data, before[path]) && filepath.Base(path) != "espm.lock" {
 					t.Errorf("%s was changed", path)
 				}
@@ -202,18 +204,19 @@ func TestUnreadableCAKey(t *testing.T) {
 	}
 }
 
-// contents are the regular files below a folder.
-func contents(t *testing.T, dir string) map[string][]byte {
-	t.Helper()
-	files := map[string][]byte{}
-	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() {
-			files[path], err = os.ReadFile(path)
-		}
-		return err
-	})
-	if err != nil {
+// A daemon that was killed at a backup leaves a copy of the whole store; the next one removes it at its start.
+func TestKilledBackup(t *testing.T) {
+	dir, c := trial(t)
+	left := c.Store.Path + ".backup-123456"
+	other := filepath.Join(dir, "other.db"+".backup-"+"1")
+	if err := errors.Join(os.WriteFile(left, nil, 0o600), os.WriteFile(other, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	return files
+	_, stop := start(t, c)
+	if site.Exists(left) || !site.Exists(other) {
+		t.Errorf("it stayed: %v; another's stayed: %v", site.Exists(left), site.Exists(other))
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
 }

@@ -21,7 +21,7 @@ import (
 
 	"github.com/espm-project/espm/internal/ca/pkcs11/softhsm"
 	"github.com/espm-project/espm/internal/config"
-	"github.com/espm-project/espm/internal/doctor"
+	"github.com/espm-project/espm/internal/setup"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 	"github.com/espm-project/espm/test/testbed"
 )
@@ -35,7 +35,7 @@ func TestCAKeyInToken(t *testing.T) {
 	}{{"ec-p256", false}, {"rsa-2048", true}} {
 		t.Run(kind.key, func(t *testing.T) {
 			token := softhsm.New(t)
-			dir, c := trialOf(t, InitOptions{CAKey: kind.key, Intermediate: kind.intermediate, CAKeyURI: token.URI("Puppet CA").String()})
+			dir, c := trialOf(t, setup.InitOptions{CAKey: kind.key, Intermediate: kind.intermediate, CAKeyURI: token.URI("Puppet CA").String()})
 			if _, err := os.Stat(filepath.Join(dir, "ca", "ca_key.pem")); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("there is a key file: %v", err)
 			}
@@ -79,29 +79,6 @@ func TestCAKeyInToken(t *testing.T) {
 	}
 }
 
-// The doctor opens the token by itself and says whether its key is the CA's.
-func TestCAKeyIsExamined(t *testing.T) {
-	token := softhsm.New(t)
-	_, c := trialOf(t, InitOptions{CAKey: "ec-p256", CAKeyURI: token.URI("Puppet CA").String()})
-	if _, err := Init(t.Context(), InitOptions{Dir: t.TempDir(), Certname: "other.test", CAKey: "ec-p256", CAKeyURI: token.URI("other").String()}); err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range Examine(t.Context(), c.File) {
-		if (f.Check == "authority" || f.Check == "ca key") && f.Severity != doctor.OK {
-			t.Errorf("%+v", f)
-		}
-	}
-	token.Away(t)
-	if err := examineToken(c.Authority.Directory); err == nil || !strings.Contains(err.Error(), "could not find PKCS#11 token") {
-		t.Errorf("without the token: %v", err)
-	}
-	token.Back(t)
-	c.Authority.Directory.Key = token.URI("other").String()
-	if err := examineToken(c.Authority.Directory); err == nil || !strings.Contains(err.Error(), `the token's key does not belong to "CN=Puppet CA: puppet.test"`) {
-		t.Errorf("with another's key: %v", err)
-	}
-}
-
 // A CA that has a key file moves into a token: the key is imported, the file goes.
 func TestCAKeyMovesIntoToken(t *testing.T) {
 	token := softhsm.New(t)
@@ -138,7 +115,7 @@ func TestCAKeyMovesIntoToken(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, "espm.yaml")); err != nil {
 		t.Fatal(err)
 	}
-	made, err := Init(t.Context(), InitOptions{Dir: dir, Certname: "puppet.test", CAKeyURI: token.URI("moved").String()})
+	made, err := setup.Init(t.Context(), setup.InitOptions{Dir: dir, Certname: "puppet.test", CAKeyURI: token.URI("moved").String()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +131,7 @@ func TestCAKeyMovesIntoToken(t *testing.T) {
 	}
 
 	other := softhsm.New(t)
-	if _, err := Init(t.Context(), InitOptions{Dir: t.TempDir(), Certname: "puppet.test", CAKey: "ec-p256", CAKeyURI: other.URI("other").String()}); err != nil {
+	if _, err := setup.Init(t.Context(), setup.InitOptions{Dir: t.TempDir(), Certname: "puppet.test", CAKey: "ec-p256", CAKeyURI: other.URI("other").String()}); err != nil {
 		t.Fatal(err)
 	}
 	c.Authority.Directory.Key = other.URI("other").String()
@@ -163,11 +140,11 @@ func TestCAKeyMovesIntoToken(t *testing.T) {
 	}
 }
 
-func trialOf(t *testing.T, o InitOptions) (string, config.Config) {
+func trialOf(t *testing.T, o setup.InitOptions) (string, config.Config) {
 	t.Helper()
 	o.Dir = testbed.Dir(t)
 	o.Certname = "puppet.test"
-	made, err := Init(t.Context(), o)
+	made, err := setup.Init(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}

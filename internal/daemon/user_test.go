@@ -10,7 +10,6 @@ import (
 	"testing"
 
 	"github.com/espm-project/espm/test/need"
-	"github.com/espm-project/espm/test/testbed"
 )
 
 // nobody is a user that owns nothing.
@@ -75,26 +74,5 @@ func TestGroupOfOthers(t *testing.T) {
 	out, err := runAsNobody(t, dir)
 	if err == nil || !strings.HasPrefix(out, "enc.group: ") || !strings.Contains(out, c.Store.Path) || !strings.Contains(out, "usermod --append --groups root USER") {
 		t.Errorf("got %v: %s", err, out)
-	}
-}
-
-// Root sets espm up in folders that a package has given to the daemon's user.
-func TestInitHandsOver(t *testing.T) {
-	need.Root(t, "become another user")
-	dir := testbed.Dir(t)
-	if err := os.Chown(dir, nobody, nobody); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Init(t.Context(), InitOptions{Dir: dir, Certname: "puppet.test", CAKey: "ec-p256"}); err != nil {
-		t.Fatal(err)
-	}
-	for name, want := range map[string]uint32{"espm.yaml": 0, "espm.db": nobody, "ca": nobody, "ca/ca_key.pem": nobody, "ca/signed": nobody} {
-		info, err := os.Stat(filepath.Join(dir, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if st := info.Sys().(*syscall.Stat_t); st.Uid != want || st.Gid != want {
-			t.Errorf("%s belongs to %d:%d, want %d", name, st.Uid, st.Gid, want)
-		}
 	}
 }

@@ -135,8 +135,8 @@ func (a access) reads(group string) bool {
 	return !a.confined() || a.Grant.Groups == nil || slices.Contains(a.Grant.Groups, group)
 }
 
-// mayGive checks a new owner.
-func (a access) mayGive(from, to string) error {
+// mayChangeOwner checks a new owner.
+func (a access) mayChangeOwner(from, to string) error {
 	if from == to {
 		return nil
 	}

@@ -152,7 +152,7 @@ func (e *faultyEngine) onCommit(hook func(context.Context, store.Batch) (int64, 
 // keys counts the keys it makes.
 type keys struct{ made atomic.Int64 }
 
-func (k *keys) Take(_ context.Context, alg ca.KeyAlgorithm) (crypto.Signer, error) {
+func (k *keys) NewKey(_ context.Context, alg ca.KeyAlgorithm) (crypto.Signer, error) {
 	k.made.Add(1)
 	return ca.GenerateKey(alg)
 }

@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,11 +10,8 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/sirupsen/logrus"
-
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
-	"github.com/espm-project/espm/internal/store"
 )
 
 const (
@@ -80,12 +76,11 @@ type importer struct {
 }
 
 // Import adopts certificates that the authority has signed already: each
-// becomes the certificate of a new registration, or of the live one of its name
-// that has none. Nothing is asked of the authority but what it has, and nothing is
-// revoked. What is not in force, protected, or not clearly the name's only
-// certificate is skipped.
+// becomes a certificate of a new registration, or of the live one of its name, beside those
+// that it holds. Nothing is asked of the authority but what it has, and nothing is
+// revoked. What is not in force, or protected, is skipped.
 //
-// Each certificate is one commit, so an import that is cut short is
+// The certificates of a name are one commit, so an import that is cut short is
 // called again; what was adopted is Already then. report gets what is done, a
 // batch at a time, each durable, and how many names there are in all; an error of
 // its ends the import. Only an admin may: who adopts a certificate can have it
@@ -171,151 +166,20 @@ func (im *importer) importBatch(ctx context.Context, names []string, s ImportSpe
 		return nil, fmt.Errorf("asking the authority for its certificates: %w", err)
 	}
 	errs := make([]error, len(ask))
+	others := make([][]Imported, len(ask))
 	var wg sync.WaitGroup
 	for i := range ask { // at once, so that their commits go together
-		wg.Go(func() { errs[i] = im.importOne(ctx, at[i], held[i], s) })
+		wg.Go(func() { others[i], errs[i] = im.importName(ctx, at[i], held[i], s) })
 	}
 	wg.Wait()
-	all = slices.DeleteFunc(all, func(in Imported) bool { return in.Outcome == "" })
+	all = slices.DeleteFunc(append(all, slices.Concat(others...)...), func(in Imported) bool { return in.Outcome == "" })
+	slices.SortStableFunc(all, func(a, b Imported) int { return strings.Compare(a.Certname, b.Certname) })
 	for _, err := range errs {
 		if err != nil { // one says enough: a disk that is full is so for all
 			return all, err
 		}
 	}
 	return all, nil
-}
-
-func (im *importer) importOne(ctx context.Context, in *Imported, held ca.Held, s ImportSpec) error {
-	if held.Certificate != nil {
-		in.Serial, in.NotAfter = node.SerialOf(held.Certificate.SerialNumber), held.Certificate.NotAfter
-	}
-	switch {
-	case held.Problem != nil:
-		in.skip("%v", held.Problem)
-		return nil
-	case held.Certificate == nil && len(s.Certnames) > 0:
-		in.Outcome, in.Reason = NotFound, "the CA has no certificate of that name"
-		return nil
-	case held.Certificate == nil:
-		in.skip("it has gone since the import began")
-		return nil
-	}
-	if err := retry(func() error { return im.adopt(ctx, in, held.Certificate, s) }); err != nil {
-		return fmt.Errorf("importing %q: %w", in.Certname, err)
-	}
-	if in.Outcome == Adopted {
-		im.log.WithFields(logrus.Fields{"certname": in.Certname, "uid": in.UID, "serial": in.Serial}).Info("certificate imported")
-	}
-	return nil
-}
-
-// adopt commits a certificate and its registration, unless something of the
-// name stands in the way.
-func (im *importer) adopt(ctx context.Context, in *Imported, cert *x509.Certificate, s ImportSpec) error {
-	name := node.Certname(in.Certname)
-	var live *node.Node
-	switch n, err := im.store.Node(ctx, name); {
-	case err == nil:
-		live = &n
-	case !errors.Is(err, node.ErrNodeNotFound):
-		return err
-	}
-	if decided, err := im.known(ctx, in, live, cert); err != nil || decided {
-		return err
-	}
-	// A registration that appears after this has its own certificate, or none: the guards of the commit tell.
-	if decided, err := im.blocked(ctx, in, live); err != nil || decided {
-		return err
-	}
-	was := im.newNode(ctx, node.Node{Certname: name, Groups: s.Groups, Labels: s.Labels})
-	if live != nil {
-		was = *live
-	}
-	adopted := node.Certificate{
-		Serial:     in.Serial,
-		Certname:   name,
-		UID:        was.UID,
-		Owner:      was.Owner,
-		NotBefore:  cert.NotBefore,
-		NotAfter:   cert.NotAfter,
-		PEM:        string(encodeCertificate(cert)),
-		ImportedAt: im.now().UTC(),
-	}
-	n, err := was.Adopt([]node.Certificate{adopted}, im.now())
-	if err != nil {
-		return err
-	}
-	c := store.NewChange()
-	c.Audit(im.line(ctx, node.ActionImport, n))
-	c.PutCertificate(adopted)
-	if err := im.commit(ctx, c, live, &n, s.ValidateOnly); err != nil {
-		return err
-	}
-	if s.ValidateOnly {
-		in.Outcome = WouldAdopt
-		return nil
-	}
-	in.Outcome, in.UID = Adopted, n.UID
-	return nil
-}
-
-// known decides on a certificate whose serial number espm has a record of.
-func (im *importer) known(ctx context.Context, in *Imported, live *node.Node, cert *x509.Certificate) (bool, error) {
-	have, err := im.store.Certificate(ctx, in.Serial)
-	if errors.Is(err, node.ErrCertificateNotFound) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	switch {
-	case have.PEM != string(encodeCertificate(cert)):
-		in.skip("espm knows another certificate with its serial number")
-	case live != nil && live.UID == have.UID && live.Newest() == in.Serial:
-		in.Outcome, in.UID = Already, live.UID
-	case have.Receipt != nil:
-		in.skip("espm has revoked it")
-	case have.Impossible:
-		in.skip("espm was to revoke it, which the CA can't")
-	case have.Revocation != "":
-		in.skip("its revocation is ordered")
-	default:
-		in.skip("registration %s had it, and its revocation was dropped; it can be revoked by its serial", have.UID)
-	}
-	return true, nil
-}
-
-// blocked decides on a certificate beside which espm has other business under the name.
-func (im *importer) blocked(ctx context.Context, in *Imported, live *node.Node) (bool, error) {
-	name := node.Certname(in.Certname)
-	if live != nil && live.State == node.Issuing {
-		in.skip("a certificate is being issued for the node")
-		return true, nil
-	}
-	if live != nil && live.Newest() != "" {
-		in.skip("the node holds another certificate, %s", live.Newest())
-		return true, nil
-	}
-	// The revocations last: an unfinished issue turns into one, never the reverse.
-	_, open, err := im.unfinished(ctx, name, "")
-	if err != nil {
-		return false, err
-	}
-	revs, err := im.store.AllRevocationsOf(ctx, name)
-	if err != nil {
-		return false, err
-	}
-	switch {
-	case len(open) > 0:
-		in.skip("an earlier registration of the name has an unfinished issue")
-	case slices.ContainsFunc(revs, node.Revocation.Open):
-		in.skip("an earlier registration of the name has a revocation pending")
-	case slices.ContainsFunc(revs, func(v node.Revocation) bool { return v.Serial == in.Serial && v.Drop == nil }):
-		in.skip("espm has revoked it")
-	default:
-		return false, nil
-	}
-	return true, nil
 }
 
 // printable keeps what others chose, such as a file's name, from spoiling a message or a terminal.

@@ -188,7 +188,7 @@ func (i *issuance) prepare(ctx context.Context, n node.Node) error {
 		return err
 	}
 	if i.order.request.CSR == nil && i.order.request.Key == nil {
-		key, err := i.keys.Take(ctx, i.order.algorithm)
+		key, err := i.keys.NewKey(ctx, i.order.algorithm)
 		if err != nil {
 			return fmt.Errorf("%w: making a %s key for %q: %w", node.ErrUnavailable, i.order.algorithm, n.Certname, err)
 		}

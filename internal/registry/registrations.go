@@ -90,10 +90,10 @@ func (r *registrations) changeOwner(ctx context.Context, c *store.Change, n node
 		return err
 	}
 	for _, cert := range certs {
-		c.GiveCertificate(cert, owner)
+		c.SetCertificateOwner(cert, owner)
 	}
 	for _, rev := range revs {
-		c.GiveRevocation(rev, owner)
+		c.SetRevocationOwner(rev, owner)
 	}
 	return nil
 }

@@ -58,7 +58,7 @@ import (
 
 // Keys makes private keys.
 type Keys interface {
-	Take(ctx context.Context, alg ca.KeyAlgorithm) (crypto.Signer, error)
+	NewKey(ctx context.Context, alg ca.KeyAlgorithm) (crypto.Signer, error)
 }
 
 // Revocations is the queue of revocations; see revoke.Queue.

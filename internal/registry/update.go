@@ -48,7 +48,7 @@ func (r *registrations) Update(ctx context.Context, name node.Certname, expect E
 		}
 		slices.Sort(n.Groups)
 		n.UpdatedAt = r.now().UTC()
-		if err := node.Join(n.Validate(), a.mayGive(old.Owner, n.Owner), a.write()); err != nil {
+		if err := node.Join(n.Validate(), a.mayChangeOwner(old.Owner, n.Owner), a.write()); err != nil {
 			return err
 		}
 		c := store.NewChange()

@@ -111,7 +111,7 @@ func (f *faulty) Trust(ctx context.Context) (ca.Trust, error) {
 // inline makes keys at once: EC keys cost nothing.
 type inline struct{}
 
-func (inline) Take(_ context.Context, alg ca.KeyAlgorithm) (crypto.Signer, error) {
+func (inline) NewKey(_ context.Context, alg ca.KeyAlgorithm) (crypto.Signer, error) {
 	return ca.GenerateKey(alg)
 }
 

@@ -154,8 +154,8 @@ func (c *Change) PutTombstone(n node.Node) {
 // PutCertificate writes a certificate, guarded by its Revision (0: a new one).
 func (c *Change) PutCertificate(cert node.Certificate) { c.putCertificate(nil, cert) }
 
-// GiveCertificate writes a certificate with another owner.
-func (c *Change) GiveCertificate(cert node.Certificate, owner string) {
+// SetCertificateOwner writes a certificate with another owner.
+func (c *Change) SetCertificateOwner(cert node.Certificate, owner string) {
 	given := cert
 	given.Owner = owner
 	c.putCertificate(cert, given)
@@ -207,8 +207,8 @@ func (c *Change) PutRevocation(r node.Revocation) {
 	c.putRevocation(was, r)
 }
 
-// GiveRevocation writes a revocation with another owner.
-func (c *Change) GiveRevocation(r node.Revocation, owner string) {
+// SetRevocationOwner writes a revocation with another owner.
+func (c *Change) SetRevocationOwner(r node.Revocation, owner string) {
 	given := r
 	given.Owner = owner
 	c.putRevocation(r, given)

@@ -81,8 +81,8 @@ func TestGive(t *testing.T) {
 		cert, rev := must(f.Certificate(t.Context(), "0001"))(t), must(f.Revocation(t.Context(), "r1"))(t)
 		f.put(n)
 		f.do(func(c *store.Change) {
-			c.GiveCertificate(cert, to)
-			c.GiveRevocation(rev, to)
+			c.SetCertificateOwner(cert, to)
+			c.SetRevocationOwner(rev, to)
 		})
 		var keys [3][]string
 		if to != "" {

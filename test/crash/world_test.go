@@ -104,7 +104,7 @@ func unwrapped(e store.Engine) store.Engine { return e }
 // inline makes keys at once: EC keys cost nothing.
 type inline struct{}
 
-func (inline) Take(_ context.Context, alg ca.KeyAlgorithm) (crypto.Signer, error) {
+func (inline) NewKey(_ context.Context, alg ca.KeyAlgorithm) (crypto.Signer, error) {
 	return ca.GenerateKey(alg)
 }
 

@@ -244,6 +244,6 @@ func (e *openError) Error() string { return e.what + " is open" }
 // noKeys is for a registry that issues nothing.
 type noKeys struct{}
 
-func (noKeys) Take(context.Context, ca.KeyAlgorithm) (crypto.Signer, error) {
+func (noKeys) NewKey(context.Context, ca.KeyAlgorithm) (crypto.Signer, error) {
 	panic("it issues nothing")
 }

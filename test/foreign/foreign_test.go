@@ -21,6 +21,7 @@ import (
 
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/daemon"
+	"github.com/espm-project/espm/internal/setup"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 	"github.com/espm-project/espm/test/need"
 	"github.com/espm-project/espm/test/testbed"
@@ -41,7 +42,7 @@ principals:
 func newSite(t *testing.T) *site {
 	t.Helper()
 	dir := testbed.Dir(t)
-	made, err := daemon.Init(t.Context(), daemon.InitOptions{Dir: dir, Certname: "puppet.test", CAKey: "ec-p256"})
+	made, err := setup.Init(t.Context(), setup.InitOptions{Dir: dir, Certname: "puppet.test", CAKey: "ec-p256"})
 	if err != nil {
 		t.Fatal(err)
 	}

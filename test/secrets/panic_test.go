@@ -98,7 +98,7 @@ type blasting struct {
 	last []byte
 }
 
-func (b *blasting) Take(_ context.Context, alg ca.KeyAlgorithm) (crypto.Signer, error) {
+func (b *blasting) NewKey(_ context.Context, alg ca.KeyAlgorithm) (crypto.Signer, error) {
 	key, err := ca.GenerateKey(alg)
 	if err != nil {
 		return nil, err

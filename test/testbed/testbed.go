@@ -1,9 +1,10 @@
-// Package testbed has what tests stand on: a folder, and programs of the module.
+// Package testbed has what tests stand on: a folder, programs of the module, and a Puppet that answers from a script.
 package testbed
 
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 )
 
@@ -36,4 +37,20 @@ func Build(t testing.TB, programs ...string) string {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	return dir
+}
+
+// Contents are the regular files below a folder.
+func Contents(t testing.TB, dir string) map[string][]byte {
+	t.Helper()
+	files := map[string][]byte{}
+	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			files[path], err = os.ReadFile(path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
 }

@@ -27,7 +27,8 @@ type inventory struct {
 	suspect bool // an append failed: the file may end in a torn line
 
 	indexing sync.Mutex
-	index    map[serialKey]uint64 // all serials in the file, with subjectHash; nil until somebody asks
+	index    map[serialKey]uint64      // all serials in the file, with subjectHash; nil until somebody asks
+	several  map[node.Certname][]entry // the lines of names with more than one; nil until somebody asks
 }
 
 // group is lines that share one append, hence one fsync.

@@ -9,7 +9,6 @@ import (
 	"hash/maphash"
 	"io"
 	"os"
-	"time"
 
 	"github.com/espm-project/espm/internal/node"
 )
@@ -38,11 +37,7 @@ func (v *inventory) has(serial node.Serial, name node.Certname) (bool, error) {
 	if v.index == nil {
 		index := make(map[serialKey]uint64)
 		err := v.scan(func(key serialKey, rest []byte) error {
-			subject := rest // what follows two times
-			for range 2 {
-				_, subject, _ = bytes.Cut(subject, []byte(" "))
-			}
-			note(index, key, subjectHash(subject))
+			note(index, key, subjectHash(subjectOf(rest)))
 			return nil
 		})
 		if err != nil {
@@ -76,11 +71,11 @@ func (v *inventory) indexed(issued map[serialKey]uint64, err error) {
 	}
 }
 
-// forget drops what has read.
+// forget drops what has and severalOf have read.
 func (v *inventory) forget() {
 	v.indexing.Lock()
 	defer v.indexing.Unlock()
-	v.index = nil
+	v.index, v.several = nil, nil
 }
 
 // ends returns when the certificates with these serials end, as far as the file knows.
@@ -96,7 +91,7 @@ func (v *inventory) ends(ctx context.Context, wanted map[serialKey]bool) (map[se
 		}
 		_, rest, _ = bytes.Cut(rest, []byte(" "))
 		notAfter, _, _ := bytes.Cut(rest, []byte(" "))
-		if t, err := time.Parse(inventoryTime, string(notAfter)); err == nil {
+		if t, ok := parseInventoryTime(string(notAfter)); ok {
 			found[key] = max(found[key], endOf(t)) // the later one, should a serial stand there twice
 		}
 		return nil

@@ -31,7 +31,7 @@ func (a *Authority) SignedNames(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// Held reads what stands in signed/ under each name, in order.
+// Held reads what stands in signed/ under each name, in order, and what else of the name the inventory has in force.
 func (a *Authority) Held(ctx context.Context, names []node.Certname) ([]ca.Held, error) {
 	out := make([]ca.Held, len(names))
 	for i, name := range names {
@@ -66,5 +66,8 @@ func (a *Authority) held(ctx context.Context, name node.Certname) (ca.Held, erro
 	if h.Problem == nil && a.revoked(node.SerialOf(h.Certificate.SerialNumber)) {
 		h.Problem = ca.ErrHeldRevoked
 	}
-	return h, nil
+	if h.Problem == nil {
+		h.Others, err = a.others(name, node.SerialOf(h.Certificate.SerialNumber))
+	}
+	return h, unavailable(err)
 }

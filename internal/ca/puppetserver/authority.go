@@ -34,9 +34,6 @@ type Options struct {
 	RevokeLimit time.Duration // of one call that revokes; 0: ten minutes
 	Concurrency int           // calls under way at once; 0: 8
 
-	// BatchTime is how long the names of a batch of revocations may take, beside
-	// what the call takes by itself; 0: four seconds. Signing and GETs of the CRL may wait for it.
-	BatchTime time.Duration
 	// SignWait is how long the server may still act on a request or a signing whose
 	// answer was lost: the time that it waits for its locks, 5 s and 60 s by
 	// default, or that its policy script for autosign takes; 0: 65 seconds.
@@ -61,7 +58,6 @@ func (o Options) filled() Options {
 	set(&o.TTL, ca.DefaultTTL)
 	set(&o.Timeout, time.Minute)
 	set(&o.RevokeLimit, 10*time.Minute)
-	set(&o.BatchTime, 4*time.Second)
 	set(&o.SignWait, 65*time.Second)
 	if o.Concurrency == 0 {
 		o.Concurrency = 8
@@ -79,6 +75,14 @@ func (o Options) filled() Options {
 
 // Authority is Puppet Server's CA. Its methods may be called at once.
 type Authority struct {
+	*server
+	*signer
+	*revoker
+	*listing
+}
+
+// server asks Puppet Server, and keeps what it answered about its CA.
+type server struct {
 	opts        Options
 	base        *url.URL
 	credentials *credentials
@@ -86,20 +90,30 @@ type Authority struct {
 
 	running atomic.Pointer[string] // the server's version, when last asked
 
-	made       time.Time // by Options.Now
-	unanswered unanswered
-
 	trusting sync.Mutex // held by the call that asks for chain and CRL
 	trust    atomic.Pointer[trust]
+}
 
+// signer has certificates signed, and finds out what became of a signing whose answer was lost.
+type signer struct {
+	*server
+	made       time.Time // by Options.Now
+	unanswered unanswered
+}
+
+// revoker has certificates revoked, one call at a time.
+type revoker struct {
+	*server
 	revoking chan struct{} // holds one while nobody revokes; guards the rest
 	batch    int           // how many names the next batch has at most
-	pace     pace
 	lost     time.Time     // when the answer to a revocation was lost; zero: none
 	unread   bool          // a revocation was sent since the CRL was asked for: that as last seen can't tell of it
 	longest  time.Duration // that a /clean took
 	poison   map[node.Serial]bool
 }
+
+// listing tells which certificates the server has in signed/.
+type listing struct{ *server }
 
 // New returns the authority. The server need not run, but the files must be
 // there: an error says which is missing or does not fit.
@@ -116,16 +130,12 @@ func New(o Options) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("puppet server %s: %w", base.Host, err)
 	}
+	asked := &server{opts: o, base: base, credentials: creds, slots: make(chan struct{}, o.Concurrency)}
 	a := &Authority{
-		opts:        o,
-		base:        base,
-		credentials: creds,
-		slots:       make(chan struct{}, o.Concurrency),
-		revoking:    make(chan struct{}, 1),
-		batch:       firstBatch,
-		poison:      map[node.Serial]bool{},
-		made:        o.Now(),
-		unanswered:  unanswered{since: map[question]time.Time{}},
+		server:  asked,
+		signer:  &signer{server: asked, made: o.Now(), unanswered: unanswered{since: map[question]time.Time{}}},
+		revoker: &revoker{server: asked, revoking: make(chan struct{}, 1), batch: maxBatch, poison: map[node.Serial]bool{}},
+		listing: &listing{asked},
 	}
 	if o.Interrupted {
 		a.lost, a.unread = time.Now(), true
@@ -135,10 +145,10 @@ func New(o Options) (*Authority, error) {
 }
 
 // Client returns the certname by which the server knows us.
-func (a *Authority) Client() string { return a.credentials.name() }
+func (a *server) Client() string { return a.credentials.name() }
 
 // Close closes idle connections.
-func (a *Authority) Close() error {
+func (a *server) Close() error {
 	a.credentials.close()
 	return nil
 }

@@ -15,7 +15,7 @@ import (
 // server that autosigns the name signs when it gets the CSR, with a life of its
 // own choice, before it can be asked for one: where the caller did not ask
 // for one either, that will do.
-func (a *Authority) accept(w ca.Wanted, ttl time.Duration, cert *x509.Certificate) error {
+func (a *signer) accept(w ca.Wanted, ttl time.Duration, cert *x509.Certificate) error {
 	err := w.Check(cert)
 	lasting := w
 	lasting.TTL = 0

@@ -48,7 +48,7 @@ func TestCheck(t *testing.T) {
 		"a certificate":               {request: ca.Request{Certname: "mine.test"}, stands: string(node.SerialOf(signed.SerialNumber))},
 		"a certificate of its key":    {request: mine, stands: string(node.SerialOf(signed.SerialNumber))},
 		"a revoked certificate":       {request: ca.Request{Certname: "revoked.test"}, want: node.ErrForeignCertificate, says: "which is revoked"},
-		"a torn certificate":          {request: ca.Request{Certname: "torn.test"}, want: node.ErrForeignCertificate, says: "no PEM"},
+		"a torn certificate":          {request: ca.Request{Certname: "torn.test"}, want: node.ErrForeignCertificate, says: "no certificate in PEM"},
 		"a request":                   {request: ca.Request{Certname: "csr.test"}, want: node.ErrForeignRequest},
 		"a request of its key":        {request: ca.Request{Certname: "csr.test", CSR: csr}},
 		"a request that is none":      {request: ca.Request{Certname: "garbage.test"}, want: node.ErrForeignRequest},

@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	firstBatch = 16
-	maxBatch   = 1000
+	// maxBatch is how many names one call of /clean has at most. Each call reads, signs and writes the
+	// whole CRL, and holds its lock meanwhile: more names save little, and hold up GETs of the CRL.
+	maxBatch = 100
 	// maxFailures is how many names may fail, with none that works, until it is
 	// the server that is taken to fail.
 	maxFailures = 16
@@ -51,6 +52,7 @@ func (r *revocation) cleanBatch(ctx context.Context, names []node.Certname) erro
 	begin := time.Now()
 	a.unread = true
 	got, err := a.do(ctx, c)
+	a.adapt(len(names), time.Since(begin), err)
 	if err != nil {
 		r.lose(err)
 		return err
@@ -58,7 +60,6 @@ func (r *revocation) cleanBatch(ctx context.Context, names []node.Certname) erro
 	switch {
 	case got.code == http.StatusOK:
 		r.worked = true
-		a.adapt(len(names), time.Since(begin))
 		a.longest = max(a.longest, time.Since(begin))
 		return nil
 	case got.code == http.StatusNotFound || got.code == http.StatusMethodNotAllowed:
@@ -78,6 +79,17 @@ func (r *revocation) cleanBatch(ctx context.Context, names []node.Certname) erro
 		return r.cleanBatch(ctx, names[half:])
 	}
 	return r.fail(names[0], &statusError{c, got.code, firstLine(got.body)})
+}
+
+// adapt halves the next batch where this one had no answer within RevokeLimit. A batch that takes less
+// than a quarter of that doubles the next one, up to maxBatch.
+func (a *revoker) adapt(names int, took time.Duration, err error) {
+	switch limit := a.opts.RevokeLimit; {
+	case err != nil && took >= limit:
+		a.batch = max(1, names/2)
+	case err == nil && took < limit/4 && names >= a.batch:
+		a.batch = min(2*names, maxBatch)
+	}
 }
 
 // lose notes that the server may still be at a revocation, if err says so.

@@ -66,7 +66,7 @@ func (e *statusError) Error() string {
 // do sends one request, once. Errors wrap node.ErrUnavailable: there is no
 // answer, and where the request may have been sent a lostError says so; or the
 // server is not allowed to answer us.
-func (a *Authority) do(ctx context.Context, c call) (answer, error) {
+func (a *server) do(ctx context.Context, c call) (answer, error) {
 	select {
 	case a.slots <- struct{}{}:
 		defer func() { <-a.slots }()
@@ -122,7 +122,7 @@ func (a *Authority) do(ctx context.Context, c call) (answer, error) {
 	return got, nil
 }
 
-func (a *Authority) request(ctx context.Context, c call) (*http.Request, error) {
+func (a *server) request(ctx context.Context, c call) (*http.Request, error) {
 	req, err := http.NewRequestWithContext(ctx, c.method, a.base.Scheme+"://"+a.base.Host+c.path, bytes.NewReader(c.body))
 	if err != nil {
 		return nil, err
@@ -138,7 +138,7 @@ func (a *Authority) request(ctx context.Context, c call) (*http.Request, error) 
 
 // ask is do for calls where only 2xx is what was hoped for: 404 gives errGone,
 // 5xx an error that wraps node.ErrUnavailable.
-func (a *Authority) ask(ctx context.Context, c call) ([]byte, error) {
+func (a *server) ask(ctx context.Context, c call) ([]byte, error) {
 	got, err := a.do(ctx, c)
 	if err != nil {
 		return nil, err
@@ -165,7 +165,7 @@ func (got answer) check(c call) error {
 
 // get asks for something that may be absent: nil then. A GET is safe to
 // send again, and is, once, when its answer was lost.
-func (a *Authority) get(ctx context.Context, kind string, name node.Certname) ([]byte, error) {
+func (a *server) get(ctx context.Context, kind string, name node.Certname) ([]byte, error) {
 	c := call{method: http.MethodGet, path: apiPath + kind + "/" + url.PathEscape(string(name))}
 	got, err := a.do(ctx, c)
 	if err != nil && ctx.Err() == nil && got.code == 0 {

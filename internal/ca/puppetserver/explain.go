@@ -12,7 +12,7 @@ import (
 )
 
 // explain adds to the error of a call that has no answer what to look at.
-func (a *Authority) explain(err error) error {
+func (a *server) explain(err error) error {
 	var (
 		authority x509.UnknownAuthorityError
 		name      x509.HostnameError
@@ -50,7 +50,7 @@ func unreachable(ctx context.Context, err error) error {
 
 // unseen says whether the server can't have seen the client certificate: TLS shows
 // it only where the server accepts the CA that issued it.
-func (a *Authority) unseen() bool {
+func (a *server) unseen() bool {
 	t := a.trust.Load()
 	if t == nil {
 		return false

@@ -23,7 +23,7 @@ const lostTTL = 30 * time.Second
 // still have signed, is signed here and reported as issued, to be revoked. To
 // delete it would not do: the server reads the CSR, signs, and writes the
 // certificate, and a certificate written after the delete would be nobody's.
-func (a *Authority) Find(ctx context.Context, q ca.Query) (ca.Found, error) {
+func (a *signer) Find(ctx context.Context, q ca.Query) (ca.Found, error) {
 	found, err := a.find(ctx, q)
 	if err != nil {
 		return ca.Found{}, fmt.Errorf("find certificate of %s: %w", q.Certname, err)
@@ -31,7 +31,7 @@ func (a *Authority) Find(ctx context.Context, q ca.Query) (ca.Found, error) {
 	return found, nil
 }
 
-func (a *Authority) find(ctx context.Context, q ca.Query) (ca.Found, error) {
+func (a *signer) find(ctx context.Context, q ca.Query) (ca.Found, error) {
 	if err := ctx.Err(); err != nil {
 		return ca.Found{}, err
 	}
@@ -82,7 +82,7 @@ func (a *Authority) find(ctx context.Context, q ca.Query) (ca.Found, error) {
 
 // isCA makes sure that it is the CA that has nothing, not something in its
 // place that says 404 to everything.
-func (a *Authority) isCA(ctx context.Context) error {
+func (a *server) isCA(ctx context.Context) error {
 	chain, err := a.get(ctx, "certificate", "ca")
 	if err == nil && chain == nil {
 		err = fmt.Errorf("%w: %s is not found: is this the CA server?", node.ErrUnavailable, chainPath)

@@ -16,8 +16,8 @@ var errUnguarded = errors.New("it is not known that the server refuses a CSR und
 // guard knows whether the server refuses a CSR under a name that is taken. It
 // does, unless ca.conf has allow-duplicate-certs; then it replaces what stands
 // there. ca.conf is read when the server starts, which ends every connection. So
-// what was learnt holds until a new connection is made. It watches the connections for
-// CSRs alone, so that one under way keeps nothing else from connecting.
+// what was learnt holds until a new connection is made. The guard watches the connections for
+// CSRs alone, so that a CSR under way keeps no other call from connecting.
 type guard struct {
 	mu     sync.RWMutex // held to read by guarded calls: no connection begins meanwhile
 	dials  atomic.Int64 // connections begun, and those that came of it
@@ -64,10 +64,10 @@ func (g *guard) enter(ctx context.Context) (guarded context.Context, ok bool) {
 func (g *guard) leave() { g.mu.RUnlock() }
 
 // learn finds out whether the server refuses a CSR under a taken name. It sends
-// one whose name it has just taken itself, but to nobody's address. The server looks
-// at the name in the CSR first, and where it does not refuse that, it finds
-// that the address is another: nothing changes either way.
-func (a *Authority) learn(ctx context.Context, csr []byte) {
+// a CSR for a name that espm has just taken, to the URL of another name, which no node can have.
+// The server checks the name in the CSR first. If it does not refuse that name, it
+// refuses the CSR because the URL has another name. Nothing changes either way.
+func (a *signer) learn(ctx context.Context, csr []byte) {
 	g := &a.credentials.guard
 	dials := g.dials.Load()
 	c := call{method: http.MethodPut, path: apiPath + "certificate_request/" + nobody, body: csr, kind: "text/plain", submits: true}

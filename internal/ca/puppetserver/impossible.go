@@ -16,7 +16,7 @@ var revokesByInventory = [3]int{8, 2, 2}
 
 // revokesByFile tells whether the server can revoke only what stands in signed/. It is
 // false where the version is not known: then a revocation is tried again.
-func (a *Authority) revokesByFile(ctx context.Context) bool {
+func (a *revoker) revokesByFile(ctx context.Context) bool {
 	version, err := a.version(ctx) // anew: the server may be another since the last time
 	if err != nil {
 		return false

@@ -29,7 +29,7 @@ type question struct {
 }
 
 // change is ask for what changes something under a name, on behalf of a key.
-func (a *Authority) change(ctx context.Context, name node.Certname, keyHash string, c call) error {
+func (a *signer) change(ctx context.Context, name node.Certname, keyHash string, c call) error {
 	_, err := a.ask(ctx, c)
 	if !lost(err) {
 		return err
@@ -45,7 +45,7 @@ func (a *Authority) change(ctx context.Context, name node.Certname, keyHash stri
 
 // tooEarly says whether the server may still be at something of a Sign that was
 // cut short: in this process, or in an earlier one, which ended before this authority was made.
-func (a *Authority) tooEarly(q ca.Query) error {
+func (a *signer) tooEarly(q ca.Query) error {
 	a.unanswered.mu.Lock()
 	since, is := a.unanswered.since[question{q.Certname, q.KeyHash}]
 	a.unanswered.mu.Unlock()

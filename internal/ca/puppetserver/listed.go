@@ -12,7 +12,7 @@ import (
 // Listed asks the server for its CRL. Where it does not answer, the CRL as it was last seen
 // tells, unless a revocation was sent since; where the server may still be at one whose
 // answer was lost, the error is a *node.BusyError.
-func (a *Authority) Listed(ctx context.Context, serial node.Serial) (crlNumber string, err error) {
+func (a *revoker) Listed(ctx context.Context, serial node.Serial) (crlNumber string, err error) {
 	if err := a.begin(ctx); err != nil {
 		return "", err
 	}
@@ -34,7 +34,7 @@ func (a *Authority) Listed(ctx context.Context, serial node.Serial) (crlNumber s
 }
 
 // listed says which of the serials the server's CRL of this moment lists, and its number.
-func (a *Authority) listed(ctx context.Context, serials ...node.Serial) (number string, listed map[node.Serial]bool, err error) {
+func (a *server) listed(ctx context.Context, serials ...node.Serial) (number string, listed map[node.Serial]bool, err error) {
 	t, err := a.trusted(ctx, 0)
 	if err != nil {
 		return "", nil, err

@@ -19,7 +19,7 @@ const nobody = "espm-probe-"
 // effects, whether every auth.conf rule that is needed lets us in. Each problem is a
 // line; a *ForbiddenError says how to grant what is missing. A server that
 // can't be reached is one problem.
-func (a *Authority) Probe(ctx context.Context) (version string, problems []error) {
+func (a *server) Probe(ctx context.Context) (version string, problems []error) {
 	version, err := a.version(ctx)
 	if forbidden := (*ForbiddenError)(nil); err != nil && !errors.As(err, &forbidden) {
 		return "", []error{err}
@@ -49,7 +49,7 @@ func (a *Authority) Probe(ctx context.Context) (version string, problems []error
 }
 
 // Clock returns what time it is at the server, to about a second.
-func (a *Authority) Clock(ctx context.Context) (time.Time, error) {
+func (a *server) Clock(ctx context.Context) (time.Time, error) {
 	got, err := a.do(ctx, call{method: http.MethodGet, path: chainPath})
 	if err != nil {
 		return time.Time{}, err
@@ -58,7 +58,7 @@ func (a *Authority) Clock(ctx context.Context) (time.Time, error) {
 }
 
 // version returns the CA service's.
-func (a *Authority) version(ctx context.Context) (string, error) {
+func (a *server) version(ctx context.Context) (string, error) {
 	c := call{method: http.MethodGet, path: "/status/v1/services"}
 	got, err := a.do(ctx, c)
 	if err != nil {

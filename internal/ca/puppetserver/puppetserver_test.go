@@ -174,41 +174,42 @@ func TestARevocationOfAnEarlierProcessIsWaitedFor(t *testing.T) {
 	}
 }
 
-// The size of a batch follows what the server takes for a name, not what it
-// takes for a call: else a long CRL would have every name cost a call.
-func TestBatchesFitTheTime(t *testing.T) {
-	for what, server := range map[string]struct {
-		call, name  time.Duration
-		first       int
-		least, most int
+// A batch that the server does not finish in time is halved, so that a server which
+// searches a long inventory for each name still gets on.
+func TestABatchWithoutAnAnswerInTimeIsHalved(t *testing.T) {
+	lost := lostError{errors.New("no answer")}
+	for what, c := range map[string]struct {
+		call, name time.Duration
+		want       int
 	}{
-		"small CA":                  {20 * time.Millisecond, time.Millisecond, 16, 1000, 1000},
-		"7.9, long CRL":             {1200 * time.Millisecond, 13 * time.Millisecond, 16, 250, 310},
-		"8.7, long inventory":       {1400 * time.Millisecond, 145 * time.Millisecond, 16, 24, 28},
-		"busy machine":              {9 * time.Second, 100 * time.Millisecond, 1, 35, 41},
-		"very long inventory":       {time.Second, 1500 * time.Millisecond, 16, 2, 3},
-		"nothing fits":              {time.Second, time.Minute, 16, 1, 1},
-		"first batch far too large": {time.Second, 4 * time.Second, 16, 1, 1},
+		"7.9, long CRL":       {1200 * time.Millisecond, 13 * time.Millisecond, 100},
+		"8.7, long inventory": {1400 * time.Millisecond, 145 * time.Millisecond, 100},
+		"busy machine":        {3 * time.Minute, 100 * time.Millisecond, 100},
+		"a minute a name":     {time.Second, time.Minute, 6},
+		"nothing fits":        {time.Second, time.Hour, 1},
 	} {
-		a := &Authority{opts: Options{BatchTime: 4 * time.Second}, batch: firstBatch}
-		names := server.first
+		a := &revoker{server: &server{opts: Options{RevokeLimit: 10 * time.Minute}}, batch: maxBatch}
 		for range 12 {
-			took := server.call + time.Duration(names)*server.name
-			if names == a.batch && names > firstBatch && took > server.call+a.opts.BatchTime+a.opts.BatchTime/4 {
-				t.Errorf("%s: a batch of %d takes %v", what, names, took)
+			took, err := c.call+time.Duration(a.batch)*c.name, error(nil)
+			if took > a.opts.RevokeLimit {
+				took, err = a.opts.RevokeLimit, lost
 			}
-			a.adapt(names, took)
-			names = a.batch
+			a.adapt(a.batch, took, err)
 		}
-		if a.batch < server.least || a.batch > server.most {
-			t.Errorf("%s: batches of %d, want %d to %d", what, a.batch, server.least, server.most)
+		if a.batch != c.want {
+			t.Errorf("%s: batches of %d, want %d", what, a.batch, c.want)
 		}
 	}
-	a := &Authority{opts: Options{BatchTime: 4 * time.Second}, batch: 64}
-	for _, took := range []time.Duration{10 * time.Millisecond, 9 * time.Second} {
-		if a.adapt(1, took); a.batch != 64 {
-			t.Errorf("one name in %v made the next batch %d", took, a.batch)
-		}
+	a := &revoker{server: &server{opts: Options{RevokeLimit: 10 * time.Minute}}, batch: maxBatch}
+	if a.adapt(100, time.Second, lost); a.batch != maxBatch {
+		t.Errorf("a server that went away made the next batch %d", a.batch)
+	}
+	a.adapt(100, a.opts.RevokeLimit, lost)
+	if a.adapt(3, time.Second, nil); a.batch != 50 {
+		t.Errorf("three names made the next batch %d", a.batch)
+	}
+	if a.adapt(50, time.Second, nil); a.batch != maxBatch {
+		t.Errorf("after the server got well a batch has %d", a.batch)
 	}
 }
 

@@ -22,7 +22,7 @@ import (
 // One call revokes at a time: /clean of 7.9 takes no lock, and two at once
 // lose what one of them wrote. Another client of the server can still do that
 // to us between its reading and its writing of the CRL, for as long as that takes it.
-func (a *Authority) Revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
+func (a *revoker) Revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
 	for _, t := range targets {
 		if _, ok := t.Serial.Int(); !ok {
 			return nil, fmt.Errorf("revoke %s: %q is no serial number", t.Certname, t.Serial)
@@ -46,7 +46,7 @@ func (a *Authority) Revoke(ctx context.Context, targets []ca.Target) ([]node.Rec
 }
 
 // begin waits until nobody revokes; end lets others do so.
-func (a *Authority) begin(ctx context.Context) error {
+func (a *revoker) begin(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return unreachable(ctx, ctx.Err())
 	}
@@ -58,9 +58,9 @@ func (a *Authority) begin(ctx context.Context) error {
 	}
 }
 
-func (a *Authority) end() { a.revoking <- struct{}{} }
+func (a *revoker) end() { a.revoking <- struct{}{} }
 
-func (a *Authority) revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
+func (a *revoker) revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
 	if err := a.quiet(ctx); err != nil {
 		return nil, err
 	}
@@ -136,7 +136,7 @@ func (r *revocation) withhold(ctx context.Context, targets []ca.Target, receipts
 
 // receipts gives the receipts of the targets that the CRL lists now, in
 // order, and says whether these are all.
-func (a *Authority) receipts(ctx context.Context, targets []ca.Target) (receipts []node.Receipt, complete bool, err error) {
+func (a *revoker) receipts(ctx context.Context, targets []ca.Target) (receipts []node.Receipt, complete bool, err error) {
 	serials := make([]node.Serial, len(targets))
 	for i, t := range targets {
 		serials[i] = t.Serial
@@ -161,7 +161,7 @@ func (a *Authority) receipts(ctx context.Context, targets []ca.Target) (receipts
 
 // quiet lets a revocation whose answer was lost come to its end, which can
 // still remove what has the name by then.
-func (a *Authority) quiet(ctx context.Context) error {
+func (a *revoker) quiet(ctx context.Context) error {
 	for {
 		left := a.atWork(ctx)
 		if left == 0 {
@@ -178,7 +178,7 @@ func (a *Authority) quiet(ctx context.Context) error {
 }
 
 // atWork is how much longer the server may be at a revocation whose answer was lost.
-func (a *Authority) atWork(ctx context.Context) time.Duration {
+func (a *revoker) atWork(ctx context.Context) time.Duration {
 	if a.lost.IsZero() {
 		return 0
 	}
@@ -196,7 +196,7 @@ const (
 )
 
 // quietTime is how long a revocation whose answer was lost can still be at work.
-func (a *Authority) quietTime(ctx context.Context) time.Duration {
+func (a *revoker) quietTime(ctx context.Context) time.Duration {
 	if a.opts.Quiet != 0 {
 		return a.opts.Quiet
 	}
@@ -212,7 +212,7 @@ func (a *Authority) quietTime(ctx context.Context) time.Duration {
 
 // revocation is one call of Revoke.
 type revocation struct {
-	a      *Authority
+	a      *revoker
 	names  []node.Certname // to clean together
 	alone  []node.Certname // to clean one by one: they failed before
 	failed map[node.Certname]error
@@ -265,7 +265,7 @@ func (r *revocation) plan(ctx context.Context, targets []ca.Target) error {
 
 // standing returns the serial of what stands in signed/ under each name, ""
 // where nothing does, and what is wrong with it where it is no certificate.
-func (a *Authority) standing(ctx context.Context, names []node.Certname) ([]node.Serial, []error, error) {
+func (a *revoker) standing(ctx context.Context, names []node.Certname) ([]node.Serial, []error, error) {
 	out, strange := make([]node.Serial, len(names)), make([]error, len(names))
 	errs := make([]error, len(names))
 	var wg sync.WaitGroup

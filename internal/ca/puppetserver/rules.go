@@ -60,7 +60,7 @@ func (e *ForbiddenError) Error() string {
 // Is reports whether target is node.ErrUnavailable.
 func (e *ForbiddenError) Is(target error) bool { return target == node.ErrUnavailable }
 
-func (a *Authority) forbidden(c call, said string) error {
+func (a *server) forbidden(c call, said string) error {
 	e := &ForbiddenError{Server: a.base.Host, Call: c.method + " " + c.path, Client: a.credentials.name(), Said: said}
 	if a.unseen() {
 		e.Unseen = a.opts.Certificate

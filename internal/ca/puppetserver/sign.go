@@ -24,14 +24,14 @@ const clockSlack = time.Minute
 
 // CheckForm looks at the request and the CA's end, but not at the name, as Sign
 // does that: see ca.FormChecker.
-func (a *Authority) CheckForm(ctx context.Context, r ca.Request) error {
+func (a *signer) CheckForm(ctx context.Context, r ca.Request) error {
 	if err := a.checkForm(ctx, r); err != nil {
 		return fmt.Errorf("check %s: %w", r.Certname, err)
 	}
 	return nil
 }
 
-func (a *Authority) checkForm(ctx context.Context, r ca.Request) error {
+func (a *signer) checkForm(ctx context.Context, r ca.Request) error {
 	if err := errors.Join(ctx.Err(), ca.CheckRequest(r)); err != nil {
 		return err
 	}
@@ -49,7 +49,7 @@ func (a *Authority) checkForm(ctx context.Context, r ca.Request) error {
 // with node.ErrForeignCertificate: one of espm's own is gone by the time that espm has the
 // receipt, so it was revoked by another, or kept back by a request beside it.
 // Whether the server's policy allows the request only Sign finds out.
-func (a *Authority) Check(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
+func (a *signer) Check(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
 	cert, err := a.precheck(ctx, r)
 	if err != nil {
 		return nil, fmt.Errorf("check %s: %w", r.Certname, err)
@@ -57,7 +57,7 @@ func (a *Authority) Check(ctx context.Context, r ca.Request) (*x509.Certificate,
 	return cert, nil
 }
 
-func (a *Authority) precheck(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
+func (a *signer) precheck(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
 	if err := a.checkForm(ctx, r); err != nil {
 		return nil, err
 	}
@@ -93,7 +93,7 @@ func (a *Authority) precheck(ctx context.Context, r ca.Request) (*x509.Certifica
 //
 // Nothing that changes the server is sent twice. Where the answer is lost, Sign
 // looks whether there is a certificate of its key, and goes on with that.
-func (a *Authority) Sign(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
+func (a *signer) Sign(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
 	cert, err := a.sign(ctx, r)
 	if err != nil {
 		return cert, fmt.Errorf("sign %s: %w", r.Certname, err)
@@ -101,7 +101,7 @@ func (a *Authority) Sign(ctx context.Context, r ca.Request) (*x509.Certificate, 
 	return cert, nil
 }
 
-func (a *Authority) sign(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
+func (a *signer) sign(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
 	if (r.Key == nil) == (r.CSR == nil) {
 		return nil, errors.New("want a key or a CSR, one of them")
 	}
@@ -138,7 +138,7 @@ func (a *Authority) sign(ctx context.Context, r ca.Request) (*x509.Certificate, 
 
 // unrevoked makes sure that a certificate of our key, which is there already,
 // is one to go on with.
-func (a *Authority) unrevoked(ctx context.Context, cert *x509.Certificate) error {
+func (a *server) unrevoked(ctx context.Context, cert *x509.Certificate) error {
 	serial := node.SerialOf(cert.SerialNumber)
 	_, listed, err := a.listed(ctx, serial)
 	if err == nil && listed[serial] {
@@ -149,7 +149,7 @@ func (a *Authority) unrevoked(ctx context.Context, cert *x509.Certificate) error
 
 // ttl returns the validity to ask for: the one that the caller asked for, or
 // the default as far as the CA's life allows.
-func (a *Authority) ttl(ctx context.Context, ttl time.Duration) (time.Duration, error) {
+func (a *signer) ttl(ctx context.Context, ttl time.Duration) (time.Duration, error) {
 	t, err := a.trusted(ctx, chainAge)
 	if err != nil {
 		return 0, err
@@ -172,7 +172,7 @@ type holding struct {
 }
 
 // look asks the server what it holds under a name.
-func (a *Authority) look(ctx context.Context, name node.Certname, keyHash string) (holding, error) {
+func (a *signer) look(ctx context.Context, name node.Certname, keyHash string) (holding, error) {
 	type reply struct {
 		pem []byte
 		err error
@@ -206,7 +206,7 @@ func (a *Authority) look(ctx context.Context, name node.Certname, keyHash string
 }
 
 // certificate returns what stands in the server's signed/, nil if the name has none.
-func (a *Authority) certificate(ctx context.Context, name node.Certname) (*x509.Certificate, error) {
+func (a *server) certificate(ctx context.Context, name node.Certname) (*x509.Certificate, error) {
 	pemBytes, err := a.get(ctx, "certificate", name)
 	if err != nil || pemBytes == nil {
 		return nil, err
@@ -237,7 +237,7 @@ func csrKeyHash(pemBytes []byte) (string, error) {
 // A server that is known to refuse a CSR under a taken name (see guard) is
 // sent it at once, and only a refusal makes submit look why. Any other is
 // looked at before, and told from its next answer.
-func (a *Authority) submit(ctx context.Context, w ca.Wanted, csr []byte) (*x509.Certificate, error) {
+func (a *signer) submit(ctx context.Context, w ca.Wanted, csr []byte) (*x509.Certificate, error) {
 	c := call{
 		method: http.MethodPut, path: apiPath + "certificate_request/" + url.PathEscape(string(w.Certname)),
 		body: csr, kind: "text/plain", submits: true,
@@ -285,7 +285,7 @@ func (h holding) taken() bool { return h.csr || h.cert != nil || h.strange != ni
 // goOn tells what to go on with under a name that is taken: a certificate, or
 // none where our CSR stands. Why that one may have been refused although the server
 // keeps it (it stores a CSR before it checks it) its signing tells.
-func (a *Authority) goOn(ctx context.Context, held holding) (*x509.Certificate, error) {
+func (a *signer) goOn(ctx context.Context, held holding) (*x509.Certificate, error) {
 	if held.strange != nil {
 		return nil, held.strange
 	}
@@ -296,7 +296,7 @@ func (a *Authority) goOn(ctx context.Context, held holding) (*x509.Certificate, 
 }
 
 // approve has the CSR signed and fetches the certificate.
-func (a *Authority) approve(ctx context.Context, w ca.Wanted, ttl time.Duration) (*x509.Certificate, error) {
+func (a *signer) approve(ctx context.Context, w ca.Wanted, ttl time.Duration) (*x509.Certificate, error) {
 	sent := a.change(ctx, w.Certname, w.KeyHash, setStatus(w.Certname, "signed", ttl))
 	if sent == nil {
 		cert, err := a.certificate(ctx, w.Certname)
@@ -325,7 +325,7 @@ func (a *Authority) approve(ctx context.Context, w ca.Wanted, ttl time.Duration)
 }
 
 // refused takes our CSR back, that it does not block the next try, and says why.
-func (a *Authority) refused(ctx context.Context, w ca.Wanted, held holding, status *statusError) error {
+func (a *signer) refused(ctx context.Context, w ca.Wanted, held holding, status *statusError) error {
 	err := fmt.Errorf("%w: %s", node.ErrRefused, status.message)
 	if held.csr {
 		err = errors.Join(err, a.withdraw(ctx, w.Certname, w.KeyHash))
@@ -335,7 +335,7 @@ func (a *Authority) refused(ctx context.Context, w ca.Wanted, held holding, stat
 
 // withdraw removes our own CSR. The call would remove a certificate too: the
 // caller has seen that there is none, and none can be made of what the policy refuses.
-func (a *Authority) withdraw(ctx context.Context, name node.Certname, keyHash string) error {
+func (a *signer) withdraw(ctx context.Context, name node.Certname, keyHash string) error {
 	err := a.change(ctx, name, keyHash, call{method: http.MethodDelete, path: statusPath(name)})
 	if err != nil && !errors.Is(err, errGone) {
 		return fmt.Errorf("taking the certificate request of %q back: %w", name, err)

@@ -24,7 +24,7 @@ const (
 
 // SignedNames returns the names that have a certificate in the server's
 // signed/, in order, those of revoked ones as well.
-func (a *Authority) SignedNames(ctx context.Context) ([]string, error) {
+func (a *listing) SignedNames(ctx context.Context) ([]string, error) {
 	names, err := a.signedNames(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list certificates: %w", err)
@@ -32,7 +32,7 @@ func (a *Authority) SignedNames(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-func (a *Authority) signedNames(ctx context.Context) ([]string, error) {
+func (a *listing) signedNames(ctx context.Context) ([]string, error) {
 	body, err := a.ask(ctx, call{method: http.MethodGet, path: statusesPath, limit: listLimit})
 	if err != nil {
 		return nil, err
@@ -57,7 +57,7 @@ func (a *Authority) signedNames(ctx context.Context) ([]string, error) {
 // Held asks what stands under each name, in order, and whether the server's
 // CRL of this moment lists it. It takes half of the calls that may be under
 // way at once, so that signing goes on beside it.
-func (a *Authority) Held(ctx context.Context, names []node.Certname) ([]ca.Held, error) {
+func (a *listing) Held(ctx context.Context, names []node.Certname) ([]ca.Held, error) {
 	held, err := a.held(ctx, names)
 	if err != nil {
 		return nil, fmt.Errorf("look at %d certificates: %w", len(names), err)
@@ -65,7 +65,7 @@ func (a *Authority) Held(ctx context.Context, names []node.Certname) ([]ca.Held,
 	return held, nil
 }
 
-func (a *Authority) held(ctx context.Context, names []node.Certname) ([]ca.Held, error) {
+func (a *listing) held(ctx context.Context, names []node.Certname) ([]ca.Held, error) {
 	for _, name := range names {
 		if _, err := node.ParseCertname(string(name)); err != nil {
 			return nil, err // it becomes a path
@@ -106,7 +106,7 @@ func (a *Authority) held(ctx context.Context, names []node.Certname) ([]ca.Held,
 	return out, nil
 }
 
-func (a *Authority) heldUnder(ctx context.Context, name node.Certname, issuer *x509.Certificate) (ca.Held, error) {
+func (a *listing) heldUnder(ctx context.Context, name node.Certname, issuer *x509.Certificate) (ca.Held, error) {
 	cert, err := a.certificate(ctx, name)
 	status, refused := errors.AsType[*statusError](err)
 	switch {

@@ -13,7 +13,7 @@ import (
 
 // Status tells what the server's certificates and CRLs are, as old as
 // Trust's; where it keeps the files is its own affair. It errs with node.ErrUnavailable.
-func (a *Authority) Status(ctx context.Context) (ca.Status, error) {
+func (a *server) Status(ctx context.Context) (ca.Status, error) {
 	s, own, err := a.brief(ctx)
 	if err != nil {
 		return ca.Status{}, err
@@ -30,12 +30,12 @@ func (a *Authority) Status(ctx context.Context) (ca.Status, error) {
 }
 
 // Brief is Status without what takes a look at each entry. The CRLs are parsed once, when they changed.
-func (a *Authority) Brief(ctx context.Context) (ca.Status, error) {
+func (a *server) Brief(ctx context.Context) (ca.Status, error) {
 	s, _, err := a.brief(ctx)
 	return s, err
 }
 
-func (a *Authority) brief(ctx context.Context) (ca.Status, *x509.RevocationList, error) {
+func (a *server) brief(ctx context.Context) (ca.Status, *x509.RevocationList, error) {
 	t, err := a.trusted(ctx, crlAge)
 	if err != nil {
 		return ca.Status{}, nil, fmt.Errorf("the CA's certificates and CRL: %w", err)

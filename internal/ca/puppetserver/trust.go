@@ -46,7 +46,7 @@ type crls struct {
 
 // Trust returns the chain and the CRLs, at most five seconds old, or a day
 // old while the server does not answer. It errs with node.ErrUnavailable.
-func (a *Authority) Trust(ctx context.Context) (ca.Trust, error) {
+func (a *server) Trust(ctx context.Context) (ca.Trust, error) {
 	t, err := a.trusted(ctx, crlAge)
 	if old := a.trust.Load(); err != nil && old != nil && a.opts.Now().Sub(old.asked) < staleAge {
 		a.opts.Log.WithError(err).Warn("handing out the CRL as it was last seen")
@@ -59,7 +59,7 @@ func (a *Authority) Trust(ctx context.Context) (ca.Trust, error) {
 }
 
 // trusted returns chain and CRLs no older than age.
-func (a *Authority) trusted(ctx context.Context, age time.Duration) (*trust, error) {
+func (a *server) trusted(ctx context.Context, age time.Duration) (*trust, error) {
 	fresh := func(t *trust) bool {
 		now := a.opts.Now()
 		return t != nil && !now.Before(t.asked) && now.Sub(t.asked) < age && now.Sub(t.chained) < chainAge
@@ -87,7 +87,7 @@ func (a *Authority) trusted(ctx context.Context, age time.Duration) (*trust, err
 	return next, nil
 }
 
-func (a *Authority) fetchChain(ctx context.Context, t *trust) error {
+func (a *server) fetchChain(ctx context.Context, t *trust) error {
 	now := a.opts.Now()
 	if t.chain != nil && now.Sub(t.chained) < chainAge {
 		return nil
@@ -110,7 +110,7 @@ func (a *Authority) fetchChain(ctx context.Context, t *trust) error {
 // fetchCRL asks for the CRLs if they changed. The server has no Last-Modified; it
 // compares If-Modified-Since with the file's time. So what is sent is its own
 // time from just before it can have read the file that we have.
-func (a *Authority) fetchCRL(ctx context.Context, t *trust) error {
+func (a *server) fetchCRL(ctx context.Context, t *trust) error {
 	c := call{method: http.MethodGet, path: crlPath}
 	if !t.since.IsZero() {
 		c.since = t.since.UTC().Format(http.TimeFormat)

@@ -97,7 +97,7 @@ const (
 	// The node holds it already.
 	ImportOutcome_IMPORT_OUTCOME_ALREADY_IMPORTED ImportOutcome = 3
 	// Left alone: expired, revoked, of another CA, unreadable; a protected name
-	// or one that breaks a rule; the node holds another certificate, or one is being issued
+	// or one that breaks a rule; one is being issued
 	// for the name; an earlier registration of the name has a revocation pending.
 	ImportOutcome_IMPORT_OUTCOME_SKIPPED ImportOutcome = 4
 	// The CA has no certificate of that name, which the request gave.

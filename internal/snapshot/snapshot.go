@@ -1,4 +1,6 @@
-package daemon
+// Package snapshot makes backups of a running store and of the CA beside it, and puts a backup back where
+// no daemon runs. internal/backup has their form.
+package snapshot
 
 import (
 	"bytes"
@@ -22,14 +24,20 @@ import (
 	"github.com/espm-project/espm/internal/version"
 )
 
-// snapshots makes backups of a running daemon.
-type snapshots struct {
+// Maker makes backups of a running daemon.
+type Maker struct {
 	config config.Config
-	engine interface {
-		Snapshot(ctx context.Context, w io.Writer) error
-	}
-	one sync.Mutex
+	engine Engine
+	one    sync.Mutex
 }
+
+// Engine copies the store as it is at one moment.
+type Engine interface {
+	Snapshot(ctx context.Context, w io.Writer) error
+}
+
+// NewMaker returns a maker for the store that the engine has open.
+func NewMaker(c config.Config, e Engine) *Maker { return &Maker{config: c, engine: e} }
 
 const (
 	backupLimit = time.Hour // for a client that does not read
@@ -39,7 +47,7 @@ const (
 // Snapshot writes a backup. The store is copied to its own folder first, and sent from there, so
 // that a slow client holds up nothing. The CA's folder comes after the store: a revocation that
 // the store has a receipt of is on the CRL.
-func (s *snapshots) Snapshot(ctx context.Context, w io.Writer, privateKey bool) error {
+func (s *Maker) Snapshot(ctx context.Context, w io.Writer, privateKey bool) error {
 	if !s.one.TryLock() {
 		return fmt.Errorf("%w: another backup is under way", node.ErrUnavailable)
 	}
@@ -52,7 +60,7 @@ func (s *snapshots) Snapshot(ctx context.Context, w io.Writer, privateKey bool) 
 	return ctx.Err()
 }
 
-func (s *snapshots) snapshot(ctx context.Context, w io.Writer, privateKey bool) (err error) {
+func (s *Maker) snapshot(ctx context.Context, w io.Writer, privateKey bool) (err error) {
 	m := backup.Manifest{CreatedAt: time.Now().UTC().Truncate(time.Second), Version: version.Read().Version, Authority: "puppetserver"}
 	spool, err := s.spool(ctx)
 	if err != nil {
@@ -91,9 +99,9 @@ func (s *snapshots) snapshot(ctx context.Context, w io.Writer, privateKey bool) 
 	return out.Close()
 }
 
-// removeSpools removes the copies of the store that a process left which was killed at a backup. Who calls it has
+// RemoveStale removes the copies of the store that a process left which was killed at a backup. The caller has
 // the store locked.
-func removeSpools(store string) (int, error) {
+func RemoveStale(store string) (int, error) {
 	stale, err := beside(store, spoolName)
 	for _, file := range stale {
 		err = errors.Join(err, os.Remove(file))
@@ -102,7 +110,7 @@ func removeSpools(store string) (int, error) {
 }
 
 // spool copies the store.
-func (s *snapshots) spool(ctx context.Context) (*os.File, error) {
+func (s *Maker) spool(ctx context.Context) (*os.File, error) {
 	pattern := s.config.Store.Path + spoolName
 	f, err := os.CreateTemp(filepath.Dir(pattern), filepath.Base(pattern)+"*") // with mode 0600
 	if err != nil {

@@ -1,4 +1,7 @@
-package daemon
+// Package site knows the host that espm is on: what Puppet there says of itself, the authority that
+// a configuration names, and what files and groups there are. The daemon and the operator's work
+// without it (setup, snapshot) share it.
+package site
 
 import (
 	"context"
@@ -15,16 +18,16 @@ import (
 // vendorPuppet is where the vendor's packages have it, which is in few a service's PATH.
 const vendorPuppet = "/opt/puppetlabs/bin/puppet"
 
-var errNoPuppet = errors.New("there is no command puppet on this host, in PATH or as " + vendorPuppet)
+var ErrNoPuppet = errors.New("there is no command puppet on this host, in PATH or as " + vendorPuppet)
 
-// puppetSettings asks Puppet on this host for settings of its server. It
+// Settings asks Puppet on this host for settings of its server. It
 // starts a Ruby, which takes seconds: ask for all at once, and for two at least, as
 // the answer to one has another form.
-func puppetSettings(ctx context.Context, names ...string) (map[string]string, error) {
+func Settings(ctx context.Context, names ...string) (map[string]string, error) {
 	puppet, err := exec.LookPath("puppet")
 	if err != nil {
 		if puppet, err = exec.LookPath(vendorPuppet); err != nil {
-			return nil, errNoPuppet
+			return nil, ErrNoPuppet
 		}
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("no answer within 30 seconds"))
@@ -58,22 +61,22 @@ func puppetSettings(ctx context.Context, names ...string) (map[string]string, er
 	return settings, nil
 }
 
-// identity are the settings that say who Puppet Server on this host is, and whom it trusts.
-var identity = []string{"hostcert", "hostprivkey", "localcacert"}
+// Identity are the settings that say who Puppet Server on this host is, and whom it trusts.
+var Identity = []string{"hostcert", "hostprivkey", "localcacert"}
 
-// fromPuppet fills in the files that are not set: those of Puppet Server on this host.
-func fromPuppet(ctx context.Context, p config.PuppetServer) (config.PuppetServer, error) {
+// FromPuppet fills in the files that are not set: those of Puppet Server on this host.
+func FromPuppet(ctx context.Context, p config.PuppetServer) (config.PuppetServer, error) {
 	if p.Certificate != "" && p.CA != "" { // and then the key, too
 		return p, nil
 	}
-	settings, err := puppetSettings(ctx, identity...)
+	settings, err := Settings(ctx, Identity...)
 	if err != nil {
 		return p, fmt.Errorf("authority.puppetserver: certificate, key and ca are not all set, and Puppet on this host was asked in vain: %w", err)
 	}
-	return withIdentity(p, settings), nil
+	return WithIdentity(p, settings), nil
 }
 
-func withIdentity(p config.PuppetServer, settings map[string]string) config.PuppetServer {
+func WithIdentity(p config.PuppetServer, settings map[string]string) config.PuppetServer {
 	if p.Certificate == "" {
 		p.Certificate, p.Key = settings["hostcert"], settings["hostprivkey"]
 	}
@@ -83,20 +86,20 @@ func withIdentity(p config.PuppetServer, settings map[string]string) config.Pupp
 	return p
 }
 
-// foundBy adds to an error where the files come from that it is about.
-func foundBy(set config.PuppetServer, err error) error {
+// FoundBy adds to an error where the files come from that it is about.
+func FoundBy(set config.PuppetServer, err error) error {
 	if err == nil || set.Certificate != "" && set.CA != "" {
 		return err
 	}
-	err = fmt.Errorf("%w; what is not set is as puppet config print %s --section server says", err, strings.Join(identity, " "))
+	err = fmt.Errorf("%w; what is not set is as puppet config print %s --section server says", err, strings.Join(Identity, " "))
 	if os.Geteuid() != 0 {
 		err = fmt.Errorf("%w, which tells others than root their own: run espm as root, or set certificate, key and ca in authority.puppetserver", err)
 	}
 	return err
 }
 
-// PuppetFiles returns the certificate, the key and the CA of Puppet on this host, to call with.
-func PuppetFiles(ctx context.Context) (config.PuppetServer, error) {
-	settings, err := puppetSettings(ctx, identity...)
-	return withIdentity(config.PuppetServer{}, settings), err
+// Files returns the certificate, the key and the CA of Puppet on this host, to call with.
+func Files(ctx context.Context) (config.PuppetServer, error) {
+	settings, err := Settings(ctx, Identity...)
+	return WithIdentity(config.PuppetServer{}, settings), err
 }

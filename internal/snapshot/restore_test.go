@@ -1,4 +1,4 @@
-package daemon
+package snapshot
 
 import (
 	"bytes"
@@ -13,14 +13,16 @@ import (
 	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/backup"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/site"
 	"github.com/espm-project/espm/internal/store"
 	"github.com/espm-project/espm/internal/store/bolt"
+	"github.com/espm-project/espm/test/testbed"
 )
 
 // A backup that is whole as an archive, but does not hold what it should, replaces nothing.
 func TestRestoreProves(t *testing.T) {
 	dir, c := trial(t)
-	kept := contents(t, dir)
+	kept := testbed.Contents(t, dir)
 	whole := func(edit func(name string, data []byte) []byte, records map[string]int) io.Reader {
 		var b bytes.Buffer
 		w := backup.NewWriter(&b, backup.Manifest{Revision: 2, Records: records, PrivateKey: true})
@@ -70,7 +72,7 @@ func TestRestoreProves(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c2.says) || !strings.Contains(err.Error(), "nothing was changed") {
 			t.Errorf("%s: %v", what, err)
 		}
-		for path, data := range contents(t, dir) {
+		for path, data := range testbed.Contents(t, dir) {
 			if !bytes.Equal(data, kept[path]) && filepath.Base(path) != "espm.lock" {
 				t.Errorf("%s: %s was changed, or left", what, path)
 			}
@@ -84,7 +86,7 @@ func TestRestoreProves(t *testing.T) {
 	if done, err := Restore(t.Context(), c, whole(asIs, right), true); err != nil || !done.Held.Key || len(done.Kept) != 2 {
 		t.Errorf("%+v, %v", done, err)
 	}
-	if exists(filepath.Join(c.Authority.Directory.Path, "signed", "x.pem")) || exists(c.Store.Path+staged) || exists(c.Authority.Directory.Path+staged) {
+	if site.Exists(filepath.Join(c.Authority.Directory.Path, "signed", "x.pem")) || site.Exists(c.Store.Path+staged) || site.Exists(c.Authority.Directory.Path+staged) {
 		t.Error("the half of it came in, or stayed")
 	}
 }
@@ -101,7 +103,7 @@ func (e slowEngine) Snapshot(context.Context, io.Writer) error {
 func TestOneBackupAtATime(t *testing.T) {
 	_, c := trial(t)
 	e := slowEngine{make(chan struct{}), make(chan struct{})}
-	s := &snapshots{config: c, engine: e}
+	s := NewMaker(c, e)
 	first := make(chan error, 1)
 	go func() { first <- s.Snapshot(t.Context(), io.Discard, false) }()
 	<-e.began
@@ -114,23 +116,6 @@ func TestOneBackupAtATime(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(c.Store.Path + spoolName + "*"); len(left) > 0 {
 		t.Errorf("left: %q", left)
-	}
-}
-
-// A daemon that was killed at a backup leaves a copy of the whole store; the next one removes it at its start.
-func TestKilledBackup(t *testing.T) {
-	dir, c := trial(t)
-	left := c.Store.Path + spoolName + "123456"
-	other := filepath.Join(dir, "other.db"+spoolName+"1")
-	if err := errors.Join(os.WriteFile(left, nil, 0o600), os.WriteFile(other, nil, 0o600)); err != nil {
-		t.Fatal(err)
-	}
-	_, stop := start(t, c)
-	if exists(left) || !exists(other) {
-		t.Errorf("it stayed: %v; another's stayed: %v", exists(left), exists(other))
-	}
-	if err := stop(); err != nil {
-		t.Error(err)
 	}
 }
 
@@ -167,7 +152,7 @@ func TestRestoreWalksAudit(t *testing.T) {
 	}
 	var b bytes.Buffer
 	w := backup.NewWriter(&b, backup.Manifest{Revision: revision, Records: records, PrivateKey: true})
-	kept := contents(t, dir)
+	kept := testbed.Contents(t, dir)
 	for _, name := range []string{"espm.db", "ca/ca_crt.pem", "ca/ca_key.pem", "ca/ca_crl.pem"} {
 		data := kept[filepath.Join(dir, name)]
 		if err := w.Add(name, 0o640, int64(len(data)), bytes.NewReader(data)); err != nil {
@@ -186,7 +171,7 @@ func TestRestoreWalksAudit(t *testing.T) {
 // made is a backup of what trial made, without the CA's key.
 func made(t *testing.T, dir string) []byte {
 	t.Helper()
-	kept := contents(t, dir)
+	kept := testbed.Contents(t, dir)
 	var b bytes.Buffer
 	w := backup.NewWriter(&b, backup.Manifest{Revision: 2, Records: map[string]int{"schema": 1, "enc": 1}})
 	for _, name := range []string{"espm.db", "ca/ca_crt.pem", "ca/inventory.txt", "ca/ca_crl.pem"} {
@@ -235,11 +220,11 @@ func TestSecondRestoreIsRefused(t *testing.T) {
 				first <- err
 			}()
 			<-g.came
-			before := contents(t, dir)
+			before := testbed.Contents(t, dir)
 			if _, err := Restore(t.Context(), conf, bytes.NewReader(whole), true); err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("the second: %v", err)
 			}
-			if after := contents(t, dir); len(after) != len(before) || !exists(conf.Store.Path+staged) {
+			if after := testbed.Contents(t, dir); len(after) != len(before) || !site.Exists(conf.Store.Path+staged) {
 				t.Errorf("there were %d files, there are %d", len(before), len(after))
 			}
 			close(g.let)

@@ -1,4 +1,4 @@
-package daemon
+package setup
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 
 	"github.com/espm-project/espm/internal/durable"
 	"github.com/espm-project/espm/internal/serverfile"
+	"github.com/espm-project/espm/internal/site"
 )
 
 // PuppetHost is this host, as far as it is a Puppet Server's.
@@ -24,7 +25,7 @@ type PuppetHost struct {
 // FindPuppet returns this host. Its Puppet is asked once, when something of it is needed.
 func FindPuppet(ctx context.Context) *PuppetHost {
 	return &PuppetHost{sync.OnceValues(func() (map[string]string, error) {
-		return puppetSettings(ctx, append(slices.Clone(identity), "certname", "serverport", "ca_server", "ca_port", "cacert", "config",
+		return site.Settings(ctx, append(slices.Clone(site.Identity), "certname", "serverport", "ca_server", "ca_port", "cacert", "config",
 			"group", "node_terminus", "external_nodes")...)
 	}), durable.OS}
 }
@@ -39,7 +40,7 @@ func (h *PuppetHost) Conf() (string, error) {
 // Puppet, or none with a CA.
 func (h *PuppetHost) CA() (string, error) {
 	settings, err := h.settings()
-	if errors.Is(err, errNoPuppet) || err == nil && !exists(settings["cacert"]) {
+	if errors.Is(err, site.ErrNoPuppet) || err == nil && !site.Exists(settings["cacert"]) {
 		return "", nil
 	}
 	return settings["cacert"], err
@@ -48,7 +49,7 @@ func (h *PuppetHost) CA() (string, error) {
 // Certname is that of the Puppet Server on this host: Puppet's, or else the host's name.
 func (h *PuppetHost) Certname() (string, error) {
 	settings, err := h.settings()
-	if errors.Is(err, errNoPuppet) {
+	if errors.Is(err, site.ErrNoPuppet) {
 		return os.Hostname()
 	}
 	return settings["certname"], err
@@ -104,7 +105,7 @@ func moveOver(taken serverfile.TakenError, config string) string {
 
 // planRules adds the rules to the auth.conf of the server on this host, if it is the one that was asked.
 func planRules(settings map[string]string, s PuppetServer) (*serverfile.Change, error) {
-	if !exists(settings["cacert"]) || s.URL != caURL(settings) {
+	if !site.Exists(settings["cacert"]) || s.URL != caURL(settings) {
 		return nil, fmt.Errorf("the CA at %s is not this host's (%s), so its auth.conf is not here", s.URL, settings["certname"])
 	}
 	confdir := filepath.Dir(settings["config"])
@@ -113,7 +114,7 @@ func planRules(settings map[string]string, s PuppetServer) (*serverfile.Change, 
 		filepath.Join(filepath.Dir(confdir), "puppetserver/conf.d/auth.conf"), // the vendor's
 	}
 	for _, path := range places {
-		if exists(path) {
+		if site.Exists(path) {
 			return serverfile.Plan(path, func(text []byte) ([]byte, error) { return serverfile.AddRules(text, s.Rules) })
 		}
 	}

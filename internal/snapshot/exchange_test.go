@@ -1,4 +1,4 @@
-package daemon
+package snapshot
 
 import (
 	"bytes"
@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/espm-project/espm/internal/backup"
+	"github.com/espm-project/espm/internal/site"
+	"github.com/espm-project/espm/test/testbed"
 )
 
 // Wherever a restore ends that replaces what stands, another one succeeds. What stood is kept under
@@ -32,7 +34,7 @@ func TestRestoreCutShort(t *testing.T) {
 				dir, conf := trial(t)
 				whole := made(t, dir)
 				old := filepath.Join(conf.Authority.Directory.Path, "old.txt")
-				stood := append(contents(t, dir)[conf.Store.Path], make([]byte, 4096)...) // bbolt does not mind
+				stood := append(testbed.Contents(t, dir)[conf.Store.Path], make([]byte, 4096)...) // bbolt does not mind
 				if err := errors.Join(os.WriteFile(old, nil, 0o600), os.WriteFile(conf.Store.Path, stood, 0o640)); err != nil {
 					t.Fatal(err)
 				}
@@ -45,7 +47,7 @@ func TestRestoreCutShort(t *testing.T) {
 				if err != nil || !done.Held.Key {
 					t.Fatalf("%+v, %v", done, err)
 				}
-				if left := restoring(t, conf.Store.Path, conf.Authority.Directory.Path); len(left) > 0 || exists(old) {
+				if left := restoring(t, conf.Store.Path, conf.Authority.Directory.Path); len(left) > 0 || site.Exists(old) {
 					t.Errorf("left: %q", left)
 				}
 				cas, _ := beside(conf.Authority.Directory.Path, before)
@@ -55,7 +57,7 @@ func TestRestoreCutShort(t *testing.T) {
 				}
 				found := 0
 				for _, path := range cas {
-					if exists(filepath.Join(path, "old.txt")) && exists(filepath.Join(path, "ca_key.pem")) {
+					if site.Exists(filepath.Join(path, "old.txt")) && site.Exists(filepath.Join(path, "ca_key.pem")) {
 						found++
 					}
 				}
@@ -131,7 +133,7 @@ func TestRestoreKilledWhileStaging(t *testing.T) {
 	if _, err := Restore(t.Context(), conf, bytes.NewReader(made(t, dir)), true); err != nil {
 		t.Fatal(err)
 	}
-	if exists(hidden) {
+	if site.Exists(hidden) {
 		t.Error("it stayed")
 	}
 }

@@ -1,4 +1,4 @@
-package daemon
+package snapshot
 
 import (
 	"errors"
@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/espm-project/espm/internal/durable"
+	"github.com/espm-project/espm/internal/site"
 )
 
 // rootKey is the file of an intermediate CA's root, which espm never needs.
@@ -38,17 +39,17 @@ func (t *restore) switchOver(done *Restored) error {
 	}
 	done.Store, done.Kept = t.store, t.kept
 	for _, kept := range t.kept {
-		if root := filepath.Join(kept, rootKey); exists(root) && !exists(filepath.Join(t.ca, rootKey)) {
+		if root := filepath.Join(kept, rootKey); site.Exists(root) && !site.Exists(filepath.Join(t.ca, rootKey)) {
 			done.RootKey = root
 		}
 	}
 	return nil
 }
 
-// exchange puts what is staged for path there, and what was there aside.
+// exchange moves the staged file or folder to path, and sets the old one aside.
 func (t *restore) exchange(path string) error {
 	next := path + staged
-	if !exists(path) {
+	if !site.Exists(path) {
 		if err := t.rename(next, path, unix.RENAME_NOREPLACE); err != nil {
 			return err
 		}
@@ -58,8 +59,8 @@ func (t *restore) exchange(path string) error {
 	if err != nil {
 		return err
 	}
-	// One name is that of what comes in, and a moment later of what stood. Neither may be taken for the other
-	// after a kill: what stood must not be cleaned up, nor what never stood be kept as if it had.
+	// RENAME_EXCHANGE leaves the old file under the name that the new one had. Therefore the name says the new
+	// file's inode: after a kill, settle removes the file of that inode, and keeps any other as the old one.
 	turn := next + number
 	if err := t.rename(next, turn, unix.RENAME_NOREPLACE); err != nil {
 		return err
@@ -70,8 +71,8 @@ func (t *restore) exchange(path string) error {
 	return t.settle(path)
 }
 
-// settle ends the exchanges for path, this one's or one's that was killed: what stood gets its last name, and
-// what did not come in is removed.
+// settle ends the exchanges for path, also those of a restore that was killed. The replaced file gets its
+// lasting name. A new file that never reached its place is removed.
 func (t *restore) settle(path string) error {
 	names, err := beside(path, staged)
 	if err != nil {
@@ -93,7 +94,7 @@ func (t *restore) settle(path string) error {
 			continue
 		}
 		aside := path + before + t.stamp
-		for n := 2; exists(aside); n++ {
+		for n := 2; site.Exists(aside); n++ {
 			aside = fmt.Sprintf("%s%s%s-%d", path, before, t.stamp, n)
 		}
 		if err := t.rename(name, aside, unix.RENAME_NOREPLACE); err != nil {
@@ -135,13 +136,13 @@ func giveOwner(path, place string) error {
 	}
 	var st syscall.Stat_t
 	at := place
-	if !exists(place) {
+	if !site.Exists(place) {
 		at = filepath.Dir(place)
 	}
 	if err := syscall.Stat(at, &st); err != nil {
 		return fmt.Errorf("owner of %s: %w", at, err)
 	}
-	return giveTo(path, int(st.Uid), int(st.Gid))
+	return site.GiveTo(path, int(st.Uid), int(st.Gid))
 }
 
 func rename(from, to string, flags uint) error {

@@ -1,4 +1,4 @@
-package daemon
+package setup
 
 import (
 	"cmp"
@@ -6,10 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"os/user"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,10 +15,11 @@ import (
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/site"
 )
 
-// site is what a configuration says of the Puppet Server beside espm.
-type site struct {
+// surroundings are what a configuration says of the Puppet Server beside espm.
+type surroundings struct {
 	Server    string // what nodes are told to use
 	Port      int
 	Protected []string
@@ -46,17 +44,17 @@ type PuppetServer struct {
 // asks bounds the questions to a server.
 const asks = time.Minute
 
-// site finds out what a new configuration says.
-func (o InitOptions) site() (site, error) {
+// surroundings finds out what a new configuration says.
+func (o InitOptions) surroundings() (surroundings, error) {
 	if o.PuppetServer == nil {
-		return o.ownSite()
+		return o.ownSurroundings()
 	}
 	set := *o.PuppetServer
 	for _, file := range []*string{&set.Certificate, &set.Key, &set.CA} {
 		if *file != "" { // else it would be relative to the configuration's folder
 			abs, err := filepath.Abs(*file)
 			if err != nil {
-				return site{}, err
+				return surroundings{}, err
 			}
 			*file = abs
 		}
@@ -65,7 +63,7 @@ func (o InitOptions) site() (site, error) {
 	if set.URL == "" || set.Certificate == "" || set.CA == "" {
 		var err error
 		if settings, err = o.Puppet.settings(); err != nil {
-			return site{}, fmt.Errorf("%w; run init as root on Puppet Server's host; elsewhere give --url, --certificate, --key and --ca", err)
+			return surroundings{}, fmt.Errorf("%w; run init as root on Puppet Server's host; elsewhere give --url, --certificate, --key and --ca", err)
 		}
 		if set.URL == "" {
 			set.URL = caURL(settings)
@@ -73,19 +71,19 @@ func (o InitOptions) site() (site, error) {
 	}
 	base, err := config.ParseURL(set.URL)
 	if err != nil {
-		return site{}, fmt.Errorf("--url: %w", err)
+		return surroundings{}, fmt.Errorf("--url: %w", err)
 	}
 	// The files are written down: the daemon may run as a user whom Puppet tells others.
-	s := site{PuppetServer: new(withIdentity(set, settings)), given: set, puppetConf: settings["config"]}
+	s := surroundings{PuppetServer: new(site.WithIdentity(set, settings)), given: set, puppetConf: settings["config"]}
 	s.Unknown, s.Command = classifier(settings)
-	s.Group = usableGroup(cmp.Or(settings["group"], "puppet"))
+	s.Group = site.UsableGroup(cmp.Or(settings["group"], "puppet"))
 	s.Server = cmp.Or(o.Certname, settings["certname"], base.Hostname())
 	if err := node.CheckDNSName("--certname", s.Server); err != nil {
-		return site{}, err
+		return surroundings{}, err
 	}
 	s.Port, err = strconv.Atoi(cmp.Or(settings["serverport"], base.Port(), "8140"))
 	if err != nil {
-		return site{}, fmt.Errorf("serverport: %w", err)
+		return surroundings{}, fmt.Errorf("serverport: %w", err)
 	}
 	s.Protected = []string{s.Server}
 	host := base.Hostname()
@@ -95,17 +93,17 @@ func (o InitOptions) site() (site, error) {
 	return s, nil
 }
 
-// ownSite is for a CA of espm's. A trial, in a folder of its own, knows nothing of this host.
-func (o InitOptions) ownSite() (site, error) {
-	s := site{Server: o.Certname, Port: 8140, Protected: []string{o.Certname}, Unknown: enc.Fail}
+// ownSurroundings are for a CA of espm's. A trial, in a folder of its own, knows nothing of this host.
+func (o InitOptions) ownSurroundings() (surroundings, error) {
+	s := surroundings{Server: o.Certname, Port: 8140, Protected: []string{o.Certname}, Unknown: enc.Fail}
 	if o.Dir != "" {
 		return s, nil
 	}
 	settings, err := o.Puppet.settings()
-	if errors.Is(err, errNoPuppet) {
+	if errors.Is(err, site.ErrNoPuppet) {
 		return s, nil
 	}
-	s.Group = usableGroup(settings["group"])
+	s.Group = site.UsableGroup(settings["group"])
 	return s, err
 }
 
@@ -113,7 +111,7 @@ func (o InitOptions) ownSite() (site, error) {
 // files are here it is this host by its certname, as ca_server may be a name of agents only.
 func caURL(settings map[string]string) string {
 	host := settings["ca_server"]
-	if exists(settings["cacert"]) {
+	if site.Exists(settings["cacert"]) {
 		host = settings["certname"]
 	}
 	return "https://" + net.JoinHostPort(host, settings["ca_port"])
@@ -130,30 +128,16 @@ func classifier(settings map[string]string) (unknown, command string) {
 	return enc.Blank, ""
 }
 
-// usableGroup returns the group if it exists and this user may give it files.
-func usableGroup(name string) string {
-	g, err := user.LookupGroup(name)
-	if err != nil {
-		return ""
-	}
-	mine, err := os.Getgroups()
-	id, convErr := strconv.Atoi(g.Gid)
-	if os.Geteuid() != 0 && (errors.Join(err, convErr) != nil || !slices.Contains(append(mine, os.Getegid()), id)) {
-		return ""
-	}
-	return name
-}
-
 // ask asks the server what Init has to know. Missing rules are for the
 // operator to add; anything else that is wrong is an error.
-func (o InitOptions) ask(ctx context.Context, s site) (*PuppetServer, error) {
+func (o InitOptions) ask(ctx context.Context, s surroundings) (*PuppetServer, error) {
 	if s.PuppetServer == nil {
 		return nil, nil
 	}
 	about := &PuppetServer{URL: s.PuppetServer.URL, PuppetConf: s.puppetConf}
-	authority, err := openPuppetServer(ctx, *s.PuppetServer, puppetserver.Options{})
+	authority, err := site.OpenPuppetServer(ctx, *s.PuppetServer, puppetserver.Options{})
 	if err != nil {
-		return nil, foundBy(s.given, err)
+		return nil, site.FoundBy(s.given, err)
 	}
 	defer authority.Close()
 	if o.Unasked {

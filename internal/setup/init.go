@@ -1,4 +1,6 @@
-package daemon
+// Package setup is the operator's work on a host that needs no daemon: init makes what espm needs, apply lets
+// Puppet Server ask it, and the doctor's questions are answered here.
+package setup
 
 import (
 	"bytes"
@@ -6,7 +8,6 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,6 +23,7 @@ import (
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/durable"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/site"
 	"github.com/espm-project/espm/internal/store"
 	"github.com/espm-project/espm/internal/store/bolt"
 )
@@ -112,13 +114,13 @@ func scalar(s string) (string, error) {
 type layout struct {
 	Config, Store, CA, Run string
 	Key                    string // of the CA, in a token
-	site
+	surroundings
 }
 
 func (o InitOptions) layout() layout {
-	l := layout{config.DefaultFile, "/var/lib/espm/espm.db", "/var/lib/espm/ca", "/run/espm", o.CAKeyURI, site{}}
+	l := layout{config.DefaultFile, "/var/lib/espm/espm.db", "/var/lib/espm/ca", "/run/espm", o.CAKeyURI, surroundings{}}
 	if o.Dir != "" {
-		l = layout{filepath.Join(o.Dir, "espm.yaml"), "espm.db", "ca", "run", o.CAKeyURI, site{}}
+		l = layout{filepath.Join(o.Dir, "espm.yaml"), "espm.db", "ca", "run", o.CAKeyURI, surroundings{}}
 	}
 	if abs, err := filepath.Abs(l.Config); err == nil {
 		l.Config = abs
@@ -136,13 +138,13 @@ func Init(ctx context.Context, o InitOptions) (Initialized, error) {
 	}
 	l := o.layout()
 	done := Initialized{Config: l.Config}
-	stood := exists(l.Config)
+	stood := site.Exists(l.Config)
 	if !stood {
 		var err error
-		if l.site, err = o.site(); err != nil {
+		if l.surroundings, err = o.surroundings(); err != nil {
 			return Initialized{}, err
 		}
-		if done.PuppetServer, err = o.ask(ctx, l.site); err != nil {
+		if done.PuppetServer, err = o.ask(ctx, l.surroundings); err != nil {
 			return Initialized{}, err
 		}
 		if err := writeConfig(l); err != nil {
@@ -162,9 +164,9 @@ func Init(ctx context.Context, o InitOptions) (Initialized, error) {
 		return done, fmt.Errorf("%s has authority.directory, where espm is the CA: remove the file, or take another --dir; nothing was changed", l.Config)
 	}
 	if set := c.Authority.PuppetServer; stood && set != nil {
-		filled, err := fromPuppet(ctx, *set)
+		filled, err := site.FromPuppet(ctx, *set)
 		if err == nil {
-			done.PuppetServer, err = o.ask(ctx, site{PuppetServer: &filled, given: *set})
+			done.PuppetServer, err = o.ask(ctx, surroundings{PuppetServer: &filled, given: *set})
 		}
 		if err != nil {
 			return done, err
@@ -232,7 +234,7 @@ func (o InitOptions) make(ctx context.Context, c config.Config, done *Initialize
 }
 
 func initStore(ctx context.Context, c config.Config) (Step, error) {
-	step := Step{"store", c.Store.Path, exists(c.Store.Path)}
+	step := Step{"store", c.Store.Path, site.Exists(c.Store.Path)}
 	if step.Stood {
 		return step, nil
 	}
@@ -245,18 +247,14 @@ func initStore(ctx context.Context, c config.Config) (Step, error) {
 	}
 	s, err := store.New(ctx, engine)
 	if err == nil {
-		err = s.SetENC(ctx, encSettings(c))
+		err = s.SetENC(ctx, site.ENCSettings(c))
 	}
 	return step, errors.Join(err, engine.Close())
 }
 
-func encSettings(c config.Config) store.ENCSettings {
-	return store.ENCSettings{UnknownNodes: c.ENC.UnknownNodes, Command: c.ENC.Command}
-}
-
 func initCA(c config.Config, o InitOptions) (Step, error) {
 	path := c.Authority.Directory.Path
-	step := Step{"CA", path, exists(filepath.Join(path, "ca_crt.pem"))}
+	step := Step{"CA", path, site.Exists(filepath.Join(path, "ca_crt.pem"))}
 	if step.Stood {
 		return step, nil
 	}
@@ -305,26 +303,5 @@ func handOver(path string) error {
 	if os.Geteuid() != 0 || folder.Uid == 0 {
 		return nil
 	}
-	return giveTo(path, int(folder.Uid), int(folder.Gid))
-}
-
-// giveTo gives a file, or a folder and what is in it, to an owner. Who may write there
-// can't lead it out of the folder that the path is in, by a link made meanwhile.
-func giveTo(path string, uid, gid int) (err error) {
-	root, err := os.OpenRoot(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, root.Close()) }()
-	return fs.WalkDir(root.FS(), filepath.Base(path), func(name string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return root.Lchown(name, uid, gid)
-	})
-}
-
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
+	return site.GiveTo(path, int(folder.Uid), int(folder.Gid))
 }

@@ -1,4 +1,4 @@
-package daemon
+package setup
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 	"github.com/espm-project/espm/internal/ca/puppetserver"
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/doctor"
+	"github.com/espm-project/espm/internal/site"
 )
 
 // Examine looks for what is wrong on this host, with the daemon running or not. It changes nothing.
@@ -22,8 +23,8 @@ func Examine(ctx context.Context, file string) []doctor.Finding {
 		return []doctor.Finding{{Check: "configuration", Severity: doctor.Failure, What: err.Error()}}
 	}
 	h := doctor.Host{Config: c, Now: time.Now, Puppet: func(ctx context.Context, names ...string) (map[string]string, error) {
-		settings, err := puppetSettings(ctx, names...)
-		if errors.Is(err, errNoPuppet) {
+		settings, err := site.Settings(ctx, names...)
+		if errors.Is(err, site.ErrNoPuppet) {
 			err = doctor.ErrNoPuppet
 		}
 		return settings, err
@@ -55,7 +56,7 @@ func examineDirectory(dir *config.Directory) (doctor.CA, error) {
 
 // examineToken opens the token's key, as the daemon does at its start, and compares it with the CA's certificate.
 func examineToken(dir *config.Directory) (err error) {
-	key, err := openToken(dir.Key)
+	key, err := site.OpenToken(dir.Key)
 	if errors.Is(err, pkcs11.ErrNotBuiltIn) {
 		return fmt.Errorf("%w: %w", doctor.ErrNoTokens, pkcs11.ErrNotBuiltIn)
 	}
@@ -82,7 +83,7 @@ func examined(s ca.Status) doctor.CA {
 }
 
 func examineServer(ctx context.Context, set config.PuppetServer) (doctor.CA, error) {
-	authority, err := openPuppetServer(ctx, set, puppetserver.Options{Timeout: 20 * time.Second})
+	authority, err := site.OpenPuppetServer(ctx, set, puppetserver.Options{Timeout: 20 * time.Second})
 	if err != nil {
 		return doctor.CA{}, err
 	}

@@ -1,4 +1,4 @@
-package daemon
+package snapshot
 
 import (
 	"context"
@@ -20,6 +20,7 @@ import (
 	"github.com/espm-project/espm/internal/ca/directory"
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/durable"
+	"github.com/espm-project/espm/internal/site"
 	"github.com/espm-project/espm/internal/store"
 	"github.com/espm-project/espm/internal/store/bolt"
 )
@@ -130,13 +131,13 @@ func (t *restore) take(overwrite bool) error {
 }
 
 func (t *restore) lockStanding() (stand []string, err error) {
-	if exists(t.store) {
+	if site.Exists(t.store) {
 		stand = append(stand, t.store)
 		if err := t.flock(t.store, os.O_RDWR, fmt.Sprintf("store %s is in use: stop espm first", t.store)); err != nil {
 			return nil, err
 		}
 	}
-	if t.ca != "" && exists(t.ca) {
+	if t.ca != "" && site.Exists(t.ca) {
 		stand = append(stand, t.ca)
 		l, err := directory.Lock(t.ca)
 		if err != nil {
@@ -247,7 +248,7 @@ func (t *restore) proveCA(done *Restored) (err error) {
 	}
 	done.InToken = t.config.Authority.Directory.Key != ""
 	key, next := filepath.Join(t.ca, "ca_key.pem"), filepath.Join(t.ca+staged, "ca_key.pem")
-	if !done.InToken && !exists(next) && exists(key) {
+	if !done.InToken && !site.Exists(next) && site.Exists(key) {
 		data, err := os.ReadFile(key)
 		if err == nil {
 			err = durable.OS.WriteFile(next, data, 0o600)

@@ -1,0 +1,200 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store"
+)
+
+// candidate is a certificate that may be adopted, and what becomes of it.
+type candidate struct {
+	Imported
+	notBefore time.Time
+	pem       string // "": the authority has no copy of it
+	past      bool   // espm has dealt with it before: it is no certificate of a live registration
+}
+
+// importName adopts what an authority holds under one name. It fills in what became of the
+// certificate that stands there, and returns what became of the others.
+func (im *importer) importName(ctx context.Context, in *Imported, held ca.Held, s ImportSpec) ([]Imported, error) {
+	if held.Certificate != nil {
+		in.Serial, in.NotAfter = node.SerialOf(held.Certificate.SerialNumber), held.Certificate.NotAfter
+	}
+	switch {
+	case held.Problem != nil:
+		in.skip("%v", held.Problem)
+		return nil, nil
+	case held.Certificate == nil && len(s.Certnames) > 0:
+		in.Outcome, in.Reason = NotFound, "the CA has no certificate of that name"
+		return nil, nil
+	case held.Certificate == nil:
+		in.skip("it has gone since the import began")
+		return nil, nil
+	}
+	all := candidates(*in, held)
+	if err := retry(func() error { return im.adopt(ctx, node.Certname(in.Certname), all, s) }); err != nil {
+		return nil, fmt.Errorf("importing %q: %w", in.Certname, err)
+	}
+	*in = all[0].Imported
+	var others []Imported
+	for i, c := range all {
+		if c.Outcome == Adopted {
+			im.log.WithFields(logrus.Fields{"certname": c.Certname, "uid": c.UID, "serial": c.Serial}).Info("certificate imported")
+		}
+		if i > 0 && !c.past {
+			others = append(others, c.Imported)
+		}
+	}
+	return others, nil
+}
+
+// candidates has the certificate that stands under the name first.
+func candidates(in Imported, held ca.Held) []*candidate {
+	all := []*candidate{{in, held.Certificate.NotBefore, string(encodeCertificate(held.Certificate)), false}}
+	for _, o := range held.Others {
+		all = append(all, &candidate{Imported{Certname: in.Certname, Serial: o.Serial, NotAfter: o.NotAfter}, o.NotBefore, "", false})
+	}
+	return all
+}
+
+// adopt commits certificates of a name and their registration, unless something of the
+// name stands in the way.
+func (im *importer) adopt(ctx context.Context, name node.Certname, all []*candidate, s ImportSpec) error {
+	n, isLive, err := im.live(ctx, name)
+	if err != nil {
+		return err
+	}
+	var live *node.Node
+	if isLive {
+		live = &n
+	}
+	var fresh []*candidate
+	for _, c := range all {
+		c.Outcome, c.Reason, c.UID, c.past = "", "", "", false
+		if err := im.known(ctx, c, live); err != nil {
+			return err
+		}
+		if c.Outcome == "" {
+			fresh = append(fresh, c)
+		}
+	}
+	// A registration that appears after this has its own certificate, or none: the guards of the commit tell.
+	if fresh, err = im.unblocked(ctx, name, fresh, live); err != nil || len(fresh) == 0 {
+		return err
+	}
+	if !isLive {
+		n = im.newNode(ctx, node.Node{Certname: name, Groups: s.Groups, Labels: s.Labels})
+	}
+	n, err = im.commitAdopted(ctx, live, n, fresh, s.ValidateOnly)
+	if err != nil {
+		return err
+	}
+	for _, c := range fresh {
+		if c.Outcome = WouldAdopt; !s.ValidateOnly {
+			c.Outcome, c.UID = Adopted, n.UID
+		}
+	}
+	return nil
+}
+
+// commitAdopted commits what a registration holds from now on.
+func (im *importer) commitAdopted(ctx context.Context, live *node.Node, n node.Node, fresh []*candidate, validateOnly bool) (node.Node, error) {
+	var certs []node.Certificate
+	c := store.NewChange()
+	for _, f := range fresh {
+		adopted := node.Certificate{
+			Serial:     f.Serial,
+			Certname:   n.Certname,
+			UID:        n.UID,
+			Owner:      n.Owner,
+			NotBefore:  f.notBefore,
+			NotAfter:   f.NotAfter,
+			PEM:        f.pem,
+			ImportedAt: im.now().UTC(),
+		}
+		certs = append(certs, adopted)
+		c.PutCertificate(adopted)
+		line := im.line(ctx, node.ActionImport, n)
+		line.Serial = f.Serial
+		c.Audit(line)
+	}
+	for _, serial := range n.Serials {
+		cert, err := im.store.Certificate(ctx, serial)
+		if err != nil {
+			return n, err
+		}
+		certs = append(certs, cert)
+	}
+	n, err := n.Adopt(certs, im.now())
+	if err != nil {
+		return n, err
+	}
+	return n, im.commit(ctx, c, live, &n, validateOnly)
+}
+
+// known decides on a certificate whose serial number espm has a record of.
+func (im *importer) known(ctx context.Context, c *candidate, live *node.Node) error {
+	have, err := im.store.Certificate(ctx, c.Serial)
+	if errors.Is(err, node.ErrCertificateNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	c.past = true
+	switch {
+	case string(have.Certname) != c.Certname || c.pem != "" && have.PEM != "" && c.pem != have.PEM:
+		c.skip("espm knows another certificate with its serial number")
+	case live != nil && live.UID == have.UID && live.Holds(c.Serial):
+		c.Outcome, c.UID, c.past = Already, live.UID, false
+	case have.Receipt != nil:
+		c.skip("espm has revoked it")
+	case have.Impossible:
+		c.skip("espm was to revoke it, which the CA can't")
+	case have.Revocation != "":
+		c.skip("its revocation is ordered")
+	default:
+		c.skip("registration %s had it, and its revocation was dropped; it can be revoked by its serial", have.UID)
+	}
+	return nil
+}
+
+// unblocked decides on certificates beside which espm has other business under the name, and returns the rest.
+func (im *importer) unblocked(ctx context.Context, name node.Certname, fresh []*candidate, live *node.Node) ([]*candidate, error) {
+	if len(fresh) == 0 {
+		return nil, nil
+	}
+	// The revocations last: an unfinished issue turns into one, never the reverse.
+	_, open, err := im.unfinished(ctx, name, "")
+	if err != nil {
+		return nil, err
+	}
+	revs, err := im.store.AllRevocationsOf(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	var left []*candidate
+	for _, c := range fresh {
+		switch {
+		case live != nil && live.State == node.Issuing:
+			c.skip("a certificate is being issued for the node")
+		case len(open) > 0:
+			c.skip("an earlier registration of the name has an unfinished issue")
+		case slices.ContainsFunc(revs, node.Revocation.Open):
+			c.skip("an earlier registration of the name has a revocation pending")
+		case slices.ContainsFunc(revs, func(v node.Revocation) bool { return v.Serial == c.Serial && v.Drop == nil }):
+			c.skip("espm has revoked it")
+		default:
+			left = append(left, c)
+		}
+	}
+	return left, nil
+}
