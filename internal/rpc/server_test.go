@@ -64,7 +64,7 @@ type rig struct {
 	classifier  espmv1.ClassifierServiceClient
 	auditing    espmv1.AuditServiceClient
 	closeStore  func() error
-	ahead       atomic.Int64 // how far the clock that tokens live by is ahead, in nanoseconds
+	ahead       *atomic.Int64 // how far the clock that tokens live by is ahead, in nanoseconds
 }
 
 // faulty is an authority whose calls a test can fail, hold up or blow up.
@@ -128,7 +128,7 @@ func newRigWith(t *testing.T, o bolt.Options) *rig {
 func prepareRig(t *testing.T, o bolt.Options) *rig {
 	t.Helper()
 	dir := testbed.Dir(t)
-	r := &rig{dir: dir, log: &bytes.Buffer{}}
+	r := &rig{dir: dir, log: &bytes.Buffer{}, ahead: new(atomic.Int64)}
 	engine, err := bolt.Open(filepath.Join(dir, "espm.db"), o)
 	if err != nil {
 		t.Fatal(err)
