@@ -1,18 +1,14 @@
 package auth
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/sirupsen/logrus"
 
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/test/testbed"
@@ -52,46 +48,6 @@ func TestSecret(t *testing.T) {
 		if _, err := ParseSecret(bad); err == nil || bad != "" && strings.Contains(err.Error(), bad) {
 			t.Errorf("%q: %v", bad, err)
 		}
-	}
-}
-
-// uses is a store of one token that tells what is written.
-type uses struct {
-	TokenStore
-	token node.Token
-	err   error
-	puts  []map[string]time.Time
-}
-
-func (u *uses) TokenByHash(context.Context, string) (node.Token, error) { return u.token, nil }
-func (u *uses) PutTokenUse(_ context.Context, used map[string]time.Time) error {
-	u.puts = append(u.puts, used)
-	return u.err
-}
-
-// A call costs no commit: uses are written in one, and only where there are any.
-func TestLastUse(t *testing.T) {
-	u := &uses{token: node.Token{Name: "ci", ExpiresAt: now.Add(time.Hour)}}
-	at := now
-	log := logrus.New()
-	log.SetOutput(io.Discard)
-	tokens := NewTokens(u, u, func() time.Time { return at }, log)
-	for range 3 {
-		if _, err := tokens.Authenticate(t.Context(), string(newSecret().Bytes())); err != nil {
-			t.Fatal(err)
-		}
-		at = at.Add(time.Second)
-	}
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	tokens.Run(ended)
-	tokens.Run(ended)
-	if len(u.puts) != 1 || u.puts[0]["ci"] != now.Add(2*time.Second) {
-		t.Errorf("got %v", u.puts)
-	}
-	at = now.Add(time.Hour)
-	if _, err := tokens.Authenticate(t.Context(), string(newSecret().Bytes())); err == nil {
-		t.Error("an expired one was let in")
 	}
 }
 

@@ -53,8 +53,10 @@ func hashOf(text secret.Text) string {
 // node.ErrTokenExists and node.ErrStale.
 type TokenStore interface {
 	Token(ctx context.Context, name string) (node.Token, error)
-	TokenByHash(ctx context.Context, hash string) (node.Token, error)
+	AllTokens(ctx context.Context) ([]node.Token, error)
 	PutToken(ctx context.Context, old *node.Token, t node.Token, line node.AuditLine) (node.Token, error)
+	// TokenAfter reads a token when the outcome of a PutToken that ended with err is certain.
+	TokenAfter(ctx context.Context, name string, err error) (node.Token, error)
 }
 
 // TokenUses keeps when tokens were last used, by name. It is apart from the store of tokens, as
@@ -70,9 +72,10 @@ const (
 	DefaultTTL  = 90 * 24 * time.Hour
 )
 
-// Tokens makes, ends and recognizes bearer tokens.
+// Tokens makes, ends and recognizes bearer tokens. It recognizes them in memory.
 type Tokens struct {
 	store TokenStore
+	table *tokenTable
 	uses  TokenUses
 	now   func() time.Time
 	log   logrus.FieldLogger
@@ -81,9 +84,18 @@ type Tokens struct {
 	used map[string]time.Time // that the store does not have yet
 }
 
-// NewTokens returns the tokens of a store. Run has kept when they were used.
-func NewTokens(s TokenStore, uses TokenUses, now func() time.Time, log logrus.FieldLogger) *Tokens {
-	return &Tokens{store: s, uses: uses, now: now, log: log, used: map[string]time.Time{}}
+// NewTokens reads the tokens of a store. From then on the store is read for no call, so that
+// all writes of tokens go through the value returned. Run keeps when tokens were last used.
+func NewTokens(ctx context.Context, s TokenStore, uses TokenUses, now func() time.Time, log logrus.FieldLogger) (*Tokens, error) {
+	all, err := s.AllTokens(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the tokens: %w", err)
+	}
+	t := &Tokens{store: s, table: newTokenTable(), uses: uses, now: now, log: log, used: map[string]time.Time{}}
+	for _, one := range all {
+		t.table.set(one)
+	}
+	return t, nil
 }
 
 // NewToken is what a token is asked for with.
@@ -113,7 +125,7 @@ func (t *Tokens) Create(ctx context.Context, n NewToken) (node.Token, secret.Tex
 		return node.Token{}, secret.Text{}, err
 	}
 	text, now := newSecret(), t.now().UTC()
-	made, err := t.store.PutToken(ctx, nil, node.Token{
+	made, err := t.put(ctx, nil, node.Token{
 		Name: n.Name, Role: n.Role, Grant: n.Grant, Hash: hashOf(text),
 		CreatedAt: now, CreatedBy: node.CallerOf(ctx).Name, ExpiresAt: now.Add(ttlOr(n.TTL)),
 	}, t.line(ctx, node.ActionTokenCreate, n.Name))
@@ -149,7 +161,7 @@ func (t *Tokens) Rotate(ctx context.Context, name string, ttl time.Duration) (no
 	}
 	text, next, now := newSecret(), old, t.now().UTC()
 	next.Hash, next.RotatedAt, next.ExpiresAt, next.RevokedAt = hashOf(text), now, now.Add(ttlOr(ttl)), time.Time{}
-	if next, err = t.store.PutToken(ctx, &old, next, t.line(ctx, node.ActionTokenRotate, name)); err != nil {
+	if next, err = t.put(ctx, &old, next, t.line(ctx, node.ActionTokenRotate, name)); err != nil {
 		return next, secret.Text{}, err
 	}
 	return next, text, nil
@@ -167,7 +179,7 @@ func (t *Tokens) Revoke(ctx context.Context, name string) (node.Token, error) {
 	}
 	next := old
 	next.RevokedAt = t.now().UTC()
-	return t.store.PutToken(ctx, &old, next, t.line(ctx, node.ActionTokenRevoke, name))
+	return t.put(ctx, &old, next, t.line(ctx, node.ActionTokenRevoke, name))
 }
 
 func (t *Tokens) line(ctx context.Context, action node.Action, name string) node.AuditLine {
@@ -176,14 +188,27 @@ func (t *Tokens) line(ctx context.Context, action node.Action, name string) node
 	return l
 }
 
-// Authenticate returns the token that a text is of, if it is live. The error
-// says what is wrong with it, for the log alone.
-func (t *Tokens) Authenticate(ctx context.Context, text string) (node.Token, error) {
+// put writes a token, and has calls judged by it when it returns. While the outcome of a
+// write is unknown, neither the old nor the new secret lets anybody in.
+func (t *Tokens) put(ctx context.Context, old *node.Token, next node.Token, line node.AuditLine) (node.Token, error) {
+	made, err := t.store.PutToken(ctx, old, next, line)
+	switch {
+	case err == nil:
+		t.table.set(made)
+	case errors.Is(err, node.ErrUnavailable):
+		t.table.doubt(next.Name, err)
+	}
+	return made, err
+}
+
+// Authenticate returns the token that a text is of, if it is live. It reads memory alone.
+// The error says what is wrong with the text, for the log alone.
+func (t *Tokens) Authenticate(text string) (node.Token, error) {
 	shown, err := ParseSecret(text)
 	if err != nil {
 		return node.Token{}, err
 	}
-	found, err := t.store.TokenByHash(ctx, hashOf(shown))
+	found, err := t.table.find(hashOf(shown))
 	if err != nil {
 		return found, err
 	}
@@ -200,8 +225,12 @@ func (t *Tokens) Authenticate(ctx context.Context, text string) (node.Token, err
 // flushEvery is how far behind the last uses in the store may be.
 const flushEvery = time.Minute
 
-// Run stores when tokens were last used, until ctx is done.
+// Run stores when tokens were last used, and finds out what became of writes with an unknown
+// outcome, until ctx is done.
 func (t *Tokens) Run(ctx context.Context) {
+	var settling sync.WaitGroup
+	settling.Go(func() { t.settle(ctx) })
+	defer settling.Wait()
 	for {
 		select {
 		case <-ctx.Done():

@@ -40,7 +40,10 @@ func (d *daemon) access(ctx context.Context) (rpc.Access, error) {
 		}
 		d.trust = a.Trust
 	}
-	a.Tokens, a.Records = auth.NewTokens(d.store, d.store, time.Now, d.log), d.store
+	if a.Tokens, err = auth.NewTokens(ctx, d.store, d.store, time.Now, d.log); err != nil {
+		return a, err
+	}
+	a.Records = d.store
 	a.Limits = auth.NewLimits(time.Now)
 	d.wg.Go(func() { a.Tokens.Run(ctx) })
 	return a, nil

@@ -30,7 +30,7 @@ type Access struct {
 type admission struct {
 	method string
 	conn   *conn
-	valid  func(context.Context) error // whether the caller's credentials still hold
+	valid  func() error // whether the caller's credentials still hold
 
 	arrived func() bool // the call's first message is there
 }
@@ -86,7 +86,7 @@ func (e *edge) awaited(ctx context.Context) (_ context.Context, arrived func() b
 
 // identify returns who calls: by its token where it sends one, which then
 // has to be good, else by what the connection says. Its error is for the log.
-func (e *edge) identify(ctx context.Context, header metadata.MD) (node.Caller, *conn, func(context.Context) error, error) {
+func (e *edge) identify(ctx context.Context, header metadata.MD) (node.Caller, *conn, func() error, error) {
 	p, _ := peer.FromContext(ctx)
 	if p == nil {
 		return node.Caller{}, nil, nil, errors.New("the connection is not known")
@@ -96,9 +96,9 @@ func (e *edge) identify(ctx context.Context, header metadata.MD) (node.Caller, *
 		return node.Caller{}, nil, nil, errors.New("the connection was not set up by espm")
 	}
 	nobody := node.Caller{Peer: info.caller.Peer}
-	certificate := func(context.Context) error { return nil }
+	certificate := func() error { return nil }
 	if proof := info.conn.proof; proof != nil {
-		certificate = func(context.Context) error { return proof.Check() }
+		certificate = func() error { return proof.Check() }
 		if err := proof.Check(); err != nil {
 			return nobody, info.conn, nil, err
 		}
@@ -108,13 +108,13 @@ func (e *edge) identify(ctx context.Context, header metadata.MD) (node.Caller, *
 	case err != nil:
 		return nobody, info.conn, nil, err
 	case sent:
-		t, err := e.access.Tokens.Authenticate(ctx, text)
+		t, err := e.access.Tokens.Authenticate(text)
 		if err != nil {
 			return nobody, info.conn, nil, err
 		}
 		c := node.Caller{Name: t.Principal(), Role: t.Role, Grant: t.Grant, Peer: info.caller.Peer}
-		valid := func(ctx context.Context) error {
-			_, err := e.access.Tokens.Authenticate(ctx, text)
+		valid := func() error {
+			_, err := e.access.Tokens.Authenticate(text)
 			return err
 		}
 		return c, info.conn, valid, nil

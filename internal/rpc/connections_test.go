@@ -10,9 +10,9 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/stats"
 
-	"github.com/espm-project/espm/internal/auth"
-	"github.com/espm-project/espm/internal/node"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
@@ -56,35 +56,41 @@ func ended(f *http2.Framer) (status string, ok bool) {
 	}
 }
 
-// contexts keeps the contexts of calls with a token.
-type contexts struct {
-	auth.TokenStore
-	seen chan context.Context
-}
-
-func (c contexts) TokenByHash(ctx context.Context, hash string) (node.Token, error) {
-	c.seen <- ctx
-	return c.TokenStore.TokenByHash(ctx, hash)
-}
-
 // A stranger's call keeps nothing in memory when its connection is gone,
 // whatever timeout it had.
 func TestRefusedCallsEndWithTheirConnection(t *testing.T) {
-	seen := make(chan context.Context, 1)
-	n := newNetworkRig(t, DefaultLimits, func(a *Access) {
-		a.Tokens = auth.NewTokens(contexts{a.Records.(auth.TokenStore), seen}, a.Records.(auth.TokenUses), time.Now, discard())
-	})
-	conn := n.rawTLS(t)
-	f := opened(t, conn)
-	begin(t, f, 1, "/espm.v1.NodeService/GetNode", true, map[string]string{"grpc-timeout": "99999999H", "authorization": "Bearer espm_" + strings.Repeat("A", 43)})
-	if status, ok := ended(f); !ok || status != "16" {
-		t.Fatalf("got %q, %v", status, ok)
+	conn := connections{}.TagConn(t.Context(), nil)
+	call, cancel := context.WithTimeout(conn, 99999999*time.Second)
+	defer cancel()
+	connections{}.HandleConn(conn, &stats.ConnBegin{})
+	if call.Err() != nil {
+		t.Fatal("the call ended with the beginning of its connection")
 	}
-	conn.Close()
-	select {
-	case <-(<-seen).Done():
-	case <-time.After(time.Minute):
-		t.Error("the context of a refused call outlives its connection")
+	connections{}.HandleConn(conn, &stats.ConnEnd{})
+	<-call.Done()
+}
+
+// A connection, whoever is at its other end, costs no read of the tokens in the store:
+// here the store is closed.
+func TestStrangersCostNoRead(t *testing.T) {
+	n := newNetworkRig(t, DefaultLimits)
+	known := n.token(t, "known", espmv1.Role_ROLE_READER, nil)
+	if err := n.closeStore(); err != nil {
+		t.Fatal(err)
+	}
+	conn := n.dial(t)
+	for name, c := range map[string]struct {
+		ctx  context.Context
+		want codes.Code
+	}{
+		"no token":      {t.Context(), codes.Unauthenticated},
+		"no such token": {bearing(t, "espm_"+strings.Repeat("A", 43)), codes.Unauthenticated},
+		"a token":       {known, codes.PermissionDenied},
+	} {
+		_, err := espmv1.NewNodeServiceClient(conn).RegisterNode(c.ctx, &espmv1.RegisterNodeRequest{})
+		if codeOf(err) != c.want {
+			t.Errorf("%s, while the store is closed: got %v, want %v", name, err, c.want)
+		}
 	}
 }
 

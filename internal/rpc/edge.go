@@ -100,7 +100,7 @@ func (s guarded) SendMsg(m any) error {
 	if !ok {
 		return node.ErrUnauthenticated
 	}
-	if err := a.valid(s.ctx); err != nil {
+	if err := a.valid(); err != nil {
 		return fmt.Errorf("%w: %w", node.ErrUnauthenticated, err)
 	}
 	if s.stall > 0 {

@@ -24,8 +24,8 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/ca/directory"
@@ -211,8 +211,7 @@ func (n *networkRig) callers(t *testing.T) map[string]caller {
 	if _, err := espmv1.NewTokenServiceClient(n.conn).RevokeToken(ctx, &espmv1.RevokeTokenRequest{Name: "ended"}); err != nil {
 		t.Fatal(err)
 	}
-	late := token("late", espmv1.Role_ROLE_ADMIN)
-	n.expire(t, "late")
+	late := n.expired(t, "late")
 	with := func(name string, edit func(*x509.Certificate)) *grpc.ClientConn {
 		return n.dial(t, n.ca.leaf(t, name, edit))
 	}
@@ -251,18 +250,17 @@ func (n *networkRig) callers(t *testing.T) map[string]caller {
 	}
 }
 
-// expire makes a token's life end, as its hour came.
-func (r *rig) expire(t *testing.T, name string) {
+// expired returns the context of a call with a token whose life has ended.
+func (r *rig) expired(t *testing.T, name string) context.Context {
 	t.Helper()
-	old, err := r.store.Token(t.Context(), name)
+	resp, err := espmv1.NewTokenServiceClient(r.conn).CreateToken(t.Context(), &espmv1.CreateTokenRequest{
+		Name: name, Role: espmv1.Role_ROLE_ADMIN, Ttl: durationpb.New(auth.MinTokenTTL),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	next := old
-	next.ExpiresAt = time.Now().Add(-time.Second)
-	if _, err := r.store.PutToken(t.Context(), &old, next, audit.Line(node.AsSelf(t.Context()), time.Now(), node.ActionTokenRotate)); err != nil {
-		t.Fatal(err)
-	}
+	r.ahead.Store(int64(auth.MinTokenTTL))
+	return bearing(t, resp.GetSecret())
 }
 
 func codeOf(err error) codes.Code { return status.Code(err) }

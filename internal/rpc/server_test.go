@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -62,6 +63,8 @@ type rig struct {
 	groups      espmv1.GroupServiceClient
 	classifier  espmv1.ClassifierServiceClient
 	auditing    espmv1.AuditServiceClient
+	closeStore  func() error
+	ahead       *atomic.Int64 // how far the clock that tokens live by is ahead, in nanoseconds
 }
 
 // faulty is an authority whose calls a test can fail, hold up or blow up.
@@ -125,12 +128,13 @@ func newRigWith(t *testing.T, o bolt.Options) *rig {
 func prepareRig(t *testing.T, o bolt.Options) *rig {
 	t.Helper()
 	dir := testbed.Dir(t)
-	r := &rig{dir: dir, log: &bytes.Buffer{}}
+	r := &rig{dir: dir, log: &bytes.Buffer{}, ahead: new(atomic.Int64)}
 	engine, err := bolt.Open(filepath.Join(dir, "espm.db"), o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = engine.Close() })
+	r.closeStore = sync.OnceValue(engine.Close)
+	t.Cleanup(func() { _ = r.closeStore() })
 	if r.store, err = store.New(t.Context(), engine); err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +208,12 @@ func (r *rig) access(t *testing.T, log logrus.FieldLogger) Access {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Access{Local: local, Tokens: auth.NewTokens(r.store, r.store, time.Now, log), Records: r.store, Limits: auth.NewLimits(time.Now)}
+	ahead := func() time.Time { return time.Now().Add(time.Duration(r.ahead.Load())) }
+	tokens, err := auth.NewTokens(t.Context(), r.store, r.store, ahead, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Access{Local: local, Tokens: tokens, Records: r.store, Limits: auth.NewLimits(time.Now)}
 }
 
 // fail makes the authority's Sign return an error from now on; nil mends it.

@@ -29,20 +29,32 @@ func (v tokenView) Token(ctx context.Context, name string) (node.Token, error) {
 	return v.withUse(ctx, t)
 }
 
-// TokenByHash returns the token that is not revoked and has the hash; node.ErrTokenNotFound if there is none.
-func (v tokenView) TokenByHash(ctx context.Context, hash string) (node.Token, error) {
-	recs, _, err := v.reader.List(ctx, tokenHashPrefix(hash), "", 1)
-	if err != nil {
+// AllTokens returns every token that is not revoked, without its last use.
+func (v tokenView) AllTokens(ctx context.Context) ([]node.Token, error) {
+	var all []node.Token
+	for after := ""; ; {
+		page, err := list[node.Token](ctx, v.records, tokenPrefix, after, 1000)
+		if err != nil {
+			return nil, err
+		}
+		for _, t := range page.Items {
+			if t.RevokedAt.IsZero() {
+				all = append(all, t)
+			}
+		}
+		if after = page.Next; after == "" {
+			return all, nil
+		}
+	}
+}
+
+// TokenAfter returns a token's record as it is when the outcome of a PutToken that ended with err is certain.
+// It returns ErrUnknownOutcome if the outcome is not certain within Bound, and node.ErrTokenNotFound.
+func (s *Store) TokenAfter(ctx context.Context, name string, err error) (node.Token, error) {
+	if _, err := s.Settle(ctx, err); errors.Is(err, ErrUnknownOutcome) {
 		return node.Token{}, err
 	}
-	if len(recs) == 0 {
-		return node.Token{}, fmt.Errorf("%w: none has that hash", node.ErrTokenNotFound)
-	}
-	t, err := get[node.Token](ctx, v.records, tokenKey(lastPart(recs[0].Key)))
-	if err == nil && (t.Hash != hash || !t.RevokedAt.IsZero()) { // changed since the index was read
-		return node.Token{}, fmt.Errorf("%w: none has that hash", node.ErrTokenNotFound)
-	}
-	return t, err
+	return s.Token(ctx, name)
 }
 
 // Tokens returns up to limit tokens in order of name, revoked ones too.

@@ -80,7 +80,11 @@ func child(dir string) error {
 	if err != nil {
 		return err
 	}
-	access := rpc.Access{Local: local, Tokens: auth.NewTokens(kept, kept, time.Now, log), Records: kept, Limits: auth.NewLimits(time.Now)}
+	tokens, err := auth.NewTokens(ctx, kept, kept, time.Now, log)
+	if err != nil {
+		return err
+	}
+	access := rpc.Access{Local: local, Tokens: tokens, Records: kept, Limits: auth.NewLimits(time.Now)}
 	lines := audit.New(kept, audit.Options{Now: time.Now, Log: log})
 	go lines.Run(ctx)
 	return rpc.NewServer(ctx, rpc.Options{Registry: r, Access: access, Audit: lines, Limits: rpc.DefaultLimits, Now: time.Now, Log: log}).Serve(rpc.Listen(l, rpc.DefaultLimits, log))
