@@ -117,11 +117,11 @@ func (s *ownCA) revokeBreaksOff(t *testing.T) {
 	if !errors.Is(err, node.ErrUnavailable) || len(receipts) != len(targets) || receipts[0].Serial == "" || receipts[139].Serial != "" {
 		t.Fatalf("got %v, first %+v, last %+v", err, receipts[0], receipts[139])
 	}
-	path := filepath.Join(s.CA, "signed", string(targets[30].Certname)+".pem")
+	path := filepath.Join(s.CA, "signed", string(targets[130].Certname)+".pem")
 	good := readFile(t, path)
 	check(t, os.WriteFile(path, []byte("-----BEGIN CERTIFICATE-----\nbm90IG9uZQ==\n-----END CERTIFICATE-----\n"), 0o644))
 	receipts, err = a.Revoke(t.Context(), targets)
-	if err == nil || receipts[30].Serial != "" || receipts[29].Serial == "" || receipts[139].Serial == "" {
+	if err == nil || receipts[130].Serial != "" || receipts[129].Serial == "" || receipts[139].Serial == "" {
 		t.Errorf("got %v beside a file that is no certificate", err)
 	}
 	check(t, os.WriteFile(path, good, 0o644))
