@@ -163,7 +163,11 @@ func exitOf(err error) int {
 	if _, usage := errors.AsType[usageError](err); usage {
 		return exitUsage
 	}
-	switch status.Code(err) {
+	s, _ := status.FromError(err)
+	if reason(s) == "ISSUE_IN_PROGRESS" {
+		return exitUnavailable // the one conflict that passes by itself
+	}
+	switch s.Code() {
 	case codes.InvalidArgument, codes.OutOfRange:
 		return exitUsage
 	case codes.NotFound:

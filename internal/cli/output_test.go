@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -69,6 +70,17 @@ func TestExitCodes(t *testing.T) {
 		if got := exitOf(status.Error(code, "x")); got != want {
 			t.Errorf("%v: exit code %d, want %d", code, got, want)
 		}
+	}
+}
+
+// A certificate that another call is about to issue is there soon.
+func TestExitCodeOfIssueInProgress(t *testing.T) {
+	s, err := status.New(codes.Aborted, "x").WithDetails(&errdetails.ErrorInfo{Reason: "ISSUE_IN_PROGRESS", Domain: "espm"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := exitOf(s.Err()); got != exitUnavailable {
+		t.Errorf("exit code %d", got)
 	}
 }
 
