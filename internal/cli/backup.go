@@ -52,6 +52,15 @@ is in no backup.`,
 				if err != nil {
 					return err
 				}
+				if a.encoded() {
+					return a.whole(map[string]any{
+						"path": path, "sha256": sum, "files": len(m.Files), "revision": m.Revision, "records": m.Records, "private_keys": m.Keys,
+					})
+				}
+				if a.output == "name" {
+					_, err := fmt.Fprintln(a.stdout, path)
+					return err
+				}
 				fmt.Fprintf(a.stdout, "%s\nSHA-256 %s, %d files, store at revision %d: %s\n", path, sum, len(m.Files), m.Revision, snapshot.Records(m.Records))
 				a.backedUpKeys(m)
 				return nil

@@ -39,13 +39,13 @@ func TestProvisionWithoutAnswer(t *testing.T) {
 	}
 	code, said := run()
 	hint := regexp.MustCompile(`(?m)^espm: the daemon may still have done it: run the same again with --request-id [0-9a-f-]{36}$`)
-	if code != 1 || !hint.MatchString(said) || !strings.Contains(said, "espm: no daemon answers at") {
+	if code != exitUnavailable || !hint.MatchString(said) || !strings.Contains(said, "espm: no daemon answers at") {
 		t.Errorf("exit code %d: %s", code, said)
 	}
 	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}
-	if code, said := run(); code != 1 || hint.MatchString(said) {
+	if code, said := run(); code != exitUnavailable || hint.MatchString(said) {
 		t.Errorf("nothing was sent, and yet: exit code %d: %s", code, said)
 	}
 }

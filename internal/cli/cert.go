@@ -29,13 +29,14 @@ func (a *app) certListCmd() *cobra.Command {
 				row := func(c *espmv1.Certificate) []string {
 					return []string{c.GetSerial(), c.GetCertname(), word(c.GetState(), "CERTIFICATE_STATE_"), when(c.GetNotAfterTime()), c.GetUid()}
 				}
-				return list(a, []string{"SERIAL", "CERTNAME", "STATE", "EXPIRES", "UID"}, row, func(token string) ([]*espmv1.Certificate, string, error) {
+				return list(a, []string{"SERIAL", "CERTNAME", "STATE", "EXPIRES", "+UID"}, row, func(token string) ([]*espmv1.Certificate, string, error) {
 					resp, err := client.ListCertificates(cmd.Context(), &espmv1.ListCertificatesRequest{PageSize: 1000, PageToken: token, Certname: certname})
 					return resp.GetCertificates(), resp.GetNextPageToken(), err
 				})
 			})
 		},
 	}
+	a.sortable(c.Flags())
 	c.Flags().StringVar(&certname, "certname", "", "only those of this node, all its registrations")
 	return c
 }

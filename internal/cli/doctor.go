@@ -36,7 +36,7 @@ warning, 2 a failure.`,
 }
 
 func (a *app) showFindings(findings []doctor.Finding) error {
-	if a.output != "table" {
+	if a.encoded() {
 		return a.whole(findings)
 	}
 	for _, f := range findings {

@@ -1,10 +1,13 @@
 package cli
 
 import (
+	"bytes"
 	"cmp"
+	"errors"
 	"os"
 
 	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/espm-project/espm/internal/enc/encclient"
 )
@@ -20,10 +23,16 @@ not count as a sign of life of the node, and shows no sensitive value unless
 it is asked to.`,
 		Args: args("NAME"),
 		RunE: func(_ *cobra.Command, args []string) error {
-			if code := client.Run(args[0], a.stdout); code != 0 {
-				return exitCode(code)
+			var answer bytes.Buffer
+			if code := client.Run(args[0], &answer); code != 0 || a.output != "json" {
+				_, err := answer.WriteTo(a.stdout)
+				return errors.Join(exitCode(code).err(), err)
 			}
-			return nil
+			var parsed map[string]any
+			if err := yaml.Unmarshal(answer.Bytes(), &parsed); err != nil {
+				return err
+			}
+			return a.whole(parsed)
 		},
 	}
 	c.Flags().BoolVar(&client.Reveal, "reveal-sensitive", false, revealUsage)

@@ -112,7 +112,7 @@ func (a *app) groupUpdateCmd() *cobra.Command {
 }
 
 func (a *app) groupListCmd() *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use:   "list",
 		Short: "List the groups",
 		Args:  args(),
@@ -130,6 +130,8 @@ func (a *app) groupListCmd() *cobra.Command {
 			})
 		},
 	}
+	a.sortable(c.Flags())
+	return c
 }
 
 func (a *app) groupShowCmd() *cobra.Command {

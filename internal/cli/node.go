@@ -155,11 +155,12 @@ func (a *app) nodeListCmd() *cobra.Command {
 	c.Flags().StringArrayVar(&labels, "label", nil, "only nodes with this label, NAME=VALUE; repeatable")
 	c.Flags().StringVar(&group, "group", "", "only nodes directly in this group")
 	c.Flags().StringVar(&owner, "owner", "", "only nodes of this principal, such as token:ci")
+	a.sortable(c.Flags())
 	durationVar(c.Flags(), &notSeen, "not-seen-for", "only nodes whose catalog was not asked for in this time, such as 30d or 12h; never seen: since it was registered")
 	return c
 }
 
-var nodeColumns = []string{"CERTNAME", "STATE", "ENVIRONMENT", "GROUPS", "CREATED", "LAST SEEN", "OWNER", "UID"}
+var nodeColumns = []string{"CERTNAME", "STATE", "ENVIRONMENT", "GROUPS", "CREATED", "LAST SEEN", "+OWNER", "+UID"}
 
 func nodeRow(n *espmv1.Node) []string {
 	return []string{n.GetCertname(), word(n.GetState(), "NODE_STATE_"), dash(n.GetClassification().GetEnvironment()),

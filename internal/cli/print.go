@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
@@ -49,32 +51,90 @@ func (a *app) whole(v any) error {
 	return err
 }
 
-// show prints one message: as the table that the function writes, or whole.
+// show prints one message: as the table that the function writes, its name, or whole.
 func (a *app) show(m proto.Message, table func(io.Writer)) error {
-	if a.output != "table" {
+	switch a.output {
+	case "table", "wide":
+		w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
+		table(w)
+		return w.Flush()
+	case "name":
+		name := nameOf(m)
+		if name == "" {
+			return usageError{errors.New("--output name: the answer of this command has no name")}
+		}
+		_, err := fmt.Fprintln(a.stdout, name)
+		return err
+	default:
 		return a.whole(m)
 	}
-	w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
-	table(w)
-	return w.Flush()
+}
+
+// nameOf returns what names a message in another command: a certname, a group's or a token's
+// name, a serial number, a revocation's id. An answer has the name of the record in it.
+func nameOf(m proto.Message) string {
+	r := m.ProtoReflect()
+	key := map[string]string{"Node": "certname", "Group": "name", "Token": "name", "Certificate": "serial", "Revocation": "id"}[string(r.Descriptor().Name())]
+	if key != "" {
+		return r.Get(r.Descriptor().Fields().ByName(protoreflect.Name(key))).String()
+	}
+	for i := range r.Descriptor().Fields().Len() {
+		f := r.Descriptor().Fields().Get(i)
+		if f.Message() == nil || f.IsList() || f.IsMap() || !r.Has(f) {
+			continue
+		}
+		if name := nameOf(r.Get(f).Message().Interface()); name != "" {
+			return name
+		}
+	}
+	return ""
 }
 
 // pager prints a list page by page, so that a long one is never held whole: a
-// table, a JSON array or a YAML list.
+// table, names, a JSON array or a YAML list. A column that begins with "+" is for -o wide
+// alone. The first column is the record's name.
 type pager struct {
 	app     *app
 	columns []string
 	count   int
 }
 
+// shown returns the columns that the output has, of the headings or of a row.
+func (p *pager) shown(row []string) []string {
+	var out []string
+	for i, column := range p.columns {
+		if p.app.output == "wide" || !strings.HasPrefix(column, "+") {
+			out = append(out, row[i])
+		}
+	}
+	return out
+}
+
+func (p *pager) heading() []string {
+	var all []string
+	for _, column := range p.columns {
+		all = append(all, strings.TrimPrefix(column, "+"))
+	}
+	return p.shown(all)
+}
+
 func (p *pager) page(items []proto.Message, row func(proto.Message) []string) error {
-	if p.app.output == "table" {
-		w := tabwriter.NewWriter(p.app.stdout, 0, 8, 2, ' ', 0)
+	switch p.app.output {
+	case "name":
+		for _, m := range items {
+			p.count++
+			if _, err := fmt.Fprintln(p.app.stdout, row(m)[0]); err != nil {
+				return err
+			}
+		}
+		return nil
+	case "table", "wide":
+		w := tabwriter.NewWriter(p.app.fitting(), 0, 8, 2, ' ', 0)
 		if p.count == 0 {
-			fmt.Fprintln(w, strings.Join(p.columns, "\t"))
+			fmt.Fprintln(w, strings.Join(p.heading(), "\t"))
 		}
 		for _, m := range items {
-			fmt.Fprintln(w, strings.Join(row(m), "\t"))
+			fmt.Fprintln(w, strings.Join(p.shown(row(m)), "\t"))
 			p.count++
 		}
 		return w.Flush()
@@ -116,16 +176,23 @@ func (p *pager) end() error {
 		text = "\n]\n"
 	case p.app.output == "yaml" && p.count == 0:
 		text = "[]\n"
-	case p.app.output == "table" && p.count == 0:
-		text = strings.Join(p.columns, "  ") + "\n"
+	case (p.app.output == "table" || p.app.output == "wide") && p.count == 0:
+		text = strings.Join(p.heading(), "  ") + "\n"
 	}
 	_, err := io.WriteString(p.app.stdout, text)
 	return err
 }
 
-// list prints all pages that next returns; it is given the token of each.
+// list prints all pages that next returns; it is given the token of each. With --sort it holds them all.
 func list[T proto.Message](a *app, columns []string, row func(T) []string, next func(token string) ([]T, string, error)) error {
 	p := &pager{app: a, columns: columns}
+	by, err := p.sortColumn()
+	if err != nil {
+		return err
+	}
+	if by >= 0 {
+		next = sorted(a, next, func(m T) string { return row(m)[by] })
+	}
 	for token := ""; ; {
 		items, more, err := next(token)
 		if err != nil {

@@ -124,6 +124,7 @@ One that the CA can never carry out (--impossible) is closed: its certificate st
 		})
 	}
 	f := c.Flags()
+	a.sortable(f)
 	f.BoolVar(&req.Pending, "pending", false, "only pending ones")
 	f.BoolVar(&req.Failed, "failed", false, "only pending ones that the CA refused")
 	f.BoolVar(&req.Impossible, "impossible", false, "only those that the CA can't carry out at all")

@@ -26,11 +26,12 @@ type app struct {
 	address string
 	tls     tlsFlags
 	output  string
+	sort    string // a column of a list
 	stdout  io.Writer
 	stderr  io.Writer
 }
 
-// Main runs the command line and returns its exit code: 0; 1 for a failure; 2 for wrong usage.
+// Main runs the command line and returns its exit code, by the kind of the error.
 func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	a := &app{stdout: stdout, stderr: stderr}
 	root := a.root()
@@ -48,9 +49,8 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	fmt.Fprintln(stderr, "espm: "+describe(err))
 	if _, usage := errors.AsType[usageError](err); usage {
 		fmt.Fprintf(stderr, "See '%s --help'.\n", cmd.CommandPath())
-		return 2
 	}
-	return 1
+	return exitOf(err)
 }
 
 // Command returns the whole command line, for what is made from it: manual
@@ -63,6 +63,14 @@ func Command() *cobra.Command {
 
 // exitCode ends the command without a word more.
 type exitCode int
+
+// err returns nil for success.
+func (e exitCode) err() error {
+	if e == 0 {
+		return nil
+	}
+	return e
+}
 
 func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
@@ -83,15 +91,8 @@ func (a *app) root() *cobra.Command {
 	}
 	root.Args = noVerb(root)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "table, json or yaml")
-	root.PersistentPreRunE = func(*cobra.Command, []string) error {
-		switch a.output {
-		case "table", "json", "yaml":
-			return nil
-		default:
-			return usageError{fmt.Errorf("--output: table, json or yaml, is %q", a.output)}
-		}
-	}
+	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", strings.Join(outputs, ", "))
+	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error { return a.checkOutput(c) }
 	asking := []*cobra.Command{a.nodeCmd(), a.groupCmd(), a.certCmd(), a.caCmd(), a.encCmd(), a.tokenCmd(), a.auditCmd(), a.backupCmd()}
 	for _, c := range asking {
 		f := c.PersistentFlags()
@@ -154,11 +155,11 @@ func (a *app) call(f func(*grpc.ClientConn) error) error {
 	case !ok || s.Code() != codes.Unavailable || reason(s) != "":
 		return err
 	case a.refused(s):
-		return fmt.Errorf("the daemon at %s refused the certificate %s (--cert, ESPM_CERT): it is revoked, expired, of another CA or not for clients, or its CRL can't be checked; the daemon's log says which", a.address, a.tls.cert)
+		return exitError{fmt.Errorf("the daemon at %s refused the certificate %s (--cert, ESPM_CERT): it is revoked, expired, of another CA or not for clients, or its CRL can't be checked; the daemon's log says which", a.address, a.tls.cert), exitNotPermitted}
 	case strings.Contains(s.Message(), syscall.EACCES.Error()):
-		return fmt.Errorf("this user may not use %s (--address, ESPM_ADDRESS): %s", a.address, s.Message())
+		return exitError{fmt.Errorf("this user may not use %s (--address, ESPM_ADDRESS): %s", a.address, s.Message()), exitNotPermitted}
 	default:
-		return fmt.Errorf("no daemon answers at %s (--address, ESPM_ADDRESS): %s", a.address, s.Message())
+		return exitError{fmt.Errorf("no daemon answers at %s (--address, ESPM_ADDRESS): %s", a.address, s.Message()), exitUnavailable}
 	}
 }
 

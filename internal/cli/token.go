@@ -161,7 +161,7 @@ func (g *grantFlags) message(f *pflag.FlagSet) *espmv1.Grant {
 	return m
 }
 
-var tokenColumns = []string{"NAME", "ROLE", "STATE", "EXPIRES", "LAST USED", "MADE BY"}
+var tokenColumns = []string{"NAME", "ROLE", "STATE", "EXPIRES", "LAST USED", "+MADE BY"}
 
 func tokenRow(t *espmv1.Token) []string {
 	return []string{t.GetName(), word(t.GetRole(), "ROLE_"), tokenState(t), when(t.GetExpireTime()), when(t.GetLastUseTime()), t.GetCreatePrincipal()}
@@ -179,7 +179,7 @@ func tokenState(t *espmv1.Token) string {
 }
 
 func (a *app) tokenListCmd() *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use:   "list",
 		Short: "List tokens, revoked ones too",
 		Args:  args(),
@@ -193,6 +193,8 @@ func (a *app) tokenListCmd() *cobra.Command {
 			})
 		},
 	}
+	a.sortable(c.Flags())
+	return c
 }
 
 func (a *app) tokenShowCmd() *cobra.Command {

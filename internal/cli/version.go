@@ -14,7 +14,7 @@ func (a *app) versionCmd() *cobra.Command {
 		Short: "Say which espm this is",
 		Args:  args(),
 		RunE: func(*cobra.Command, []string) error {
-			if a.output == "table" {
+			if !a.encoded() {
 				_, err := fmt.Fprintln(a.stdout, "espm version "+version.Read().String())
 				return err
 			}

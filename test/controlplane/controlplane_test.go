@@ -189,7 +189,7 @@ func TestShell(t *testing.T) {
 
 	// No room in the cloud: no node is left.
 	s.with("LAUNCH=fails").launch(t, "web9.test", "data").is(t, 1)
-	s.run(t, "espm", "node", "show", "web9.test").is(t, 1)
+	s.run(t, "espm", "node", "show", "web9.test").is(t, 3)
 
 	// What would fail again is not tried again.
 	if o := s.launch(t, "WEB.test", "data").is(t, 1); !strings.Contains(o.stderr, "WEB.test") {
@@ -229,7 +229,7 @@ func TestTerraform(t *testing.T) {
 		t.Errorf("another bundle: %v", err)
 	}
 	// Another resource of the same name is told.
-	if o := s.with("ID=ffff", "USER_DATA=other").run(t, "sh", "-c", create).is(t, 1); !strings.Contains(o.stderr, "NODE_EXISTS") {
+	if o := s.with("ID=ffff", "USER_DATA=other").run(t, "sh", "-c", create).is(t, 4); !strings.Contains(o.stderr, "NODE_EXISTS") {
 		t.Error(o.stderr)
 	}
 
@@ -256,7 +256,7 @@ func TestConsole(t *testing.T) {
 	if o := s.with("LAUNCH=fails").run(t, "console", s.socket(), "free.test").is(t, 1); !strings.Contains(o.stdout, "terminated free.test") || !strings.Contains(o.stderr, "no room") {
 		t.Errorf("printed %q, %q", o.stdout, o.stderr)
 	}
-	s.run(t, "espm", "node", "show", "free.test").is(t, 1)
+	s.run(t, "espm", "node", "show", "free.test").is(t, 3)
 }
 
 func exists(path string) bool {

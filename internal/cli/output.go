@@ -1,0 +1,177 @@
+package cli
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+// outputs are what -o takes.
+var outputs = []string{"table", "wide", "name", "json", "yaml"}
+
+// textOnly are the commands whose output has one form, and why. They refuse -o.
+var textOnly = map[string]string{
+	"espm serve":          "it logs until it is stopped",
+	"espm init":           "it is a guide for the person who sets espm up",
+	"espm audit export":   "the lines are exported as the chain has them, one JSON object each",
+	"espm backup restore": "it is a report for the person at the console",
+}
+
+// checkOutput refuses an output that a command does not have.
+func (a *app) checkOutput(c *cobra.Command) error {
+	if !slices.Contains(outputs, a.output) {
+		return usageError{fmt.Errorf("--output: %s, is %q", strings.Join(outputs, ", "), a.output)}
+	}
+	if why := textOnly[c.CommandPath()]; why != "" && c.Flags().Changed("output") {
+		return usageError{fmt.Errorf("--output: %s has no choice of output: %s", c.CommandPath(), why)}
+	}
+	return nil
+}
+
+// sortable adds --sort to the command of a list.
+func (a *app) sortable(f *pflag.FlagSet) {
+	f.StringVar(&a.sort, "sort", "", "sort by this column, such as created; - before it: the other way round")
+}
+
+// sortColumn returns the index of the column that --sort names, -1 for none.
+func (p *pager) sortColumn() (int, error) {
+	name := strings.TrimPrefix(p.app.sort, "-")
+	if name == "" {
+		return -1, nil
+	}
+	var known []string
+	for i, column := range p.columns {
+		column = strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(column, "+")), " ", "-")
+		if column == strings.ToLower(name) {
+			return i, nil
+		}
+		known = append(known, column)
+	}
+	return -1, usageError{fmt.Errorf("--sort: one of %s, is %q", strings.Join(known, ", "), name)}
+}
+
+// sorted returns all pages as one, in the order of a column: numbers as numbers. What is
+// equal stays in the order of the list.
+func sorted[T proto.Message](a *app, next func(string) ([]T, string, error), column func(T) string) func(string) ([]T, string, error) {
+	return func(string) ([]T, string, error) {
+		var all []T
+		for token := ""; ; {
+			items, more, err := next(token)
+			if err != nil {
+				return nil, "", err
+			}
+			all = append(all, items...)
+			if token = more; token == "" {
+				break
+			}
+		}
+		slices.SortStableFunc(all, func(x, y T) int {
+			order := compareCells(column(x), column(y))
+			if strings.HasPrefix(a.sort, "-") {
+				return -order
+			}
+			return order
+		})
+		return all, "", nil
+	}
+}
+
+func compareCells(x, y string) int {
+	m, err := strconv.ParseInt(x, 10, 64)
+	n, otherErr := strconv.ParseInt(y, 10, 64)
+	if err == nil && otherErr == nil {
+		return cmp.Compare(m, n)
+	}
+	return cmp.Compare(x, y)
+}
+
+// encoded tells whether the output is the record as it is: JSON or YAML.
+func (a *app) encoded() bool { return a.output == "json" || a.output == "yaml" }
+
+// fitting returns where a table goes: on a terminal, its lines are cut to the width, unless they are asked for wide.
+func (a *app) fitting() io.Writer {
+	f, ok := a.stdout.(*os.File)
+	if !ok || a.output == "wide" {
+		return a.stdout
+	}
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ) // #nosec G115 -- a file descriptor is small
+	if err != nil || size.Col == 0 {
+		return a.stdout
+	}
+	return &cutter{out: a.stdout, width: int(size.Col)}
+}
+
+// cutter cuts lines that are longer than its width, in characters. It is given whole lines.
+type cutter struct {
+	out   io.Writer
+	width int
+}
+
+func (c *cutter) Write(p []byte) (int, error) {
+	var b bytes.Buffer
+	for line := range bytes.Lines(p) {
+		text := bytes.TrimSuffix(line, []byte("\n"))
+		if utf8.RuneCount(text) > c.width {
+			text = []byte(string([]rune(string(text))[:c.width-1]) + "…")
+		}
+		b.Write(text)
+		b.Write(line[len(bytes.TrimSuffix(line, []byte("\n"))):])
+	}
+	_, err := c.out.Write(b.Bytes())
+	return len(p), err
+}
+
+// Exit codes by kind of error; docs/cli.md has them.
+const (
+	exitFailed       = 1
+	exitUsage        = 2
+	exitNotFound     = 3
+	exitConflict     = 4
+	exitNotPermitted = 5
+	exitUnavailable  = 6
+)
+
+// exitError is an error whose kind no status of the API tells.
+type exitError struct {
+	error
+	code int
+}
+
+func (e exitError) Unwrap() error { return e.error }
+
+func exitOf(err error) int {
+	if kind, known := errors.AsType[exitError](err); known {
+		return kind.code
+	}
+	if _, usage := errors.AsType[usageError](err); usage {
+		return exitUsage
+	}
+	switch status.Code(err) {
+	case codes.InvalidArgument, codes.OutOfRange:
+		return exitUsage
+	case codes.NotFound:
+		return exitNotFound
+	case codes.AlreadyExists, codes.FailedPrecondition, codes.Aborted:
+		return exitConflict
+	case codes.PermissionDenied, codes.Unauthenticated:
+		return exitNotPermitted
+	case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted:
+		return exitUnavailable
+	default:
+		return exitFailed
+	}
+}
