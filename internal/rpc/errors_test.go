@@ -188,17 +188,17 @@ func signError(cause error) func(*testing.T, *rig) error {
 }
 
 func TestEveryRowOfTheTable(t *testing.T) {
-	for _, row := range table {
-		t.Run(row.reason, func(t *testing.T) {
-			call, ok := provoke[row.reason]
+	for _, row := range node.ErrorReasons {
+		t.Run(row.Reason, func(t *testing.T) {
+			call, ok := provoke[row.Reason]
 			if !ok {
 				t.Fatal("no call is answered with this reason: is the row needed?")
 			}
-			expect(t, call(t, newRigWith(t, bolt.Options{History: 5})), row.code, row.reason)
+			expect(t, call(t, newRigWith(t, bolt.Options{History: 5})), statusCodes[row.Reason], row.Reason)
 		})
 	}
-	if len(provoke) != len(table) {
-		t.Errorf("%d reasons are provoked, the table has %d", len(provoke), len(table))
+	if len(provoke) != len(node.ErrorReasons) || len(statusCodes) != len(node.ErrorReasons)+1 {
+		t.Errorf("%d reasons are provoked and %d have a code, the table has %d, and there is INTERNAL", len(provoke), len(statusCodes), len(node.ErrorReasons))
 	}
 }
 
@@ -231,14 +231,14 @@ func TestInternal(t *testing.T) {
 }
 
 func TestWrappedErrorsMap(t *testing.T) {
-	for _, row := range table {
-		err := row.err
+	for _, row := range node.ErrorReasons {
+		err := row.Err
 		if errors.Is(err, node.ErrInvalid) {
 			err = node.Invalid("certname", "must be lower case")
 		}
 		for _, wrapped := range []error{err, fmt.Errorf("one: %w", fmt.Errorf("two: %w", err)), errors.Join(errors.New("other"), err)} {
-			bad := expect(t, toStatus(wrapped), row.code, row.reason)
-			if row.reason == "INVALID" && (len(bad) != 1 || bad[0].GetField() != "certname" || bad[0].GetDescription() != "must be lower case") {
+			bad := expect(t, toStatus(wrapped), statusCodes[row.Reason], row.Reason)
+			if row.Reason == "INVALID" && (len(bad) != 1 || bad[0].GetField() != "certname" || bad[0].GetDescription() != "must be lower case") {
 				t.Errorf("%v: got %v", wrapped, bad)
 			}
 		}
