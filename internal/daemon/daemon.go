@@ -286,7 +286,7 @@ func puppetServer(c config.Puppet) (bootstrap.Server, error) {
 }
 
 func (d *daemon) serveAPI(ctx context.Context) error {
-	access, err := d.access(ctx)
+	gate, tokens, err := d.gate(ctx)
 	if err != nil {
 		return err
 	}
@@ -295,7 +295,7 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 		return fmt.Errorf("listen: %w", err)
 	}
 	server := rpc.NewServer(ctx, rpc.Options{
-		Registry: d.registry, Access: access, Audit: d.audit, Backups: d.backups,
+		Registry: d.registry, Gate: gate, Tokens: tokens, Records: d.store, Audit: d.audit, Backups: d.backups,
 		Limits: limits(d.config), Now: time.Now, Log: d.log, GRPC: []grpc.ServerOption{d.metrics.Requests()},
 	})
 	served, network, err := d.serveOn(server, local, limits(d.config))

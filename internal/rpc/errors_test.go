@@ -5,21 +5,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/sirupsen/logrus"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
-	"github.com/espm-project/espm/internal/audit"
+	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store/bolt"
@@ -321,14 +320,17 @@ type quietStream struct {
 func (s quietStream) Context() context.Context { return s.ctx }
 
 func TestPanicInStream(t *testing.T) {
-	log := logrus.New()
-	log.SetOutput(io.Discard)
+	r := newRig(t)
 	called := false
 	method := "espm.v1.NodeService/WatchNodes"
-	ctx := node.WithCaller(t.Context(), node.Caller{Name: "local:root", Role: node.Admin, Method: method})
-	ctx = context.WithValue(ctx, admissionKey{}, admission{method: method})
-	e := &edge{log: log, audit: audit.New(nil, audit.Options{Now: time.Now, Log: log}), now: time.Now, serving: t.Context()}
-	err := e.stream(nil, quietStream{ctx: ctx}, &grpc.StreamServerInfo{FullMethod: "/" + method}, func(any, grpc.ServerStream) error {
+	sent, _ := metadata.FromOutgoingContext(r.token(t, "r", espmv1.Role_ROLE_READER, nil))
+	admitted, err := r.gate.Admit(auth.Request{Peer: r.gate.NetworkPeer("192.0.2.1:5", nil), Method: method, Authorization: sent.Get("authorization")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.WithValue(t.Context(), admissionKey{}, admission{Admission: admitted})
+	e := &edge{log: discard(), gate: r.gate, serving: t.Context()}
+	err = e.stream(nil, quietStream{ctx: ctx}, &grpc.StreamServerInfo{FullMethod: "/" + method}, func(any, grpc.ServerStream) error {
 		called = true
 		panic("hunter2")
 	})
