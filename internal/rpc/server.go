@@ -51,6 +51,7 @@ func NewServer(ctx context.Context, o Options) *grpc.Server {
 	e := &edge{log: o.Log, gate: o.Gate, audit: o.Audit, now: o.Now, serving: ctx, limits: limits}
 	s := grpc.NewServer(append(o.GRPC,
 		grpc.Creds(h),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.InTapHandle(e.tap),
 		grpc.StatsHandler(connections{}),
 		grpc.WaitForHandlers(true),

@@ -68,16 +68,16 @@ store:
 listen: unix://{{.Run}}/espm.sock
 enc:
   socket: {{.Run}}/enc.sock
-  # Group of Puppet Server's user, which runs espm-enc: it may use the socket and read the store.
+  # The group of Puppet Server's user, which runs espm-enc. It may use the socket and read the store.
   {{if .Group}}group: {{yaml .Group}}{{else}}# group: puppet{{end}}
-  # What to do about nodes that espm does not know: fail, empty (only site.pp applies) or command.
+  # The answer for a node that espm does not know: fail, empty (only site.pp applies) or command (another ENC).
   unknown_nodes: {{.Unknown}}
 {{- with .Command}}
   command: {{yaml .}}
 {{- end}}
 authority:
 {{- with .PuppetServer}}
-  # A Puppet Server that keeps its CA.
+  # This Puppet Server keeps its CA.
   puppetserver:
     url: {{yaml .URL}}
     certificate: {{yaml .Certificate}}
@@ -94,10 +94,10 @@ authority:
     publish: []
 {{- end}}
 puppet:
-  # What provisioned nodes are told to use.
+  # The Puppet Server in the puppet.conf of provisioned nodes.
   server: {{.Server}}
   port: {{.Port}}
-# Certificates that are never revoked.
+# Certnames that are never terminated or revoked.
 protected_certnames:
 {{- range .Protected}}
   - {{.}}
