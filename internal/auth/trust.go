@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -35,7 +36,8 @@ type Trust struct {
 	pair    atomic.Pointer[tls.Certificate] // never nil
 	clients atomic.Pointer[clients]         // never nil
 
-	pairStamp, clientStamp []pemfile.Stamp // of NewTrust and Run alone
+	reading                sync.Mutex // of the files, which Refresh alone waits for
+	pairStamp, clientStamp []pemfile.Stamp
 }
 
 // clients is what a read of CAs and CRLs gave: one of the two is set.
@@ -76,14 +78,16 @@ func (t *Trust) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-time.After(readAgain):
-			t.refresh()
+			t.Refresh()
 		}
 	}
 }
 
-// refresh reads what has changed. The stamps are of before the reading, so that a change in
-// between is seen the next time.
-func (t *Trust) refresh() {
+// Refresh reads the files that have changed. They are in force when it returns. The stamps are of before
+// the reading, so that a change in between is seen the next time.
+func (t *Trust) Refresh() {
+	t.reading.Lock()
+	defer t.reading.Unlock()
 	if now := pemfile.Stamps(t.files.CA, t.files.CRL); !slices.Equal(now, t.clientStamp) {
 		t.clientStamp = now
 		if read := t.readClients(); read.err != nil {

@@ -190,7 +190,7 @@ func TestVerify(t *testing.T) {
 			}
 			before := s.client
 			c.spoil(t, s) // while it is open, so that this is read again
-			gate.o.Trust.refresh()
+			gate.o.Trust.Refresh()
 			err := gate.check(s.client)
 			if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
 				t.Fatalf("got %v, want %q", err, c.says)
@@ -220,7 +220,7 @@ func TestServerCertificateIsReadAgain(t *testing.T) {
 	serves := func(want *testCA, says string) {
 		t.Helper()
 		s.log.Reset()
-		gate.o.Trust.refresh()
+		gate.o.Trust.Refresh()
 		got, err := gate.TLS().GetCertificate(nil)
 		if err != nil || !bytes.Equal(got.Certificate[0], want.cert.Raw) {
 			t.Errorf("another certificate, %v", err)
@@ -262,7 +262,7 @@ func TestTrustWithoutFiles(t *testing.T) {
 		t.Errorf("log: %s", &s.log)
 	}
 	s.write(t, s.CRL, s.sub.crl(t, nil), s.root.crl(t, nil))
-	gate.o.Trust.refresh()
+	gate.o.Trust.Refresh()
 	if err := gate.check(s.client); err != nil {
 		t.Errorf("when it is there: %v", err)
 	}

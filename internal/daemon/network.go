@@ -7,12 +7,15 @@ import (
 	"net"
 	"os/user"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 
 	"github.com/espm-project/espm/internal/auth"
+	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/config"
+	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/rpc"
 	"github.com/espm-project/espm/internal/site"
 )
@@ -39,7 +42,8 @@ func (d *daemon) gate(ctx context.Context) (*auth.Gate, *auth.Tokens, error) {
 		if err != nil {
 			return nil, nil, fmt.Errorf("network: %w", err)
 		}
-		d.trust, o.Trust, o.Refused = trust, trust, trust.Refused
+		d.trust.Store(trust)
+		o.Trust, o.Refused = trust, trust.Refused
 		d.wg.Go(func() { trust.Run(ctx) })
 	}
 	if o.Tokens, err = auth.NewTokens(ctx, d.store, d.store, time.Now, d.log); err != nil {
@@ -51,10 +55,24 @@ func (d *daemon) gate(ctx context.Context) (*auth.Gate, *auth.Tokens, error) {
 
 // served are the names that the network listener is reached by. The API asks, which begins after gate.
 func (d *daemon) served() []string {
-	if d.trust == nil {
-		return nil
+	if trust := d.trust.Load(); trust != nil {
+		return trust.Names()
 	}
-	return d.trust.Names()
+	return nil
+}
+
+// refusing is an authority whose revocations count for the gate when Revoke returns, which is before there is a receipt.
+type refusing struct {
+	authority
+	trust *atomic.Pointer[auth.Trust]
+}
+
+func (r refusing) Revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
+	receipts, err := r.authority.Revoke(ctx, targets)
+	if trust := r.trust.Load(); trust != nil {
+		trust.Refresh()
+	}
+	return receipts, err
 }
 
 func adminGroup(c config.Config) string {
