@@ -36,7 +36,7 @@ var nameless = []string{"espm audit verify", "espm ca status", "espm doctor", "e
 // checkOutput refuses an output that a command does not have.
 func (a *app) checkOutput(c *cobra.Command) error {
 	if !slices.Contains(outputs, a.output) {
-		return usageError{fmt.Errorf("--output: %s, is %q", strings.Join(outputs, ", "), a.output)}
+		return usageError{fmt.Errorf("--output: must be one of %s, is %q", strings.Join(outputs, ", "), a.output)}
 	}
 	if why := textOnly[c.CommandPath()]; why != "" && c.Flags().Changed("output") {
 		return usageError{fmt.Errorf("--output: %s has no choice of output: %s", c.CommandPath(), why)}
@@ -66,7 +66,7 @@ func (p *pager) sortColumn() (int, error) {
 		}
 		known = append(known, column)
 	}
-	return -1, usageError{fmt.Errorf("--sort: one of %s, is %q", strings.Join(known, ", "), name)}
+	return -1, usageError{fmt.Errorf("--sort: must be one of %s, is %q", strings.Join(known, ", "), name)}
 }
 
 // sorted returns all pages as one, in the order of a column: numbers as numbers. What is

@@ -100,7 +100,7 @@ func notRevoked(revs []*espmv1.Revocation, wait node.Duration) error {
 			return err
 		}
 		if r.GetState() != espmv1.RevocationState_REVOCATION_STATE_REVOKED {
-			return exitError{fmt.Errorf("the revocation is still %s after %v: espm cert revocations show %s", word(r.GetState(), "REVOCATION_STATE_"), wait, r.GetId()), exitUnavailable}
+			return exitError{fmt.Errorf("serial %s of %q: the revocation is still %s after %v; it stays ordered: espm cert revocations show %s", r.GetSerial(), r.GetCertname(), word(r.GetState(), "REVOCATION_STATE_"), wait, r.GetId()), exitUnavailable}
 		}
 	}
 	return nil
@@ -136,7 +136,7 @@ a revocation (--impossible), espm closes it: the certificate stays valid until i
 				return resp.GetRevocations(), resp.GetNextPageToken(), err
 			})
 			if err == nil && down != nil {
-				fmt.Fprintf(a.stderr, "espm: none can be carried out now, next try %s: %s\n", when(down.GetRetryTime()), down.GetError())
+				fmt.Fprintf(a.stderr, "espm: no revocation can be carried out now, next try %s: %s\n", when(down.GetRetryTime()), down.GetError())
 			}
 			return err
 		})
