@@ -62,6 +62,7 @@ func (a *app) auditListCmd() *cobra.Command {
 		},
 	}
 	f := c.Flags()
+	a.sortable(f)
 	f.StringVar(&req.Principal, "principal", "", "only what this principal did, such as token:ci or espm")
 	f.StringVar(&req.Certname, "certname", "", "only lines about this node")
 	f.StringVar(&req.Uid, "uid", "", "only lines about this registration")

@@ -58,8 +58,7 @@ is in no backup.`,
 					})
 				}
 				if a.output == "name" {
-					_, err := fmt.Fprintln(a.stdout, path)
-					return err
+					return a.names(path)
 				}
 				fmt.Fprintf(a.stdout, "%s\nSHA-256 %s, %d files, store at revision %d: %s\n", path, sum, len(m.Files), m.Revision, snapshot.Records(m.Records))
 				a.backedUpKeys(m)

@@ -79,7 +79,7 @@ func currentSerial(ctx context.Context, conn *grpc.ClientConn, certname string) 
 		return "", err
 	}
 	if resp.GetNode().GetSerial() == "" {
-		return "", fmt.Errorf("%q has no certificate; earlier ones: espm cert list --certname %s", certname, certname)
+		return "", exitError{fmt.Errorf("%q has no certificate; earlier ones: espm cert list --certname %s", certname, certname), exitNotFound}
 	}
 	return resp.GetNode().GetSerial(), nil
 }

@@ -29,7 +29,7 @@ The import revokes nothing. What it adopts is like any other node from then on:
 'espm node terminate' revokes its certificates. A certificate that is expired or
 revoked, and a protected name, are skipped, each with the reason. It may be cut short and run again.
 
-Exit code 1 if the CA has no certificate of a NAME, or the import broke off.`,
+The exit code is 3 if the CA has no certificate of a NAME.`,
 		Example: `  espm cert import --all --label imported=2026-11
   espm cert import --all --label imported=2026-11 --apply
   espm cert import web1.example.com web2.example.com --group web --apply`,
@@ -91,7 +91,7 @@ func (a *app) importCertificates(ctx context.Context, conn *grpc.ClientConn, req
 	}
 	a.summary(counts, req.GetValidateOnly(), hint)
 	if n := counts[espmv1.ImportOutcome_IMPORT_OUTCOME_NOT_FOUND]; n > 0 {
-		return fmt.Errorf("the CA has no certificate of %d of the names", n)
+		return exitError{fmt.Errorf("the CA has no certificate of %d of the names", n), exitNotFound}
 	}
 	return nil
 }

@@ -24,7 +24,11 @@ it is asked to.`,
 		Args: args("NAME"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			var answer bytes.Buffer
-			if code := client.Run(args[0], &answer); code != 0 || a.output != "json" {
+			code := client.Run(args[0], &answer)
+			switch {
+			case code == 0 && a.output == "name":
+				return a.names(args[0])
+			case code != 0 || a.output != "json":
 				_, err := answer.WriteTo(a.stdout)
 				return errors.Join(exitCode(code).err(), err)
 			}

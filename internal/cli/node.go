@@ -45,14 +45,24 @@ func (f *nodeFlags) node(certname string) (*espmv1.Node, error) {
 
 func (a *app) nodeRegisterCmd() *cobra.Command {
 	var f nodeFlags
+	var file recordFile
 	var requestID string
 	c := &cobra.Command{
-		Use:     "register NAME",
-		Short:   "Register and classify a node, without a certificate",
-		Example: `  espm node register web1.example.com --class 'nginx={"workers":4}' --parameter 'role="web"'`,
-		Args:    args("NAME"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			n, err := f.node(args[0])
+		Use:   "register NAME | --file FILE",
+		Short: "Register and classify a node, without a certificate",
+		Long: `Registers and classifies a node, without a certificate.
+
+With --file the node is as 'espm node show NAME -o yaml' prints one. Output-only fields, such as
+state and revision, are ignored. The node belongs to the caller, whatever owner the file names.`,
+		Example: `  espm node register web1.example.com --class 'nginx={"workers":4}' --parameter 'role="web"'
+  espm node register -f web1.yaml`,
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			var n *espmv1.Node
+			if len(args) > 0 {
+				n, err = f.node(args[0])
+			} else {
+				n, _, err = file.readNode(cmd.Flags())
+			}
 			if err != nil {
 				return err
 			}
@@ -66,6 +76,7 @@ func (a *app) nodeRegisterCmd() *cobra.Command {
 		},
 	}
 	f.add(c)
+	file.add(c, "node")
 	c.Flags().StringVar(&requestID, "request-id", "", "makes a retry safe: the same id and content is one registration")
 	return c
 }
@@ -83,29 +94,36 @@ var nodePaths = map[string]string{
 
 func (a *app) nodeUpdateCmd() *cobra.Command {
 	var f nodeFlags
+	var file recordFile
 	var clear []string
 	var owner string
 	var revision int64
 	var reveal bool
 	c := &cobra.Command{
-		Use:   "update NAME",
+		Use:   "update NAME | --file FILE",
 		Short: "Change a node's classification, groups, labels or owner",
-		Long: `Changes what flags are given for; each replaces all that was set of its kind:
+		Long: `Changes what flags are given for. Each flag replaces all that was set of its kind:
 --class all classes, --parameter all parameters, and so on. Only an admin may
-give a node to another owner; its certificates and revocations go with it.`,
+give a node to another owner; its certificates and revocations go with it.
+
+With --file the node becomes as the file says: a classification, groups or labels that the file
+lacks are emptied. An owner that the file lacks stays. Other fields of 'espm node show' are ignored, but
+for uid and revision: if the file has them and the node has others by now, the update is refused.`,
 		Example: `  espm node update web1.example.com --class 'nginx={"workers":8}' --clear group
-  espm node update web1.example.com --owner token:ci`,
-		Args: args("NAME"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			n, err := f.node(args[0])
+  espm node update web1.example.com --owner token:ci
+  espm node show web1.example.com -o yaml >web1.yaml; vi web1.yaml; espm node update -f web1.yaml`,
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			var n *espmv1.Node
+			var paths []string
+			if len(args) == 0 {
+				n, paths, err = file.readNode(cmd.Flags())
+			} else if n, err = f.node(args[0]); err == nil {
+				n.Revision, n.Owner = revision, owner
+				paths, err = mask(cmd.Flags(), nodePaths, clear)
+			}
 			if err != nil {
 				return err
 			}
-			paths, err := mask(cmd.Flags(), nodePaths, clear)
-			if err != nil {
-				return err
-			}
-			n.Revision, n.Owner = revision, owner
 			return a.call(func(conn *grpc.ClientConn) error {
 				resp, err := espmv1.NewNodeServiceClient(conn).UpdateNode(cmd.Context(),
 					&espmv1.UpdateNodeRequest{Node: n, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths}, RevealSensitive: reveal})
@@ -117,6 +135,7 @@ give a node to another owner; its certificates and revocations go with it.`,
 		},
 	}
 	f.add(c)
+	file.add(c, "node")
 	c.Flags().StringVar(&owner, "owner", "", "principal that the node is to belong to, such as token:ci")
 	c.Flags().StringArrayVar(&clear, "clear", nil, "empty environment, class, parameter, sensitive, classification, group, label or owner; repeatable")
 	c.Flags().Int64Var(&revision, "revision", 0, "refuse if the node's revision is another")
@@ -131,7 +150,7 @@ func (a *app) nodeListCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "list",
 		Short:   "List the live nodes",
-		Example: "  espm node list --label tier=front --not-seen-for 30d",
+		Example: "  espm node list -l tier=front,site=a --sort last-seen\n  espm node list --not-seen-for 30d -o name",
 		Args:    args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			want, err := pairs("--label", labels)
@@ -152,7 +171,7 @@ func (a *app) nodeListCmd() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().StringArrayVar(&labels, "label", nil, "only nodes with this label, NAME=VALUE; repeatable")
+	c.Flags().StringSliceVarP(&labels, "label", "l", nil, "only nodes with all these labels, NAME=VALUE[,NAME=VALUE...]; repeatable")
 	c.Flags().StringVar(&group, "group", "", "only nodes directly in this group")
 	c.Flags().StringVar(&owner, "owner", "", "only nodes of this principal, such as token:ci")
 	a.sortable(c.Flags())
@@ -230,8 +249,8 @@ before stands.`,
 					}
 				}
 				if !revoked(resp) {
-					return fmt.Errorf("%q is terminated, but its revocation is still pending after %v; it will be done, ask again with --uid %s",
-						args[0], wait, resp.GetNode().GetUid())
+					return exitError{fmt.Errorf("%q is terminated, but its revocation is still pending after %v; it will be done, ask again with --uid %s",
+						args[0], wait, resp.GetNode().GetUid()), exitUnavailable}
 				}
 				return nil
 			})

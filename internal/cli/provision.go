@@ -92,7 +92,7 @@ func (a *app) nodeProvisionCmd() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, err := node.ParseCertname(args[0])
 			if err != nil {
-				return err
+				return usageError{err}
 			}
 			out, err := d.delivery(cmd, name, s.csr != "")
 			if err != nil {

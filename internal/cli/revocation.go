@@ -55,11 +55,7 @@ a CRL that came from a backup, or what was impossible to revoke.`,
 				if err != nil {
 					return err
 				}
-				err = a.show(resp, func(w io.Writer) {
-					for _, r := range resp.GetRevocations() {
-						revocationTable(w, r)
-					}
-				})
+				err = a.showOrders(resp)
 				if err != nil || wait == 0 || req.GetValidateOnly() {
 					return err
 				}
@@ -77,6 +73,22 @@ a CRL that came from a backup, or what was impossible to revoke.`,
 	return c
 }
 
+// showOrders has a name for each order: none where an order was only checked.
+func (a *app) showOrders(resp *espmv1.RevokeCertificateResponse) error {
+	if a.output == "name" {
+		var ids []string
+		for _, r := range resp.GetRevocations() {
+			ids = append(ids, r.GetId())
+		}
+		return a.names(ids...)
+	}
+	return a.show(resp, func(w io.Writer) {
+		for _, r := range resp.GetRevocations() {
+			revocationTable(w, r)
+		}
+	})
+}
+
 // notRevoked says which orders have no receipt after a wait, and why.
 func notRevoked(revs []*espmv1.Revocation, wait node.Duration) error {
 	for _, r := range revs {
@@ -84,7 +96,7 @@ func notRevoked(revs []*espmv1.Revocation, wait node.Duration) error {
 			return err
 		}
 		if r.GetState() != espmv1.RevocationState_REVOCATION_STATE_REVOKED {
-			return fmt.Errorf("the revocation is still %s after %v: espm cert revocations show %s", word(r.GetState(), "REVOCATION_STATE_"), wait, r.GetId())
+			return exitError{fmt.Errorf("the revocation is still %s after %v: espm cert revocations show %s", word(r.GetState(), "REVOCATION_STATE_"), wait, r.GetId()), exitUnavailable}
 		}
 	}
 	return nil
@@ -252,7 +264,7 @@ func (a *app) revocationWatchCmd() *cobra.Command {
 	return c
 }
 
-var revocationColumns = []string{"ID", "SERIAL", "CERTNAME", "STATE", "ORDERED", "CRL", "LAST ERROR"}
+var revocationColumns = []string{"ID", "+SERIAL", "CERTNAME", "STATE", "ORDERED", "CRL", "LAST ERROR"}
 
 func revocationRow(r *espmv1.Revocation) []string {
 	return []string{r.GetId(), r.GetSerial(), r.GetCertname(), word(r.GetState(), "REVOCATION_STATE_"), when(r.GetCreateTime()),

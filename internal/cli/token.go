@@ -40,8 +40,11 @@ func (s *secretFile) register(f *pflag.FlagSet, usage string) {
 }
 
 // check is asked before the call: a token whose text could not be written is lost.
-func (s *secretFile) check(f *pflag.FlagSet, replace bool) error {
+func (s *secretFile) check(f *pflag.FlagSet, output string, replace bool) error {
 	if !f.Changed("out") {
+		if output == "name" {
+			return usageError{errors.New("--output name: the token's text would be lost; give --out FILE as well")}
+		}
 		return nil
 	}
 	if s.path == "" {
@@ -102,7 +105,7 @@ as '' it allows nothing.`,
 			if !ok || r == 0 {
 				return usageError{fmt.Errorf("--role: admin, provisioner or reader, is %q", role)}
 			}
-			if err := out.check(cmd.Flags(), false); err != nil {
+			if err := out.check(cmd.Flags(), a.output, false); err != nil {
 				return err
 			}
 			req := &espmv1.CreateTokenRequest{
@@ -251,7 +254,7 @@ rotation fails, it has the old one still.`,
 		Example: "  espm token rotate ci --expires 30d --out ci.token",
 		Args:    args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := out.check(cmd.Flags(), true); err != nil {
+			if err := out.check(cmd.Flags(), a.output, true); err != nil {
 				return err
 			}
 			return a.call(func(conn *grpc.ClientConn) error {

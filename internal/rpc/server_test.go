@@ -83,11 +83,11 @@ func (f *faulty) Revoke(ctx context.Context, targets []ca.Target) ([]node.Receip
 	return f.Authority.Revoke(ctx, targets)
 }
 
-func (f *faulty) Held(ctx context.Context, names []node.Certname) ([]ca.Held, error) {
+func (f *faulty) Existing(ctx context.Context, names []node.Certname) ([]ca.Existing, error) {
 	if hook := f.onHeld.Load(); hook != nil {
 		(*hook)()
 	}
-	return f.Authority.Held(ctx, names)
+	return f.Authority.Existing(ctx, names)
 }
 
 func (f *faulty) Sign(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
