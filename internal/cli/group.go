@@ -30,8 +30,8 @@ type groupFlags struct {
 
 func (f *groupFlags) add(c *cobra.Command) {
 	f.classifyFlags.add(c.Flags())
-	c.Flags().StringVar(&f.description, "description", "", "what it is for")
-	c.Flags().StringArrayVar(&f.parents, "parent", nil, "group that it inherits; repeatable")
+	c.Flags().StringVar(&f.description, "description", "", "what the group is for")
+	c.Flags().StringArrayVar(&f.parents, "parent", nil, "group that this group inherits; repeatable")
 }
 
 func (f *groupFlags) group(name string) (*espmv1.Group, error) {
@@ -125,16 +125,17 @@ group has another by now, the update is refused.`,
 	f.add(c)
 	file.add(c, "group")
 	c.Flags().StringArrayVar(&clear, "clear", nil, "empty environment, class, parameter, sensitive, classification, description or parent; repeatable")
-	c.Flags().Int64Var(&revision, "revision", 0, "refuse if the group's revision is another")
-	c.Flags().BoolVar(&reveal, "reveal-sensitive", false, "show sensitive values, and allow to take the mark off one that stays; for admins")
+	c.Flags().Int64Var(&revision, "revision", 0, "refuse the change if the group has another revision")
+	c.Flags().BoolVar(&reveal, "reveal-sensitive", false, markUsage)
 	return c
 }
 
 func (a *app) groupListCmd() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "list",
-		Short: "List the groups",
-		Args:  args(),
+		Use:     "list",
+		Short:   "List the groups",
+		Example: "  espm group list --sort=-classes",
+		Args:    args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
 				client := espmv1.NewGroupServiceClient(conn)
@@ -156,9 +157,10 @@ func (a *app) groupListCmd() *cobra.Command {
 func (a *app) groupShowCmd() *cobra.Command {
 	var reveal bool
 	c := &cobra.Command{
-		Use:   "show NAME",
-		Short: "Show a group",
-		Args:  args("NAME"),
+		Use:     "show NAME",
+		Short:   "Show a group",
+		Example: "  espm group show web -o yaml >web.yaml",
+		Args:    args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
 				resp, err := espmv1.NewGroupServiceClient(conn).GetGroup(cmd.Context(), &espmv1.GetGroupRequest{Name: args[0], RevealSensitive: reveal})
@@ -176,9 +178,10 @@ func (a *app) groupShowCmd() *cobra.Command {
 func (a *app) groupDeleteCmd() *cobra.Command {
 	var revision int64
 	c := &cobra.Command{
-		Use:   "delete NAME",
-		Short: "Delete a group that nothing inherits",
-		Args:  args("NAME"),
+		Use:     "delete NAME",
+		Short:   "Delete a group that nothing inherits",
+		Example: "  espm group delete web --revision 17",
+		Args:    args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
 				resp, err := espmv1.NewGroupServiceClient(conn).DeleteGroup(cmd.Context(), &espmv1.DeleteGroupRequest{Name: args[0], Revision: revision})
@@ -192,7 +195,7 @@ func (a *app) groupDeleteCmd() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().Int64Var(&revision, "revision", 0, "refuse if the group's revision is another")
+	c.Flags().Int64Var(&revision, "revision", 0, "refuse to delete if the group has another revision")
 	return c
 }
 

@@ -77,7 +77,7 @@ state and revision, are ignored. The node belongs to the caller, whatever owner 
 	}
 	f.add(c)
 	file.add(c, "node")
-	c.Flags().StringVar(&requestID, "request-id", "", "makes a retry safe: the same id and content is one registration")
+	c.Flags().StringVar(&requestID, "request-id", "", "makes a retry safe: the same id with the same content is one registration")
 	return c
 }
 
@@ -136,10 +136,10 @@ for uid and revision: if the file has them and the node has others by now, the u
 	}
 	f.add(c)
 	file.add(c, "node")
-	c.Flags().StringVar(&owner, "owner", "", "principal that the node is to belong to, such as token:ci")
+	c.Flags().StringVar(&owner, "owner", "", "principal that gets the node, such as token:ci")
 	c.Flags().StringArrayVar(&clear, "clear", nil, "empty environment, class, parameter, sensitive, classification, group, label or owner; repeatable")
-	c.Flags().Int64Var(&revision, "revision", 0, "refuse if the node's revision is another")
-	c.Flags().BoolVar(&reveal, "reveal-sensitive", false, "show sensitive values, and allow to take the mark off one that stays; for admins")
+	c.Flags().Int64Var(&revision, "revision", 0, "refuse the change if the node has another revision")
+	c.Flags().BoolVar(&reveal, "reveal-sensitive", false, markUsage)
 	return c
 }
 
@@ -175,7 +175,7 @@ func (a *app) nodeListCmd() *cobra.Command {
 	c.Flags().StringVar(&group, "group", "", "only nodes directly in this group")
 	c.Flags().StringVar(&owner, "owner", "", "only nodes of this principal, such as token:ci")
 	a.sortable(c.Flags())
-	durationVar(c.Flags(), &notSeen, "not-seen-for", "only nodes whose catalog was not asked for in this time, such as 30d or 12h; never seen: since it was registered")
+	durationVar(c.Flags(), &notSeen, "not-seen-for", "only nodes whose catalog nobody asked for in this time, such as 30d or 12h; a node that was never seen counts from its registration")
 	return c
 }
 
@@ -191,8 +191,10 @@ func (a *app) nodeShowCmd() *cobra.Command {
 	var reveal bool
 	c := &cobra.Command{
 		Use:   "show NAME",
-		Short: "Show a node",
-		Args:  args("NAME"),
+		Short: "Show a node and its certificates",
+		Example: `  espm node show web1.example.com
+  espm node show web1.example.com -o yaml >web1.yaml`,
+		Args: args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
 				resp, err := espmv1.NewNodeServiceClient(conn).GetNode(cmd.Context(), &espmv1.GetNodeRequest{Certname: args[0], Uid: uid, RevealSensitive: reveal})
@@ -206,7 +208,7 @@ func (a *app) nodeShowCmd() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().StringVar(&uid, "uid", "", "one registration, also a terminated one (the live one)")
+	c.Flags().StringVar(&uid, "uid", "", "registration to show, also a terminated one (default: the live one)")
 	c.Flags().BoolVar(&reveal, "reveal-sensitive", false, revealUsage)
 	return c
 }
@@ -217,11 +219,12 @@ func (a *app) nodeTerminateCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "terminate NAME",
 		Short: "Take a node out of the classifier and revoke its certificates",
-		Long: `Takes a node out of the classifier, at once, and has all its certificates revoked. The
-order to revoke is durable when the command returns; with --wait it
-waits for the revocation itself, and fails if that has not come by then. To see
-how far it is, run the same again, with the same --uid; a --reason that was given
-before stands.`,
+		Long: `Takes a node out of the classifier at once, and orders the revocation of all its certificates.
+The order is durable when the command returns.
+
+With --wait the command waits until the certificates are revoked. If they are not revoked
+by then, the exit code is 6 and the order stands. To see how far it is, run the same command again
+with the same --uid. The --reason of the first call stands.`,
 		Example: "  espm node terminate web1.example.com --reason cessationOfOperation --wait 30s",
 		Args:    args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -243,12 +246,13 @@ before stands.`,
 				if err != nil || wait == 0 {
 					return err
 				}
-				for _, r := range resp.GetRevocations() {
-					if err := impossible(r); err != nil {
+				orders := lastOrders(resp.GetRevocations())
+				for _, r := range orders {
+					if err := neverRevoked(r); err != nil {
 						return fmt.Errorf("%q is terminated, but %w", args[0], err)
 					}
 				}
-				if !revoked(resp) {
+				if resp.GetIssueOpen() || slices.ContainsFunc(orders, pending) {
 					return exitError{fmt.Errorf("%q is terminated, but its revocation is still pending after %v; it will be done, ask again with --uid %s",
 						args[0], wait, resp.GetNode().GetUid()), exitUnavailable}
 				}
@@ -257,16 +261,25 @@ before stands.`,
 		},
 	}
 	c.Flags().StringVar(&req.Reason, "reason", "", reasonUsage)
-	c.Flags().StringVar(&req.Uid, "uid", "", "registration to terminate: keeps a late call from touching a successor (the live one)")
+	c.Flags().StringVar(&req.Uid, "uid", "", "registration to terminate; a late call then can't end a later node of the same name (default: the live one)")
 	durationVar(c.Flags(), &wait, "wait", "how long to wait for the revocation, such as 30s")
 	return c
 }
 
-func revoked(resp *espmv1.TerminateNodeResponse) bool {
-	pending := func(r *espmv1.Revocation) bool {
-		return r.GetState() != espmv1.RevocationState_REVOCATION_STATE_REVOKED
+func pending(r *espmv1.Revocation) bool {
+	return r.GetState() == espmv1.RevocationState_REVOCATION_STATE_PENDING
+}
+
+// lastOrders returns the last order for each certificate. An earlier one was dropped, or was ordered anew by force.
+func lastOrders(all []*espmv1.Revocation) []*espmv1.Revocation {
+	var last []*espmv1.Revocation
+	for _, r := range all {
+		later := func(o *espmv1.Revocation) bool { return o.GetSerial() == r.GetSerial() && o.GetId() > r.GetId() }
+		if !slices.ContainsFunc(all, later) {
+			last = append(last, r)
+		}
 	}
-	return !resp.GetIssueOpen() && !slices.ContainsFunc(resp.GetRevocations(), pending)
+	return last
 }
 
 func revocationLine(r *espmv1.Revocation) string {

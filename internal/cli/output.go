@@ -49,7 +49,7 @@ func (a *app) checkOutput(c *cobra.Command) error {
 
 // sortable adds --sort to the command of a list.
 func (a *app) sortable(f *pflag.FlagSet) {
-	f.StringVar(&a.sort, "sort", "", "sort by this column, such as created; - before it: the other way round")
+	f.StringVar(&a.sort, "sort", "", "column to sort by, as in the heading of -o wide; --sort=-COLUMN turns the order round")
 }
 
 // sortColumn returns the index of the column that --sort names, -1 for none.

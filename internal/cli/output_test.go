@@ -32,6 +32,9 @@ func TestEveryCommandKnowsItsOutputs(t *testing.T) {
 		if !c.Runnable() || c.HasSubCommands() || strings.HasPrefix(path, "espm completion") || path == "espm help" {
 			return
 		}
+		if c.Example == "" {
+			t.Errorf("%s has no example", path)
+		}
 		a := &app{output: "xml"}
 		if err := a.checkOutput(c); exitOf(err) != exitUsage {
 			t.Errorf("%s -o xml: %v", path, err)

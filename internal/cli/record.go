@@ -29,9 +29,8 @@ func (r *recordFile) add(c *cobra.Command, noun string) {
 	}
 }
 
-// read fills a record from the file. It ignores the record's output-only fields, and what an
-// answer has beside the record. The file excludes the flags that describe a record.
-func (r *recordFile) read(flags *pflag.FlagSet, m proto.Message, known map[string]func(*yaml.Node) error) error {
+// read returns the file's text. The file excludes the flags that describe a record.
+func (r *recordFile) read(flags *pflag.FlagSet) ([]byte, error) {
 	var beside error
 	flags.Visit(func(f *pflag.Flag) {
 		_, node := nodePaths[f.Name]
@@ -41,41 +40,47 @@ func (r *recordFile) read(flags *pflag.FlagSet, m proto.Message, known map[strin
 		}
 	})
 	if beside != nil {
-		return beside
+		return nil, beside
 	}
 	var in input
 	data, err := in.read(r.path)
 	if err != nil {
-		return fmt.Errorf("--file: %w", err)
+		return nil, fmt.Errorf("--file: %w", err)
 	}
-	top, err := document(data)
-	if err == nil {
-		for i := 0; top.Kind == yaml.MappingNode && i+1 < len(top.Content); i += 2 {
-			if top.Content[i].Value == r.noun {
-				top = top.Content[i+1]
-				break
-			}
-		}
-		all := m.ProtoReflect().Descriptor().Fields()
-		for i := range all.Len() {
-			name := string(all.Get(i).Name())
-			if known[name] == nil {
-				known[name] = func(*yaml.Node) error { return nil }
-			}
-		}
-		err = fields(top, "", fmt.Sprintf("one %s, as 'espm %s show NAME -o yaml' prints it", r.noun, r.noun), known)
-	}
-	if err != nil {
-		return usageError{fmt.Errorf("--file %s: %w", r.path, err)}
-	}
-	return nil
+	return data, nil
 }
 
-// readNode returns the node in the file, and the fields that an update sets: all but the owner, which an
-// update leaves where the file does not name it.
+// readNode returns the node in the file, and the fields that an update sets.
 func (r *recordFile) readNode(flags *pflag.FlagSet) (*espmv1.Node, []string, error) {
+	data, err := r.read(flags)
+	if err != nil {
+		return nil, nil, err
+	}
+	n, paths, err := parseNode(data)
+	if err != nil {
+		return nil, nil, usageError{fmt.Errorf("--file %s: %w", r.path, err)}
+	}
+	return n, paths, nil
+}
+
+// readGroup returns the group in the file, and the fields that an update sets.
+func (r *recordFile) readGroup(flags *pflag.FlagSet) (*espmv1.Group, []string, error) {
+	data, err := r.read(flags)
+	if err != nil {
+		return nil, nil, err
+	}
+	g, err := parseGroup(data)
+	if err != nil {
+		return nil, nil, usageError{fmt.Errorf("--file %s: %w", r.path, err)}
+	}
+	return g, []string{"classification", "description", "parents"}, nil
+}
+
+// parseNode reads a node and the fields that an update sets: all but the owner, which an update leaves
+// where the text does not name it. Errors are as those of parseClassification.
+func parseNode(data []byte) (*espmv1.Node, []string, error) {
 	m, paths := &espmv1.Node{}, []string{"classification", "groups", "labels"}
-	err := r.read(flags, m, map[string]func(*yaml.Node) error{
+	err := parseRecord(data, "node", m, map[string]func(*yaml.Node) error{
 		"certname":       text("certname", &m.Certname),
 		"uid":            text("uid", &m.Uid),
 		"revision":       revision(&m.Revision),
@@ -98,17 +103,38 @@ func (r *recordFile) readNode(flags *pflag.FlagSet) (*espmv1.Node, []string, err
 	return m, paths, err
 }
 
-// readGroup returns the group in the file, and the fields that an update sets.
-func (r *recordFile) readGroup(flags *pflag.FlagSet) (*espmv1.Group, []string, error) {
+func parseGroup(data []byte) (*espmv1.Group, error) {
 	m := &espmv1.Group{}
-	err := r.read(flags, m, map[string]func(*yaml.Node) error{
+	return m, parseRecord(data, "group", m, map[string]func(*yaml.Node) error{
 		"name":           text("name", &m.Name),
 		"description":    text("description", &m.Description),
 		"revision":       revision(&m.Revision),
 		"parents":        texts("parents", &m.Parents),
 		"classification": classificationIn(&m.Classification),
 	})
-	return m, []string{"classification", "description", "parents"}, err
+}
+
+// parseRecord reads a record's known fields. It ignores the other ones, which are output-only, and
+// what an answer has beside the record.
+func parseRecord(data []byte, noun string, m proto.Message, known map[string]func(*yaml.Node) error) error {
+	top, err := document(data)
+	if err != nil {
+		return err
+	}
+	for i := 0; top.Kind == yaml.MappingNode && i+1 < len(top.Content); i += 2 {
+		if top.Content[i].Value == noun {
+			top = top.Content[i+1]
+			break
+		}
+	}
+	all := m.ProtoReflect().Descriptor().Fields()
+	for i := range all.Len() {
+		name := string(all.Get(i).Name())
+		if known[name] == nil {
+			known[name] = func(*yaml.Node) error { return nil }
+		}
+	}
+	return fields(top, "", fmt.Sprintf("one %s, as 'espm %s show NAME -o yaml' prints it", noun, noun), known)
 }
 
 func text(name string, to *string) func(*yaml.Node) error {
