@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"strings"
@@ -39,7 +40,7 @@ func (t *tlsFlags) register(f *pflag.FlagSet) {
 
 // dial connects to the daemon. Nothing is sent before the first call.
 func (a *app) dial(ctx context.Context) (*grpc.ClientConn, error) {
-	options := []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64 << 20))}
+	options := []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32))}
 	if a.tls.tokenFile != "" {
 		token, err := readToken(a.tls.tokenFile)
 		if err != nil {

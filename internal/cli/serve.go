@@ -1,9 +1,6 @@
 package cli
 
 import (
-	"os"
-	"runtime/debug"
-
 	"github.com/spf13/cobra"
 
 	"github.com/espm-project/espm/internal/config"
@@ -20,11 +17,6 @@ func (a *app) serveCmd() *cobra.Command {
 			c, err := config.Load(file)
 			if err != nil {
 				return err
-			}
-			if os.Getenv("GOGC") == "" {
-				// The heap is small and its garbage short-lived: collecting it a
-				// quarter as often gives some 20 % more registrations a second.
-				debug.SetGCPercent(400)
 			}
 			return daemon.Run(cmd.Context(), c, a.stderr)
 		},

@@ -42,6 +42,7 @@ type Config struct {
 	Audit     Audit     `yaml:"audit"`
 	Log       Log       `yaml:"log"`
 	Metrics   Metrics   `yaml:"metrics"`
+	Memory    Memory    `yaml:"memory_limit"` // 0: a quarter of what the machine or the cgroup has
 
 	AdminGroup string      `yaml:"admin_group"`
 	Network    *Network    `yaml:"network"`
@@ -227,7 +228,7 @@ func (c *Config) check() error {
 	if err := c.checkENC(); err != nil {
 		return err
 	}
-	if err := c.Metrics.check(); err != nil {
+	if err := errors.Join(c.Metrics.check(), c.Memory.check()); err != nil {
 		return err
 	}
 	if _, err := ca.ParseKeyAlgorithm(c.Issue.KeyAlgorithm); err != nil {

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"go.yaml.in/yaml/v3"
 )
 
 // least is the smallest configuration there is.
@@ -292,5 +294,23 @@ func TestNetwork(t *testing.T) {
 	c, err = parse([]byte(with("principals: [{role: provisioner, certname: a, names: [], max_ttl: 1h}]")), "/etc/espm")
 	if err != nil || c.Principals[0].Names == nil || c.Principals[0].Groups != nil {
 		t.Errorf("got %+v, %v", c.Principals, err)
+	}
+}
+
+func TestMemory(t *testing.T) {
+	for text, want := range map[string]Memory{"512MiB": 512 << 20, "2GiB": 2 << 30, "64MiB": 64 << 20} {
+		var m Memory
+		if err := yaml.Unmarshal([]byte(text), &m); err != nil || m != want || m.check() != nil {
+			t.Errorf("%s: got %v, %v", text, m, err)
+		}
+	}
+	for _, bad := range []string{"512", "512MB", "-1MiB", "1.5GiB", "MiB", "9999999999GiB", "[512MiB]", "512 MiB", "\"\""} {
+		var m Memory
+		if err := yaml.Unmarshal([]byte(bad), &m); err == nil || !strings.Contains(err.Error(), "line 1: ") {
+			t.Errorf("%s: got %v, %v", bad, m, err)
+		}
+	}
+	if err := Memory(63 << 20).check(); err == nil || !strings.Contains(err.Error(), "memory_limit: at least 64MiB, is 63MiB") {
+		t.Errorf("got %v", err)
 	}
 }

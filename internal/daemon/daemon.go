@@ -48,6 +48,7 @@ func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 		return err
 	}
 	log := newLog(c.Log, logs)
+	limitMemory(c.Memory, log)
 	d := &daemon{config: c, log: log, supervisor: supervisor{log}, metrics: metrics.New()}
 	defer func() { err = errors.Join(err, d.close()) }()
 	d.hangup()

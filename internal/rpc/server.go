@@ -48,6 +48,7 @@ func NewServer(ctx context.Context, o Options) *grpc.Server {
 	e := &edge{log: o.Log, strangers: newSparing(o.Log), audit: o.Audit, now: o.Now, serving: ctx, access: o.Access, limits: limits}
 	s := grpc.NewServer(append(o.GRPC,
 		grpc.Creds(h),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.InTapHandle(e.tap),
 		grpc.StatsHandler(connections{}),
 		grpc.WaitForHandlers(true),
