@@ -21,14 +21,17 @@ type classifyFlags struct {
 	file        string
 }
 
-const revealUsage = "show sensitive values; for admins"
+const (
+	revealUsage = "show sensitive values; admins only"
+	markUsage   = "show sensitive values, and allow a change that takes the mark off a value that stays; admins only"
+)
 
 func (f *classifyFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.environment, "environment", "", "Puppet environment")
-	flags.StringArrayVar(&f.classes, "class", nil, "class, with its parameters as a JSON object or in a file: NAME[=JSON|=@FILE], @- for standard input; repeatable")
-	flags.StringArrayVar(&f.parameters, "parameter", nil, `top-scope parameter, as JSON or in a file: NAME=JSON|NAME=@FILE, a string as NAME='"text"'; repeatable`)
-	flags.StringArrayVar(&f.sensitive, "sensitive", nil, "setting whose value only Puppet gets, and an admin who asks: 'classes[CLASS].NAME' or 'parameters[NAME]'; repeatable")
-	flags.StringVar(&f.file, "classification", "", "file with all of these in YAML, as under classification in -o yaml; - for standard input")
+	flags.StringArrayVar(&f.classes, "class", nil, "class, and its parameters as a JSON object or in a file: NAME[=JSON|=@FILE]; @- is standard input; repeatable")
+	flags.StringArrayVar(&f.parameters, "parameter", nil, `top-scope parameter, as JSON or in a file: NAME=JSON|NAME=@FILE; a string is written NAME='"text"'; repeatable`)
+	flags.StringArrayVar(&f.sensitive, "sensitive", nil, "setting whose value is shown to Puppet and, on request, to admins: 'classes[CLASS].NAME' or 'parameters[NAME]'; repeatable")
+	flags.StringVar(&f.file, "classification", "", "file with environment, classes, parameters and sensitive in YAML, as under classification in -o yaml; - for standard input")
 }
 
 func (f *classifyFlags) classification() (*espmv1.Classification, error) {

@@ -29,12 +29,12 @@ type deliveryFlags struct {
 }
 
 func (f *deliveryFlags) add(c *cobra.Command) {
-	c.Flags().StringVar(&f.out, "out", "", "folder to write or, with --format, file (standard output)")
+	c.Flags().StringVar(&f.out, "out", "", "folder to write; with --format the file to write (default: standard output)")
 	c.Flags().StringVar(&f.format, "format", "", "one document instead of a folder: "+strings.Join(formats, ", "))
-	c.Flags().StringArrayVar(&f.sealTo, "seal-to", nil, "age recipient that alone can open the document, age1...; repeatable")
-	c.Flags().StringVar(&f.identity, "identity", "", "where the instance has its age identity: for sealed user data")
-	c.Flags().StringVar(&f.script, "script", "", "first-boot script of the user data (espm's own)")
-	c.Flags().BoolVar(&f.withoutCRL, "without-crl", false, "leave the CRL out: the agent fetches it in its first run; for small user data")
+	c.Flags().StringArrayVar(&f.sealTo, "seal-to", nil, "age recipient that the bundle is encrypted for, age1...; repeatable")
+	c.Flags().StringVar(&f.identity, "identity", "", "path of the age identity on the instance, for sealed user data")
+	c.Flags().StringVar(&f.script, "script", "", "file with the first-boot script of the user data (default: espm's own)")
+	c.Flags().BoolVar(&f.withoutCRL, "without-crl", false, "leave the CRL out, for small user data; the agent fetches it in its first run")
 }
 
 var (

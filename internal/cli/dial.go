@@ -32,10 +32,10 @@ type tlsFlags struct {
 }
 
 func (t *tlsFlags) register(f *pflag.FlagSet) {
-	f.StringVar(&t.ca, "ca", os.Getenv("ESPM_CA"), "file: CA of the daemon's certificate (ESPM_CA; Puppet's of this host)")
-	f.StringVar(&t.cert, "cert", os.Getenv("ESPM_CERT"), "file: client certificate (ESPM_CERT; Puppet's of this host, unless there is a token)")
-	f.StringVar(&t.key, "key", os.Getenv("ESPM_KEY"), "file: key of the client certificate (ESPM_KEY)")
-	f.StringVar(&t.tokenFile, "token-file", os.Getenv("ESPM_TOKEN_FILE"), "file: bearer token, in place of a client certificate (ESPM_TOKEN_FILE)")
+	f.StringVar(&t.ca, "ca", os.Getenv("ESPM_CA"), "file with the CA of the daemon's certificate (ESPM_CA; default: Puppet's on this host)")
+	f.StringVar(&t.cert, "cert", os.Getenv("ESPM_CERT"), "file with the client certificate (ESPM_CERT; default without a token: Puppet's on this host)")
+	f.StringVar(&t.key, "key", os.Getenv("ESPM_KEY"), "file with the key of the client certificate (ESPM_KEY)")
+	f.StringVar(&t.tokenFile, "token-file", os.Getenv("ESPM_TOKEN_FILE"), "file with a bearer token, in place of a client certificate (ESPM_TOKEN_FILE)")
 }
 
 // dial connects to the daemon. Nothing is sent before the first call.

@@ -33,6 +33,15 @@ func (in *input) read(path string) ([]byte, error) {
 // parseClassification reads a classification in YAML, or JSON, with the fields of the
 // API. Errors say the line and the field, and never what stands there: it may be secret.
 func parseClassification(data []byte) (*espmv1.Classification, error) {
+	top, err := document(data)
+	if err != nil {
+		return nil, err
+	}
+	return classification(top)
+}
+
+// document parses a file of YAML, or JSON.
+func document(data []byte) (*yaml.Node, error) {
 	var doc yaml.Node
 	if err := yaml.Unmarshal(data, &doc); err != nil {
 		return nil, notYAML(err)
@@ -40,10 +49,13 @@ func parseClassification(data []byte) (*espmv1.Classification, error) {
 	if err := plain(&doc); err != nil {
 		return nil, err
 	}
-	top := &yaml.Node{Line: 1} // of an empty file
-	if len(doc.Content) > 0 {
-		top = doc.Content[0]
+	if len(doc.Content) == 0 {
+		return &yaml.Node{Line: 1}, nil // an empty file
 	}
+	return doc.Content[0], nil
+}
+
+func classification(top *yaml.Node) (*espmv1.Classification, error) {
 	c := &espmv1.Classification{Classes: map[string]*espmv1.ClassParameters{}}
 	return c, fields(top, "", "a map, such as {classes: {ntp: {}}}", map[string]func(*yaml.Node) error{
 		"environment": func(n *yaml.Node) error { return decode(n, "environment", "a string", &c.Environment) },

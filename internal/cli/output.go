@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strconv"
@@ -31,6 +30,9 @@ var textOnly = map[string]string{
 	"espm backup restore": "it is a report for the person at the console",
 }
 
+// nameless are the commands whose answer is about no record. They refuse -o name before they do anything.
+var nameless = []string{"espm audit verify", "espm ca status", "espm doctor", "espm version"}
+
 // checkOutput refuses an output that a command does not have.
 func (a *app) checkOutput(c *cobra.Command) error {
 	if !slices.Contains(outputs, a.output) {
@@ -39,12 +41,15 @@ func (a *app) checkOutput(c *cobra.Command) error {
 	if why := textOnly[c.CommandPath()]; why != "" && c.Flags().Changed("output") {
 		return usageError{fmt.Errorf("--output: %s has no choice of output: %s", c.CommandPath(), why)}
 	}
+	if a.output == "name" && slices.Contains(nameless, c.CommandPath()) {
+		return usageError{fmt.Errorf("--output name: the answer of %s has no name", c.CommandPath())}
+	}
 	return nil
 }
 
 // sortable adds --sort to the command of a list.
 func (a *app) sortable(f *pflag.FlagSet) {
-	f.StringVar(&a.sort, "sort", "", "sort by this column, such as created; - before it: the other way round")
+	f.StringVar(&a.sort, "sort", "", "column to sort by, as in the heading of -o wide; --sort=-COLUMN turns the order round")
 }
 
 // sortColumn returns the index of the column that --sort names, -1 for none.
@@ -102,37 +107,35 @@ func compareCells(x, y string) int {
 // encoded tells whether the output is the record as it is: JSON or YAML.
 func (a *app) encoded() bool { return a.output == "json" || a.output == "yaml" }
 
-// fitting returns where a table goes: on a terminal, its lines are cut to the width, unless they are asked for wide.
-func (a *app) fitting() io.Writer {
+// width returns how many characters a line of a table may have; 0: any number. Only a
+// terminal has a width, and -o wide asks for whole lines.
+func (a *app) width() int {
 	f, ok := a.stdout.(*os.File)
 	if !ok || a.output == "wide" {
-		return a.stdout
+		return 0
 	}
 	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ) // #nosec G115 -- a file descriptor is small
-	if err != nil || size.Col == 0 {
-		return a.stdout
+	if err != nil {
+		return 0
 	}
-	return &cutter{out: a.stdout, width: int(size.Col)}
+	return int(size.Col)
 }
 
-// cutter cuts lines that are longer than its width, in characters. It is given whole lines.
-type cutter struct {
-	out   io.Writer
-	width int
-}
-
-func (c *cutter) Write(p []byte) (int, error) {
+// cut shortens lines that are longer than the width, in characters.
+func cut(text []byte, width int) []byte {
+	if width == 0 {
+		return text
+	}
 	var b bytes.Buffer
-	for line := range bytes.Lines(p) {
-		text := bytes.TrimSuffix(line, []byte("\n"))
-		if utf8.RuneCount(text) > c.width {
-			text = []byte(string([]rune(string(text))[:c.width-1]) + "…")
+	for line := range bytes.Lines(text) {
+		whole := bytes.TrimSuffix(line, []byte("\n"))
+		if utf8.RuneCount(whole) <= width {
+			b.Write(line)
+			continue
 		}
-		b.Write(text)
-		b.Write(line[len(bytes.TrimSuffix(line, []byte("\n"))):])
+		b.WriteString(string([]rune(string(whole))[:width-1]) + "…\n")
 	}
-	_, err := c.out.Write(b.Bytes())
-	return len(p), err
+	return b.Bytes()
 }
 
 // Exit codes by kind of error; docs/cli.md has them.
@@ -160,7 +163,11 @@ func exitOf(err error) int {
 	if _, usage := errors.AsType[usageError](err); usage {
 		return exitUsage
 	}
-	switch status.Code(err) {
+	s, _ := status.FromError(err)
+	if reason(s) == "ISSUE_IN_PROGRESS" {
+		return exitUnavailable // the one conflict that passes by itself
+	}
+	switch s.Code() {
 	case codes.InvalidArgument, codes.OutOfRange:
 		return exitUsage
 	case codes.NotFound:

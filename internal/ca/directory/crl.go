@@ -11,21 +11,20 @@ import (
 	"github.com/espm-project/espm/internal/pemfile"
 )
 
-// crlChain is ca_crl.pem in memory: the CA's own CRL, its entries encoded, so
-// that the next one only appends to them, and the other issuers' as they are. It
-// does not change once it is made.
+// crlChain is ca_crl.pem in memory: the CA's own CRL and the other issuers' CRLs. The entries of the own CRL
+// are encoded already, so that the next CRL only appends to them. A crlChain is immutable.
 type crlChain struct {
 	number     *big.Int
 	thisUpdate time.Time
 	nextUpdate time.Time
-	entries    []byte // DER, one after the other; what lies beyond belongs to whoever revokes
+	entries    []byte // DER, one after the other; only the holder of crlKeeper.revoking appends
 	count      int    // of entries
 	foreign    []foreignCRL
 	pem        []byte // the whole file
 	encoded    []byte // the part of it that is the CA's own
 }
 
-// maxNumberBits is what 20 octets of a DER INTEGER hold beside the sign.
+// maxNumberBits is the most bits of a positive DER INTEGER with 20 octets.
 const maxNumberBits = 20*8 - 1
 
 // foreignCRL is another issuer's CRL, which espm can't renew.
@@ -37,17 +36,17 @@ type foreignCRL struct {
 	nextUpdate time.Time // zero: it has none
 	entries    int
 	pem        []byte
-	bad        error // why it is not one of the issuer that the CA's chain has
+	bad        error // not nil: the issuer in the CA's chain did not sign it
 }
 
-// crlContents is what a file like ca_crl.pem holds.
+// crlContents is the content of a file like ca_crl.pem.
 type crlContents struct {
-	*crlChain             // with the first CRL of the CA's own
-	listed    []serialKey // by that
-	more      []*crlChain // further ones of the CA's own, which somebody put there
+	*crlChain             // has the first CRL of the CA itself
+	listed    []serialKey // the serials in that CRL
+	more      []*crlChain // further CRLs of the CA itself; espm never writes such a file
 }
 
-// own returns all of the CA's own.
+// own returns all CRLs of the CA itself.
 func (c *crlContents) own() []*crlChain { return append([]*crlChain{c.crlChain}, c.more...) }
 
 // parseCRLs reads a file like ca_crl.pem of the CA whose certificates are chain.
@@ -59,7 +58,7 @@ func parseCRLs(data []byte, chain []*x509.Certificate) (*crlContents, error) {
 		if err != nil {
 			return nil, err
 		}
-		encoded := pemfile.Encode(pemfile.CRL, block.Bytes) // without text that stands around it
+		encoded := pemfile.Encode(pemfile.CRL, block.Bytes) // without the text around it
 		issuers[string(crl.RawIssuer)] = true
 		if bytes.Equal(crl.RawIssuer, chain[0].RawSubject) {
 			if err := c.add(crl, encoded, chain[0]); err != nil {
@@ -82,8 +81,8 @@ func parseCRLs(data []byte, chain []*x509.Certificate) (*crlContents, error) {
 	return c, nil
 }
 
-// checkForeign checks a CRL with the certificate that the chain has of its issuer. Of an
-// issuer beyond the chain nothing can be said, and no agent asks.
+// checkForeign checks a CRL's signature with its issuer's certificate in the chain. If the chain
+// does not have the issuer, no agent uses the CRL, and checkForeign returns nil.
 func checkForeign(crl *x509.RevocationList, chain []*x509.Certificate) error {
 	for _, cert := range chain {
 		if bytes.Equal(crl.RawIssuer, cert.RawSubject) {
@@ -93,13 +92,13 @@ func checkForeign(crl *x509.RevocationList, chain []*x509.Certificate) error {
 	return nil
 }
 
-// add takes a CRL of the CA's own.
+// add adds a CRL of the CA itself.
 func (c *crlContents) add(crl *x509.RevocationList, encoded []byte, issuer *x509.Certificate) error {
 	into, first := c.crlChain, c.number == nil
 	if !first {
 		into = &crlChain{}
 	}
-	listed, err := into.adopt(crl, issuer)
+	listed, err := into.parse(crl, issuer)
 	if err != nil {
 		return err
 	}
@@ -112,8 +111,8 @@ func (c *crlContents) add(crl *x509.RevocationList, encoded []byte, issuer *x509
 	return nil
 }
 
-// adopt takes the CA's own CRL apart. Its entries stay byte for byte.
-func (c *crlChain) adopt(crl *x509.RevocationList, issuer *x509.Certificate) ([]serialKey, error) {
+// parse sets c to a CRL of the CA itself. The bytes of its entries stay the same.
+func (c *crlChain) parse(crl *x509.RevocationList, issuer *x509.Certificate) ([]serialKey, error) {
 	if err := crl.CheckSignatureFrom(issuer); err != nil {
 		return nil, fmt.Errorf("the CRL of %q is not signed by its key: %w", issuer.Subject, err)
 	}
@@ -141,7 +140,7 @@ func (c *crlChain) adopt(crl *x509.RevocationList, issuer *x509.Certificate) ([]
 	return listed, nil
 }
 
-// canSignCRLs checks at the start what would else come up at the first revocation.
+// canSignCRLs reports at the start what would make the first revocation fail.
 func canSignCRLs(issuer *x509.Certificate) error {
 	if issuer.KeyUsage != 0 && issuer.KeyUsage&x509.KeyUsageCRLSign == 0 {
 		return fmt.Errorf("%q may not sign CRLs (its key usage lacks cRLSign)", issuer.Subject)
@@ -152,8 +151,7 @@ func canSignCRLs(issuer *x509.Certificate) error {
 	return nil
 }
 
-// next makes the chain that follows c: the CA's own CRL with these entries and
-// this number, then the foreign ones.
+// next signs a CRL with these entries and this number, and returns it with the foreign CRLs.
 func (s signer) next(number *big.Int, entries []byte, count int, foreign []foreignCRL, now time.Time, validity time.Duration) (*crlChain, error) {
 	now = now.UTC().Truncate(time.Second)
 	c := &crlChain{
@@ -168,7 +166,7 @@ func (s signer) next(number *big.Int, entries []byte, count int, foreign []forei
 	return c.withForeign(foreign), nil
 }
 
-// withForeign returns c with other foreign CRLs.
+// withForeign returns a copy of c with these foreign CRLs.
 func (c *crlChain) withForeign(foreign []foreignCRL) *crlChain {
 	changed := *c
 	changed.foreign, changed.pem = foreign, c.encoded
@@ -181,8 +179,8 @@ func (c *crlChain) withForeign(foreign []foreignCRL) *crlChain {
 	return &changed
 }
 
-// eachEntry calls do with each entry of a list in DER and its serial; ok is
-// false for a serial that has no key.
+// eachEntry calls do with each entry in DER and its serial. ok is
+// false if the serial is too long for a serialKey.
 func eachEntry(entries []byte, do func(der []byte, key serialKey, ok bool)) error {
 	for len(entries) > 0 {
 		var entry, serial asn1.RawValue
@@ -191,7 +189,7 @@ func eachEntry(entries []byte, do func(der []byte, key serialKey, ok bool)) erro
 			_, err = asn1.Unmarshal(entry.Bytes, &serial)
 		}
 		if err != nil {
-			return fmt.Errorf("read CRL entries: %w", err) // x509 has read them before
+			return fmt.Errorf("read CRL entries: %w", err) // never happens: crypto/x509 has read them already
 		}
 		key, ok := keyOfBytes(serial.Bytes)
 		do(entry.FullBytes, key, ok)

@@ -24,9 +24,9 @@ var (
 	oidAuthorityKeyID = asn1.ObjectIdentifier{2, 5, 29, 35}
 )
 
-// certificateList and tbsCertList are those of RFC 5280 section 5.1. The
-// entries are encoded already: what x509.CreateRevocationList takes time for is to
-// encode each of them again.
+// certificateList and tbsCertList are defined in RFC 5280 section 5.1. The
+// entries are encoded already. x509.CreateRevocationList encodes each again, which takes most
+// of its time.
 type certificateList struct {
 	TBS       asn1.RawValue
 	Algorithm pkix.AlgorithmIdentifier
@@ -49,8 +49,8 @@ type signer struct {
 	key    crypto.Signer
 }
 
-// newCRL returns a CRL in DER, the same that x509.CreateRevocationList makes of
-// such a list. The entries are in DER, one after the other.
+// newCRL returns a CRL in DER, the same as x509.CreateRevocationList would
+// return. entries are in DER, one after the other.
 func (s signer) newCRL(number *big.Int, entries []byte, thisUpdate, nextUpdate time.Time) ([]byte, error) {
 	algorithm, hash, err := signatureAlgorithm(s.key.Public())
 	if err != nil {
@@ -64,7 +64,7 @@ func (s signer) newCRL(number *big.Int, entries []byte, thisUpdate, nextUpdate t
 		Version: 1, Algorithm: algorithm, Issuer: asn1.RawValue{FullBytes: s.issuer.RawSubject},
 		ThisUpdate: thisUpdate.UTC(), NextUpdate: nextUpdate.UTC(), Extensions: extensions,
 	}
-	if len(entries) > 0 { // RFC 5280 section 5.1.2.6: else it is absent
+	if len(entries) > 0 { // RFC 5280 section 5.1.2.6: an empty list is absent
 		tbs.Entries = asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true, Bytes: entries}
 	}
 	signed, err := asn1.Marshal(tbs)
@@ -100,7 +100,7 @@ func (s signer) extensions(number *big.Int) ([]pkix.Extension, error) {
 	return []pkix.Extension{{Id: oidAuthorityKeyID, Value: keyID}, {Id: oidCRLNumber, Value: encoded}}, nil
 }
 
-// signatureAlgorithm is how x509 signs with a key unless told otherwise.
+// signatureAlgorithm returns the algorithm that crypto/x509 would choose for a key.
 func signatureAlgorithm(pub crypto.PublicKey) (pkix.AlgorithmIdentifier, crypto.Hash, error) {
 	switch pub := pub.(type) {
 	case *rsa.PublicKey: // sha256WithRSAEncryption, RFC 4055 section 5

@@ -10,12 +10,12 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// serialKey is a serial number of at most 20 octets, which is RFC 5280's
-// limit, to the right. Without pointers, a large map of them is small, and
-// nothing to the garbage collector.
+// serialKey is a serial number, right-aligned in 20 octets, the limit of RFC 5280.
+// A map of them has no pointers, so it needs little memory, and the garbage collector does not
+// scan it.
 type serialKey [20]byte
 
-// keyOf returns the key of a serial; false for one that no certificate may have.
+// keyOf returns the key of a serial, or false if no certificate may have that serial.
 func keyOf(n *big.Int) (serialKey, bool) {
 	var key serialKey
 	if n.Sign() < 0 || n.BitLen() > 8*len(key) {
@@ -25,7 +25,7 @@ func keyOf(n *big.Int) (serialKey, bool) {
 	return key, true
 }
 
-// keyOfBytes does the same for the contents of a DER INTEGER.
+// keyOfBytes is keyOf for the contents of a DER INTEGER.
 func keyOfBytes(b []byte) (serialKey, bool) {
 	var key serialKey
 	if len(b) > 0 && b[0] == 0 {
@@ -48,21 +48,21 @@ func keyOfSerial(s node.Serial) (serialKey, bool) {
 	return keyOf(n)
 }
 
-// end is when a listed certificate ends, in Unix seconds, or one of these.
+// end is when a listed certificate ends, in Unix seconds, or one of the constants below.
 type end int64
 
 const (
 	unknownEnd end = 0
-	noEnd      end = -1 // the inventory has been asked, and does not know
+	noEnd      end = -1 // the inventory does not have the certificate
 )
 
 func endOf(t time.Time) end { return end(max(t.Unix(), 1)) }
 
-// before reports whether the certificate has ended by t, for certain.
+// before reports whether the certificate is known to have ended before t.
 func (e end) before(t time.Time) bool { return e > 0 && int64(e) < t.Unix() }
 
-// listing is what the CA's own CRL lists, and when each certificate ends.
-// Whoever holds crlKeeper.revoking changes it; anybody reads it.
+// listing has the serials in the CA's own CRL, and when their certificates end.
+// Only the holder of crlKeeper.revoking may change it.
 type listing struct {
 	mu   sync.RWMutex
 	ends map[serialKey]end
@@ -75,7 +75,7 @@ func (l *listing) has(key serialKey) bool {
 	return ok
 }
 
-// change applies what a new CRL has more and less than the last.
+// change applies the difference between a new CRL and the last.
 func (l *listing) change(d delta) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -92,7 +92,7 @@ func (l *listing) change(d delta) {
 	}
 }
 
-// setEnd notes when a listed certificate ends.
+// setEnd stores when a listed certificate ends.
 func (l *listing) setEnd(key serialKey, e end) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -107,7 +107,7 @@ func (l *listing) end(key serialKey) end {
 	return l.ends[key]
 }
 
-// setEnds notes when those certificates end that are listed and still unknown.
+// setEnds stores the ends of the wanted certificates that are listed and whose end is unknown.
 func (l *listing) setEnds(wanted map[serialKey]bool, found map[serialKey]end) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -123,7 +123,7 @@ func (l *listing) setEnds(wanted map[serialKey]bool, found map[serialKey]end) {
 	}
 }
 
-// endedBefore returns the serials whose certificates have ended by t.
+// endedBefore returns the serials of the certificates that ended before t.
 func (l *listing) endedBefore(t time.Time) []serialKey {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -136,7 +136,7 @@ func (l *listing) endedBefore(t time.Time) []serialKey {
 	return keys
 }
 
-// unknown returns the serials of which it isn't known when they end.
+// unknown returns the serials of the certificates whose end is unknown.
 func (l *listing) unknown() map[serialKey]bool {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -149,13 +149,13 @@ func (l *listing) unknown() map[serialKey]bool {
 	return keys
 }
 
-// delta is what a CRL has more and less than the one before.
+// delta is the difference between a CRL and the one before.
 type delta struct {
 	added, removed []serialKey
 }
 
-// Listed returns the number of the CA's CRL if that lists a serial, else "". Its copies may not
-// do so yet. The file is looked at only where a write of it failed, so that it may hold what was not to be.
+// Listed returns the number of the CA's CRL if the CRL lists the serial, else "". The published copies may
+// be older. Listed reads the file only after a failed write, as the file may have the new CRL nevertheless.
 func (a *crlKeeper) Listed(ctx context.Context, serial node.Serial) (string, error) {
 	a.revoking.Lock()
 	defer a.revoking.Unlock()
@@ -163,7 +163,7 @@ func (a *crlKeeper) Listed(ctx context.Context, serial node.Serial) (string, err
 		return "", unavailable(err)
 	}
 	if a.unsynced && !a.revoked(serial) {
-		if _, err := a.look(true); err != nil {
+		if _, err := a.checkFiles(true); err != nil {
 			return "", fmt.Errorf("CRL: %w", err)
 		}
 	}

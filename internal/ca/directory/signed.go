@@ -31,40 +31,40 @@ func (a *Authority) SignedNames(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// Held reads what stands in signed/ under each name, in order, and what else of the name the inventory has in force.
-func (a *Authority) Held(ctx context.Context, names []node.Certname) ([]ca.Held, error) {
-	out := make([]ca.Held, len(names))
+// Existing reads signed/NAME.pem of each name, in order. From the inventory it adds the name's other certificates in force.
+func (a *Authority) Existing(ctx context.Context, names []node.Certname) ([]ca.Existing, error) {
+	out := make([]ca.Existing, len(names))
 	for i, name := range names {
-		held, err := a.held(ctx, name)
+		existing, err := a.existing(ctx, name)
 		if err != nil {
 			return nil, fmt.Errorf("certificate of %s: %w", name, err)
 		}
-		out[i] = held
+		out[i] = existing
 	}
 	return out, nil
 }
 
-func (a *Authority) held(ctx context.Context, name node.Certname) (ca.Held, error) {
+func (a *Authority) existing(ctx context.Context, name node.Certname) (ca.Existing, error) {
 	if _, err := node.ParseCertname(string(name)); err != nil {
-		return ca.Held{}, err // it becomes a path
+		return ca.Existing{}, err // the name becomes a path
 	}
 	if err := ctx.Err(); err != nil {
-		return ca.Held{}, err
+		return ca.Existing{}, err
 	}
 	data, err := os.ReadFile(a.signed(name))
 	if errors.Is(err, fs.ErrNotExist) {
-		return ca.Held{}, nil
+		return ca.Existing{}, nil
 	}
 	if err != nil {
-		return ca.Held{}, unavailable(err)
+		return ca.Existing{}, unavailable(err)
 	}
 	certs, _, err := parseCertificates(data)
 	if err != nil {
-		return ca.Held{Problem: fmt.Errorf("it can't be read: %w", err)}, nil
+		return ca.Existing{Problem: fmt.Errorf("it can't be read: %w", err)}, nil
 	}
-	h := ca.Held{Certificate: certs[0], Problem: ca.CheckHeld(certs[0], name, a.chain[0], a.opts.Now())}
+	h := ca.Existing{Certificate: certs[0], Problem: ca.CheckExisting(certs[0], name, a.chain[0], a.opts.Now())}
 	if h.Problem == nil && a.revoked(node.SerialOf(h.Certificate.SerialNumber)) {
-		h.Problem = ca.ErrHeldRevoked
+		h.Problem = ca.ErrExistingRevoked
 	}
 	if h.Problem == nil {
 		h.Others, err = a.others(name, node.SerialOf(h.Certificate.SerialNumber))
