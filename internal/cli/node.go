@@ -246,13 +246,14 @@ with the same --uid. The --reason of the first call stands.`,
 				if err != nil || wait == 0 {
 					return err
 				}
-				for _, r := range resp.GetRevocations() {
-					if err := impossible(r); err != nil {
+				orders := lastOrders(resp.GetRevocations())
+				for _, r := range orders {
+					if err := neverRevoked(r); err != nil {
 						return fmt.Errorf("%q is terminated, but %w", args[0], err)
 					}
 				}
-				if !revoked(resp) {
-					return exitError{fmt.Errorf("%q is terminated, but its revocation is still pending after %v; it will be done, ask again with --uid %s",
+				if resp.GetIssueOpen() || slices.ContainsFunc(orders, pending) {
+					return exitError{fmt.Errorf("%q is terminated, but its revocation is still pending after %v; it stays ordered: run the same again with --uid %s",
 						args[0], wait, resp.GetNode().GetUid()), exitUnavailable}
 				}
 				return nil
@@ -265,11 +266,20 @@ with the same --uid. The --reason of the first call stands.`,
 	return c
 }
 
-func revoked(resp *espmv1.TerminateNodeResponse) bool {
-	pending := func(r *espmv1.Revocation) bool {
-		return r.GetState() != espmv1.RevocationState_REVOCATION_STATE_REVOKED
+func pending(r *espmv1.Revocation) bool {
+	return r.GetState() == espmv1.RevocationState_REVOCATION_STATE_PENDING
+}
+
+// lastOrders returns the last order for each certificate. An earlier one was dropped, or was ordered anew by force.
+func lastOrders(all []*espmv1.Revocation) []*espmv1.Revocation {
+	var last []*espmv1.Revocation
+	for _, r := range all {
+		later := func(o *espmv1.Revocation) bool { return o.GetSerial() == r.GetSerial() && o.GetId() > r.GetId() }
+		if !slices.ContainsFunc(all, later) {
+			last = append(last, r)
+		}
 	}
-	return !resp.GetIssueOpen() && !slices.ContainsFunc(resp.GetRevocations(), pending)
+	return last
 }
 
 func revocationLine(r *espmv1.Revocation) string {

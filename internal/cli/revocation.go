@@ -96,22 +96,28 @@ func (a *app) showOrders(resp *espmv1.RevokeCertificateResponse) error {
 // notRevoked says which orders have no receipt after a wait, and why.
 func notRevoked(revs []*espmv1.Revocation, wait node.Duration) error {
 	for _, r := range revs {
-		if err := impossible(r); err != nil {
+		if err := neverRevoked(r); err != nil {
 			return err
 		}
-		if r.GetState() != espmv1.RevocationState_REVOCATION_STATE_REVOKED {
-			return exitError{fmt.Errorf("the revocation is still %s after %v: espm cert revocations show %s", word(r.GetState(), "REVOCATION_STATE_"), wait, r.GetId()), exitUnavailable}
+		if pending(r) {
+			return exitError{fmt.Errorf("serial %s of %q: the revocation is still pending after %v; it stays ordered: espm cert revocations show %s", r.GetSerial(), r.GetCertname(), wait, r.GetId()), exitUnavailable}
 		}
 	}
 	return nil
 }
 
-// impossible says why the CA can't carry out an order, nil where it can.
-func impossible(r *espmv1.Revocation) error {
-	if r.GetState() != espmv1.RevocationState_REVOCATION_STATE_IMPOSSIBLE {
+// neverRevoked says why an order ended without a receipt, nil where it is pending or carried out.
+func neverRevoked(r *espmv1.Revocation) error {
+	why := ""
+	switch r.GetState() {
+	case espmv1.RevocationState_REVOCATION_STATE_IMPOSSIBLE:
+		why = r.GetImpossibleReason()
+	case espmv1.RevocationState_REVOCATION_STATE_DROPPED:
+		why = "its revocation was dropped: " + r.GetDropComment()
+	default:
 		return nil
 	}
-	return fmt.Errorf("serial %s of %q is not revoked, and stays valid until it expires: %s", r.GetSerial(), r.GetCertname(), firstLine(r.GetImpossibleReason()))
+	return fmt.Errorf("serial %s of %q is not revoked, and stays valid until it expires: %s", r.GetSerial(), r.GetCertname(), firstLine(why))
 }
 
 func (a *app) certRevocationsCmd() *cobra.Command {
@@ -136,7 +142,7 @@ a revocation (--impossible), espm closes it: the certificate stays valid until i
 				return resp.GetRevocations(), resp.GetNextPageToken(), err
 			})
 			if err == nil && down != nil {
-				fmt.Fprintf(a.stderr, "espm: none can be carried out now, next try %s: %s\n", when(down.GetRetryTime()), down.GetError())
+				fmt.Fprintf(a.stderr, "espm: no revocation can be carried out now, next try %s: %s\n", when(down.GetRetryTime()), down.GetError())
 			}
 			return err
 		})
