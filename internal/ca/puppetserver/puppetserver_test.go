@@ -27,7 +27,7 @@ func TestNewSaysWhatIsWrong(t *testing.T) {
 	check(t, os.WriteFile(garbage, []byte("garbage"), 0o600))
 	for want, change := range map[string]func(*Options){
 		"must be https://":       func(o *Options) { o.URL = "http://puppet.test:8140" },
-		"without a path":            func(o *Options) { o.URL += "/puppet-ca" },
+		"without a path":         func(o *Options) { o.URL += "/puppet-ca" },
 		"client certificate ":    func(o *Options) { o.Key = garbage },
 		"cannot read client key": func(o *Options) { o.Key += ".gone" },
 		"is open to everybody (mode 0644); mend it: chmod": func(o *Options) { o.Key = o.Certificate },
