@@ -74,7 +74,7 @@ func (a *app) showSecret(out secretFile, text *string, resp proto.Message, t *es
 		return a.show(resp, func(w io.Writer) { fmt.Fprintln(w, *text) })
 	}
 	if err := durable.OS.WriteFile(out.path, []byte(*text+"\n"), 0o600); err != nil {
-		return fmt.Errorf("the new text of the token %s is lost: %w; mend that and give it another: espm token rotate %s --out FILE", t.GetName(), err, t.GetName())
+		return fmt.Errorf("the new text of the token %s is lost: %w; mend that, then give the token another text: espm token rotate %s --out FILE", t.GetName(), err, t.GetName())
 	}
 	*text = "" // it is for the file alone
 	return a.show(resp, func(w io.Writer) {
@@ -95,15 +95,16 @@ func (a *app) tokenCreateCmd() *cobra.Command {
 this once: the daemon keeps only a hash. The principal owns the nodes that are registered with
 the token, so no other token ever gets the name. 'espm token rotate' gives the same principal a new text.
 
-The flags from --environment to --requests-per-second confine a provisioner. A list that is not given
-does not confine. A list that is given as '' allows nothing.`,
+These flags confine a provisioner: --name-pattern, --environment, --group, --extension, --max-ttl,
+--requests-per-second and --open-provisions. A list that is not given does not confine. A list that is
+given as '' allows nothing.`,
 		Example: `  espm token create ci --role provisioner --name-pattern '*.ci.example.com' --expires 30d --out ci.token
   ESPM_TOKEN_FILE=ci.token espm node list --address espm.example.com:8443`,
 		Args: args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, ok := espmv1.Role_value["ROLE_"+strings.ToUpper(role)]
 			if !ok || r == 0 {
-				return usageError{fmt.Errorf("--role: admin, provisioner or reader, is %q", role)}
+				return usageError{fmt.Errorf("--role: must be admin, provisioner or reader, is %q", role)}
 			}
 			if err := out.check(cmd.Flags(), a.output, false); err != nil {
 				return err
@@ -221,7 +222,7 @@ func (a *app) tokenShowCmd() *cobra.Command {
 
 func tokenTable(w io.Writer, t *espmv1.Token) {
 	for i, value := range tokenRow(t) {
-		fmt.Fprintf(w, "%s\t%s\n", strings.ToLower(tokenColumns[i]), value)
+		fmt.Fprintf(w, "%s\t%s\n", strings.ToLower(strings.TrimPrefix(tokenColumns[i], "+")), value)
 	}
 	g := t.GetGrant()
 	for _, l := range []struct {
