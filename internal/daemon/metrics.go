@@ -6,7 +6,7 @@ import (
 	"net"
 )
 
-// serveMetrics serves metrics and health, where the configuration says so, until ctx is done.
+// serveMetrics serves metrics and health until ctx is done, if the configuration has a port for them.
 func (d *daemon) serveMetrics(ctx context.Context, cancel context.CancelCauseFunc) error {
 	if d.config.Metrics.Listen == "" {
 		return nil

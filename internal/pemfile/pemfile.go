@@ -1,5 +1,5 @@
 // Package pemfile reads and writes certificates and CRLs in PEM (RFC 7468),
-// and tells whether a file has changed since it was last read.
+// and detects whether a file has changed since it was last read.
 package pemfile
 
 import (
@@ -22,8 +22,8 @@ const (
 // lineBytes are the bytes of a line in PEM, which has 64 characters.
 const lineBytes = 48
 
-// Encode returns one PEM block. It takes a third of the time of encoding/pem, which would be the
-// greatest part of a revocation's where the CRL is large.
+// Encode returns one PEM block. It needs a third of the time of encoding/pem. With a large CRL, that would be
+// the greatest part of a revocation's time.
 func Encode(kind string, der []byte) []byte {
 	begin, end := "-----BEGIN "+kind+"-----\n", "-----END "+kind+"-----\n"
 	lines := (len(der) + lineBytes - 1) / lineBytes
@@ -65,8 +65,8 @@ func Certificates(data []byte) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
-// First returns the first certificate in data and ignores what follows. In a chain that is the leaf,
-// or the CA that signs.
+// First returns the first certificate in data and ignores the rest. In a chain that is the leaf,
+// or the signing CA.
 func First(data []byte) (*x509.Certificate, error) {
 	for block := range Blocks(data) {
 		if block.Type == Certificate {
@@ -76,8 +76,8 @@ func First(data []byte) (*x509.Certificate, error) {
 	return nil, errNone
 }
 
-// ParseCRL reads one block of a file of CRLs. Whose the CRL is remains to be
-// checked (CheckSignatureFrom), and whether it is whole (CheckWhole).
+// ParseCRL reads one block of a file of CRLs. The caller must check
+// the signature (CheckSignatureFrom) and that the CRL is complete (CheckWhole).
 func ParseCRL(block *pem.Block) (*x509.RevocationList, error) {
 	if block.Type != CRL {
 		return nil, WrongType(block, CRL)
@@ -112,7 +112,7 @@ func NumberOf(crl *x509.RevocationList) *big.Int {
 
 var errNone = errors.New("holds no certificate in PEM")
 
-// WrongType is the error for a block whose type is not the one that was wanted.
+// WrongType is the error for a block that does not have the wanted type.
 func WrongType(block *pem.Block, want string) error {
 	return fmt.Errorf("holds a PEM block %.40q, want only %s", block.Type, want)
 }
