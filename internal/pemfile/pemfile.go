@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"math/big"
 )
 
 // Types of PEM blocks.
@@ -74,40 +73,6 @@ func First(data []byte) (*x509.Certificate, error) {
 		}
 	}
 	return nil, errNone
-}
-
-// ParseCRL reads one block of a file of CRLs. Whose the CRL is remains to be
-// checked (CheckSignatureFrom), and whether it is whole (CheckWhole).
-func ParseCRL(block *pem.Block) (*x509.RevocationList, error) {
-	if block.Type != CRL {
-		return nil, WrongType(block, CRL)
-	}
-	crl, err := x509.ParseRevocationList(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("parse CRL: %w", err)
-	}
-	return crl, nil
-}
-
-// CheckWhole refuses a CRL that may not list all revocations of its issuer.
-// A delta CRL, and one for a part of the certificates, says so in a critical
-// extension (RFC 5280 section 5.2).
-func CheckWhole(crl *x509.RevocationList) error {
-	for _, e := range crl.Extensions {
-		if e.Critical {
-			return fmt.Errorf("the CRL of %q has the critical extension %s, which espm does not know", crl.Issuer, e.Id)
-		}
-	}
-	return nil
-}
-
-// NumberOf returns the number of a CRL, and 0 for a CRL without one. RFC 5280
-// section 5.2.3 demands a number, but not every tool writes it.
-func NumberOf(crl *x509.RevocationList) *big.Int {
-	if crl.Number == nil {
-		return new(big.Int)
-	}
-	return crl.Number
 }
 
 var errNone = errors.New("holds no certificate in PEM")

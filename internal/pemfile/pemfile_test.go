@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/asn1"
 	"encoding/pem"
 	"math/big"
 	"os"
@@ -70,35 +69,6 @@ func TestCertificates(t *testing.T) {
 		if certs, err := Certificates(data); err == nil {
 			t.Errorf("%s: %d certificates, want an error", name, len(certs))
 		}
-	}
-}
-
-func TestCRLs(t *testing.T) {
-	cert, key := issuer(t)
-	make := func(extensions ...pkix.Extension) *pem.Block {
-		t.Helper()
-		der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
-			Number: big.NewInt(7), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour), ExtraExtensions: extensions,
-		}, cert, key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return &pem.Block{Type: CRL, Bytes: der}
-	}
-	whole, err := ParseCRL(make())
-	if err != nil || CheckWhole(whole) != nil || NumberOf(whole).Int64() != 7 {
-		t.Errorf("a whole CRL: %v, %v, number %v", err, CheckWhole(whole), NumberOf(whole))
-	}
-	// issuingDistributionPoint: the CRL covers a part of the certificates.
-	part, err := ParseCRL(make(pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 28}, Critical: true, Value: []byte{0x30, 0}}))
-	if err != nil || CheckWhole(part) == nil {
-		t.Errorf("a CRL for a part of the certificates: %v, taken for whole", err)
-	}
-	if _, err := ParseCRL(&pem.Block{Type: Certificate, Bytes: whole.Raw}); err == nil {
-		t.Error("a block of another type is a CRL")
-	}
-	if n := NumberOf(&x509.RevocationList{}); n.Sign() != 0 {
-		t.Errorf("a CRL without a number has number %v", n)
 	}
 }
 
