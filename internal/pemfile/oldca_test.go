@@ -71,7 +71,7 @@ func checkRoot(t *testing.T, root oldca.Root, certs []*pemfile.RawCertificate, c
 		return
 	}
 	err := crl.CheckSignatureFrom(certs[1].X509)
-	issued := pemfile.CheckIssued(certs[0].X509, certs[1].X509)
+	issued := pemfile.CheckIssued(certs[0].Raw, certs[1].X509)
 	switch root {
 	case oldca.SHA1:
 		if err != nil || issued != nil || crl.WeakHash() != "SHA-1" {
@@ -104,11 +104,11 @@ func TestLeafOfOldCA(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := pemfile.CheckIssued(leaf, ca); err != nil {
+		if err := pemfile.CheckIssued(leaf.Raw, ca); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		leaf.RawTBSCertificate[20] ^= 1
-		if err := pemfile.CheckIssued(leaf, ca); err == nil {
+		leaf.Raw[24] ^= 1
+		if err := pemfile.CheckIssued(leaf.Raw, ca); err == nil {
 			t.Errorf("%s: a changed certificate counts as the CA's", name)
 		}
 	}

@@ -21,9 +21,44 @@ func FuzzEncode(f *testing.F) {
 		f.Add(bytes.Repeat([]byte{0xA5}, n))
 	}
 	f.Fuzz(func(t *testing.T, der []byte) {
-		got, want := Encode(CRL, der), pem.EncodeToMemory(&pem.Block{Type: CRL, Bytes: der})
-		if !bytes.Equal(got, want) || len(got) != cap(got) {
-			t.Errorf("got %q (room for %d), want %q", got, cap(got), want)
+		want := pem.EncodeToMemory(&pem.Block{Type: CRL, Bytes: der})
+		for _, cut := range []int{0, len(der) / 3, min(len(der), 48)} {
+			got := Encode(CRL, der[:cut], nil, der[cut:])
+			if !bytes.Equal(got, want) || len(got) != cap(got) {
+				t.Errorf("got %q (room for %d), want %q", got, cap(got), want)
+			}
+		}
+	})
+}
+
+// FuzzBlocks: the blocks are those that encoding/pem finds, and their texts are what Encode makes of them.
+func FuzzBlocks(f *testing.F) {
+	for _, n := range []int{1, 47, 48, 49, 1000} {
+		one := Encode(CRL, bytes.Repeat([]byte{0xA5}, n))
+		f.Add(slices.Concat(one, one))
+		f.Add(slices.Concat([]byte("text\n"), one, []byte("more\n\n"), one))
+		f.Add(bytes.ReplaceAll(slices.Concat(one, one), []byte("\n"), []byte("\r\n")))
+		f.Add(one[:len(one)-1])
+		f.Add(slices.Insert(one, len(one)/2, '\n'))
+	}
+	f.Add([]byte("-----BEGIN X-----\nA: b\n\nAAAA\n-----END X-----\n"))
+	f.Add([]byte("-----BEGIN X-----\n-----END X-----\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		rest := data
+		for got, text := range Texts(data) {
+			var want *pem.Block
+			if want, rest = pem.Decode(rest); want == nil {
+				t.Fatalf("encoding/pem finds no block like %+v", got)
+			}
+			if got.Type != want.Type || !bytes.Equal(got.Bytes, want.Bytes) {
+				t.Errorf("got %+v, want %+v", got, want)
+			}
+			if !bytes.Equal(text, Encode(got.Type, got.Bytes)) {
+				t.Errorf("the text of %+v is %q", got, text)
+			}
+		}
+		if more, _ := pem.Decode(rest); more != nil {
+			t.Errorf("encoding/pem finds %+v as well", more)
 		}
 	})
 }

@@ -2,6 +2,7 @@ package pemfile
 
 import (
 	"bytes"
+	"encoding/binary"
 	"math/big"
 	"slices"
 )
@@ -38,19 +39,67 @@ func (e Entry) Key() (SerialKey, bool) {
 // Compare orders keys as numbers.
 func (k SerialKey) Compare(other SerialKey) int { return bytes.Compare(k[:], other[:]) }
 
-// SerialSet is the serials of a CRL. A serial costs 20 bytes. It does not change once it is made.
-type SerialSet []SerialKey
+// SerialSet is a set of serials in order. A serial of at most 8 octets costs 8 bytes, a longer one 20.
+type SerialSet struct {
+	short []uint64
+	long  []SerialKey
+}
 
 // Serials returns the set of the entries' serials. One that no certificate may have is left out.
-func (e Entries) Serials() SerialSet {
-	set := make(SerialSet, 0, e.Count())
+// repeated: a serial stands there more than once.
+func (e Entries) Serials() (set SerialSet, repeated bool) {
+	short := 0
 	for entry := range e.All() {
-		if key, ok := entry.Key(); ok {
-			set = append(set, key)
+		if key, ok := entry.Key(); ok && key.isShort() {
+			short++
 		}
 	}
-	slices.SortFunc(set, SerialKey.Compare)
-	return set
+	set.short = make([]uint64, 0, short)
+	for entry := range e.All() {
+		if key, ok := entry.Key(); ok {
+			set.Append(key)
+		}
+	}
+	slices.Sort(set.short)
+	slices.SortFunc(set.long, SerialKey.Compare)
+	n := set.Len()
+	set.short, set.long = slices.Compact(set.short), slices.Compact(set.long)
+	return set, set.Len() < n
+}
+
+func (k SerialKey) isShort() bool { return [len(k) - 8]byte(k[:]) == [len(k) - 8]byte{} }
+
+func (k SerialKey) low() uint64 { return binary.BigEndian.Uint64(k[len(k)-8:]) }
+
+// Append adds a serial that is above all in the set.
+func (s *SerialSet) Append(key SerialKey) {
+	if key.isShort() {
+		s.short = append(s.short, key.low())
+	} else {
+		s.long = append(s.long, key)
+	}
+}
+
+// Len returns how many serials there are.
+func (s SerialSet) Len() int { return len(s.short) + len(s.long) }
+
+// Index returns the place of a serial in the order, false where it is not in the set.
+func (s SerialSet) Index(key SerialKey) (int, bool) {
+	if key.isShort() {
+		return slices.BinarySearch(s.short, key.low())
+	}
+	i, found := slices.BinarySearchFunc(s.long, key, SerialKey.Compare)
+	return len(s.short) + i, found
+}
+
+// At returns the serial at a place in the order.
+func (s SerialSet) At(i int) SerialKey {
+	if i >= len(s.short) {
+		return s.long[i-len(s.short)]
+	}
+	var key SerialKey
+	binary.BigEndian.PutUint64(key[len(key)-8:], s.short[i])
+	return key
 }
 
 // Has reports whether a serial is in the set.
@@ -59,6 +108,6 @@ func (s SerialSet) Has(serial *big.Int) bool {
 	if !ok {
 		return false
 	}
-	_, found := slices.BinarySearchFunc(s, key, SerialKey.Compare)
+	_, found := s.Index(key)
 	return found
 }

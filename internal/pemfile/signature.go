@@ -82,16 +82,16 @@ func CheckSignature(key crypto.PublicKey, algorithm, signed, signature []byte) e
 	return fmt.Errorf("%w: by a %T", ErrUnverifiable, key)
 }
 
-// CheckIssued checks that a CA's key signed a certificate, as CheckSignature does.
-func CheckIssued(cert, issuer *x509.Certificate) error {
+// CheckIssued checks that a CA's key signed a certificate in DER, as CheckSignature does.
+func CheckIssued(cert []byte, issuer *x509.Certificate) error {
 	var fields struct {
 		TBS, Algorithm asn1.RawValue
 		Signature      asn1.BitString
 	}
-	if _, err := asn1.Unmarshal(cert.Raw, &fields); err != nil {
+	if _, err := asn1.Unmarshal(cert, &fields); err != nil {
 		return fmt.Errorf("read the signature: %w", err)
 	}
-	return CheckSignature(issuer.PublicKey, fields.Algorithm.FullBytes, cert.RawTBSCertificate, cert.Signature)
+	return CheckSignature(issuer.PublicKey, fields.Algorithm.FullBytes, fields.TBS.FullBytes, fields.Signature.RightAlign())
 }
 
 func schemeOf(algorithm []byte) (scheme, error) {
