@@ -24,6 +24,7 @@ type CRLStatus struct {
 	Recent     int // of the entries: revoked in the last seven days. The CA's own CRL only
 	ThisUpdate time.Time
 	NextUpdate time.Time // zero where it has none
+	Outside    bool      // no certificate of the CA's chain is the issuer's: no agent asks for it
 }
 
 // CRLFile is a file that holds the CRLs.

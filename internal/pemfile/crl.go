@@ -63,7 +63,7 @@ func parseCRL(der []byte) (*RevocationList, error) {
 	input := cryptobyte.String(der)
 	var signature asn1.BitString
 	if !input.ReadASN1Element(&whole, cbasn1.SEQUENCE) {
-		return nil, errors.New("it is no SEQUENCE in DER")
+		return nil, errors.New("malformed: it is no SEQUENCE in DER")
 	}
 	l.Raw = whole
 	if !whole.ReadASN1(&whole, cbasn1.SEQUENCE) || !whole.ReadASN1Element(&tbs, cbasn1.SEQUENCE) ||

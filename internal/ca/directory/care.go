@@ -69,8 +69,8 @@ func (a *caretaker) complain(err error) {
 
 // Care puts right what needs no revocation to become wrong. It
 //   - undoes what somebody else did to ca_crl.pem and its copies: see look;
-//   - signs a CRL when a third of its validity is left, or when the last one was signed
-//     by a clock that was ahead;
+//   - signs a CRL when a third of its validity is left, when the last one was signed
+//     by a clock that was ahead, or when one that was taken over has a flaw: see flawOf;
 //   - takes certificates off the CRL that ended longer ago than Options.KeepExpired,
 //     once a day: see ended;
 //   - says in the log, once a day, when another issuer's CRL runs out;
@@ -104,7 +104,7 @@ func (a *caretaker) Care(ctx context.Context) error {
 
 // renew signs a CRL if its time has come, and puts ca_crl.pem on the disk if that is due.
 func (a *caretaker) renew(current *crlChain, now time.Time) error {
-	due := current.nextUpdate.Sub(now) < a.opts.CRLValidity/3 || current.thisUpdate.After(now.Add(clockSkew))
+	due := current.flaw != "" || current.nextUpdate.Sub(now) < a.opts.CRLValidity/3 || current.thisUpdate.After(now.Add(clockSkew))
 	ended := a.ended(now)
 	pruning := len(ended) > 0
 	if !due && !pruning {
@@ -116,11 +116,7 @@ func (a *caretaker) renew(current *crlChain, now time.Time) error {
 	// An entry stays until it stood on a CRL that was issued after its certificate's end
 	// (RFC 5280 section 3.3): what verifies an old signature is to find it there.
 	ended = slices.DeleteFunc(ended, func(key serialKey) bool { return !a.listed.end(key).before(current.thisUpdate) })
-	entries, count, err := without(current, ended)
-	if err != nil {
-		return err
-	}
-	next, err := a.signer.next(following(current.number), entries, count, current.foreign, now, a.opts.CRLValidity)
+	next, err := a.signer.next(following(current.number), current.without(ended), current.foreign, now, a.opts.CRLValidity)
 	if err != nil {
 		return err
 	}
@@ -130,9 +126,13 @@ func (a *caretaker) renew(current *crlChain, now time.Time) error {
 	if pruning {
 		a.care.pruned = a.uptime()
 	}
-	a.opts.Log.WithFields(logrus.Fields{
+	log := a.opts.Log.WithFields(logrus.Fields{
 		"crl_number": next.number, "next_update": next.nextUpdate, "entries": next.count, "expired": len(ended),
-	}).Info("CRL signed anew")
+	})
+	if current.flaw != "" {
+		log = log.WithField("flaw", current.flaw)
+	}
+	log.Info("CRL signed anew")
 	return nil
 }
 
@@ -159,47 +159,28 @@ func (a *caretaker) ended(now time.Time) []serialKey {
 // uptime is since Open.
 func (a *folder) uptime() time.Duration { return a.opts.Uptime() - a.startedAt }
 
-// without returns the entries of c but for those.
-func without(c *crlChain, gone []serialKey) (entries []byte, count int, err error) {
-	if len(gone) == 0 {
-		return c.entries, c.count, nil
-	}
-	drop := make(map[serialKey]bool, len(gone))
-	for _, key := range gone {
-		drop[key] = true
-	}
-	entries = make([]byte, 0, len(c.entries))
-	err = eachEntry(c.entries, func(der []byte, key serialKey, ok bool) {
-		if !ok || !drop[key] {
-			entries = append(entries, der...)
-			count++
-		}
-	})
-	return entries, count, err
-}
-
 // learn asks the inventory when listed certificates end, of which it isn't
 // known. It holds up nobody.
 func (a *caretaker) learn(ctx context.Context, now time.Time) error {
 	if !again(a.care.learned, now, learnEvery) {
 		return nil
 	}
-	if wanted := a.listed.unknown(); len(wanted) > 0 {
-		found, err := a.inventory.ends(ctx, wanted)
+	if a.listed.ask() {
+		err := a.inventory.ends(ctx, a.listed.answer)
+		a.listed.asked(err == nil)
 		if err != nil {
 			return unavailable(err)
 		}
-		a.listed.setEnds(wanted, found)
 	}
 	a.care.learned = now
 	return nil
 }
 
-// alarm tells when the CRLs run out that espm can't sign.
+// alarm tells when the CRLs run out that espm can't sign, of the issuers that agents check.
 func (a *caretaker) alarm(c *crlChain, now time.Time) {
 	for _, f := range c.foreign {
 		left := f.nextUpdate.Sub(now)
-		if f.nextUpdate.IsZero() || left > alarmAhead || !again(a.care.alarmed[f.rawIssuer], now, alarmEvery) {
+		if f.outside || f.nextUpdate.IsZero() || left > alarmAhead || !again(a.care.alarmed[f.rawIssuer], now, alarmEvery) {
 			continue
 		}
 		if a.care.alarmed == nil {

@@ -122,7 +122,7 @@ func (a *crlKeeper) loadCRL() error {
 		c = c.withForeign(c.foreign)
 	}
 	a.crl.Store(c)
-	a.listed.change(delta{added: held.listed})
+	a.listed.start(held.listed)
 	a.warnOfBad(c.foreign, "no other is known, and it is published: agents refuse the chain until a good one is put into the file")
 	copies := make([]*crlContents, len(a.copies))
 	const advice = "was the CA directory restored from an old backup?"

@@ -3,92 +3,138 @@ package directory
 import (
 	"context"
 	"fmt"
-	"math/big"
+	"maps"
+	"math"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 )
 
-// serialKey is a serial number of at most 20 octets, which is RFC 5280's
-// limit, to the right. Without pointers, a large map of them is small, and
-// nothing to the garbage collector.
-type serialKey [20]byte
-
-// keyOf returns the key of a serial; false for one that no certificate may have.
-func keyOf(n *big.Int) (serialKey, bool) {
-	var key serialKey
-	if n.Sign() < 0 || n.BitLen() > 8*len(key) {
-		return key, false
-	}
-	n.FillBytes(key[:])
-	return key, true
-}
-
-// keyOfBytes does the same for the contents of a DER INTEGER.
-func keyOfBytes(b []byte) (serialKey, bool) {
-	var key serialKey
-	if len(b) > 0 && b[0] == 0 {
-		b = b[1:]
-	} else if len(b) == 0 || b[0]&0x80 != 0 {
-		return key, false
-	}
-	if len(b) > len(key) {
-		return key, false
-	}
-	copy(key[len(key)-len(b):], b)
-	return key, true
-}
+type serialKey = pemfile.SerialKey
 
 func keyOfSerial(s node.Serial) (serialKey, bool) {
 	n, ok := s.Int()
 	if !ok {
 		return serialKey{}, false
 	}
-	return keyOf(n)
+	return pemfile.KeyOf(n)
 }
 
 // end is when a listed certificate ends, in Unix seconds, or one of these.
-type end int64
+type end uint32
 
 const (
-	unknownEnd end = 0
-	noEnd      end = -1 // the inventory has been asked, and does not know
+	unknownEnd end = iota
+	noEnd          // the inventory has been asked, and does not know
+	askedEnd       // the inventory is being asked
+	firstEnd       // the least that is a time
 )
 
-func endOf(t time.Time) end { return end(max(t.Unix(), 1)) }
+// endOf is noEnd for a time that does not fit, after the year 2105: so its certificate stays on the CRL.
+func endOf(t time.Time) end {
+	if t.Unix() > math.MaxUint32 {
+		return noEnd
+	}
+	return end(max(t.Unix(), int64(firstEnd))) // #nosec G115 -- it fits
+}
 
 // before reports whether the certificate has ended by t, for certain.
-func (e end) before(t time.Time) bool { return e > 0 && int64(e) < t.Unix() }
+func (e end) before(t time.Time) bool { return e >= firstEnd && int64(e) < t.Unix() }
 
 // listing is what the CA's own CRL lists, and when each certificate ends.
 // Whoever holds crlKeeper.revoking changes it; anybody reads it.
 type listing struct {
-	mu   sync.RWMutex
-	ends map[serialKey]end
+	mu     sync.RWMutex
+	serial pemfile.SerialSet
+	ends   []end             // in the order of serial
+	recent map[serialKey]end // what is not yet in serial
+}
+
+// start sets what is listed at the start.
+func (l *listing) start(listed pemfile.SerialSet) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.serial, l.ends, l.recent = listed, make([]end, listed.Len()), make(map[serialKey]end)
 }
 
 func (l *listing) has(key serialKey) bool {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	_, ok := l.ends[key]
+	_, ok := l.lookUp(key)
 	return ok
 }
+
+func (l *listing) end(key serialKey) end {
+	e, _ := l.lookUp(key)
+	return e
+}
+
+func (l *listing) lookUp(key serialKey) (end, bool) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if i, ok := l.serial.Index(key); ok {
+		return l.ends[i], true
+	}
+	e, ok := l.recent[key]
+	return e, ok
+}
+
+// recentOf is the part of the listed serials that recent may hold: there a serial costs much more, and is cheap to add.
+const recentOf = 64
 
 // change applies what a new CRL has more and less than the last.
 func (l *listing) change(d delta) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.ends == nil {
-		l.ends = make(map[serialKey]end, len(d.added))
-	}
 	for _, key := range d.added {
-		if _, ok := l.ends[key]; !ok {
-			l.ends[key] = unknownEnd
+		if _, ok := l.serial.Index(key); ok {
+			continue
+		}
+		if _, ok := l.recent[key]; !ok {
+			l.recent[key] = unknownEnd
 		}
 	}
-	for _, key := range d.removed {
-		delete(l.ends, key)
+	if len(d.removed) > 0 || len(l.recent) > 1024+l.serial.Len()/recentOf {
+		l.merge(d.removed)
+	}
+}
+
+// merge makes one set of all, without those. The lock is held.
+func (l *listing) merge(removed []serialKey) {
+	gone := make(map[serialKey]bool, len(removed))
+	for _, key := range removed {
+		gone[key] = true
+	}
+	var serial pemfile.SerialSet
+	ends := make([]end, 0, len(l.ends)+len(l.recent))
+	add := func(key serialKey, e end) {
+		if !gone[key] {
+			serial.Append(key)
+			ends = append(ends, e)
+		}
+	}
+	news := slices.SortedFunc(maps.Keys(l.recent), serialKey.Compare)
+	for i, e := range l.ends {
+		key := l.serial.At(i)
+		for len(news) > 0 && news[0].Compare(key) < 0 {
+			add(news[0], l.recent[news[0]])
+			news = news[1:]
+		}
+		add(key, e)
+	}
+	for _, key := range news {
+		add(key, l.recent[key])
+	}
+	l.serial, l.ends, l.recent = serial, ends, make(map[serialKey]end)
+}
+
+// update sets an end to what change makes of it. The lock is held.
+func (l *listing) update(key serialKey, change func(end) end) {
+	if i, ok := l.serial.Index(key); ok {
+		l.ends[i] = change(l.ends[i])
+	} else if e, ok := l.recent[key]; ok {
+		l.recent[key] = change(e)
 	}
 }
 
@@ -96,31 +142,58 @@ func (l *listing) change(d delta) {
 func (l *listing) setEnd(key serialKey, e end) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, ok := l.ends[key]; ok {
-		l.ends[key] = e
+	l.update(key, func(end) end { return e })
+}
+
+// each changes all ends. The lock is held.
+func (l *listing) each(change func(end) end) {
+	for i, e := range l.ends {
+		l.ends[i] = change(e)
+	}
+	for key, e := range l.recent {
+		l.recent[key] = change(e)
 	}
 }
 
-func (l *listing) end(key serialKey) end {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	return l.ends[key]
-}
-
-// setEnds notes when those certificates end that are listed and still unknown.
-func (l *listing) setEnds(wanted map[serialKey]bool, found map[serialKey]end) {
+// ask marks the serials of which it isn't known when they end, and says whether there are any. answer is then
+// called with what the inventory has, and asked at its end.
+func (l *listing) ask() (any bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for key := range wanted {
-		if e, ok := l.ends[key]; !ok || e != unknownEnd {
-			continue
+	l.each(func(e end) end {
+		if e == unknownEnd {
+			any, e = true, askedEnd
 		}
-		if e, ok := found[key]; ok {
-			l.ends[key] = e
-		} else {
-			l.ends[key] = noEnd
+		return e
+	})
+	return any
+}
+
+// answer notes an end, the later one should a serial stand in the inventory twice.
+func (l *listing) answer(key serialKey, e end) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.update(key, func(known end) end {
+		if known == askedEnd || known >= firstEnd && e > known {
+			return e
 		}
-	}
+		return known
+	})
+}
+
+// asked ends what ask began. Where the inventory was not read to its end, what is not known is asked for again.
+func (l *listing) asked(whole bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.each(func(e end) end {
+		if e != askedEnd {
+			return e
+		}
+		if whole {
+			return noEnd
+		}
+		return unknownEnd
+	})
 }
 
 // endedBefore returns the serials whose certificates have ended by t.
@@ -128,22 +201,14 @@ func (l *listing) endedBefore(t time.Time) []serialKey {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	var keys []serialKey
-	for key, e := range l.ends {
+	for i, e := range l.ends {
 		if e.before(t) {
-			keys = append(keys, key)
+			keys = append(keys, l.serial.At(i))
 		}
 	}
-	return keys
-}
-
-// unknown returns the serials of which it isn't known when they end.
-func (l *listing) unknown() map[serialKey]bool {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	keys := make(map[serialKey]bool)
-	for key, e := range l.ends {
-		if e == unknownEnd {
-			keys[key] = true
+	for key, e := range l.recent {
+		if e.before(t) {
+			keys = append(keys, key)
 		}
 	}
 	return keys

@@ -78,25 +78,20 @@ func (v *inventory) forget() {
 	v.index, v.several = nil, nil
 }
 
-// ends returns when the certificates with these serials end, as far as the file knows.
-func (v *inventory) ends(ctx context.Context, wanted map[serialKey]bool) (map[serialKey]end, error) {
-	found := make(map[serialKey]end)
+// ends calls found with each serial in the file and when that certificate ends.
+func (v *inventory) ends(ctx context.Context, found func(serialKey, end)) error {
 	lines := 0
-	err := v.scan(func(key serialKey, rest []byte) error {
+	return v.scan(func(key serialKey, rest []byte) error {
 		if lines++; lines%1024 == 0 && ctx.Err() != nil {
 			return ctx.Err()
-		}
-		if !wanted[key] {
-			return nil
 		}
 		_, rest, _ = bytes.Cut(rest, []byte(" "))
 		notAfter, _, _ := bytes.Cut(rest, []byte(" "))
 		if t, ok := parseInventoryTime(string(notAfter)); ok {
-			found[key] = max(found[key], endOf(t)) // the later one, should a serial stand there twice
+			found(key, endOf(t))
 		}
 		return nil
 	})
-	return found, err
 }
 
 // scan calls do with each line's serial and what follows it, until an error.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strings"
 
@@ -51,18 +50,17 @@ func (a *Authority) held(ctx context.Context, name node.Certname) (ca.Held, erro
 	if err := ctx.Err(); err != nil {
 		return ca.Held{}, err
 	}
-	data, err := os.ReadFile(a.signed(name))
-	if errors.Is(err, fs.ErrNotExist) {
-		return ca.Held{}, nil
-	}
-	if err != nil {
-		return ca.Held{}, unavailable(err)
-	}
-	certs, _, err := parseCertificates(data)
-	if err != nil {
+	cert, err := a.standing(name)
+	if errors.Is(err, node.ErrForeignCertificate) {
 		return ca.Held{Problem: fmt.Errorf("it can't be read: %w", err)}, nil
 	}
-	h := ca.Held{Certificate: certs[0], Problem: ca.CheckHeld(certs[0], name, a.chain[0], a.opts.Now())}
+	if err != nil || cert == nil {
+		return ca.Held{}, unavailable(err)
+	}
+	if cert.X509 == nil {
+		return ca.Held{Problem: fmt.Errorf("it can't be read: %w", cert.Unreadable)}, nil
+	}
+	h := ca.Held{Certificate: cert.X509, Problem: ca.CheckHeld(cert.X509, name, a.issuer, a.opts.Now())}
 	if h.Problem == nil && a.revoked(node.SerialOf(h.Certificate.SerialNumber)) {
 		h.Problem = ca.ErrHeldRevoked
 	}

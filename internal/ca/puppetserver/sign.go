@@ -156,10 +156,10 @@ func (a *signer) ttl(ctx context.Context, ttl time.Duration) (time.Duration, err
 	}
 	now := a.opts.Now()
 	if ttl == 0 {
-		left := t.chain[0].NotAfter.Sub(now) - clockSlack
+		left := t.issuer.NotAfter.Sub(now) - clockSlack
 		ttl = min(a.opts.TTL, max(left.Truncate(time.Second), ca.MinTTL))
 	}
-	_, _, err = ca.Validity(ttl, now, t.chain[0])
+	_, _, err = ca.Validity(ttl, now, t.issuer)
 	return ttl, err
 }
 
@@ -184,10 +184,13 @@ func (a *signer) look(ctx context.Context, name node.Certname, keyHash string) (
 	}()
 	cert, err := a.certificate(ctx, name)
 	csr := <-requested
+	h := holding{standing: cert}
+	if errors.Is(err, node.ErrForeignCertificate) { // it can't be read
+		h.strange, err = err, nil
+	}
 	if err := errors.Join(err, csr.err); err != nil {
 		return holding{}, err
 	}
-	h := holding{standing: cert}
 	if cert != nil {
 		if hash, err := ca.KeyHash(cert.PublicKey); err == nil && hash == keyHash {
 			h.cert = cert

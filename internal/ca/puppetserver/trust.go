@@ -5,9 +5,9 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,7 +30,8 @@ const (
 // trust is the server's chain and CRLs as they were at some time.
 type trust struct {
 	ca.Trust
-	chain   []*x509.Certificate
+	chain   []*pemfile.RawCertificate
+	issuer  *x509.Certificate    // the signing CA
 	crls    func() (crls, error) // CRLsPEM, parsed when first wanted
 	chained time.Time            // when the chain was asked for
 	asked   time.Time            // when the CRL was asked for
@@ -39,9 +40,8 @@ type trust struct {
 
 // crls is what the server hands out as its CRL.
 type crls struct {
-	own        *x509.RevocationList // the signing CA's
-	foreign    []ca.CRLStatus
-	foreignErr error // why one of them can't be read; no revocation depends on it
+	own     *pemfile.RevocationList // the signing CA's
+	foreign []ca.CRLStatus
 }
 
 // Trust returns the chain and the CRLs, at most five seconds old, or a day
@@ -96,14 +96,17 @@ func (a *server) fetchChain(ctx context.Context, t *trust) error {
 	if err != nil {
 		return err
 	}
-	chain, err := pemfile.Certificates(pemBytes)
+	chain, err := pemfile.RawCertificates(pemBytes)
+	if err == nil {
+		err = chain[0].Unreadable // of those above it nothing is asked
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %s: %w: is this the CA server?", node.ErrUnavailable, chainPath, err)
 	}
-	if t.chain != nil && !t.chain[0].Equal(chain[0]) {
+	if t.chain != nil && !t.issuer.Equal(chain[0].X509) {
 		t.since = time.Time{} // another CA: its CRL is asked for anew
 	}
-	t.chain, t.chained, t.CertificatesPEM = chain, now, pemBytes
+	t.chain, t.issuer, t.chained, t.CertificatesPEM = chain, chain[0].X509, now, pemBytes
 	return nil
 }
 
@@ -138,34 +141,36 @@ func (a *server) fetchCRL(ctx context.Context, t *trust) error {
 	if block, _ := pem.Decode(got.body); block == nil || block.Type != pemfile.CRL {
 		return fmt.Errorf("%w: %s is no CRL", node.ErrUnavailable, crlPath)
 	}
-	issuer, text := t.chain[0], got.body
+	chain, text := t.chain, got.body
 	t.CRLsPEM, t.asked, t.since = text, now, got.start
-	t.crls = sync.OnceValues(func() (crls, error) { return parseCRLs(text, issuer) })
+	t.crls = sync.OnceValues(func() (crls, error) { return parseCRLs(text, chain) })
 	return nil
 }
 
 // parseCRLs finds the CRL of the signing CA. That one has to list all that the CA
 // revoked: receipts and the search for a revoked certificate depend on it.
-func parseCRLs(text []byte, issuer *x509.Certificate) (crls, error) {
+func parseCRLs(text []byte, chain []*pemfile.RawCertificate) (crls, error) {
 	var c crls
 	for block := range pemfile.Blocks(text) {
 		if c.own != nil && bytes.Equal(block.Bytes, c.own.Raw) {
 			continue
 		}
 		crl, err := pemfile.ParseCRL(block)
-		switch {
-		case err != nil:
-			c.foreignErr = fmt.Errorf("%s: %w", crlPath, err)
-		case c.own == nil && crl.CheckSignatureFrom(issuer) == nil:
-			c.own = crl
-		default:
-			c.foreign = append(c.foreign, statusOf(crl))
+		if err != nil {
+			return crls{}, fmt.Errorf("%s: %w", crlPath, err)
 		}
+		if c.own == nil && crl.CheckSignatureFrom(chain[0].X509) == nil {
+			c.own = crl
+			continue
+		}
+		foreign := statusOf(crl)
+		foreign.Outside = !slices.ContainsFunc(chain, func(c *pemfile.RawCertificate) bool { return bytes.Equal(c.RawSubject, crl.RawIssuer) })
+		c.foreign = append(c.foreign, foreign)
 	}
 	if c.own == nil {
-		return crls{}, errors.Join(fmt.Errorf("%s: none is signed by %s", crlPath, issuer.Subject), c.foreignErr)
+		return crls{}, fmt.Errorf("%s: none is signed by %s", crlPath, chain[0].Subject())
 	}
-	if err := pemfile.CheckWhole(c.own); err != nil {
+	if err := c.own.CheckWhole(); err != nil {
 		return crls{}, fmt.Errorf("%s: %w", crlPath, err)
 	}
 	return c, nil
