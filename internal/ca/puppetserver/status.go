@@ -2,6 +2,7 @@ package puppetserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -39,7 +40,7 @@ func (a *server) brief(ctx context.Context) (ca.Status, *pemfile.RevocationList,
 		return ca.Status{}, nil, fmt.Errorf("the CA's certificates and CRL: %w", err)
 	}
 	c, err := t.crls()
-	if err != nil {
+	if err = errors.Join(err, c.foreignErr); err != nil {
 		return ca.Status{}, nil, fmt.Errorf("%w: %w", node.ErrUnavailable, err)
 	}
 	return ca.Status{

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -40,8 +41,9 @@ type trust struct {
 
 // crls is what the server hands out as its CRL.
 type crls struct {
-	own     *pemfile.RevocationList // the signing CA's
-	foreign []ca.CRLStatus
+	own        *pemfile.RevocationList // the signing CA's
+	foreign    []ca.CRLStatus
+	foreignErr error // why one of them is no CRL; no revocation depends on it
 }
 
 // Trust returns the chain and the CRLs, at most five seconds old, or a day
@@ -157,7 +159,8 @@ func parseCRLs(text []byte, chain []*pemfile.RawCertificate) (crls, error) {
 		}
 		crl, err := pemfile.ParseCRL(block)
 		if err != nil {
-			return crls{}, fmt.Errorf("%s: %w", crlPath, err)
+			c.foreignErr = fmt.Errorf("%s: %w", crlPath, err)
+			continue
 		}
 		if c.own == nil && crl.CheckSignatureFrom(chain[0].X509) == nil {
 			c.own = crl
@@ -168,7 +171,7 @@ func parseCRLs(text []byte, chain []*pemfile.RawCertificate) (crls, error) {
 		c.foreign = append(c.foreign, foreign)
 	}
 	if c.own == nil {
-		return crls{}, fmt.Errorf("%s: none is signed by %s", crlPath, chain[0].Subject())
+		return crls{}, errors.Join(fmt.Errorf("%s: none is signed by %s", crlPath, chain[0].Subject()), c.foreignErr)
 	}
 	if err := c.own.CheckWhole(); err != nil {
 		return crls{}, fmt.Errorf("%s: %w", crlPath, err)
