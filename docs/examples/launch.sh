@@ -14,17 +14,17 @@ id=$(cat "$file.request-id")
 tries=0
 until answer=$(espm node provision "$name" --group fleet --request-id "$id-$name" \
 	--format cloud-init --out "$file" -o json 2>"$file.error"); do
-	case $(cat "$file.error") in
-	*'[NODE_EXISTS]'*)
+	case $?:$(cat "$file.error") in
+	4:*'[NODE_EXISTS]'*)
 		try=$((try + 1))
 		[ "$try" -le 10 ] || { echo "no name left for $base" >&2; exit 1; }
 		name=$base-$try$domain
 		;;
-	*'stands already'*)
+	1:*'stands already'*)
 		echo "$file is there: was it launched?" >&2
 		exit 1
 		;;
-	*'[INVALID]'* | *'[PERMISSION_DENIED]'* | *'[UNAUTHENTICATED]'* | *'[REQUEST_ID_REUSED]'* | *'[REQUEST_ID_SPENT]'* | *'See '*)
+	[2-5]:*)
 		cat "$file.error" >&2 # the same call would fail again
 		exit 1
 		;;

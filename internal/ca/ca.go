@@ -1,7 +1,6 @@
-// Package ca is what espm asks of a certificate authority, and what its
-// authorities share: the certificate profile, Puppet's extensions, CSR checks
-// and the pool of ready keys. Authorities are sub-packages; the one suite
-// that each passes is catest.
+// Package ca defines the certificate authority that espm needs. It also has
+// the parts that authorities share: the certificate profile, Puppet's extensions, CSR checks
+// and the pool of ready keys. Each authority is a sub-package, and passes the test suite catest.
 package ca
 
 import (
@@ -19,86 +18,85 @@ import (
 // An authority that can't act now (down, disk full) returns an error that
 // wraps node.ErrUnavailable.
 type Authority interface {
-	// Traits returns what the authority does otherwise than others. It asks nothing of
-	// the outside world.
+	// Traits returns the properties in which authorities differ. It neither reads files
+	// nor uses the network.
 	Traits() Traits
 
-	// NewSerial returns a serial number for the next Sign, so that it can be
-	// written down before; "" where the authority chooses by itself.
+	// NewSerial returns a serial number for the next Sign, so that the caller can
+	// store it first. It returns "" if the authority chooses serials by itself.
 	NewSerial() node.Serial
 
-	// Check tells, without side effects, what Sign would refuse: the errors
-	// are those of Sign. Neither a key nor a serial need be set. It returns the certificate
-	// that stands under the name now, neither expired nor revoked, nil where there is none.
+	// Check returns the error that Sign would return for the request, and changes nothing.
+	// The request needs no key and no serial. Check also returns the name's current certificate,
+	// neither expired nor revoked, or nil if there is none.
 	Check(ctx context.Context, r Request) (current *x509.Certificate, err error)
 
-	// Sign issues one certificate. It is durable at the authority when Sign
-	// returns. After an error it may have been issued or not: Find tells. Only
-	// an error that wraps node.ErrInvalid says for certain that it was not. What
-	// stands in the way at the authority is node.ErrForeignCertificate,
-	// ErrForeignRequest or ErrRefused. A certificate that comes with the error was signed
-	// at this Sign's order for another key. Find does not report it: the caller must revoke it.
+	// Sign issues one certificate. The certificate is durable at the authority when Sign returns.
+	// After an error the certificate may exist: ask Find. Only an error that wraps
+	// node.ErrInvalid means that none was issued. The errors node.ErrForeignCertificate,
+	// ErrForeignRequest and ErrRefused name an obstacle at the authority. If Sign returns a certificate
+	// together with an error, the authority issued it for another key.
+	// Find does not report that certificate: the caller must revoke it.
 	Sign(ctx context.Context, r Request) (*x509.Certificate, error)
 
-	// Find tells what became of a Sign that was cut short: a certificate of that name. Its answer is final:
-	// what it does not report is not issued later. Where it is too early to say,
-	// the error wraps node.ErrUnavailable.
+	// Find returns the certificate of a Sign whose outcome is unknown. The answer is final:
+	// a certificate that Find does not report is never issued later. If it is too early for a final
+	// answer, the error wraps node.ErrUnavailable.
 	Find(ctx context.Context, q Query) (Found, error)
 
-	// Revoke puts certificates on the CRL and publishes it; when it returns
-	// without an error both are durable, for all of them. It returns a receipt for
-	// each, in order. Revoking one that is revoked already is no error, adds
-	// no entry and publishes again what is not published. After an error any
-	// part of it may have been done: call again. The receipts that come with an error, those
-	// with a serial, stand nevertheless; a *RefusedError says why the others have none. One that wraps
+	// Revoke adds certificates to the CRL and publishes the CRL. It returns one receipt for each target, in
+	// order. Without an error, all targets are durable and published. To revoke a certificate again is no
+	// error: it adds no entry, and publishes the CRL if that is still due. After an error any part may
+	// be done: call again. A receipt with a serial is valid even if an error comes with it.
+	// A *RefusedError says why the other targets have none. An error in it that wraps
 	// ErrImpossible is final: the authority will never revoke that certificate.
 	Revoke(ctx context.Context, targets []Target) ([]node.Receipt, error)
 
-	// Listed returns the number of the CA's CRL if that lists a serial, else "". The answer is final while no
-	// Revoke is under way: no earlier one, of this process or of one before, adds the serial
-	// later. Where that can't be told now, the error wraps node.ErrUnavailable.
+	// Listed returns the number of the CA's CRL if the CRL lists the serial, else "". While no
+	// Revoke runs, the answer is final: no earlier Revoke, of this process or an earlier one, adds the
+	// serial later. If a final answer is not possible now, the error wraps node.ErrUnavailable.
 	Listed(ctx context.Context, serial node.Serial) (crlNumber string, err error)
 
-	// Status tells how the CA's certificate and its CRLs stand.
+	// Status returns the state of the CA's certificate and CRLs.
 	Status(ctx context.Context) (Status, error)
 
 	// Trust returns the CA's certificates and CRLs as agents need them.
 	Trust(ctx context.Context) (Trust, error)
 }
 
-// Traits are what a caller must know of an authority to use it safely.
+// Traits are the properties of an authority that a caller must respect.
 type Traits struct {
-	// RevokesByName: a revocation is asked for by name alone, so a late one may
-	// reach whatever certificate has the name by then.
+	// RevokesByName: a revocation names the certname, not the serial. A late revocation may
+	// therefore revoke a newer certificate of the name.
 	RevokesByName bool
 	// ChoosesSerial: NewSerial returns "".
 	ChoosesSerial bool
-	// Protected are the certnames that the authority itself works with. Their certificates
-	// must not be revoked. It may know more of them later.
+	// Protected are the certnames that the authority itself uses. Their certificates
+	// must not be revoked. The list may grow later.
 	Protected []node.Certname
 }
 
-// FormChecker is an authority whose Sign itself refuses a name at which
-// something stands that is not the request's. So before a Sign, where Check would look
-// at the name a second time, CheckForm is enough: it is Check without that.
+// FormChecker is an authority whose Sign refuses a name that another certificate or request has.
+// CheckForm is Check without that test. Callers use it directly before Sign, so that the
+// authority does not test the name twice.
 type FormChecker interface {
 	CheckForm(ctx context.Context, r Request) error
 }
 
-// RefusedError is what an authority refused of a batch of revocations, while it carried
-// out the rest: for each target, in order, why it has no receipt, nil where it has one.
+// RefusedError says which targets of a Revoke were refused; the others were revoked. Targets has
+// an entry for each target, in order: the reason, or nil if the target has a receipt.
 type RefusedError struct {
 	Targets []error
 }
 
-// ErrImpossible: the authority has no way to revoke that certificate.
+// ErrImpossible means that the authority has no way to revoke that certificate.
 var ErrImpossible = errors.New("the CA can't revoke it")
 
 func (e *RefusedError) Error() string { return errors.Join(e.Targets...).Error() }
 
-// Brief returns an authority's status without what has to be counted anew each time, as it depends on
-// the clock: Recent, and where it is costly EntryBytes, may be 0. It is cheap
-// enough to be asked for several times a minute, however long the CRL. An authority that has it has the method Brief.
+// Brief returns an authority's status, but Recent and EntryBytes may be 0, as counting them may be slow.
+// Brief is cheap enough for several calls a minute, however long the CRL. It calls the
+// authority's method Brief if there is one, else Status.
 func Brief(ctx context.Context, authority Authority) (Status, error) {
 	if a, ok := authority.(interface {
 		Brief(context.Context) (Status, error)
@@ -109,15 +107,15 @@ func Brief(ctx context.Context, authority Authority) (Status, error) {
 }
 
 // Request asks for one leaf certificate. Exactly one of Key and CSR is set.
-// It has been validated: names, TTL and extensions keep the rules of CheckRequest.
+// Names, TTL and extensions have passed CheckRequest.
 type Request struct {
 	Certname    node.Certname
 	Serial      node.Serial              // from NewSerial, for this one Sign
 	Key         crypto.Signer            // a key generated by espm
 	CSR         *x509.CertificateRequest // a caller's, checked by ParseCSR
-	DNSAltNames []string                 // besides the certname, which is always there; sorted, no duplicates
+	DNSAltNames []string                 // without the certname, which Sign adds; sorted, no duplicates
 	Extensions  []Extension              // Puppet's, sorted by OID, no duplicates
-	TTL         time.Duration            // from now; 0: the authority's default, or what is left of the CA's life
+	TTL         time.Duration            // from now; 0: the authority's default, but never beyond the CA's end
 }
 
 // PublicKey returns the key to certify.
@@ -134,25 +132,25 @@ type Extension struct {
 	Value string
 }
 
-// Query names an issue that was cut short, as its intent has it.
+// Query names a Sign whose outcome is unknown, with the data of its stored intent.
 type Query struct {
 	Certname node.Certname
 	Serial   node.Serial // "" where the authority chose it
-	KeyHash  string      // as KeyHash gives it
-	Since    time.Time   // when it was intended: Sign began after that
+	KeyHash  string      // as the function KeyHash returns it
+	Since    time.Time   // when the intent was stored; Sign began later
 }
 
-// Found is what Find knows. Issued without a Certificate: the serial was
-// used, but the certificate itself is lost.
+// Found is the answer of Find. Issued without a Certificate means that the authority used the
+// serial, but has no copy of the certificate.
 type Found struct {
 	Issued      bool
 	Serial      node.Serial
 	Certificate *x509.Certificate
 }
 
-// Target is a certificate to revoke. Its reason stands in the CRL where the
-// authority lets the caller choose one; "": node.KeyCompromise, as Puppet has it.
-// One that is revoked already keeps the reason that it has.
+// Target is a certificate to revoke. The CRL shows Reason if the
+// authority lets callers choose one. "" means node.KeyCompromise, as in Puppet.
+// A certificate that is revoked already keeps its first reason.
 type Target struct {
 	Serial   node.Serial
 	Certname node.Certname

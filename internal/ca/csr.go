@@ -15,7 +15,7 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// maxCSR bounds a CSR's PEM. One with an 8192-bit key and a hundred names has under 10 KiB.
+// maxCSR is the longest PEM of a CSR. A CSR with an 8192-bit key and a hundred names has under 10 KiB.
 const maxCSR = 64 << 10
 
 var (
@@ -24,20 +24,20 @@ var (
 	oidMicrosoftExts  = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 2, 1, 14}
 )
 
-// ParseCSR reads a caller's CSR (PKCS #10, RFC 2986) for a certname and checks
-// all that does not depend on the call: see Request.WithCSR for the rest. The
-// rules are Puppet Server's, made tighter where noted:
-//   - one PEM block of at most 64 KiB without headers and nothing else, signed by its own key,
-//     with SHA-256, SHA-384 or SHA-512;
-//   - one common name, equal to the certname; other parts of the subject are
-//     left out of the certificate, as Puppet Server does;
-//   - an RSA key of 2048 to 8192 bits or an EC key on P-256, P-384 or P-521:
-//     what agents generate (Puppet's settings key_type, named_curve) and TLS
-//     takes. An RSA exponent is odd and at least 65537 (FIPS 186-5 section
-//     A.1.1), which is what OpenSSL, Java and Go always generate;
-//   - subject alternative names: DNS only, no wildcards. Puppet Server also
-//     takes IP addresses;
-//   - Puppet's own extensions except pp_cli_auth, their values ASN.1 strings.
+// ParseCSR reads a caller's CSR (PKCS #10, RFC 2986) for a certname and checks it.
+// Request.WithCSR checks the rest, which depends on the call. The
+// rules are Puppet Server's, but some are stricter:
+//   - One PEM block of at most 64 KiB without headers, and nothing else. It is signed by its own key,
+//     with SHA-256, SHA-384 or SHA-512.
+//   - One common name, equal to the certname. The certificate does not get the other parts of the
+//     subject, as in Puppet Server.
+//   - An RSA key of 2048 to 8192 bits or an EC key on P-256, P-384 or P-521.
+//     Agents generate these (Puppet's settings key_type, named_curve), and TLS
+//     accepts them. An RSA exponent is odd and at least 65537 (FIPS 186-5 section
+//     A.1.1); OpenSSL, Java and Go generate no other.
+//   - Subject alternative names are DNS names without wildcards. Puppet Server also
+//     allows IP addresses.
+//   - Puppet's own extensions except pp_cli_auth. Their values are ASN.1 strings.
 //
 // The error is a *node.InvalidError on field "csr_pem".
 func ParseCSR(pemBytes []byte, name node.Certname) (*x509.CertificateRequest, error) {
@@ -49,8 +49,8 @@ func ParseCSR(pemBytes []byte, name node.Certname) (*x509.CertificateRequest, er
 	if err != nil {
 		return nil, node.Invalid("csr_pem", "can't be read: %v", err)
 	}
-	// The key comes before the signature: verifying costs as much as the key is long, and
-	// whoever sends it chooses that.
+	// The key is checked before the signature: the sender chooses the key's length, and a long
+	// key makes the verification slow.
 	if err := cmp.Or(checkCSRName(csr, name), checkPublicKey(csr.PublicKey)); err != nil {
 		return nil, err
 	}
@@ -68,15 +68,15 @@ func decodeCSR(pemBytes []byte) ([]byte, error) {
 	if block == nil {
 		return nil, node.Invalid("csr_pem", "holds no PEM block")
 	}
-	// pem.Decode skips what stands before the block, a broken block too.
+	// pem.Decode skips any text before the block, even a broken block.
 	lead := bytes.TrimSpace(pemBytes)
 	if !bytes.HasPrefix(lead, []byte("-----BEGIN ")) || bytes.Count(lead, []byte("-----BEGIN")) > 1 || len(bytes.TrimSpace(rest)) > 0 {
 		return nil, node.Invalid("csr_pem", "must be one PEM block and nothing else")
 	}
-	if len(block.Headers) > 0 { // of an encrypted key or of mail, RFC 1421; RFC 7468 section 2 has none
+	if len(block.Headers) > 0 { // RFC 7468 section 2 has no headers, but RFC 1421 has
 		return nil, node.Invalid("csr_pem", "must have no PEM headers")
 	}
-	// OpenSSL reads both names.
+	// OpenSSL accepts both names.
 	if block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST" {
 		return nil, node.Invalid("csr_pem", "must be a CERTIFICATE REQUEST, is a %s", node.Quote(block.Type))
 	}
@@ -122,7 +122,7 @@ func checkPublicKey(pub any) error {
 	return nil
 }
 
-// SHA-1 is refused although x509 still verifies it on a CSR.
+// SHA-1 is not among them, although crypto/x509 still verifies it on a CSR.
 var csrSignatures = []x509.SignatureAlgorithm{
 	x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA,
 	x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS,
@@ -139,8 +139,8 @@ func checkCSRSignature(csr *x509.CertificateRequest) error {
 	return nil
 }
 
-// checkAttributes refuses Microsoft's spelling of requested extensions: Puppet
-// honours it, x509 does not read it, and nothing may be dropped in silence.
+// checkAttributes refuses Microsoft's attribute for requested extensions. Puppet
+// reads it and crypto/x509 does not, so espm would drop these extensions without an error.
 func checkAttributes(csr *x509.CertificateRequest) error {
 	var info struct { // CertificationRequestInfo, RFC 2986 section 4.1
 		Version    int
@@ -171,7 +171,7 @@ func checkCSRExtensions(csr *x509.CertificateRequest) error {
 	for _, e := range csr.Extensions {
 		errs = append(errs, checkCSRExtension(e))
 	}
-	if len(csr.Extensions) > maxExtensions+1 { // the names are one of them
+	if len(csr.Extensions) > maxExtensions+1 { // the alternative names are an extension too
 		errs = []error{node.Invalid("csr_pem", "at most %d extensions, are %d", maxExtensions, len(csr.Extensions))}
 	}
 	return node.Join(errs...)
@@ -194,7 +194,7 @@ func checkCSRExtension(e pkix.Extension) error {
 	return nil
 }
 
-// generalNames are the kinds of a subject alternative name, RFC 5280 section 4.2.1.6, by tag.
+// generalNames are the kinds of subject alternative names (RFC 5280 section 4.2.1.6), by tag.
 var generalNames = []string{
 	"other name", "email address", "DNS name", "X.400 address", "directory name",
 	"EDI party name", "URI", "IP address", "registered ID",
@@ -202,7 +202,7 @@ var generalNames = []string{
 
 const tagDNSName = 2
 
-// checkCSRNames reads the names itself: x509 skips kinds that it does not know.
+// checkCSRNames decodes the names without crypto/x509, which skips unknown kinds.
 func checkCSRNames(der []byte) error {
 	var names []asn1.RawValue
 	if rest, err := asn1.Unmarshal(der, &names); err != nil || len(rest) > 0 {
@@ -226,7 +226,7 @@ func checkCSRNames(der []byte) error {
 	return node.Join(errs...)
 }
 
-// csrExtensions returns the Puppet extensions of a CSR that ParseCSR passed.
+// csrExtensions returns the Puppet extensions of a CSR that ParseCSR returned.
 func csrExtensions(csr *x509.CertificateRequest) []Extension {
 	var exts []Extension
 	for _, e := range csr.Extensions {

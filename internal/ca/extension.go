@@ -21,11 +21,11 @@ var (
 	arcAuthorization = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 34380, 1, 3} // ppAuthCertExt: grants rights
 )
 
-// PPCliAuth lets its holder administer Puppet Server's CA ("pp_cli_auth" =
-// "true"). Puppet never grants it from a CSR, and neither does espm.
+// PPCliAuth with the value "true" allows a client to administer Puppet Server's CA.
+// Neither Puppet nor espm accepts it from a CSR.
 var PPCliAuth = append(slices.Clone(arcAuthorization), 39)
 
-// registered are the short names of arcRegistered: the name at index i has
+// registered are the short names in arcRegistered: the name at index i has
 // the OID arcRegistered.(i+1).
 var registered = []string{
 	"pp_uuid", "pp_instance_id", "pp_image_name", "pp_preshared_key", "pp_cost_center", "pp_product",
@@ -53,15 +53,15 @@ func extensionNames() (map[string]asn1.ObjectIdentifier, map[string]string) {
 	return oids, names
 }
 
-// Limits of extensions: what an agent sends with every request stays small.
+// The limits of extensions. An agent sends them with every request.
 const (
 	maxExtensions     = 64
 	maxExtensionValue = 1024 // bytes
 	maxOIDParts       = 20
 )
 
-// ParseExtensions reads extensions by Puppet's short name ("pp_role") or by
-// dotted OID, and returns them as Request wants them. The error is a
+// ParseExtensions reads extensions. Their keys are Puppet's short names ("pp_role") or
+// dotted OIDs. It returns them in the form that Request wants. The error is a
 // *node.InvalidError on fields like "extensions[pp_role]".
 func ParseExtensions(values map[string]string) ([]Extension, error) {
 	if len(values) > maxExtensions {
@@ -114,7 +114,7 @@ func parseOID(s string) (asn1.ObjectIdentifier, bool) {
 	}
 	oid := make(asn1.ObjectIdentifier, len(parts))
 	for i, part := range parts {
-		// 31 bits: more than encoding/asn1, Ruby and Java all read.
+		// encoding/asn1, Ruby and Java do not all read more than 31 bits.
 		n, err := strconv.ParseUint(part, 10, 31)
 		if err != nil || strconv.FormatUint(n, 10) != part {
 			return nil, false
@@ -138,7 +138,7 @@ func valueRule(v string) string {
 	return ""
 }
 
-// below reports whether oid lies in the arc, the arc itself excepted.
+// below reports whether oid is in the arc, but not the arc itself.
 func below(arc, oid asn1.ObjectIdentifier) bool {
 	return len(oid) > len(arc) && slices.Equal(oid[:len(arc)], arc)
 }
@@ -147,8 +147,8 @@ func isPuppet(oid asn1.ObjectIdentifier) bool {
 	return below(arcRegistered, oid) || below(arcPrivate, oid) || below(arcAuthorization, oid)
 }
 
-// GrantsAuthorization reports whether an extension gives its holder rights:
-// Puppet's auth.conf rules read the arc 1.3.6.1.4.1.34380.1.3.
+// GrantsAuthorization reports whether an extension can give a client rights:
+// the rules of Puppet's auth.conf read the arc 1.3.6.1.4.1.34380.1.3.
 func (e Extension) GrantsAuthorization() bool { return below(arcAuthorization, e.ID) }
 
 // ExtensionName returns Puppet's short name of an extension, or the dotted OID.
@@ -159,8 +159,8 @@ func ExtensionName(oid asn1.ObjectIdentifier) string {
 	return oid.String()
 }
 
-// Extensions returns Puppet's extensions of a certificate, sorted by OID. The
-// bytes of a value that is no ASN.1 string are returned as they stand.
+// Extensions returns Puppet's extensions of a certificate, sorted by OID. A value
+// that is no ASN.1 string is returned undecoded.
 func Extensions(cert *x509.Certificate) []Extension {
 	var exts []Extension
 	for _, e := range cert.Extensions {
@@ -177,7 +177,7 @@ func Extensions(cert *x509.Certificate) []Extension {
 	return exts
 }
 
-// stringValue decodes the string types in which tools write such a value.
+// stringValue decodes a value of the string types that tools use for extensions.
 func stringValue(der []byte) (string, bool) {
 	var raw asn1.RawValue
 	if rest, err := asn1.Unmarshal(der, &raw); err != nil || len(rest) > 0 || raw.Class != asn1.ClassUniversal || raw.IsCompound {
@@ -190,7 +190,7 @@ func stringValue(der []byte) (string, bool) {
 	return "", false
 }
 
-// encode gives an extension the form in which Puppet reads it: a UTF8String, never critical.
+// encode returns the extension in the form that Puppet reads: a UTF8String, never critical.
 func (e Extension) encode() (pkix.Extension, error) {
 	der, err := asn1.MarshalWithParams(e.Value, "utf8")
 	if err != nil {
@@ -201,7 +201,7 @@ func (e Extension) encode() (pkix.Extension, error) {
 
 func compareExtensions(a, b Extension) int { return slices.Compare(a.ID, b.ID) }
 
-// clip shortens a name for a field's path; odd ones are quoted.
+// clip returns a name for a field's path. Long names, and names with unusual characters, are quoted.
 func clip(name string) string {
 	for _, r := range name {
 		if (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '_' && r != '.' {

@@ -21,8 +21,8 @@ import (
 // KeyAlgorithm names a kind of key that espm generates.
 type KeyAlgorithm string
 
-// The algorithms of a node's key: kinds that agents of Puppet 7 and 8 generate
-// themselves (their settings key_type, named_curve and keylength).
+// The algorithms of a node's key. Agents of Puppet 7 and 8 can generate the same
+// kinds (settings key_type, named_curve and keylength).
 const (
 	ECP256  KeyAlgorithm = "ec-p256" // the default
 	RSA2048 KeyAlgorithm = "rsa-2048"
@@ -30,7 +30,7 @@ const (
 	RSA4096 KeyAlgorithm = "rsa-4096" // an agent's own default
 )
 
-// ECP384 is for a CA's own key, besides KeyAlgorithms.
+// ECP384 is a further algorithm, for a CA's own key only.
 const ECP384 KeyAlgorithm = "ec-p384"
 
 // KeyAlgorithms lists the choices, the default first.
@@ -80,7 +80,7 @@ func (a KeyAlgorithm) Bits() int {
 	return 0
 }
 
-// GenerateKey generates a key. An RSA key takes long: 4096 bits a second or more.
+// GenerateKey generates a key. RSA keys are slow: one of 4096 bits takes a second or more.
 func GenerateKey(alg KeyAlgorithm) (*Key, error) {
 	var s crypto.Signer
 	var err error
@@ -97,8 +97,8 @@ func GenerateKey(alg KeyAlgorithm) (*Key, error) {
 	return NewKey(s), nil
 }
 
-// Key is a private key that never shows itself: printed, logged or encoded it
-// says "redacted". Only MarshalKeyPEM gives it away.
+// Key is a private key. Printed, logged or encoded, it shows "redacted".
+// Only MarshalKeyPEM returns the key itself.
 type Key struct{ signer crypto.Signer }
 
 // NewKey wraps an *rsa.PrivateKey or *ecdsa.PrivateKey.
@@ -123,7 +123,7 @@ func (Key) GoString() string { return redacted }
 // Format writes a placeholder, whatever the verb.
 func (Key) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, redacted) }
 
-// MarshalText returns a placeholder; encoding/json and YAML encoders use it too.
+// MarshalText returns a placeholder. The encoders of JSON and YAML call it.
 func (Key) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
 // MarshalKeyPEM encodes a private key as Puppet itself writes it: SEC 1 ("EC

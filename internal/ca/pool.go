@@ -8,21 +8,20 @@ import (
 	"sync"
 )
 
-// Pool keeps ready RSA keys in memory, so that a caller need not wait a
-// second or more for one. Nothing of it is ever written down. EC keys cost
-// microseconds and are generated when they are taken.
+// Pool keeps ready RSA keys in memory, as generating one takes a
+// second or more. The pool never writes a key to disk. EC keys take
+// microseconds, so NewKey generates them on demand.
 //
-// An algorithm's stock is filled from its first NewKey on, or from the start
-// where NewPool was told to. One goroutine fills, and one caller at a time
-// generates for itself when a stock is empty: however many wait, the pool
-// never takes more than two cores.
+// The first NewKey of an algorithm starts to fill its stock; the stocks that NewPool names are
+// filled from the start. One goroutine fills the stocks. If a stock is empty, one caller at a time
+// generates its own key. So the pool uses at most two cores, however many callers wait.
 type Pool struct {
 	capacity int
 	generate func(KeyAlgorithm) (crypto.Signer, error)
 	cancel   context.CancelFunc
-	done     chan struct{} // closed when the filler has gone
-	wake     chan struct{} // holds one: there may be something to fill
-	turn     chan struct{} // holds one: the right to generate for oneself
+	done     chan struct{} // closed when the filler has ended
+	wake     chan struct{} // of capacity 1: wakes the filler
+	turn     chan struct{} // of capacity 1: a lock for callers that generate their own key
 
 	mu     sync.Mutex
 	stocks map[KeyAlgorithm]*stock
@@ -30,21 +29,21 @@ type Pool struct {
 
 // stock is one algorithm's ready keys.
 type stock struct {
-	ready         chan crypto.Signer
-	filling       bool // once wanted, kept full
-	taken, waited uint64
+	ready        chan crypto.Signer
+	filling      bool // the filler keeps this stock full
+	used, waited uint64
 }
 
 // PoolStats is one algorithm's state and counters since the start.
 type PoolStats struct {
-	Ready    int    // keys that wait to be taken
-	Capacity int    // bound of Ready; 0 for EC
-	Taken    uint64 // keys handed out
-	Waited   uint64 // of these, how many were generated while the caller waited
+	Ready    int    // keys in the stock
+	Capacity int    // the most that Ready can be; 0 for EC
+	Used     uint64 // keys that callers got
+	Waited   uint64 // of Used: generated while the caller waited
 }
 
-// NewPool starts a pool of up to size keys an algorithm, until ctx ends or Close.
-// The stocks of prefill fill at once, the first named first.
+// NewPool starts a pool with up to size keys for each algorithm. The pool fills its stocks until ctx ends
+// or Close is called. The stocks of prefill are filled from the start.
 func NewPool(ctx context.Context, size int, prefill ...KeyAlgorithm) *Pool {
 	return newPool(ctx, size, func(alg KeyAlgorithm) (crypto.Signer, error) { return GenerateKey(alg) }, prefill)
 }
@@ -71,20 +70,20 @@ func newPool(ctx context.Context, size int, generate func(KeyAlgorithm) (crypto.
 	return p
 }
 
-// Close stops the filler and waits for it to be gone; a key in the making is
-// finished first. Ready keys can still be taken.
+// Close stops the filler and waits until it has ended; the filler finishes the key that it
+// generates. NewKey still works.
 func (p *Pool) Close() {
 	p.cancel()
 	<-p.done
 }
 
-// NewKey returns a key that nobody else has, a *Key: a ready one, or else the
-// first of a new one and one that turns up meanwhile. It gives up waiting when
-// ctx ends.
+// NewKey returns a key, a *Key, that no other caller gets. It returns a ready key if there is one.
+// Else it returns the key that is ready first: the caller's own new one or one of the filler's. It returns an
+// error when ctx ends.
 func (p *Pool) NewKey(ctx context.Context, alg KeyAlgorithm) (crypto.Signer, error) {
 	s, ok := p.stocks[alg]
 	if !ok {
-		return nil, fmt.Errorf("take key: unknown algorithm %q", alg)
+		return nil, fmt.Errorf("get a key: unknown algorithm %q", alg)
 	}
 	if s.ready == nil {
 		k, err := p.generate(alg)
@@ -93,9 +92,9 @@ func (p *Pool) NewKey(ctx context.Context, alg KeyAlgorithm) (crypto.Signer, err
 	p.mu.Lock()
 	s.filling = true
 	p.mu.Unlock()
-	defer p.stir()
+	defer p.wakeFiller()
 	select {
-	case k := <-s.ready: // ahead of the race below, which a ready key might lose
+	case k := <-s.ready: // a ready key comes first; the select below chooses at random
 		return p.count(s, k, nil, false)
 	default:
 	}
@@ -107,18 +106,18 @@ func (p *Pool) NewKey(ctx context.Context, alg KeyAlgorithm) (crypto.Signer, err
 		k, err := p.generate(alg)
 		return p.count(s, k, err, true)
 	case <-ctx.Done():
-		return nil, fmt.Errorf("take %s key: %w", alg, ctx.Err())
+		return nil, fmt.Errorf("get a %s key: %w", alg, ctx.Err())
 	}
 }
 
-// count books a key that goes to a caller.
+// count counts a key that NewKey returns.
 func (p *Pool) count(s *stock, k crypto.Signer, err error, waited bool) (crypto.Signer, error) {
 	if err != nil {
 		return nil, err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s.taken++
+	s.used++
 	if waited {
 		s.waited++
 	}
@@ -131,19 +130,18 @@ func (p *Pool) Stats() map[KeyAlgorithm]PoolStats {
 	defer p.mu.Unlock()
 	stats := make(map[KeyAlgorithm]PoolStats, len(p.stocks))
 	for alg, s := range p.stocks {
-		stats[alg] = PoolStats{Ready: len(s.ready), Capacity: cap(s.ready), Taken: s.taken, Waited: s.waited}
+		stats[alg] = PoolStats{Ready: len(s.ready), Capacity: cap(s.ready), Used: s.used, Waited: s.waited}
 	}
 	return stats
 }
 
-// String tells the sizes, never a key.
+// String shows the counts, never a key.
 func (p *Pool) String() string { return fmt.Sprintf("key pool %v", p.Stats()) }
 
 // GoString tells the sizes, never a key.
 func (p *Pool) GoString() string { return p.String() }
 
-// stir tells the filler that there may be something to do.
-func (p *Pool) stir() {
+func (p *Pool) wakeFiller() {
 	select {
 	case p.wake <- struct{}{}:
 	default:
@@ -156,7 +154,7 @@ func (p *Pool) fill(ctx context.Context) {
 	for {
 		alg, s := p.emptiest()
 		if s == nil {
-			if !p.rest(ctx) {
+			if !p.wait(ctx) {
 				return
 			}
 			continue
@@ -165,18 +163,18 @@ func (p *Pool) fill(ctx context.Context) {
 			return
 		}
 		if k, err := p.generate(alg); err == nil {
-			s.ready <- k // only this goroutine adds, so there is room
+			s.ready <- k // never blocks: only this goroutine adds keys
 			continue
 		}
-		// Not without a pause: the next NewKey meets the error and reports it.
-		if !p.rest(ctx) {
+		// The pause avoids a busy loop. The next NewKey meets the error and reports it.
+		if !p.wait(ctx) {
 			return
 		}
 	}
 }
 
-// rest waits until something was taken; false when ctx has ended.
-func (p *Pool) rest(ctx context.Context) bool {
+// wait returns true when a caller wakes the filler, false when ctx has ended.
+func (p *Pool) wait(ctx context.Context) bool {
 	select {
 	case <-p.wake:
 		return true
@@ -185,8 +183,7 @@ func (p *Pool) rest(ctx context.Context) bool {
 	}
 }
 
-// emptiest returns the stock with the fewest keys among those that want some;
-// nil if all are full.
+// emptiest returns the stock with the fewest keys among those to be filled, nil if all are full.
 func (p *Pool) emptiest() (KeyAlgorithm, *stock) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

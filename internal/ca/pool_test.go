@@ -45,13 +45,13 @@ func TestPoolFillsOnFirstUse(t *testing.T) {
 		}
 		take(t, p, RSA4096)
 		synctest.Wait()
-		want := PoolStats{Ready: 3, Capacity: 3, Taken: 1, Waited: 1}
+		want := PoolStats{Ready: 3, Capacity: 3, Used: 1, Waited: 1}
 		if got := p.Stats()[RSA4096]; got != want {
 			t.Errorf("stats %+v, want %+v", got, want)
 		}
 		take(t, p, RSA4096)
 		synctest.Wait()
-		want = PoolStats{Ready: 3, Capacity: 3, Taken: 2, Waited: 1}
+		want = PoolStats{Ready: 3, Capacity: 3, Used: 2, Waited: 1}
 		if got := p.Stats()[RSA4096]; got != want {
 			t.Errorf("stats %+v, want %+v", got, want)
 		}

@@ -13,8 +13,8 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Backdate is how far a certificate's validity reaches back: Puppet Server
-// allows for clocks that are a day behind.
+// Backdate is the time between a certificate's NotBefore and its signing. Puppet Server
+// does the same, for agents whose clocks are up to a day behind.
 const Backdate = 24 * time.Hour
 
 var (
@@ -24,16 +24,16 @@ var (
 	oidNSComment   = asn1.ObjectIdentifier{2, 16, 840, 1, 113730, 1, 13}
 )
 
-// Leaf returns what to certify for r, as Puppet Server issues it
-// (create-agent-extensions in its certificate_authority.clj): a common name,
+// Leaf returns the template of a certificate for r, in Puppet Server's profile
+// (create-agent-extensions in its certificate_authority.clj). It has a common name,
 // the subject alternative names with the certname first, the Netscape
 // comment, key identifiers, Puppet's extensions, and critical basic
 // constraints, key usage and extended key usage.
 //
-// It differs in three points. The authority key identifier holds the key
-// identifier alone, where Puppet Server 7.9 adds issuer and serial. An EC key
-// is not for key encipherment (RFC 8813 section 3). A certificate never
-// outlives its CA, which RFC 5280 would have verifiers refuse anyway.
+// It differs from Puppet Server in three points. The authority key identifier has only the key
+// identifier; Puppet Server 7.9 adds issuer and serial. An EC key
+// has no key encipherment (RFC 8813 section 3). A certificate never
+// outlives its CA, as RFC 5280 has verifiers refuse it then.
 func Leaf(r Request, now time.Time, issuer *x509.Certificate) (*x509.Certificate, error) {
 	notBefore, notAfter, err := Validity(r.TTL, now, issuer)
 	if err != nil {
@@ -72,10 +72,9 @@ func Leaf(r Request, now time.Time, issuer *x509.Certificate) (*x509.Certificate
 	}, nil
 }
 
-// Validity returns from when to when a certificate is to hold that is issued
-// now, as Puppet Server has it, in whole seconds. A TTL of zero asks for the
-// default or, near the end of the CA's life, for what is left of that; a TTL
-// that was asked for and can't be had is refused.
+// Validity returns NotBefore and NotAfter of a certificate that is issued now, in whole seconds
+// like Puppet Server's. A TTL of zero means the default, but no later than the CA's end. Any other
+// TTL that reaches beyond the CA's end is refused.
 func Validity(ttl time.Duration, now time.Time, issuer *x509.Certificate) (notBefore, notAfter time.Time, err error) {
 	now = now.UTC().Truncate(time.Second)
 	if !now.Before(issuer.NotAfter) {
@@ -97,7 +96,7 @@ func Validity(ttl time.Duration, now time.Time, issuer *x509.Certificate) (notBe
 }
 
 func leafExtensions(r Request) ([]pkix.Extension, error) {
-	// x509 would leave the extended key usage uncritical.
+	// crypto/x509 would not mark the extended key usage as critical.
 	usages, err := asn1.Marshal([]asn1.ObjectIdentifier{oidServerAuth, oidClientAuth})
 	if err != nil {
 		return nil, fmt.Errorf("encode extended key usage: %w", err)
@@ -117,9 +116,9 @@ func leafExtensions(r Request) ([]pkix.Extension, error) {
 	return exts, nil
 }
 
-// CommonName encodes a distinguished name of one UTF8String. Puppet compares
-// names as strings, but x509 would choose a PrintableString, and a name that
-// differs in type from Puppet's is another name to RFC 5280's simple comparison.
+// CommonName encodes a distinguished name that is one common name, a UTF8String as in Puppet.
+// crypto/x509 would choose a PrintableString. By RFC 5280's simple comparison, names of different
+// types are different names.
 func CommonName(cn string) ([]byte, error) {
 	value, err := asn1.MarshalWithParams(cn, "utf8")
 	if err != nil {
@@ -132,8 +131,8 @@ func CommonName(cn string) ([]byte, error) {
 	return der, nil
 }
 
-// KeyID returns a subject key identifier by RFC 5280 section 4.2.1.2 method 1,
-// which is SHA-1 and Puppet's.
+// KeyID returns a subject key identifier by method 1 of RFC 5280 section 4.2.1.2:
+// a SHA-1, as in Puppet.
 func KeyID(pub crypto.PublicKey) ([]byte, error) {
 	der, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil {
@@ -150,8 +149,8 @@ func KeyID(pub crypto.PublicKey) ([]byte, error) {
 	return sum[:], nil
 }
 
-// NetscapeComment returns the comment that every certificate of Puppet's CA
-// has, its own included.
+// NetscapeComment returns the comment in every certificate of Puppet's CA and in
+// the CA's own.
 func NetscapeComment() (pkix.Extension, error) {
 	der, err := asn1.MarshalWithParams("Puppet Server Internal Certificate", "ia5")
 	if err != nil {

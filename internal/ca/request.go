@@ -9,7 +9,7 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Limits and default of what a Request asks for.
+// The limits of a Request, and its default TTL.
 const (
 	DefaultTTL = 1825 * 24 * time.Hour // Puppet's ca_ttl: five years
 	MinTTL     = time.Minute
@@ -18,9 +18,8 @@ const (
 	maxDNSAltNames = 100
 )
 
-// CheckRequest checks what can be checked without the authority and before
-// there is a key: the certname, dns_alt_names, extensions and the ttl. Whether
-// the ttl fits the CA's own life, Sign tells. The error is a *node.InvalidError.
+// CheckRequest checks the certname, dns_alt_names, extensions and ttl of a request, which need neither
+// an authority nor a key. Sign also compares the ttl with the CA's end. The error is a *node.InvalidError.
 func CheckRequest(r Request) error {
 	_, nameErr := node.ParseCertname(string(r.Certname))
 	errs := []error{nameErr, checkTTL(r.TTL)}
@@ -58,7 +57,7 @@ func checkTTL(ttl time.Duration) error {
 	return nil
 }
 
-// CleanDNSAltNames brings names into the order that Request wants: sorted,
+// CleanDNSAltNames returns the names in the form that Request wants: sorted,
 // without duplicates and without the certname.
 func CleanDNSAltNames(name node.Certname, names []string) []string {
 	var out []string
@@ -71,12 +70,11 @@ func CleanDNSAltNames(name node.Certname, names []string) []string {
 	return slices.Compact(out)
 }
 
-// WithCSR returns the request with the caller's CSR, as ParseCSR gave it, and
-// what the two ask for together:
-//   - the CSR may name the certname and names that the call asks for, none else;
-//   - its registered and private extensions are taken over, unless the call
-//     sets the same one to another value;
-//   - its authorization extensions must be asked for by the call itself.
+// WithCSR returns the request with the caller's CSR, which ParseCSR returned. It merges the two:
+//   - The CSR may only have names that are the certname or that the call asks for.
+//   - The CSR's registered and private extensions are added. If the call sets one of them
+//     to another value, that is an error.
+//   - An authorization extension of the CSR is an error, unless the call asks for it too.
 //
 // The error is a *node.InvalidError on field "csr_pem".
 func (r Request) WithCSR(csr *x509.CertificateRequest) (Request, error) {

@@ -10,21 +10,21 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// ttlSlack is how much longer or shorter than asked a certificate may last:
+// ttlSlack is the allowed difference between the TTL of a request and of its certificate.
 // Puppet Server reads its clock twice and counts in whole seconds.
 const ttlSlack = 10 * time.Second
 
-// Wanted is what a certificate must be to be the one that was asked for. It
-// outlives the Request, whose private key is never written down.
+// Wanted has what a certificate must match to be the requested one. It can be
+// stored, unlike a Request, which has the private key.
 type Wanted struct {
 	Certname    node.Certname
 	KeyHash     string
-	DNSAltNames []string          // besides the certname
+	DNSAltNames []string          // without the certname
 	Extensions  map[string]string // Puppet's, by dotted OID
 	TTL         time.Duration     // 0: any from MinTTL on
 }
 
-// Wanted returns what r asks for.
+// Wanted returns what a certificate for r must match.
 func (r Request) Wanted() (Wanted, error) {
 	hash, err := KeyHash(r.PublicKey())
 	if err != nil {
@@ -37,11 +37,10 @@ func (r Request) Wanted() (Wanted, error) {
 	return Wanted{r.Certname, hash, r.DNSAltNames, exts, r.TTL}, nil
 }
 
-// Check says in what a certificate differs from what was asked for; nil if in
-// nothing that matters: key, name, subject alternative names, Puppet's
-// extensions, that it is no CA, and how long it lasts. The length of
-// its life is measured from Backdate after its start, as profile and Puppet Server have
-// it, so that the two clocks need not agree.
+// Check returns nil if a certificate is the requested one; else the error names the difference. It compares
+// the key, the name, the subject alternative names, Puppet's
+// extensions and the TTL, and refuses a CA's certificate. The TTL counts from NotBefore plus Backdate, so
+// that it does not matter if the clocks of espm and Puppet Server differ.
 func (w Wanted) Check(cert *x509.Certificate) error {
 	hash, err := KeyHash(cert.PublicKey)
 	if err != nil {

@@ -62,14 +62,15 @@ func (a *app) auditListCmd() *cobra.Command {
 		},
 	}
 	f := c.Flags()
+	a.sortable(f)
 	f.StringVar(&req.Principal, "principal", "", "only what this principal did, such as token:ci or espm")
 	f.StringVar(&req.Certname, "certname", "", "only lines about this node")
 	f.StringVar(&req.Uid, "uid", "", "only lines about this registration")
 	f.StringVar(&req.Action, "action", "", "only this action, such as node.terminate")
 	f.StringVar(&req.Outcome, "outcome", "", "only this outcome: ok, or an error's reason such as PERMISSION_DENIED")
 	f.StringVar(&since, "since", "", "from this time on: RFC 3339, or how long ago, such as 24h or 7d")
-	f.StringVar(&until, "until", "", "before this time, likewise")
-	f.IntVar(&limit, "limit", 100, "at most so many lines; 0: all")
+	f.StringVar(&until, "until", "", "before this time: RFC 3339, or how long ago")
+	f.IntVar(&limit, "limit", 100, "largest number of lines; 0: all")
 	return c
 }
 
@@ -108,9 +109,9 @@ func (a *app) auditExportCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "export",
 		Short: "Write audit lines as JSON, one a line, oldest first",
-		Long: `Writes all lines that are kept to standard output, as JSON objects, one a line, oldest
-first; docs/audit.md has the fields. An export that was cut short, or an earlier one, is
-continued with --after and the seq of its last line. 'espm audit verify --file' checks it.`,
+		Long: `Writes the audit lines to standard output, as JSON objects, one a line, oldest first.
+docs/audit.md has the fields. To continue an export, give --after and the seq of its last line.
+'espm audit verify --file' checks an export.`,
 		Example: `  espm audit export > audit.jsonl
   espm audit export --after "$(tail -n 1 audit.jsonl | jq .seq)" >> audit.jsonl`,
 		Args: args(),
@@ -174,11 +175,11 @@ func (a *app) auditVerifyCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "verify",
 		Short: "Find an audit line that was altered, removed or inserted",
-		Long: `Walks the chain of hashes, in the daemon or, with --file, in an export, of which no daemon
-is asked. Exit code 0: the chain is whole. Exit code 1: it is not, and the first line that is wrong is named.
+		Long: `Checks the chain of hashes in the daemon's store or, with --file, in an export. The check of an export
+needs no daemon. Exit code 0: the chain is whole. Exit code 1: it is not, and the first wrong line is named.
 
-Who can write the store can make the whole chain anew, or cut off its end. That shows only against
-a line that was noted elsewhere: --head. The daemon's log has the chain's head, once an hour.`,
+A writer of the store could make the whole chain anew, or cut off its end. Only a line that was noted
+elsewhere shows that: give it with --head. The daemon logs the head of the chain once an hour.`,
 		Example: `  espm audit verify
   espm audit verify --head 4711:5f0c...
   espm audit verify --file audit.jsonl`,
@@ -218,8 +219,8 @@ a line that was noted elsewhere: --head. The daemon's log has the chain's head, 
 			return nil
 		},
 	}
-	c.Flags().StringVar(&file, "file", "", "an export; - is standard input")
-	c.Flags().StringVar(&head, "head", "", "SEQ:HASH of a line that was noted elsewhere")
+	c.Flags().StringVar(&file, "file", "", "file with an export; - for standard input")
+	c.Flags().StringVar(&head, "head", "", "line that was noted elsewhere, as SEQ:HASH")
 	return c
 }
 

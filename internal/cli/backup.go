@@ -32,11 +32,14 @@ func (a *app) backupCreateCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "create FILE|DIR",
 		Short: "Make a backup of a running espm",
-		Long: `Writes a consistent snapshot of the store, the configuration and, with a CA of
-espm's own, the CA's folder to FILE, or to a new file in DIR: a tar archive with mode 0600, checked before it
-takes the place of a FILE that stands already. Private keys in the CA's folder, the CA's and its
-root's, are left out unless --private-key is given: keep such a backup like the keys themselves. A key in a token
-is in no backup.`,
+		Long: `Writes a tar archive with mode 0600 to FILE, or to a new file in DIR. The archive has a consistent
+snapshot of the store, the configuration and, with a CA of espm's own, the CA's folder. The archive is
+checked before it replaces an existing FILE.
+
+Private keys in the CA's folder are left out without --private-key. Guard a backup with private keys
+like the keys themselves. A key in a PKCS #11 token is in no backup.`,
+		Example: `  espm backup create /var/backups/
+  espm backup create espm.tar --private-key`,
 		Args: args("FILE|DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path := args[0]
@@ -58,8 +61,7 @@ is in no backup.`,
 					})
 				}
 				if a.output == "name" {
-					_, err := fmt.Fprintln(a.stdout, path)
-					return err
+					return a.names(path)
 				}
 				fmt.Fprintf(a.stdout, "%s\nSHA-256 %s, %d files, store at revision %d: %s\n", path, sum, len(m.Files), m.Revision, snapshot.Records(m.Records))
 				a.backedUpKeys(m)
@@ -67,7 +69,7 @@ is in no backup.`,
 			})
 		},
 	}
-	c.Flags().BoolVar(&key, "private-key", false, "take the CA's private keys along")
+	c.Flags().BoolVar(&key, "private-key", false, "include the CA's private keys")
 	return c
 }
 
@@ -131,11 +133,14 @@ func (a *app) backupRestoreCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "restore FILE",
 		Short: "Put a backup where the configuration says",
-		Long: `Puts the store and the CA's folder of a backup where the configuration says. The
-daemon must be stopped. All of it is checked first, with the audit chain, whose head is told; what stands there is replaced only with --overwrite, and
-kept under another name. A newer CRL of the same CA, there or at a published copy, is
-kept, so that what was revoked since the backup stays so. The configuration in the backup is not
-restored: tar -xOf FILE espm.yaml shows it.`,
+		Long: `Puts the store and the CA's folder of a backup where the configuration says. Stop the daemon
+first. The command checks the whole backup before it changes anything, and prints the head of the audit chain.
+
+With --overwrite it replaces an existing store and CA folder, and keeps them under another name. It
+keeps a newer CRL of the same CA, from the CA folder or from a published copy: a certificate that was revoked since
+the backup stays revoked. It does not restore the configuration: 'tar -xOf FILE espm.yaml' shows it.`,
+		Example: `  systemctl stop espm
+  espm backup restore /var/backups/espm-backup-20261126T120000Z.tar --overwrite`,
 		Args: args("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := config.Load(file)
@@ -156,7 +161,7 @@ restored: tar -xOf FILE espm.yaml shows it.`,
 		},
 	}
 	c.Flags().StringVar(&file, "config", config.DefaultFile, "configuration file")
-	c.Flags().BoolVar(&overwrite, "overwrite", false, "replace what stands there, and keep it under another name")
+	c.Flags().BoolVar(&overwrite, "overwrite", false, "replace an existing store and CA folder, and keep them under another name")
 	return c
 }
 

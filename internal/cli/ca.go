@@ -11,14 +11,15 @@ import (
 )
 
 func (a *app) caCmd() *cobra.Command {
-	return noun("ca", "Show how the CA stands", a.caStatusCmd())
+	return noun("ca", "Show the state of the CA", a.caStatusCmd())
 }
 
 func (a *app) caStatusCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:   "status",
-		Short: "Show when CA and CRLs end, how the CRL grows, and what waits to be revoked",
-		Args:  args(),
+		Use:     "status",
+		Short:   "Show when the CA and its CRLs expire, how the CRL grows, and what waits to be revoked",
+		Example: "  espm ca status",
+		Args:    args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
 				resp, err := espmv1.NewAuthorityServiceClient(conn).GetAuthorityStatus(cmd.Context(), &espmv1.GetAuthorityStatusRequest{})

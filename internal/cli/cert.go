@@ -20,9 +20,10 @@ func (a *app) certCmd() *cobra.Command {
 func (a *app) certListCmd() *cobra.Command {
 	var certname string
 	c := &cobra.Command{
-		Use:   "list",
-		Short: "List certificates",
-		Args:  args(),
+		Use:     "list",
+		Short:   "List certificates",
+		Example: "  espm cert list --sort expires\n  espm cert list --certname web1.example.com",
+		Args:    args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
 				client := espmv1.NewCertificateServiceClient(conn)
@@ -37,15 +38,16 @@ func (a *app) certListCmd() *cobra.Command {
 		},
 	}
 	a.sortable(c.Flags())
-	c.Flags().StringVar(&certname, "certname", "", "only those of this node, all its registrations")
+	c.Flags().StringVar(&certname, "certname", "", "only certificates of this certname, of all its registrations")
 	return c
 }
 
 func (a *app) certShowCmd() *cobra.Command {
 	var serial string
 	c := &cobra.Command{
-		Use:   "show NAME",
-		Short: "Show the certificate of a node, or any with --serial",
+		Use:     "show NAME | --serial SERIAL",
+		Short:   "Show the newest certificate of a node, or the one with the serial number",
+		Example: "  espm cert show web1.example.com\n  espm cert show --serial 1A2B",
 		Args: func(cmd *cobra.Command, given []string) error {
 			if serial != "" {
 				return args()(cmd, given)
@@ -79,7 +81,7 @@ func currentSerial(ctx context.Context, conn *grpc.ClientConn, certname string) 
 		return "", err
 	}
 	if resp.GetNode().GetSerial() == "" {
-		return "", fmt.Errorf("%q has no certificate; earlier ones: espm cert list --certname %s", certname, certname)
+		return "", exitError{fmt.Errorf("%q has no certificate; earlier ones: espm cert list --certname %s", certname, certname), exitNotFound}
 	}
 	return resp.GetNode().GetSerial(), nil
 }
@@ -87,7 +89,7 @@ func currentSerial(ctx context.Context, conn *grpc.ClientConn, certname string) 
 func certTable(w io.Writer, c *espmv1.Certificate) {
 	fmt.Fprintf(w, "serial\t%s\ncertname\t%s\nuid\t%s\nowner\t%s\nstate\t%s\n", c.GetSerial(), c.GetCertname(), c.GetUid(), dash(c.GetOwner()),
 		word(c.GetState(), "CERTIFICATE_STATE_"))
-	fmt.Fprintf(w, "valid from\t%s\nvalid until\t%s\nSHA-256\t%s\nDNS names\t%s\nextensions\t%s\n", when(c.GetNotBeforeTime()), when(c.GetNotAfterTime()),
+	fmt.Fprintf(w, "valid from\t%s\nexpires\t%s\nSHA-256\t%s\nDNS names\t%s\nextensions\t%s\n", when(c.GetNotBeforeTime()), when(c.GetNotAfterTime()),
 		c.GetFingerprint(), strings.Join(c.GetDnsAltNames(), ", "), labelLine(c.GetExtensions()))
 	if c.GetImportTime() != nil {
 		fmt.Fprintf(w, "imported\t%s\n", when(c.GetImportTime()))

@@ -21,15 +21,17 @@ func (a *app) certImportCmd() *cobra.Command {
 		Use:   "import NAME... | --all",
 		Short: "Adopt certificates that the CA signed before",
 		Long: `Adopts certificates that the CA signed before, so that a running site can move to
-espm: each becomes a certificate of a new node, or of the registered node of its
-name. Without --apply it only tells what it would do. A node may hold several: a CA
-directory knows them by its inventory, Puppet Server tells of the one in signed/ alone.
+espm. Each becomes a certificate of a new node, or of the registered node of its
+name. Without --apply the command only says what it would do, and changes nothing.
 
-The import revokes nothing. What it adopts is like any other node from then on:
-'espm node terminate' revokes its certificates. A certificate that is expired or
-revoked, and a protected name, are skipped, each with the reason. It may be cut short and run again.
+A node may hold several certificates. A CA directory lists them in its inventory. Puppet Server
+names only the one in signed/.
 
-Exit code 1 if the CA has no certificate of a NAME, or the import broke off.`,
+The import revokes nothing. An adopted node is like any other from then on:
+'espm node terminate' revokes its certificates. The import skips expired and revoked
+certificates and protected names, and says why. An import that broke off can be run again.
+
+The exit code is 3 if the CA has no certificate of a NAME.`,
 		Example: `  espm cert import --all --label imported=2026-11
   espm cert import --all --label imported=2026-11 --apply
   espm cert import web1.example.com web2.example.com --group web --apply`,
@@ -48,8 +50,8 @@ Exit code 1 if the CA has no certificate of a NAME, or the import broke off.`,
 			return a.call(func(conn *grpc.ClientConn) error { return a.importCertificates(cmd.Context(), conn, req) })
 		},
 	}
-	c.Flags().BoolVar(&all, "all", false, "all that the CA has a certificate of")
-	c.Flags().BoolVar(&apply, "apply", false, "import; without it nothing is changed")
+	c.Flags().BoolVar(&all, "all", false, "import all certificates of the CA")
+	c.Flags().BoolVar(&apply, "apply", false, "make the import; without this flag nothing is changed")
 	c.Flags().StringArrayVar(&groups, "group", nil, "group that each new node inherits; repeatable")
 	c.Flags().StringArrayVar(&labels, "label", nil, "label of each new node, NAME=VALUE; repeatable")
 	return c
@@ -91,7 +93,7 @@ func (a *app) importCertificates(ctx context.Context, conn *grpc.ClientConn, req
 	}
 	a.summary(counts, req.GetValidateOnly(), hint)
 	if n := counts[espmv1.ImportOutcome_IMPORT_OUTCOME_NOT_FOUND]; n > 0 {
-		return fmt.Errorf("the CA has no certificate of %d of the names", n)
+		return exitError{fmt.Errorf("the CA has no certificate of %d of the names", n), exitNotFound}
 	}
 	return nil
 }

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -21,14 +23,17 @@ type classifyFlags struct {
 	file        string
 }
 
-const revealUsage = "show sensitive values; for admins"
+const (
+	revealUsage = "show sensitive values; admins only"
+	markUsage   = "show sensitive values, and allow a change that takes the mark off a value that stays; admins only"
+)
 
 func (f *classifyFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.environment, "environment", "", "Puppet environment")
-	flags.StringArrayVar(&f.classes, "class", nil, "class, with its parameters as a JSON object or in a file: NAME[=JSON|=@FILE], @- for standard input; repeatable")
-	flags.StringArrayVar(&f.parameters, "parameter", nil, `top-scope parameter, as JSON or in a file: NAME=JSON|NAME=@FILE, a string as NAME='"text"'; repeatable`)
-	flags.StringArrayVar(&f.sensitive, "sensitive", nil, "setting whose value only Puppet gets, and an admin who asks: 'classes[CLASS].NAME' or 'parameters[NAME]'; repeatable")
-	flags.StringVar(&f.file, "classification", "", "file with all of these in YAML, as under classification in -o yaml; - for standard input")
+	flags.StringArrayVar(&f.classes, "class", nil, "class, and its parameters as a JSON object or in a file: NAME[=JSON|=@FILE]; @- is standard input; repeatable")
+	flags.StringArrayVar(&f.parameters, "parameter", nil, `top-scope parameter, as JSON or in a file: NAME=JSON|NAME=@FILE; a string is written NAME='"text"'; repeatable`)
+	flags.StringArrayVar(&f.sensitive, "sensitive", nil, "setting whose value is shown to Puppet and, on request, to admins: 'classes[CLASS].NAME' or 'parameters[NAME]'; repeatable")
+	flags.StringVar(&f.file, "classification", "", "file with environment, classes, parameters and sensitive in YAML, as under classification in -o yaml; - for standard input")
 }
 
 func (f *classifyFlags) classification() (*espmv1.Classification, error) {
@@ -69,7 +74,7 @@ func (f *classifyFlags) classification() (*espmv1.Classification, error) {
 	for _, arg := range f.parameters {
 		name, text, given := strings.Cut(arg, "=")
 		if !given {
-			return nil, usageError{errors.New("--parameter: wants NAME=JSON")} // what it got may be the value alone
+			return nil, usageError{errors.New("--parameter: wants NAME=JSON or NAME=@FILE")} // what it got may be the value alone
 		}
 		v, err := in.parseJSON("--parameter "+name, text)
 		if err != nil {
@@ -130,15 +135,15 @@ func mask(flags *pflag.FlagSet, paths map[string]string, clear []string) ([]stri
 	for _, name := range clear {
 		path, ok := paths[name]
 		if !ok {
-			return nil, usageError{fmt.Errorf("--clear %q: there is no such flag to clear", name)}
+			return nil, usageError{fmt.Errorf("--clear: must be one of %s, is %q", strings.Join(slices.Sorted(maps.Keys(paths)), ", "), name)}
 		}
 		if flags.Changed(name) {
-			return nil, usageError{fmt.Errorf("--clear %s: and --%s exclude each other", name, name)}
+			return nil, usageError{fmt.Errorf("--clear %s and --%s exclude each other", name, name)}
 		}
 		out = append(out, path)
 	}
 	if len(out) == 0 {
-		return nil, usageError{errors.New("nothing to change: give a flag, or --clear")}
+		return nil, usageError{errors.New("nothing to change: give a flag such as --class, --clear or --file")}
 	}
 	return out, nil
 }

@@ -32,10 +32,10 @@ type tlsFlags struct {
 }
 
 func (t *tlsFlags) register(f *pflag.FlagSet) {
-	f.StringVar(&t.ca, "ca", os.Getenv("ESPM_CA"), "file: CA of the daemon's certificate (ESPM_CA; Puppet's of this host)")
-	f.StringVar(&t.cert, "cert", os.Getenv("ESPM_CERT"), "file: client certificate (ESPM_CERT; Puppet's of this host, unless there is a token)")
-	f.StringVar(&t.key, "key", os.Getenv("ESPM_KEY"), "file: key of the client certificate (ESPM_KEY)")
-	f.StringVar(&t.tokenFile, "token-file", os.Getenv("ESPM_TOKEN_FILE"), "file: bearer token, in place of a client certificate (ESPM_TOKEN_FILE)")
+	f.StringVar(&t.ca, "ca", os.Getenv("ESPM_CA"), "file with the CA of the daemon's certificate (ESPM_CA; default: Puppet's on this host)")
+	f.StringVar(&t.cert, "cert", os.Getenv("ESPM_CERT"), "file with the client certificate (ESPM_CERT; default without a token: Puppet's on this host)")
+	f.StringVar(&t.key, "key", os.Getenv("ESPM_KEY"), "file with the key of the client certificate (ESPM_KEY)")
+	f.StringVar(&t.tokenFile, "token-file", os.Getenv("ESPM_TOKEN_FILE"), "file with a bearer token, in place of a client certificate (ESPM_TOKEN_FILE)")
 }
 
 // dial connects to the daemon. Nothing is sent before the first call.
@@ -103,7 +103,7 @@ func (t *tlsFlags) config(ctx context.Context) (*tls.Config, error) {
 	if t.ca == "" || t.cert == "" && t.tokenFile == "" {
 		puppet, err := site.Files(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("--ca, --cert and --key are not all given, and Puppet on this host was asked in vain: %w", err)
+			return nil, fmt.Errorf("--ca, --cert and --key: not all are given, and Puppet on this host does not name its files: %w; give all three", err)
 		}
 		t.ca = cmp.Or(t.ca, puppet.CA)
 		if t.cert == "" && t.tokenFile == "" {

@@ -14,12 +14,14 @@ func (a *app) doctorCmd() *cobra.Command {
 	var file string
 	c := &cobra.Command{
 		Use:   "doctor",
-		Short: "Look for what is wrong on this host, and say how to mend it",
-		Long: `Looks at the configuration, the store, the sockets, groups and modes, Puppet's
-settings, the ENC as Puppet's user runs it, the CA and its CRLs, clock and disk. It changes nothing. Run it as
-root: other users can't look at everything. The exit code is the worst finding: 0 all well, 1 a
-warning, 2 a failure.`,
-		Args: args(),
+		Short: "Check espm on this host, and say how to mend what is wrong",
+		Long: `Checks the configuration, the store, sockets, groups and modes, Puppet's settings, the ENC as
+Puppet's user runs it, the CA and its CRLs, clock and disk. The command changes nothing. Run it as
+root: other users can't read everything.
+
+The exit code is the worst finding: 0 all well, 1 a warning, 2 a failure.`,
+		Example: "  espm doctor\n  espm doctor -o json",
+		Args:    args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			findings := setup.Examine(cmd.Context(), file)
 			if err := a.showFindings(findings); err != nil {

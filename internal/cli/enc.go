@@ -17,14 +17,21 @@ func (a *app) encCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "enc NAME",
 		Short: "Print what espm-enc would print for a node",
-		Long: `Prints a node's classification as YAML, as espm-enc does for Puppet Server: from
-the daemon, or from the store where the daemon is down. Unlike espm-enc, it does
-not count as a sign of life of the node, and shows no sensitive value unless
-it is asked to.`,
-		Args: args("NAME"),
+		Long: `Prints a node's classification as YAML, as espm-enc does for Puppet Server. The answer comes from
+the daemon or, while the daemon is down, from the store. The exit codes are espm-enc's: 0, or 1 with the
+reason on standard output.
+
+Unlike espm-enc, the command does not count as a sign of life of the node, and hides
+sensitive values without --reveal-sensitive.`,
+		Example: "  espm enc web1.example.com",
+		Args:    args("NAME"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			var answer bytes.Buffer
-			if code := client.Run(args[0], &answer); code != 0 || a.output != "json" {
+			code := client.Run(args[0], &answer)
+			switch {
+			case code == 0 && a.output == "name":
+				return a.names(args[0])
+			case code != 0 || a.output != "json":
 				_, err := answer.WriteTo(a.stdout)
 				return errors.Join(exitCode(code).err(), err)
 			}
@@ -36,7 +43,7 @@ it is asked to.`,
 		},
 	}
 	c.Flags().BoolVar(&client.Reveal, "reveal-sensitive", false, revealUsage)
-	c.Flags().StringVar(&client.Socket, "socket", cmp.Or(os.Getenv("ESPM_ENC_SOCKET"), encclient.DefaultSocket), "where the daemon answers (ESPM_ENC_SOCKET)")
-	c.Flags().StringVar(&client.DB, "db", cmp.Or(os.Getenv("ESPM_DB"), encclient.DefaultDB), "the store, read where the daemon is down (ESPM_DB)")
+	c.Flags().StringVar(&client.Socket, "socket", cmp.Or(os.Getenv("ESPM_ENC_SOCKET"), encclient.DefaultSocket), "socket where the daemon answers (ESPM_ENC_SOCKET)")
+	c.Flags().StringVar(&client.DB, "db", cmp.Or(os.Getenv("ESPM_DB"), encclient.DefaultDB), "store, which is read while the daemon is down (ESPM_DB)")
 	return c
 }

@@ -30,8 +30,8 @@ type groupFlags struct {
 
 func (f *groupFlags) add(c *cobra.Command) {
 	f.classifyFlags.add(c.Flags())
-	c.Flags().StringVar(&f.description, "description", "", "what it is for")
-	c.Flags().StringArrayVar(&f.parents, "parent", nil, "group that it inherits; repeatable")
+	c.Flags().StringVar(&f.description, "description", "", "what the group is for")
+	c.Flags().StringArrayVar(&f.parents, "parent", nil, "group that this group inherits; repeatable")
 }
 
 func (f *groupFlags) group(name string) (*espmv1.Group, error) {
@@ -41,13 +41,22 @@ func (f *groupFlags) group(name string) (*espmv1.Group, error) {
 
 func (a *app) groupCreateCmd() *cobra.Command {
 	var f groupFlags
+	var file recordFile
 	c := &cobra.Command{
-		Use:     "create NAME",
-		Short:   "Create a group",
-		Example: `  espm group create web --parent base --class 'nginx={"workers":4}'`,
-		Args:    args("NAME"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			g, err := f.group(args[0])
+		Use:   "create NAME | --file FILE",
+		Short: "Create a group",
+		Long: `Creates a group that nodes and other groups can inherit.
+
+With --file the group is as 'espm group show NAME -o yaml' prints one. Its times and its revision are ignored.`,
+		Example: `  espm group create web --parent base --class 'nginx={"workers":4}'
+  espm group create -f web.yaml`,
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			var g *espmv1.Group
+			if len(args) > 0 {
+				g, err = f.group(args[0])
+			} else {
+				g, _, err = file.readGroup(cmd.Flags())
+			}
 			if err != nil {
 				return err
 			}
@@ -61,6 +70,7 @@ func (a *app) groupCreateCmd() *cobra.Command {
 		},
 	}
 	f.add(c)
+	file.add(c, "group")
 	return c
 }
 
@@ -76,24 +86,32 @@ var groupPaths = map[string]string{
 
 func (a *app) groupUpdateCmd() *cobra.Command {
 	var f groupFlags
+	var file recordFile
 	var clear []string
 	var revision int64
 	var reveal bool
 	c := &cobra.Command{
-		Use:   "update NAME",
+		Use:   "update NAME | --file FILE",
 		Short: "Change a group",
-		Long:  "Changes what flags are given for; each replaces all that was set of its kind.",
-		Args:  args("NAME"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			g, err := f.group(args[0])
+		Long: `Changes what flags are given for. Each flag replaces all that was set of its kind.
+
+With --file the group becomes as the file says: a classification, description or parents that the
+file lacks are emptied. The times in the file are ignored. If the file has a revision and the
+group has another by now, the update is refused.`,
+		Example: `  espm group update web --class 'nginx={"workers":8}' --clear parent
+  espm group show web -o yaml >web.yaml; vi web.yaml; espm group update -f web.yaml`,
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			var g *espmv1.Group
+			var paths []string
+			if len(args) == 0 {
+				g, paths, err = file.readGroup(cmd.Flags())
+			} else if g, err = f.group(args[0]); err == nil {
+				g.Revision = revision
+				paths, err = mask(cmd.Flags(), groupPaths, clear)
+			}
 			if err != nil {
 				return err
 			}
-			paths, err := mask(cmd.Flags(), groupPaths, clear)
-			if err != nil {
-				return err
-			}
-			g.Revision = revision
 			return a.call(func(conn *grpc.ClientConn) error {
 				resp, err := espmv1.NewGroupServiceClient(conn).UpdateGroup(cmd.Context(),
 					&espmv1.UpdateGroupRequest{Group: g, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths}, RevealSensitive: reveal})
@@ -105,17 +123,19 @@ func (a *app) groupUpdateCmd() *cobra.Command {
 		},
 	}
 	f.add(c)
+	file.add(c, "group")
 	c.Flags().StringArrayVar(&clear, "clear", nil, "empty environment, class, parameter, sensitive, classification, description or parent; repeatable")
-	c.Flags().Int64Var(&revision, "revision", 0, "refuse if the group's revision is another")
-	c.Flags().BoolVar(&reveal, "reveal-sensitive", false, "show sensitive values, and allow to take the mark off one that stays; for admins")
+	c.Flags().Int64Var(&revision, "revision", 0, "refuse the change if the group has another revision")
+	c.Flags().BoolVar(&reveal, "reveal-sensitive", false, markUsage)
 	return c
 }
 
 func (a *app) groupListCmd() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "list",
-		Short: "List the groups",
-		Args:  args(),
+		Use:     "list",
+		Short:   "List the groups",
+		Example: "  espm group list --sort=-classes",
+		Args:    args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
 				client := espmv1.NewGroupServiceClient(conn)
@@ -137,9 +157,10 @@ func (a *app) groupListCmd() *cobra.Command {
 func (a *app) groupShowCmd() *cobra.Command {
 	var reveal bool
 	c := &cobra.Command{
-		Use:   "show NAME",
-		Short: "Show a group",
-		Args:  args("NAME"),
+		Use:     "show NAME",
+		Short:   "Show a group",
+		Example: "  espm group show web -o yaml >web.yaml",
+		Args:    args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
 				resp, err := espmv1.NewGroupServiceClient(conn).GetGroup(cmd.Context(), &espmv1.GetGroupRequest{Name: args[0], RevealSensitive: reveal})
@@ -157,20 +178,24 @@ func (a *app) groupShowCmd() *cobra.Command {
 func (a *app) groupDeleteCmd() *cobra.Command {
 	var revision int64
 	c := &cobra.Command{
-		Use:   "delete NAME",
-		Short: "Delete a group that nothing inherits",
-		Args:  args("NAME"),
+		Use:     "delete NAME",
+		Short:   "Delete a group that nothing inherits",
+		Example: "  espm group delete web --revision 17",
+		Args:    args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
 				resp, err := espmv1.NewGroupServiceClient(conn).DeleteGroup(cmd.Context(), &espmv1.DeleteGroupRequest{Name: args[0], Revision: revision})
 				if err != nil {
 					return err
 				}
+				if a.output == "name" {
+					return a.names(args[0])
+				}
 				return a.show(resp, func(w io.Writer) { fmt.Fprintf(w, "deleted\t%s\n", args[0]) })
 			})
 		},
 	}
-	c.Flags().Int64Var(&revision, "revision", 0, "refuse if the group's revision is another")
+	c.Flags().Int64Var(&revision, "revision", 0, "refuse to delete if the group has another revision")
 	return c
 }
 

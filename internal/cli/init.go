@@ -56,6 +56,8 @@ With --apply, on Puppet Server's own host, init also changes Puppet Server's fil
 the ENC's lines to puppet.conf and the missing rules to auth.conf. It first copies each
 file to FILE.espm-TIME. If a setting already has another value, init keeps that value and
 fails. init restarts no service. To finish an incomplete change, run init again.`,
+		Example: `  espm init --dir trial --certname puppet.example.com
+  espm init --authority puppetserver --apply`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Flags().Changed("dir") && o.Dir == "" {
@@ -81,18 +83,18 @@ fails. init restarts no service. To finish an incomplete change, run init again.
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.Dir, "dir", "", "folder that everything goes under, for a trial")
-	f.StringVar(&o.Certname, "certname", "", "certname of the Puppet Server: nodes are told to use it, and it is protected (this host's name; with --authority puppetserver what Puppet says)")
-	f.StringVar(&kind, "authority", "", "who has the CA: directory (espm) or puppetserver (the server's where this host has one with a CA; directory with --dir)")
+	f.StringVar(&o.Dir, "dir", "", "folder for everything, for a trial")
+	f.StringVar(&o.Certname, "certname", "", "certname of the Puppet Server, which nodes use and which is protected (default: this host's name; with --authority puppetserver: Puppet's setting)")
+	f.StringVar(&kind, "authority", "", "who has the CA: directory (espm) or puppetserver (default: puppetserver if this host has one with a CA, and without --dir)")
 	f.StringVar(&o.CAKey, "ca-key", "rsa-4096", "key of the CA: rsa-4096, rsa-3072, rsa-2048, ec-p384 or ec-p256")
-	f.StringVar(&o.CAKeyURI, "ca-key-uri", "", "the PKCS #11 token that holds the CA's key: pkcs11:token=...;object=...?module-path=...&pin-source=...; one that it has not is made in it, of --ca-key")
+	f.StringVar(&o.CAKeyURI, "ca-key-uri", "", "PKCS #11 token with the CA's key: pkcs11:token=...;object=...?module-path=...&pin-source=...; a missing key is made in the token, of --ca-key")
 	f.BoolVar(&o.Intermediate, "intermediate", false, "make a root CA and an intermediate CA that signs; then take ca/root_key.pem off this machine")
-	f.StringVar(&server.URL, "url", "", "the Puppet Server that has the CA, https://HOST:PORT (this host, or Puppet's ca_server)")
-	f.StringVar(&server.Certificate, "certificate", "", "file: the certificate that espm shows it (hostcert of Puppet Server on this host)")
-	f.StringVar(&server.Key, "key", "", "file: the certificate's private key (hostprivkey)")
-	f.StringVar(&server.CA, "ca", "", "file: the CA of the server's certificate (localcacert)")
-	f.BoolVar(&apply, "apply", false, "change Puppet Server's puppet.conf and auth.conf, which are kept as they were beside them")
-	f.BoolVar(&o.Unasked, "no-check", false, "don't ask the server, which may be down")
+	f.StringVar(&server.URL, "url", "", "Puppet Server that has the CA, https://HOST:PORT (default: this host, or Puppet's ca_server)")
+	f.StringVar(&server.Certificate, "certificate", "", "file with espm's client certificate for Puppet Server (default: hostcert of Puppet Server on this host)")
+	f.StringVar(&server.Key, "key", "", "file with the private key of --certificate (default: hostprivkey)")
+	f.StringVar(&server.CA, "ca", "", "file with the CA of the server's certificate (default: localcacert)")
+	f.BoolVar(&apply, "apply", false, "change Puppet Server's puppet.conf and auth.conf, and keep a copy of each")
+	f.BoolVar(&o.Unasked, "no-check", false, "don't ask the server; it may be down")
 	return c
 }
 
@@ -104,7 +106,7 @@ func (a *app) initialize(ctx context.Context, o setup.InitOptions, apply bool) e
 		}
 		var err error
 		if o.Certname, err = name(); err != nil {
-			return fmt.Errorf("--certname: it is not given, and not to be found out: %w", err)
+			return fmt.Errorf("--certname: not given, and not found on this host: %w; give --certname NAME", err)
 		}
 	}
 	if apply { // before anything is made
@@ -147,7 +149,7 @@ func (a *app) chooseKind(cmd *cobra.Command, o setup.InitOptions) (string, error
 	}
 	ca, err := o.Puppet.CA()
 	if err != nil {
-		return "", fmt.Errorf("--authority is not given, and Puppet on this host was asked in vain whether it has a CA: %w", err)
+		return "", fmt.Errorf("--authority: not given, and Puppet on this host does not say whether it has a CA: %w; give --authority", err)
 	}
 	if ca == "" {
 		return directoryKind, nil
@@ -159,7 +161,7 @@ func (a *app) chooseKind(cmd *cobra.Command, o setup.InitOptions) (string, error
 // checkKind refuses flags that would be ignored.
 func checkKind(cmd *cobra.Command, kind string) error {
 	if _, ok := kindFlags[kind]; !ok {
-		return usageError{fmt.Errorf("--authority: directory or puppetserver, is %q", kind)}
+		return usageError{fmt.Errorf("--authority: must be directory or puppetserver, is %q", kind)}
 	}
 	for of, flags := range kindFlags {
 		for _, name := range flags {

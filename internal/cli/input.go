@@ -24,7 +24,7 @@ func (in *input) read(path string) ([]byte, error) {
 		return os.ReadFile(path)
 	}
 	if in.taken {
-		return nil, errors.New("standard input can be read once only")
+		return nil, errors.New("standard input can be read only once")
 	}
 	in.taken = true
 	return io.ReadAll(os.Stdin)
@@ -33,6 +33,15 @@ func (in *input) read(path string) ([]byte, error) {
 // parseClassification reads a classification in YAML, or JSON, with the fields of the
 // API. Errors say the line and the field, and never what stands there: it may be secret.
 func parseClassification(data []byte) (*espmv1.Classification, error) {
+	top, err := document(data)
+	if err != nil {
+		return nil, err
+	}
+	return classification(top)
+}
+
+// document parses a file of YAML, or JSON.
+func document(data []byte) (*yaml.Node, error) {
 	var doc yaml.Node
 	if err := yaml.Unmarshal(data, &doc); err != nil {
 		return nil, notYAML(err)
@@ -40,10 +49,13 @@ func parseClassification(data []byte) (*espmv1.Classification, error) {
 	if err := plain(&doc); err != nil {
 		return nil, err
 	}
-	top := &yaml.Node{Line: 1} // of an empty file
-	if len(doc.Content) > 0 {
-		top = doc.Content[0]
+	if len(doc.Content) == 0 {
+		return &yaml.Node{Line: 1}, nil // an empty file
 	}
+	return doc.Content[0], nil
+}
+
+func classification(top *yaml.Node) (*espmv1.Classification, error) {
 	c := &espmv1.Classification{Classes: map[string]*espmv1.ClassParameters{}}
 	return c, fields(top, "", "a map, such as {classes: {ntp: {}}}", map[string]func(*yaml.Node) error{
 		"environment": func(n *yaml.Node) error { return decode(n, "environment", "a string", &c.Environment) },
@@ -153,7 +165,7 @@ func plain(n *yaml.Node) error {
 	refuse := func(why string) error { return fmt.Errorf("line %d: %s", n.Line, why) }
 	switch n.Kind {
 	case yaml.AliasNode:
-		return refuse("anchors and aliases are not taken")
+		return refuse("anchors and aliases are not supported")
 	case yaml.ScalarNode:
 		switch tag := n.ShortTag(); {
 		case tag == "!!str" || tag == "!!null" || tag == "!!bool":
@@ -169,12 +181,12 @@ func plain(n *yaml.Node) error {
 				return fmt.Errorf("line %d: a key must be a string: quote it", child.Line)
 			}
 			if seen[child.Value] {
-				return fmt.Errorf("line %d: a key stands here for the second time", child.Line)
+				return fmt.Errorf("line %d: a key is in its map twice", child.Line)
 			}
 			seen[child.Value] = true
 			if value := n.Content[i+1]; n.Style&yaml.FlowStyle != 0 && value.ShortTag() == "!!null" && value.Value == "" {
 				// {token:text} is one key, and would be named as a field.
-				return fmt.Errorf("line %d: a key in {} has no value: a space belongs behind its colon, and null is written out", child.Line)
+				return fmt.Errorf("line %d: a key in {} has no value: write a space after its colon, or null for no value", child.Line)
 			}
 		}
 		if err := plain(child); err != nil {

@@ -33,9 +33,10 @@ func TestParseClassification(t *testing.T) {
 }
 
 // Whatever is broken or put in the wrong place, an error has nothing of a value.
-func FuzzParseClassification(f *testing.F) {
+func FuzzParseFile(f *testing.F) {
 	const secret = "hunter2"
-	for _, shape := range []string{"@", "- @", "classes: @", "classes: {a: @}", "parameters: {a:@}", "parameters: *@", "a: !!int @", "environment: [@]", "\"@", "? @", "%@", "&@ a: 1", "!!binary @", "parameters:\n  a: @\n b: 1"} {
+	for _, shape := range []string{"@", "- @", "classes: @", "classes: {a: @}", "parameters: {a:@}", "parameters: *@", "a: !!int @", "environment: [@]", "\"@", "? @", "%@", "&@ a: 1", "!!binary @", "parameters:\n  a: @\n b: 1",
+		"node: {classification: @}", "node: @", "group: {parents: @}", "labels: {a: [@]}", "revision: @", "owner: [@]", "certname: {a: @}"} {
 		f.Add(shape)
 	}
 	f.Fuzz(func(t *testing.T, shape string) {
@@ -44,8 +45,13 @@ func FuzzParseClassification(f *testing.F) {
 		if yaml.Unmarshal([]byte(in), &doc) == nil && inKey(&doc, secret) {
 			return // a key is a field's name, and named
 		}
-		if _, err := parseClassification([]byte(in)); err != nil && strings.Contains(err.Error(), secret) {
-			t.Errorf("%q: %v", in, err)
+		_, err := parseClassification([]byte(in))
+		_, _, nodeErr := parseNode([]byte(in))
+		_, groupErr := parseGroup([]byte(in))
+		for _, err := range []error{err, nodeErr, groupErr} {
+			if err != nil && strings.Contains(err.Error(), secret) {
+				t.Errorf("%q: %v", in, err)
+			}
 		}
 	})
 }

@@ -45,14 +45,24 @@ func (f *nodeFlags) node(certname string) (*espmv1.Node, error) {
 
 func (a *app) nodeRegisterCmd() *cobra.Command {
 	var f nodeFlags
+	var file recordFile
 	var requestID string
 	c := &cobra.Command{
-		Use:     "register NAME",
-		Short:   "Register and classify a node, without a certificate",
-		Example: `  espm node register web1.example.com --class 'nginx={"workers":4}' --parameter 'role="web"'`,
-		Args:    args("NAME"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			n, err := f.node(args[0])
+		Use:   "register NAME | --file FILE",
+		Short: "Register and classify a node, without a certificate",
+		Long: `Registers and classifies a node, without a certificate.
+
+With --file the node is as 'espm node show NAME -o yaml' prints one. Output-only fields, such as
+state and revision, are ignored. The node belongs to the caller, whatever owner the file names.`,
+		Example: `  espm node register web1.example.com --class 'nginx={"workers":4}' --parameter 'role="web"'
+  espm node register -f web1.yaml`,
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			var n *espmv1.Node
+			if len(args) > 0 {
+				n, err = f.node(args[0])
+			} else {
+				n, _, err = file.readNode(cmd.Flags())
+			}
 			if err != nil {
 				return err
 			}
@@ -66,7 +76,8 @@ func (a *app) nodeRegisterCmd() *cobra.Command {
 		},
 	}
 	f.add(c)
-	c.Flags().StringVar(&requestID, "request-id", "", "makes a retry safe: the same id and content is one registration")
+	file.add(c, "node")
+	c.Flags().StringVar(&requestID, "request-id", "", "makes a retry safe: the same id with the same content is one registration")
 	return c
 }
 
@@ -83,29 +94,36 @@ var nodePaths = map[string]string{
 
 func (a *app) nodeUpdateCmd() *cobra.Command {
 	var f nodeFlags
+	var file recordFile
 	var clear []string
 	var owner string
 	var revision int64
 	var reveal bool
 	c := &cobra.Command{
-		Use:   "update NAME",
+		Use:   "update NAME | --file FILE",
 		Short: "Change a node's classification, groups, labels or owner",
-		Long: `Changes what flags are given for; each replaces all that was set of its kind:
+		Long: `Changes what flags are given for. Each flag replaces all that was set of its kind:
 --class all classes, --parameter all parameters, and so on. Only an admin may
-give a node to another owner; its certificates and revocations go with it.`,
+give a node to another owner; its certificates and revocations go with it.
+
+With --file the node becomes as the file says: a classification, groups or labels that the file
+lacks are emptied. An owner that the file lacks stays. Other fields of 'espm node show' are ignored, but
+for uid and revision: if the file has them and the node has others by now, the update is refused.`,
 		Example: `  espm node update web1.example.com --class 'nginx={"workers":8}' --clear group
-  espm node update web1.example.com --owner token:ci`,
-		Args: args("NAME"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			n, err := f.node(args[0])
+  espm node update web1.example.com --owner token:ci
+  espm node show web1.example.com -o yaml >web1.yaml; vi web1.yaml; espm node update -f web1.yaml`,
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			var n *espmv1.Node
+			var paths []string
+			if len(args) == 0 {
+				n, paths, err = file.readNode(cmd.Flags())
+			} else if n, err = f.node(args[0]); err == nil {
+				n.Revision, n.Owner = revision, owner
+				paths, err = mask(cmd.Flags(), nodePaths, clear)
+			}
 			if err != nil {
 				return err
 			}
-			paths, err := mask(cmd.Flags(), nodePaths, clear)
-			if err != nil {
-				return err
-			}
-			n.Revision, n.Owner = revision, owner
 			return a.call(func(conn *grpc.ClientConn) error {
 				resp, err := espmv1.NewNodeServiceClient(conn).UpdateNode(cmd.Context(),
 					&espmv1.UpdateNodeRequest{Node: n, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths}, RevealSensitive: reveal})
@@ -117,10 +135,11 @@ give a node to another owner; its certificates and revocations go with it.`,
 		},
 	}
 	f.add(c)
-	c.Flags().StringVar(&owner, "owner", "", "principal that the node is to belong to, such as token:ci")
+	file.add(c, "node")
+	c.Flags().StringVar(&owner, "owner", "", "principal that gets the node, such as token:ci")
 	c.Flags().StringArrayVar(&clear, "clear", nil, "empty environment, class, parameter, sensitive, classification, group, label or owner; repeatable")
-	c.Flags().Int64Var(&revision, "revision", 0, "refuse if the node's revision is another")
-	c.Flags().BoolVar(&reveal, "reveal-sensitive", false, "show sensitive values, and allow to take the mark off one that stays; for admins")
+	c.Flags().Int64Var(&revision, "revision", 0, "refuse the change if the node has another revision")
+	c.Flags().BoolVar(&reveal, "reveal-sensitive", false, markUsage)
 	return c
 }
 
@@ -131,7 +150,7 @@ func (a *app) nodeListCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "list",
 		Short:   "List the live nodes",
-		Example: "  espm node list --label tier=front --not-seen-for 30d",
+		Example: "  espm node list -l tier=front,site=a --sort last-seen\n  espm node list --not-seen-for 30d -o name",
 		Args:    args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			want, err := pairs("--label", labels)
@@ -152,11 +171,11 @@ func (a *app) nodeListCmd() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().StringArrayVar(&labels, "label", nil, "only nodes with this label, NAME=VALUE; repeatable")
+	c.Flags().StringSliceVarP(&labels, "label", "l", nil, "only nodes with all these labels, NAME=VALUE[,NAME=VALUE...]; repeatable")
 	c.Flags().StringVar(&group, "group", "", "only nodes directly in this group")
 	c.Flags().StringVar(&owner, "owner", "", "only nodes of this principal, such as token:ci")
 	a.sortable(c.Flags())
-	durationVar(c.Flags(), &notSeen, "not-seen-for", "only nodes whose catalog was not asked for in this time, such as 30d or 12h; never seen: since it was registered")
+	durationVar(c.Flags(), &notSeen, "not-seen-for", "only nodes whose catalog nobody asked for in this time, such as 30d or 12h; a node that was never seen counts from its registration")
 	return c
 }
 
@@ -172,8 +191,10 @@ func (a *app) nodeShowCmd() *cobra.Command {
 	var reveal bool
 	c := &cobra.Command{
 		Use:   "show NAME",
-		Short: "Show a node",
-		Args:  args("NAME"),
+		Short: "Show a node and its certificates",
+		Example: `  espm node show web1.example.com
+  espm node show web1.example.com -o yaml >web1.yaml`,
+		Args: args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
 				resp, err := espmv1.NewNodeServiceClient(conn).GetNode(cmd.Context(), &espmv1.GetNodeRequest{Certname: args[0], Uid: uid, RevealSensitive: reveal})
@@ -187,7 +208,7 @@ func (a *app) nodeShowCmd() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().StringVar(&uid, "uid", "", "one registration, also a terminated one (the live one)")
+	c.Flags().StringVar(&uid, "uid", "", "registration to show, also a terminated one (default: the live one)")
 	c.Flags().BoolVar(&reveal, "reveal-sensitive", false, revealUsage)
 	return c
 }
@@ -198,11 +219,12 @@ func (a *app) nodeTerminateCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "terminate NAME",
 		Short: "Take a node out of the classifier and revoke its certificates",
-		Long: `Takes a node out of the classifier, at once, and has all its certificates revoked. The
-order to revoke is durable when the command returns; with --wait it
-waits for the revocation itself, and fails if that has not come by then. To see
-how far it is, run the same again, with the same --uid; a --reason that was given
-before stands.`,
+		Long: `Takes a node out of the classifier at once, and orders the revocation of all its certificates.
+The order is durable when the command returns.
+
+With --wait the command waits until the certificates are revoked. If they are not revoked
+by then, the exit code is 6 and the order stands. To see how far it is, run the same command again
+with the same --uid. The --reason of the first call stands.`,
 		Example: "  espm node terminate web1.example.com --reason cessationOfOperation --wait 30s",
 		Args:    args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -224,30 +246,40 @@ before stands.`,
 				if err != nil || wait == 0 {
 					return err
 				}
-				for _, r := range resp.GetRevocations() {
-					if err := impossible(r); err != nil {
+				orders := lastOrders(resp.GetRevocations())
+				for _, r := range orders {
+					if err := neverRevoked(r); err != nil {
 						return fmt.Errorf("%q is terminated, but %w", args[0], err)
 					}
 				}
-				if !revoked(resp) {
-					return fmt.Errorf("%q is terminated, but its revocation is still pending after %v; it will be done, ask again with --uid %s",
-						args[0], wait, resp.GetNode().GetUid())
+				if resp.GetIssueOpen() || slices.ContainsFunc(orders, pending) {
+					return exitError{fmt.Errorf("%q is terminated, but its revocation is still pending after %v; it stays ordered: run the same again with --uid %s",
+						args[0], wait, resp.GetNode().GetUid()), exitUnavailable}
 				}
 				return nil
 			})
 		},
 	}
 	c.Flags().StringVar(&req.Reason, "reason", "", reasonUsage)
-	c.Flags().StringVar(&req.Uid, "uid", "", "registration to terminate: keeps a late call from touching a successor (the live one)")
+	c.Flags().StringVar(&req.Uid, "uid", "", "registration to terminate; a late call then can't end a later node of the same name (default: the live one)")
 	durationVar(c.Flags(), &wait, "wait", "how long to wait for the revocation, such as 30s")
 	return c
 }
 
-func revoked(resp *espmv1.TerminateNodeResponse) bool {
-	pending := func(r *espmv1.Revocation) bool {
-		return r.GetState() != espmv1.RevocationState_REVOCATION_STATE_REVOKED
+func pending(r *espmv1.Revocation) bool {
+	return r.GetState() == espmv1.RevocationState_REVOCATION_STATE_PENDING
+}
+
+// lastOrders returns the last order for each certificate. An earlier one was dropped, or was ordered anew by force.
+func lastOrders(all []*espmv1.Revocation) []*espmv1.Revocation {
+	var last []*espmv1.Revocation
+	for _, r := range all {
+		later := func(o *espmv1.Revocation) bool { return o.GetSerial() == r.GetSerial() && o.GetId() > r.GetId() }
+		if !slices.ContainsFunc(all, later) {
+			last = append(last, r)
+		}
 	}
-	return !resp.GetIssueOpen() && !slices.ContainsFunc(resp.GetRevocations(), pending)
+	return last
 }
 
 func revocationLine(r *espmv1.Revocation) string {

@@ -5,7 +5,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -31,20 +31,26 @@ var textOnly = map[string]string{
 	"espm backup restore": "it is a report for the person at the console",
 }
 
+// nameless are the commands whose answer is about no record. They refuse -o name before they do anything.
+var nameless = []string{"espm audit verify", "espm ca status", "espm doctor", "espm version"}
+
 // checkOutput refuses an output that a command does not have.
 func (a *app) checkOutput(c *cobra.Command) error {
 	if !slices.Contains(outputs, a.output) {
-		return usageError{fmt.Errorf("--output: %s, is %q", strings.Join(outputs, ", "), a.output)}
+		return usageError{fmt.Errorf("--output: must be one of %s, is %q", strings.Join(outputs, ", "), a.output)}
 	}
 	if why := textOnly[c.CommandPath()]; why != "" && c.Flags().Changed("output") {
 		return usageError{fmt.Errorf("--output: %s has no choice of output: %s", c.CommandPath(), why)}
+	}
+	if a.output == "name" && slices.Contains(nameless, c.CommandPath()) {
+		return usageError{fmt.Errorf("--output name: the answer of %s has no name", c.CommandPath())}
 	}
 	return nil
 }
 
 // sortable adds --sort to the command of a list.
 func (a *app) sortable(f *pflag.FlagSet) {
-	f.StringVar(&a.sort, "sort", "", "sort by this column, such as created; - before it: the other way round")
+	f.StringVar(&a.sort, "sort", "", "column to sort by, as in the heading of -o wide; --sort=-COLUMN turns the order round")
 }
 
 // sortColumn returns the index of the column that --sort names, -1 for none.
@@ -61,11 +67,10 @@ func (p *pager) sortColumn() (int, error) {
 		}
 		known = append(known, column)
 	}
-	return -1, usageError{fmt.Errorf("--sort: one of %s, is %q", strings.Join(known, ", "), name)}
+	return -1, usageError{fmt.Errorf("--sort: must be one of %s, is %q", strings.Join(known, ", "), name)}
 }
 
-// sorted returns all pages as one, in the order of a column: numbers as numbers. What is
-// equal stays in the order of the list.
+// sorted returns all pages as one, in the order of a column. What is equal stays in the order of the list.
 func sorted[T proto.Message](a *app, next func(string) ([]T, string, error), column func(T) string) func(string) ([]T, string, error) {
 	return func(string) ([]T, string, error) {
 		var all []T
@@ -79,60 +84,75 @@ func sorted[T proto.Message](a *app, next func(string) ([]T, string, error), col
 				break
 			}
 		}
-		slices.SortStableFunc(all, func(x, y T) int {
-			order := compareCells(column(x), column(y))
+		cells := make([]string, len(all))
+		places := make([]int, len(all))
+		for i, m := range all {
+			cells[i], places[i] = column(m), i
+		}
+		compare := comparison(cells)
+		slices.SortStableFunc(places, func(i, j int) int {
 			if strings.HasPrefix(a.sort, "-") {
-				return -order
+				return compare(j, i)
 			}
-			return order
+			return compare(i, j)
 		})
-		return all, "", nil
+		out := make([]T, len(all))
+		for i, place := range places {
+			out[i] = all[place]
+		}
+		return out, "", nil
 	}
 }
 
-func compareCells(x, y string) int {
-	m, err := strconv.ParseInt(x, 10, 64)
-	n, otherErr := strconv.ParseInt(y, 10, 64)
-	if err == nil && otherErr == nil {
-		return cmp.Compare(m, n)
+// comparison orders the cells of a column: as numbers where all of them are numbers, else as texts. An
+// empty cell, "-", comes first. The serial numbers 10 and 1A are texts.
+func comparison(cells []string) func(i, j int) int {
+	numbers := make([]int64, len(cells))
+	for i, cell := range cells {
+		n, err := strconv.ParseInt(cell, 10, 64)
+		switch {
+		case cell == "-":
+			n = math.MinInt64
+		case err != nil:
+			return func(i, j int) int { return cmp.Compare(cells[i], cells[j]) }
+		}
+		numbers[i] = n
 	}
-	return cmp.Compare(x, y)
+	return func(i, j int) int { return cmp.Compare(numbers[i], numbers[j]) }
 }
 
 // encoded tells whether the output is the record as it is: JSON or YAML.
 func (a *app) encoded() bool { return a.output == "json" || a.output == "yaml" }
 
-// fitting returns where a table goes: on a terminal, its lines are cut to the width, unless they are asked for wide.
-func (a *app) fitting() io.Writer {
+// width returns how many characters a line of a table may have; 0: any number. Only a
+// terminal has a width, and -o wide asks for whole lines.
+func (a *app) width() int {
 	f, ok := a.stdout.(*os.File)
 	if !ok || a.output == "wide" {
-		return a.stdout
+		return 0
 	}
 	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ) // #nosec G115 -- a file descriptor is small
-	if err != nil || size.Col == 0 {
-		return a.stdout
+	if err != nil {
+		return 0
 	}
-	return &cutter{out: a.stdout, width: int(size.Col)}
+	return int(size.Col)
 }
 
-// cutter cuts lines that are longer than its width, in characters. It is given whole lines.
-type cutter struct {
-	out   io.Writer
-	width int
-}
-
-func (c *cutter) Write(p []byte) (int, error) {
+// cut shortens lines that are longer than the width, in characters.
+func cut(text []byte, width int) []byte {
+	if width == 0 {
+		return text
+	}
 	var b bytes.Buffer
-	for line := range bytes.Lines(p) {
-		text := bytes.TrimSuffix(line, []byte("\n"))
-		if utf8.RuneCount(text) > c.width {
-			text = []byte(string([]rune(string(text))[:c.width-1]) + "…")
+	for line := range bytes.Lines(text) {
+		whole := bytes.TrimSuffix(line, []byte("\n"))
+		if utf8.RuneCount(whole) <= width {
+			b.Write(line)
+			continue
 		}
-		b.Write(text)
-		b.Write(line[len(bytes.TrimSuffix(line, []byte("\n"))):])
+		b.WriteString(string([]rune(string(whole))[:width-1]) + "…\n")
 	}
-	_, err := c.out.Write(b.Bytes())
-	return len(p), err
+	return b.Bytes()
 }
 
 // Exit codes by kind of error; docs/cli.md has them.
@@ -160,7 +180,11 @@ func exitOf(err error) int {
 	if _, usage := errors.AsType[usageError](err); usage {
 		return exitUsage
 	}
-	switch status.Code(err) {
+	s, _ := status.FromError(err)
+	if reason(s) == "ISSUE_IN_PROGRESS" {
+		return exitUnavailable // the one conflict that passes by itself
+	}
+	switch s.Code() {
 	case codes.InvalidArgument, codes.OutOfRange:
 		return exitUsage
 	case codes.NotFound:

@@ -1,13 +1,21 @@
 package cli
 
 import (
-	"bytes"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
@@ -25,6 +33,9 @@ func TestEveryCommandKnowsItsOutputs(t *testing.T) {
 		if !c.Runnable() || c.HasSubCommands() || strings.HasPrefix(path, "espm completion") || path == "espm help" {
 			return
 		}
+		if c.Example == "" {
+			t.Errorf("%s has no example", path)
+		}
 		a := &app{output: "xml"}
 		if err := a.checkOutput(c); exitOf(err) != exitUsage {
 			t.Errorf("%s -o xml: %v", path, err)
@@ -41,9 +52,13 @@ func TestEveryCommandKnowsItsOutputs(t *testing.T) {
 		if err := a.checkOutput(c); (err != nil) != (textOnly[path] != "") {
 			t.Errorf("%s -o json: %v", path, err)
 		}
+		a.output = "name"
+		if err := a.checkOutput(c); (err != nil) != (textOnly[path] != "" || slices.Contains(nameless, path)) {
+			t.Errorf("%s -o name: %v", path, err)
+		}
 	}
 	walk(Command())
-	for path := range textOnly {
+	for _, path := range append(slices.Collect(maps.Keys(textOnly)), nameless...) {
 		if !known[path] {
 			t.Errorf("there is no command %s", path)
 		}
@@ -62,11 +77,26 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+// A certificate that another call is about to issue is there soon.
+func TestExitCodeOfIssueInProgress(t *testing.T) {
+	s, err := status.New(codes.Aborted, "x").WithDetails(&errdetails.ErrorInfo{Reason: "ISSUE_IN_PROGRESS", Domain: "espm"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := exitOf(s.Err()); got != exitUnavailable {
+		t.Errorf("exit code %d", got)
+	}
+}
+
 func TestNameOf(t *testing.T) {
-	for want, m := range map[string]interface {
-		GetNode() *espmv1.Node
-	}{"web1.test": &espmv1.GetNodeResponse{Node: &espmv1.Node{Certname: "web1.test", Uid: "u"}}} {
-		if got := nameOf(m.(*espmv1.GetNodeResponse)); got != want {
+	for want, m := range map[string]proto.Message{
+		"web1.test": &espmv1.GetNodeResponse{Node: &espmv1.Node{Certname: "web1.test", Uid: "u"}},
+		"web":       &espmv1.Group{Name: "web"},
+		"ci":        &espmv1.CreateTokenResponse{Token: &espmv1.Token{Name: "ci"}, Secret: "s"},
+		"1A":        &espmv1.GetCertificateResponse{Certificate: &espmv1.Certificate{Serial: "1A", Certname: "web1.test"}},
+		"0198":      &espmv1.GetRevocationResponse{Revocation: &espmv1.Revocation{Id: "0198", Serial: "1A"}},
+	} {
+		if got := nameOf(m); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	}
@@ -75,13 +105,91 @@ func TestNameOf(t *testing.T) {
 	}
 }
 
+func TestLinesAreCut(t *testing.T) {
+	text := "12345\n123456\näöüäöü\n\n"
+	if got, want := string(cut([]byte(text), 5)), "12345\n1234…\näöüä…\n\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := string(cut([]byte(text), 0)); got != text {
+		t.Errorf("without a width: %q", got)
+	}
+}
+
+// A table fits the terminal it is printed on; -o wide prints whole lines.
 func TestTablesFitTheTerminal(t *testing.T) {
-	var out bytes.Buffer
-	w := &cutter{out: &out, width: 5}
-	if _, err := w.Write([]byte("12345\n123456\näöüäöü\n\nx")); err != nil {
+	terminal, screen := openTerminal(t, 20)
+	row := func(n *espmv1.Node) []string { return []string{n.GetCertname(), "production"} }
+	next := func(string) ([]*espmv1.Node, string, error) {
+		return []*espmv1.Node{{Certname: "web1.example.com"}}, "", nil
+	}
+	for output, want := range map[string]string{
+		"table": "CERTNAME          E…\r\nweb1.example.com  p…\r\n",
+		"wide":  "CERTNAME          ENVIRONMENT\r\nweb1.example.com  production\r\n",
+	} {
+		a := &app{output: output, stdout: terminal}
+		if err := list(a, []string{"CERTNAME", "ENVIRONMENT"}, row, next); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len(want))
+		if _, err := io.ReadFull(screen, got); err != nil || string(got) != want {
+			t.Errorf("-o %s: got %q, want %q (%v)", output, got, want, err)
+		}
+	}
+}
+
+func TestSort(t *testing.T) {
+	for _, test := range []struct{ by, in, want string }{
+		{"serial", "9 10 1A -", "- 10 1A 9"},
+		{"serial", "9 10 -", "- 9 10"},
+		{"-serial", "9 10 -", "10 9 -"},
+		{"-serial", "b a c", "c b a"},
+	} {
+		a := &app{sort: test.by}
+		next := func(token string) ([]*espmv1.Certificate, string, error) { // a page has one
+			all := strings.Fields(test.in)
+			at, _ := strconv.Atoi(token)
+			more := strconv.Itoa(at + 1)
+			if at+1 == len(all) {
+				more = ""
+			}
+			return []*espmv1.Certificate{{Serial: all[at]}}, more, nil
+		}
+		certs, more, err := sorted(a, next, func(c *espmv1.Certificate) string { return c.GetSerial() })("")
+		if err != nil || more != "" {
+			t.Fatal(more, err)
+		}
+		var got []string
+		for _, c := range certs {
+			got = append(got, c.GetSerial())
+		}
+		if got := strings.Join(got, " "); got != test.want {
+			t.Errorf("--sort %s of %s: %s, want %s", test.by, test.in, got, test.want)
+		}
+	}
+}
+
+// openTerminal returns a terminal of so many columns, and what shows on it.
+func openTerminal(t *testing.T, columns uint16) (terminal, screen *os.File) {
+	t.Helper()
+	screen, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("there are no terminals here: %v", err)
+	}
+	t.Cleanup(func() { screen.Close() })
+	fd := int(screen.Fd())
+	number, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err != nil {
+		t.Skipf("there are no terminals here: %v", err)
+	}
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
 		t.Fatal(err)
 	}
-	if want := "12345\n1234…\näöüä…\n\nx"; out.String() != want {
-		t.Errorf("got %q, want %q", out.String(), want)
+	if terminal, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0); err != nil {
+		t.Skipf("there are no terminals here: %v", err)
 	}
+	t.Cleanup(func() { terminal.Close() })
+	if err := unix.IoctlSetWinsize(int(terminal.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: columns, Row: 25}); err != nil {
+		t.Fatal(err)
+	}
+	return terminal, screen
 }

@@ -3,7 +3,6 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -59,15 +58,22 @@ func (a *app) show(m proto.Message, table func(io.Writer)) error {
 		table(w)
 		return w.Flush()
 	case "name":
-		name := nameOf(m)
-		if name == "" {
-			return usageError{errors.New("--output name: the answer of this command has no name")}
-		}
-		_, err := fmt.Fprintln(a.stdout, name)
-		return err
+		return a.names(nameOf(m))
 	default:
 		return a.whole(m)
 	}
+}
+
+// names prints a name a line. What is not made yet has none.
+func (a *app) names(names ...string) error {
+	var b strings.Builder
+	for _, name := range names {
+		if name != "" {
+			b.WriteString(name + "\n")
+		}
+	}
+	_, err := io.WriteString(a.stdout, b.String())
+	return err
 }
 
 // nameOf returns what names a message in another command: a certname, a group's or a token's
@@ -129,7 +135,8 @@ func (p *pager) page(items []proto.Message, row func(proto.Message) []string) er
 		}
 		return nil
 	case "table", "wide":
-		w := tabwriter.NewWriter(p.app.fitting(), 0, 8, 2, ' ', 0)
+		var text bytes.Buffer
+		w := tabwriter.NewWriter(&text, 0, 8, 2, ' ', 0)
 		if p.count == 0 {
 			fmt.Fprintln(w, strings.Join(p.heading(), "\t"))
 		}
@@ -137,7 +144,11 @@ func (p *pager) page(items []proto.Message, row func(proto.Message) []string) er
 			fmt.Fprintln(w, strings.Join(p.shown(row(m)), "\t"))
 			p.count++
 		}
-		return w.Flush()
+		if err := w.Flush(); err != nil {
+			return err
+		}
+		_, err := p.app.stdout.Write(cut(text.Bytes(), p.app.width()))
+		return err
 	}
 	for _, m := range items {
 		if err := p.item(m); err != nil {

@@ -28,9 +28,9 @@ type specFlags struct {
 }
 
 func (f *specFlags) add(c *cobra.Command) {
-	c.Flags().StringVar(&f.csr, "csr", "", "file with a CSR (PEM): its key is certified, none is made")
-	c.Flags().StringVar(&f.algorithm, "key-algorithm", "", "key to make: ec-p256, rsa-2048, rsa-3072 or rsa-4096 (the daemon's default)")
-	durationVar(c.Flags(), &f.ttl, "ttl", "validity of the certificate, such as 30d (the daemon's default)")
+	c.Flags().StringVar(&f.csr, "csr", "", "file with a CSR in PEM; espm certifies its key and makes none")
+	c.Flags().StringVar(&f.algorithm, "key-algorithm", "", "key to make: ec-p256, rsa-2048, rsa-3072 or rsa-4096 (default: the daemon's)")
+	durationVar(c.Flags(), &f.ttl, "ttl", "validity of the certificate, such as 400d (default: the daemon's)")
 	c.Flags().StringArrayVar(&f.names, "dns-alt-name", nil, "further DNS name in the certificate; repeatable")
 	c.Flags().StringArrayVar(&f.exts, "extension", nil, "Puppet extension in the certificate, such as pp_role=web; repeatable")
 }
@@ -52,27 +52,27 @@ func (f *specFlags) spec() (*espmv1.CertificateSpec, error) {
 	return spec, nil
 }
 
-const provisionLong = `Registers and classifies a node and has its certificate signed. Writes what the
-agent needs into DIR, which can be used as its --confdir: puppet.conf,
+const provisionLong = `Registers and classifies a node and has its certificate signed, before the node boots.
+The command overwrites nothing.
+
+--out DIR writes what the agent needs; DIR can be the agent's --confdir. The files are puppet.conf,
 ssl/certs/NAME.pem, ssl/certs/ca.pem, ssl/crl.pem and, unless --csr is given,
 ssl/private_keys/NAME.pem.
 
-With --format it is one document, on standard output or in the file --out:
+--format writes one document instead, to standard output or to the file --out:
 
   tar         those files, in an archive
   json        the same as one object of strings, with the uid and the request id
-  cloud-init  user data that lays them down and runs the first-boot script
+  cloud-init  user data that writes the files and runs the first-boot script
   ignition    the same for Ignition
 
-With --seal-to only who has the age identity can open it: a gzipped tar
-archive that 'age -d -i IDENTITY | tar -xz' unpacks. User data opens it with the
-identity that the instance has at --identity, and age has to be installed there.
+--seal-to encrypts the bundle: only the age identity opens it. The sealed bundle is a gzipped tar
+archive, which 'age -d -i IDENTITY | tar -xz' unpacks. Sealed user data needs age on the instance, and
+opens the bundle with the age identity that the instance has at --identity.
 
-Overwrites nothing.
-
-With --claim-within, a node whose first catalog is not asked for by then is
-terminated by itself. Not for a node whose agent runs only once: a run
-while the daemon is down is not noticed.`
+--claim-within sets a launch deadline. If nobody asks for the node's first catalog by then, espm
+terminates the node. Do not set a deadline for a node whose agent runs only once: if the daemon is
+down during that run, espm does not notice the run.`
 
 func (a *app) nodeProvisionCmd() *cobra.Command {
 	var f nodeFlags
@@ -92,7 +92,7 @@ func (a *app) nodeProvisionCmd() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, err := node.ParseCertname(args[0])
 			if err != nil {
-				return err
+				return usageError{err}
 			}
 			out, err := d.delivery(cmd, name, s.csr != "")
 			if err != nil {
@@ -122,8 +122,8 @@ func (a *app) nodeProvisionCmd() *cobra.Command {
 	f.add(c)
 	s.add(c)
 	d.add(c)
-	c.Flags().StringVar(&requestID, "request-id", "", "makes a retry safe: see docs/api.md (a random one)")
-	durationVar(c.Flags(), &within, "claim-within", "terminate the node unless its first catalog is asked for within this time, from 1m to 30d")
+	c.Flags().StringVar(&requestID, "request-id", "", "makes a retry safe: see docs/api.md (default: a random one)")
+	durationVar(c.Flags(), &within, "claim-within", "launch deadline: terminate the node unless its first catalog is asked for within this time, from 1m to 30d")
 	return c
 }
 

@@ -19,7 +19,7 @@ import (
 )
 
 // reasonUsage is of the flags that say why a certificate is revoked.
-const reasonUsage = "why, as RFC 5280 section 5.3.1 names it (keyCompromise, as Puppet has it)"
+const reasonUsage = "reason, as RFC 5280 section 5.3.1 names it (default: keyCompromise, like Puppet)"
 
 func (a *app) certRevokeCmd() *cobra.Command {
 	req := &espmv1.RevokeCertificateRequest{}
@@ -28,14 +28,18 @@ func (a *app) certRevokeCmd() *cobra.Command {
 		Use:   "revoke NAME | --serial SERIAL [NAME]",
 		Short: "Revoke the certificates of a node, or one by its serial; the node stays",
 		Long: `Orders the revocation of all live certificates of a node, or of the one with the serial
-number. The node stays registered and classified, without what is revoked; to have
-it gone as well, terminate it. A revocation can't be taken back. A CA that revokes by
+number. The node stays registered and classified, without those certificates. To remove the
+node as well, use 'espm node terminate'. A revocation can't be undone. A CA that revokes by
 name (Puppet Server) can't revoke one of several certificates of a node.
 
-The order is durable when the command returns; with --wait it waits for the
-receipt. A certificate that espm did not issue is revoked with --force alone, and
-needs its name; so is that of a protected name, and anew what has a receipt but is missing from
-a CRL that came from a backup, or what was impossible to revoke.`,
+The order is durable when the command returns. With --wait the command waits until the
+certificate is revoked. If it is not revoked by then, the exit code is 6 and the order stands.
+
+--force is needed for these certificates:
+  - one of a protected name
+  - one that espm did not issue; give NAME as well
+  - one that has a receipt but is missing from a CRL that came from a backup
+  - one that was impossible to revoke`,
 		Example: `  espm cert revoke web1.example.com --reason superseded --wait 30s
   espm cert revoke --serial 1A2B --comment 'disk stolen, ticket 4711'`,
 		Args: func(cmd *cobra.Command, given []string) error {
@@ -55,11 +59,7 @@ a CRL that came from a backup, or what was impossible to revoke.`,
 				if err != nil {
 					return err
 				}
-				err = a.show(resp, func(w io.Writer) {
-					for _, r := range resp.GetRevocations() {
-						revocationTable(w, r)
-					}
-				})
+				err = a.showOrders(resp)
 				if err != nil || wait == 0 || req.GetValidateOnly() {
 					return err
 				}
@@ -70,41 +70,65 @@ a CRL that came from a backup, or what was impossible to revoke.`,
 	f := c.Flags()
 	f.StringVar(&req.Serial, "serial", "", "serial number, hexadecimal, as espm, openssl or a browser writes it")
 	f.StringVar(&req.Reason, "reason", "", reasonUsage)
-	f.StringVar(&req.Comment, "comment", "", "why, in words; kept with the revocation")
-	f.BoolVar(&req.Force, "force", false, "also a protected name's, one that espm did not issue, one that has its receipt, or one that was impossible")
+	f.StringVar(&req.Comment, "comment", "", "reason in words; kept with the revocation")
+	f.BoolVar(&req.Force, "force", false, "revoke also where espm refuses: see above")
 	f.BoolVar(&req.ValidateOnly, "validate-only", false, "check everything, change nothing")
-	durationVar(f, &wait, "wait", "how long to wait for the receipt, such as 30s")
+	durationVar(f, &wait, "wait", "how long to wait for the revocation, such as 30s")
 	return c
+}
+
+// showOrders has a name for each order: none where an order was only checked.
+func (a *app) showOrders(resp *espmv1.RevokeCertificateResponse) error {
+	if a.output == "name" {
+		var ids []string
+		for _, r := range resp.GetRevocations() {
+			ids = append(ids, r.GetId())
+		}
+		return a.names(ids...)
+	}
+	return a.show(resp, func(w io.Writer) {
+		for _, r := range resp.GetRevocations() {
+			revocationTable(w, r)
+		}
+	})
 }
 
 // notRevoked says which orders have no receipt after a wait, and why.
 func notRevoked(revs []*espmv1.Revocation, wait node.Duration) error {
 	for _, r := range revs {
-		if err := impossible(r); err != nil {
+		if err := neverRevoked(r); err != nil {
 			return err
 		}
-		if r.GetState() != espmv1.RevocationState_REVOCATION_STATE_REVOKED {
-			return fmt.Errorf("the revocation is still %s after %v: espm cert revocations show %s", word(r.GetState(), "REVOCATION_STATE_"), wait, r.GetId())
+		if pending(r) {
+			return exitError{fmt.Errorf("serial %s of %q: the revocation is still pending after %v; it stays ordered: espm cert revocations show %s", r.GetSerial(), r.GetCertname(), wait, r.GetId()), exitUnavailable}
 		}
 	}
 	return nil
 }
 
-// impossible says why the CA can't carry out an order, nil where it can.
-func impossible(r *espmv1.Revocation) error {
-	if r.GetState() != espmv1.RevocationState_REVOCATION_STATE_IMPOSSIBLE {
+// neverRevoked says why an order ended without a receipt, nil where it is pending or carried out.
+func neverRevoked(r *espmv1.Revocation) error {
+	why := ""
+	switch r.GetState() {
+	case espmv1.RevocationState_REVOCATION_STATE_IMPOSSIBLE:
+		why = r.GetImpossibleReason()
+	case espmv1.RevocationState_REVOCATION_STATE_DROPPED:
+		why = "its revocation was dropped: " + r.GetDropComment()
+	default:
 		return nil
 	}
-	return fmt.Errorf("serial %s of %q is not revoked, and stays valid until it expires: %s", r.GetSerial(), r.GetCertname(), firstLine(r.GetImpossibleReason()))
+	return fmt.Errorf("serial %s of %q is not revoked, and stays valid until it expires: %s", r.GetSerial(), r.GetCertname(), firstLine(why))
 }
 
 func (a *app) certRevocationsCmd() *cobra.Command {
 	req := &espmv1.ListRevocationsRequest{PageSize: 1000}
 	c := noun("revocations", "List revocations; show, retry, drop or watch them",
 		a.revocationShowCmd(), a.revocationRetryCmd(), a.revocationDropCmd(), a.revocationWatchCmd())
-	c.Long = `Lists revocations, oldest first. A pending one is carried out as soon as the CA can be
-reached; one that the CA refused (--failed) is tried again after a pause that grows to five minutes.
-One that the CA can never carry out (--impossible) is closed: its certificate stays valid until it expires.`
+	c.Long = `Lists revocations, oldest first.
+
+espm carries out a pending revocation as soon as it reaches the CA. If the CA refused a
+revocation (--failed), espm tries it again after a pause, which grows to five minutes. If the CA can never carry out
+a revocation (--impossible), espm closes it: the certificate stays valid until it expires.`
 	c.Example = `  espm cert revocations --pending
   espm cert revocations retry --failed`
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -118,25 +142,26 @@ One that the CA can never carry out (--impossible) is closed: its certificate st
 				return resp.GetRevocations(), resp.GetNextPageToken(), err
 			})
 			if err == nil && down != nil {
-				fmt.Fprintf(a.stderr, "espm: none can be carried out now, next try %s: %s\n", when(down.GetRetryTime()), down.GetError())
+				fmt.Fprintf(a.stderr, "espm: no revocation can be carried out now, next try %s: %s\n", when(down.GetRetryTime()), down.GetError())
 			}
 			return err
 		})
 	}
 	f := c.Flags()
 	a.sortable(f)
-	f.BoolVar(&req.Pending, "pending", false, "only pending ones")
-	f.BoolVar(&req.Failed, "failed", false, "only pending ones that the CA refused")
-	f.BoolVar(&req.Impossible, "impossible", false, "only those that the CA can't carry out at all")
-	f.StringVar(&req.Certname, "certname", "", "only those of this node, all its registrations")
+	f.BoolVar(&req.Pending, "pending", false, "only pending revocations")
+	f.BoolVar(&req.Failed, "failed", false, "only pending revocations that the CA refused")
+	f.BoolVar(&req.Impossible, "impossible", false, "only revocations that the CA can never carry out")
+	f.StringVar(&req.Certname, "certname", "", "only revocations of this certname, of all its registrations")
 	return c
 }
 
 func (a *app) revocationShowCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:   "show ID",
-		Short: "Show a revocation",
-		Args:  args("ID"),
+		Use:     "show ID",
+		Short:   "Show a revocation",
+		Example: "  espm cert revocations show 0198c0de-0000-7000-8000-000000000000",
+		Args:    args("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
 				resp, err := espmv1.NewRevocationServiceClient(conn).GetRevocation(cmd.Context(), &espmv1.GetRevocationRequest{Id: args[0]})
@@ -154,6 +179,8 @@ func (a *app) revocationRetryCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "retry ID | --failed",
 		Short: "Try revocations that the CA refused again, at once",
+		Example: `  espm cert revocations retry 0198c0de-0000-7000-8000-000000000000
+  espm cert revocations retry --failed`,
 		Args: func(cmd *cobra.Command, given []string) error {
 			if failed {
 				return args()(cmd, given)
@@ -188,7 +215,7 @@ func (a *app) revocationRetryCmd() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().BoolVar(&failed, "failed", false, "all that the CA refused")
+	c.Flags().BoolVar(&failed, "failed", false, "all revocations that the CA refused")
 	return c
 }
 
@@ -197,10 +224,13 @@ func (a *app) revocationDropCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "drop ID --comment TEXT",
 		Short: "Give up a pending revocation: its certificate stays valid",
-		Long: `Gives up a pending revocation: its certificate stays valid, and the node has it again, unless the node
-is gone. One that the CRL lists already is not given up any more. While the CA is at work on
-revocations, or can't tell what became of an earlier try, nothing changes: ask again.`,
-		Args: args("ID"),
+		Long: `Gives up a pending revocation. The certificate stays valid, and the node has it again unless the
+node was terminated. A revocation that is on the CRL already can't be dropped.
+
+While the CA works on revocations, or does not say what became of an earlier try, the command changes
+nothing and its exit code is 6: run it again.`,
+		Example: "  espm cert revocations drop 0198c0de-0000-7000-8000-000000000000 --comment 'the node was found again'",
+		Args:    args("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if comment == "" {
 				return usageError{errors.New("--comment: say why the certificate may stay valid")}
@@ -214,16 +244,17 @@ revocations, or can't tell what became of an earlier try, nothing changes: ask a
 			})
 		},
 	}
-	c.Flags().StringVar(&comment, "comment", "", "why; kept with the revocation")
+	c.Flags().StringVar(&comment, "comment", "", "why the certificate may stay valid; kept with the revocation")
 	return c
 }
 
 func (a *app) revocationWatchCmd() *cobra.Command {
 	req := &espmv1.WatchRevocationsRequest{}
 	c := &cobra.Command{
-		Use:   "watch",
-		Short: "Show revocations as they are ordered and carried out, until interrupted",
-		Args:  args(),
+		Use:     "watch",
+		Short:   "Show revocations as they are ordered and carried out, until interrupted",
+		Example: "  espm cert revocations watch -o json --after-revision 4711",
+		Args:    args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
 				stream, err := espmv1.NewRevocationServiceClient(conn).WatchRevocations(cmd.Context(), req)
@@ -247,12 +278,12 @@ func (a *app) revocationWatchCmd() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().StringVar(&req.Certname, "certname", "", "only those of this node")
-	c.Flags().Int64Var(&req.AfterRevision, "after-revision", 0, "from this revision of the store on (from now on)")
+	c.Flags().StringVar(&req.Certname, "certname", "", "only revocations of this certname")
+	c.Flags().Int64Var(&req.AfterRevision, "after-revision", 0, "begin after this revision of the store (default: now)")
 	return c
 }
 
-var revocationColumns = []string{"ID", "SERIAL", "CERTNAME", "STATE", "ORDERED", "CRL", "LAST ERROR"}
+var revocationColumns = []string{"ID", "+SERIAL", "CERTNAME", "STATE", "ORDERED", "CRL", "LAST ERROR"}
 
 func revocationRow(r *espmv1.Revocation) []string {
 	return []string{r.GetId(), r.GetSerial(), r.GetCertname(), word(r.GetState(), "REVOCATION_STATE_"), when(r.GetCreateTime()),

@@ -81,9 +81,14 @@ func (e usageError) Unwrap() error { return e.error }
 
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "espm",
-		Short:         "Node lifecycle service for Puppet",
-		Long:          "espm registers, presigns, classifies and terminates Puppet nodes.",
+		Use:   "espm",
+		Short: "Node lifecycle service for Puppet",
+		Long: `espm registers, presigns, classifies and terminates Puppet nodes.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or a field that breaks a rule, 3 not found, 4 conflict,
+5 not permitted, 6 not now: run it again later. docs/cli.md has the whole table.`,
+		Example: `  espm init --dir trial
+  espm node provision web1.example.com --class nginx --out web1`,
 		Version:       version.Read().String(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -91,12 +96,12 @@ func (a *app) root() *cobra.Command {
 	}
 	root.Args = noVerb(root)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", strings.Join(outputs, ", "))
+	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "form of the output: "+strings.Join(outputs, ", "))
 	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error { return a.checkOutput(c) }
 	asking := []*cobra.Command{a.nodeCmd(), a.groupCmd(), a.certCmd(), a.caCmd(), a.encCmd(), a.tokenCmd(), a.auditCmd(), a.backupCmd()}
 	for _, c := range asking {
 		f := c.PersistentFlags()
-		f.StringVar(&a.address, "address", cmp.Or(os.Getenv("ESPM_ADDRESS"), config.DefaultListen), "where the daemon is: unix:///PATH or HOST:PORT, with TLS (ESPM_ADDRESS)")
+		f.StringVar(&a.address, "address", cmp.Or(os.Getenv("ESPM_ADDRESS"), config.DefaultListen), "address of the daemon: unix:///PATH, or HOST:PORT with TLS (ESPM_ADDRESS)")
 		a.tls.register(f)
 	}
 	root.AddCommand(asking...)

@@ -12,7 +12,10 @@ func (a *app) serveCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the daemon",
-		Args:  args(),
+		Long: `Runs the daemon until it gets SIGTERM or SIGINT. It logs to standard error.
+docs/configuration.md has the fields of the configuration.`,
+		Example: "  espm serve --config /etc/espm/espm.yaml",
+		Args:    args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := config.Load(file)
 			if err != nil {

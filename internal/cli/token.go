@@ -25,7 +25,7 @@ import (
 )
 
 func (a *app) tokenCmd() *cobra.Command {
-	return noun("token", "Make, list and end bearer tokens", a.tokenCreateCmd(), a.tokenListCmd(), a.tokenShowCmd(), a.tokenRotateCmd(), a.tokenRevokeCmd())
+	return noun("token", "Make, list, rotate and revoke bearer tokens", a.tokenCreateCmd(), a.tokenListCmd(), a.tokenShowCmd(), a.tokenRotateCmd(), a.tokenRevokeCmd())
 }
 
 // defaultExpires is the API's.
@@ -40,8 +40,11 @@ func (s *secretFile) register(f *pflag.FlagSet, usage string) {
 }
 
 // check is asked before the call: a token whose text could not be written is lost.
-func (s *secretFile) check(f *pflag.FlagSet, replace bool) error {
+func (s *secretFile) check(f *pflag.FlagSet, output string, replace bool) error {
 	if !f.Changed("out") {
+		if output == "name" {
+			return usageError{errors.New("--output name: the token's text would be lost; give --out FILE as well")}
+		}
 		return nil
 	}
 	if s.path == "" {
@@ -71,7 +74,7 @@ func (a *app) showSecret(out secretFile, text *string, resp proto.Message, t *es
 		return a.show(resp, func(w io.Writer) { fmt.Fprintln(w, *text) })
 	}
 	if err := durable.OS.WriteFile(out.path, []byte(*text+"\n"), 0o600); err != nil {
-		return fmt.Errorf("the new text of the token %s is lost: %w; mend that and give it another: espm token rotate %s --out FILE", t.GetName(), err, t.GetName())
+		return fmt.Errorf("the new text of the token %s is lost: %w; mend that, then give the token another text: espm token rotate %s --out FILE", t.GetName(), err, t.GetName())
 	}
 	*text = "" // it is for the file alone
 	return a.show(resp, func(w io.Writer) {
@@ -88,21 +91,22 @@ func (a *app) tokenCreateCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "create NAME --role ROLE",
 		Short: "Make a token; its text is shown this once",
-		Long: `Makes a bearer token for the principal token:NAME and prints its text, this once:
-the daemon keeps a hash of it. The name is never given to another token, as it owns
-what was registered with it; rotate gives the same principal a new text.
+		Long: `Makes a bearer token for the principal token:NAME and prints its text. The text is shown
+this once: the daemon keeps only a hash. The principal owns the nodes that are registered with
+the token, so no other token ever gets the name. 'espm token rotate' gives the same principal a new text.
 
-A provisioner may be confined. A list that is not given does not confine; given
-as '' it allows nothing.`,
+These flags confine a provisioner: --name-pattern, --environment, --group, --extension, --max-ttl,
+--requests-per-second and --open-provisions. A list that is not given does not confine. A list that is
+given as '' allows nothing.`,
 		Example: `  espm token create ci --role provisioner --name-pattern '*.ci.example.com' --expires 30d --out ci.token
   ESPM_TOKEN_FILE=ci.token espm node list --address espm.example.com:8443`,
 		Args: args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, ok := espmv1.Role_value["ROLE_"+strings.ToUpper(role)]
 			if !ok || r == 0 {
-				return usageError{fmt.Errorf("--role: admin, provisioner or reader, is %q", role)}
+				return usageError{fmt.Errorf("--role: must be admin, provisioner or reader, is %q", role)}
 			}
-			if err := out.check(cmd.Flags(), false); err != nil {
+			if err := out.check(cmd.Flags(), a.output, false); err != nil {
 				return err
 			}
 			req := &espmv1.CreateTokenRequest{
@@ -119,8 +123,8 @@ as '' it allows nothing.`,
 	}
 	f := c.Flags()
 	f.StringVar(&role, "role", "", "admin, provisioner or reader")
-	durationVar(f, &expires, "expires", "its life, such as 30d; 1 minute to 10 years")
-	out.register(f, "file to write the text into, mode 0600, in place of standard output; none may stand there")
+	durationVar(f, &expires, "expires", "how long the token is valid, such as 30d; 1 minute to 10 years")
+	out.register(f, "new file for the text, mode 0600 (default: standard output)")
 	grant.register(f)
 	return c
 }
@@ -134,13 +138,13 @@ type grantFlags struct {
 }
 
 func (g *grantFlags) register(f *pflag.FlagSet) {
-	f.StringSliceVar(&g.names, "name-pattern", nil, "certnames that it may register; * stands for any characters but a dot, ** for any")
-	f.StringArrayVar(&g.environments, "environment", nil, "an environment that its nodes may be in, repeatable; '': they may name none, which leaves it to the agent")
-	f.StringSliceVar(&g.groups, "group", nil, "groups that its nodes may be in")
-	f.StringSliceVar(&g.extensions, "extension", nil, "certificate extensions that it may ask for, by short name or OID")
-	durationVar(f, &g.maxTTL, "max-ttl", "the longest validity of a certificate")
-	f.Float64Var(&g.requests, "requests-per-second", 0, "requests a second (100)")
-	f.Int32Var(&g.open, "open-provisions", 0, "provisions under way at once (32)")
+	f.StringSliceVar(&g.names, "name-pattern", nil, "certnames that the token may register; * stands for any characters but a dot, ** for any")
+	f.StringArrayVar(&g.environments, "environment", nil, "environment that the token's nodes may be in; repeatable; '': a node may name none, and the agent chooses")
+	f.StringSliceVar(&g.groups, "group", nil, "groups that the token's nodes may be in")
+	f.StringSliceVar(&g.extensions, "extension", nil, "certificate extensions that the token may ask for, by short name or OID")
+	durationVar(f, &g.maxTTL, "max-ttl", "longest validity of a certificate, such as 30d")
+	f.Float64Var(&g.requests, "requests-per-second", 0, "requests a second (default: 100)")
+	f.Int32Var(&g.open, "open-provisions", 0, "provisions under way at once (default: 32)")
 }
 
 func (g *grantFlags) message(f *pflag.FlagSet) *espmv1.Grant {
@@ -180,9 +184,10 @@ func tokenState(t *espmv1.Token) string {
 
 func (a *app) tokenListCmd() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "list",
-		Short: "List tokens, revoked ones too",
-		Args:  args(),
+		Use:     "list",
+		Short:   "List tokens, also revoked ones",
+		Example: "  espm token list --sort expires",
+		Args:    args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
 				client := espmv1.NewTokenServiceClient(conn)
@@ -199,9 +204,10 @@ func (a *app) tokenListCmd() *cobra.Command {
 
 func (a *app) tokenShowCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:   "show NAME",
-		Short: "Show a token's record and what it is confined to",
-		Args:  args("NAME"),
+		Use:     "show NAME",
+		Short:   "Show a token's record and what confines it",
+		Example: "  espm token show ci",
+		Args:    args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
 				resp, err := espmv1.NewTokenServiceClient(conn).GetToken(cmd.Context(), &espmv1.GetTokenRequest{Name: args[0]})
@@ -216,7 +222,7 @@ func (a *app) tokenShowCmd() *cobra.Command {
 
 func tokenTable(w io.Writer, t *espmv1.Token) {
 	for i, value := range tokenRow(t) {
-		fmt.Fprintf(w, "%s\t%s\n", strings.ToLower(tokenColumns[i]), value)
+		fmt.Fprintf(w, "%s\t%s\n", strings.ToLower(strings.TrimPrefix(tokenColumns[i], "+")), value)
 	}
 	g := t.GetGrant()
 	for _, l := range []struct {
@@ -242,16 +248,15 @@ func (a *app) tokenRotateCmd() *cobra.Command {
 	expires := defaultExpires
 	c := &cobra.Command{
 		Use:   "rotate NAME",
-		Short: "Give a token a new text and a new life; the old text ends at once",
-		Long: `Prints a new text for the principal token:NAME, this once. The old one lets nobody in from
-then on. A revoked token lives again, with the role and the nodes that it had.
+		Short: "Replace a token's text; the old text ends at once",
+		Long: `Prints a new text for the principal token:NAME, this once. espm refuses the old text from then on.
+A revoked token is valid again, with the role and the nodes that it had.
 
-With --out the file is replaced in one step, once the new text is there: where the
-rotation fails, it has the old one still.`,
+With --out the file is replaced in one step. If the rotation fails, the file keeps the old text.`,
 		Example: "  espm token rotate ci --expires 30d --out ci.token",
 		Args:    args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := out.check(cmd.Flags(), true); err != nil {
+			if err := out.check(cmd.Flags(), a.output, true); err != nil {
 				return err
 			}
 			return a.call(func(conn *grpc.ClientConn) error {
@@ -263,16 +268,17 @@ rotation fails, it has the old one still.`,
 			})
 		},
 	}
-	durationVar(c.Flags(), &expires, "expires", "its new life, such as 30d; 1 minute to 10 years")
-	out.register(c.Flags(), "file to write the text into, mode 0600, in place of standard output; one that stands there is replaced")
+	durationVar(c.Flags(), &expires, "expires", "how long the new text is valid, such as 30d; 1 minute to 10 years")
+	out.register(c.Flags(), "file for the text, mode 0600, which is replaced (default: standard output)")
 	return c
 }
 
 func (a *app) tokenRevokeCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:   "revoke NAME",
-		Short: "End a token at once",
-		Args:  args("NAME"),
+		Use:     "revoke NAME",
+		Short:   "End a token at once",
+		Example: "  espm token revoke ci",
+		Args:    args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
 				resp, err := espmv1.NewTokenServiceClient(conn).RevokeToken(cmd.Context(), &espmv1.RevokeTokenRequest{Name: args[0]})

@@ -10,9 +10,10 @@ import (
 
 func (a *app) versionCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:   "version",
-		Short: "Say which espm this is",
-		Args:  args(),
+		Use:     "version",
+		Short:   "Print the version",
+		Example: "  espm version -o json",
+		Args:    args(),
 		RunE: func(*cobra.Command, []string) error {
 			if !a.encoded() {
 				_, err := fmt.Fprintln(a.stdout, "espm version "+version.Read().String())

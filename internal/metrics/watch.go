@@ -136,7 +136,7 @@ func (w *watch) Collect(ch chan<- prometheus.Metric) {
 			gauge(keysReady, float64(s.Ready), string(alg))
 			gauge(keysRoom, float64(s.Capacity), string(alg))
 		}
-		count(keysTaken, s.Taken, string(alg))
+		count(keysTaken, s.Used, string(alg))
 		count(keysWaited, s.Waited, string(alg))
 	}
 	gauge(revokerUp, truth(w.Down() == nil))

@@ -24,7 +24,7 @@ type candidate struct {
 
 // importName adopts what an authority holds under one name. It fills in what became of the
 // certificate that stands there, and returns what became of the others.
-func (im *importer) importName(ctx context.Context, in *Imported, held ca.Held, s ImportSpec) ([]Imported, error) {
+func (im *importer) importName(ctx context.Context, in *Imported, held ca.Existing, s ImportSpec) ([]Imported, error) {
 	if held.Certificate != nil {
 		in.Serial, in.NotAfter = node.SerialOf(held.Certificate.SerialNumber), held.Certificate.NotAfter
 	}
@@ -57,7 +57,7 @@ func (im *importer) importName(ctx context.Context, in *Imported, held ca.Held, 
 }
 
 // candidates has the certificate that stands under the name first.
-func candidates(in Imported, held ca.Held) []*candidate {
+func candidates(in Imported, held ca.Existing) []*candidate {
 	all := []*candidate{{in, held.Certificate.NotBefore, string(encodeCertificate(held.Certificate)), false}}
 	for _, o := range held.Others {
 		all = append(all, &candidate{Imported{Certname: in.Certname, Serial: o.Serial, NotAfter: o.NotAfter}, o.NotBefore, "", false})

@@ -28,8 +28,8 @@ type Signed interface {
 	// SignedNames returns the names that have a certificate, in order, as the
 	// authority spells them: they may break espm's rules.
 	SignedNames(ctx context.Context) ([]string, error)
-	// Held returns what stands under each name, in order.
-	Held(ctx context.Context, names []node.Certname) ([]ca.Held, error)
+	// Existing returns the certificate under each name, in order.
+	Existing(ctx context.Context, names []node.Certname) ([]ca.Existing, error)
 }
 
 // ImportSpec says what to adopt, and as what.
@@ -161,7 +161,7 @@ func (im *importer) importBatch(ctx context.Context, names []string, s ImportSpe
 	if len(ask) == 0 {
 		return all, nil
 	}
-	held, err := im.signed.Held(ctx, ask)
+	held, err := im.signed.Existing(ctx, ask)
 	if err != nil {
 		return nil, fmt.Errorf("asking the authority for its certificates: %w", err)
 	}

@@ -33,11 +33,11 @@ func TestImportIsGoneOnWith(t *testing.T) {
 	}
 	calls := 0
 	real := f.options.Signed
-	f.options.Signed = signed{real, nil, func(names []node.Certname) ([]ca.Held, error) {
+	f.options.Signed = signed{real, nil, func(names []node.Certname) ([]ca.Existing, error) {
 		if calls++; calls == 3 {
 			return nil, node.ErrUnavailable
 		}
-		return real.Held(self(t), names)
+		return real.Existing(self(t), names)
 	}}
 	f.restart()
 	already := 0

@@ -204,7 +204,7 @@ func TestImportOfWhatWasRevokedMeanwhile(t *testing.T) {
 	f := newFixture(t)
 	f.run(t)
 	serial := f.sign(t, "lost.test")
-	before, err := f.options.Signed.Held(self(t), []node.Certname{"lost.test"})
+	before, err := f.options.Signed.Existing(self(t), []node.Certname{"lost.test"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,7 +217,7 @@ func TestImportOfWhatWasRevokedMeanwhile(t *testing.T) {
 	}
 	f.queue.Kick()
 	f.drain(t)
-	f.options.Signed = signed{f.options.Signed, nil, func([]node.Certname) ([]ca.Held, error) { return before, nil }}
+	f.options.Signed = signed{f.options.Signed, nil, func([]node.Certname) ([]ca.Existing, error) { return before, nil }}
 	f.Registry = registry.New(f.options)
 	if got := f.doImport(t, registry.ImportSpec{Certnames: []string{"lost.test"}})["lost.test"]; got.Reason != "espm has revoked it" {
 		t.Errorf("got %+v", got)
@@ -281,7 +281,7 @@ func TestImportRefuses(t *testing.T) {
 type signed struct {
 	registry.Signed
 	more []string
-	held func([]node.Certname) ([]ca.Held, error)
+	held func([]node.Certname) ([]ca.Existing, error)
 }
 
 func (s signed) SignedNames(ctx context.Context) ([]string, error) {
@@ -289,9 +289,9 @@ func (s signed) SignedNames(ctx context.Context) ([]string, error) {
 	return slices.Sorted(slices.Values(append(names, s.more...))), err
 }
 
-func (s signed) Held(ctx context.Context, names []node.Certname) ([]ca.Held, error) {
+func (s signed) Existing(ctx context.Context, names []node.Certname) ([]ca.Existing, error) {
 	if s.held != nil {
 		return s.held(names)
 	}
-	return s.Signed.Held(ctx, names)
+	return s.Signed.Existing(ctx, names)
 }

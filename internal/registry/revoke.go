@@ -293,7 +293,7 @@ func (r *revoker) checkForeign(ctx context.Context, name node.Certname, cert *x5
 	if err != nil {
 		return fmt.Errorf("the CA's certificate: %w", err)
 	}
-	if why := ca.CheckHeld(cert, name, issuer, r.now()); why != nil {
+	if why := ca.CheckExisting(cert, name, issuer, r.now()); why != nil {
 		return fmt.Errorf("%w: serial %s, which stands under %q: %w", node.ErrCertificateNotFound, node.SerialOf(cert.SerialNumber), name, why)
 	}
 	return nil

@@ -37,7 +37,7 @@ func (s *ownCA) autosigning(t *testing.T) {
 
 	const short = "ttl.auto.example.com"
 	r := s.espm.try(t, "node", "provision", short, "--ttl", "24h", "--out", filepath.Join(t.TempDir(), "out"))
-	if r.code != 1 || !strings.Contains(r.stderr, "autosign") || !strings.Contains(r.stderr, "[CA_REFUSED]") {
+	if r.code != 4 || !strings.Contains(r.stderr, "autosign") || !strings.Contains(r.stderr, "[CA_REFUSED]") {
 		t.Errorf("with a ttl: exit %d, %s", r.code, r.stderr)
 	}
 	waitFor(t, 30*time.Second, "what was signed is revoked", func() error {

@@ -1,5 +1,5 @@
-// Package catest is the suite that every authority passes. It uses the
-// interface alone, so that it runs on a folder as on a real Puppet Server.
+// Package catest is the test suite that every authority passes. It uses only the
+// interface, so it also runs against a real Puppet Server.
 package catest
 
 import (
@@ -16,33 +16,33 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Options are what the suite can't ask the authority for.
+// Options describe what the suite can't learn from the authority.
 type Options struct {
-	IgnoresTTL bool // the authority has one validity for all
+	IgnoresTTL bool // the authority gives all certificates the same TTL
 	// Now is the authority's clock; nil: time.Now.
 	Now func() time.Time
 }
 
 // Run runs the suite. open returns an authority that nothing else uses
-// meanwhile; it is called once a test and need not be empty.
+// meanwhile. It is called once for each test. The authority may have certificates already.
 func Run(t *testing.T, o Options, open func(t *testing.T) ca.Authority) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
 	for name, test := range map[string]func(*suite){
-		"Traits":          (*suite).traits,
-		"SignKey":         (*suite).signKey,
-		"SignCSR":         (*suite).signCSR,
-		"SignRefuses":     (*suite).signRefuses,
-		"DefaultTTL":      (*suite).defaultTTL,
-		"FindIssued":      (*suite).findIssued,
-		"FindUnknown":     (*suite).findUnknown,
-		"RevokeOnce":      (*suite).revokeOnce,
-		"RevokeTwice":     (*suite).revokeTwice,
-		"RevokeBatch":     (*suite).revokeBatch,
-		"RevokeOneLife":   (*suite).revokeOneLife,
-		"CancelledBefore": (*suite).cancelledBefore,
-		"Concurrency":     (*suite).concurrency,
+		"Traits":               (*suite).traits,
+		"SignKey":              (*suite).signKey,
+		"SignCSR":              (*suite).signCSR,
+		"SignRefuses":          (*suite).signRefuses,
+		"DefaultTTL":           (*suite).defaultTTL,
+		"FindIssued":           (*suite).findIssued,
+		"FindUnknown":          (*suite).findUnknown,
+		"RevokeOnce":           (*suite).revokeOnce,
+		"RevokeTwice":          (*suite).revokeTwice,
+		"RevokeBatch":          (*suite).revokeBatch,
+		"RevokeKeepsSuccessor": (*suite).revokeKeepsSuccessor,
+		"CancelledBefore":      (*suite).cancelledBefore,
+		"Concurrency":          (*suite).concurrency,
 	} {
 		t.Run(name, func(t *testing.T) {
 			authority := open(t)
@@ -121,7 +121,7 @@ func (s *suite) findIssued() {
 	if found.Serial != node.SerialOf(cert.SerialNumber) {
 		s.Errorf("serial %s, want %X", found.Serial, cert.SerialNumber)
 	}
-	// A successor takes the name; the first one must not be taken for it.
+	// Find must not return a newer certificate of the same name.
 	second := s.request(r.Certname, ecKey(s.T))
 	if s.RevokesByName {
 		s.revoke(cert)
@@ -132,7 +132,7 @@ func (s *suite) findIssued() {
 		s.Fatal(err)
 	}
 	if found.Certificate != nil && found.Certificate.Equal(later) {
-		s.Error("Find took the successor's certificate for the first one")
+		s.Error("Find returned the newer certificate for the query of the first one")
 	}
 	if !s.ChoosesSerial && (!found.Issued || found.Serial != r.Serial) {
 		s.Errorf("Find returned %+v of a serial that was used", found)
@@ -186,7 +186,7 @@ func (s *suite) revokeBatch() {
 	}
 }
 
-// traits: what the authority says of itself is what it does.
+// traits checks that the authority behaves as its traits say.
 func (s *suite) traits() {
 	if none := s.ca.NewSerial() == ""; none != s.ChoosesSerial {
 		s.Errorf("NewSerial gives none: %v, ChoosesSerial: %v", none, s.ChoosesSerial)
@@ -197,9 +197,9 @@ func (s *suite) traits() {
 	}
 }
 
-// revokeOneLife: the late revocation of an earlier life spares its successor. Where the authority
-// revokes by name, the earlier life is over before: it is asked for a second time.
-func (s *suite) revokeOneLife() {
+// revokeKeepsSuccessor checks that a late revocation of a certificate does not revoke its
+// successor. An authority that revokes by name has revoked the first one already; the late call is the second.
+func (s *suite) revokeKeepsSuccessor() {
 	name := s.name()
 	first := s.sign(s.request(name, ecKey(s.T)))
 	if s.RevokesByName {
@@ -221,13 +221,13 @@ func (s *suite) cancelledBefore() {
 	ctx, cancel := context.WithCancel(s.Context())
 	cancel()
 	if _, err := s.ca.Sign(ctx, s.request(s.name(), ecKey(s.T))); err == nil {
-		s.Error("Sign went on after its context ended")
+		s.Error("Sign ignored that its context had ended")
 	}
 	if _, err := s.ca.Revoke(ctx, []ca.Target{{Serial: "0A0B", Certname: s.name()}}); err == nil {
-		s.Error("Revoke went on after its context ended")
+		s.Error("Revoke ignored that its context had ended")
 	}
 	if _, err := s.ca.Listed(ctx, "0A0B"); err == nil {
-		s.Error("Listed went on after its context ended")
+		s.Error("Listed ignored that its context had ended")
 	}
 }
 
@@ -235,7 +235,7 @@ func (s *suite) concurrency() {
 	const workers, each = 8, 4
 	var wg sync.WaitGroup
 	var mu sync.Mutex
-	var revoked, kept []*x509.Certificate
+	var revoked, valid []*x509.Certificate
 	for w := range workers {
 		wg.Go(func() {
 			for i := range each {
@@ -258,7 +258,7 @@ func (s *suite) concurrency() {
 				if even {
 					revoked = append(revoked, cert)
 				} else {
-					kept = append(kept, cert)
+					valid = append(valid, cert)
 				}
 				mu.Unlock()
 			}
@@ -273,7 +273,7 @@ func (s *suite) concurrency() {
 			s.Errorf("%s is on the CRL %d times, want once", cert.Subject, n)
 		}
 	}
-	for _, cert := range kept {
+	for _, cert := range valid {
 		serials[cert.SerialNumber.String()] = true
 		if count(crl, cert) != 0 {
 			s.Errorf("%s is on the CRL", cert.Subject)
@@ -284,7 +284,7 @@ func (s *suite) concurrency() {
 	}
 }
 
-// checkReceipts checks receipts and that the CRL lists exactly one entry for each certificate.
+// checkReceipts checks the receipts, and that the CRL has exactly one entry for each certificate.
 func (s *suite) checkReceipts(receipts []node.Receipt, crl *x509.RevocationList, certs ...*x509.Certificate) {
 	s.Helper()
 	if len(receipts) != len(certs) {

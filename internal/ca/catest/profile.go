@@ -12,8 +12,8 @@ import (
 	"github.com/espm-project/espm/internal/ca"
 )
 
-// profile is a leaf of Puppet Server: each extension that it must have, and
-// whether it is critical.
+// profile lists the extensions that every certificate of Puppet Server has, and
+// whether they are critical.
 var profile = []struct {
 	name     string
 	id       asn1.ObjectIdentifier
@@ -28,7 +28,7 @@ var profile = []struct {
 	{"key usage", asn1.ObjectIdentifier{2, 5, 29, 15}, true},
 }
 
-// checkLeaf checks a certificate against its request, bit by bit.
+// checkLeaf checks that a certificate is what its request asks for.
 func (s *suite) checkLeaf(cert *x509.Certificate, r ca.Request) {
 	s.Helper()
 	s.checkIdentity(cert, r)

@@ -58,7 +58,7 @@ func (s *suite) trust() ca.Trust {
 	return trust
 }
 
-// chain returns the CA's certificates, the signing one first.
+// chain returns the CA's certificates, the signing CA's first.
 func (s *suite) chain() []*x509.Certificate {
 	s.Helper()
 	chain, err := pemfile.Certificates(s.trust().CertificatesPEM)
@@ -112,7 +112,7 @@ func ecKey(t *testing.T) crypto.Signer {
 	return key
 }
 
-// rsaKey is one key for all: generating takes long.
+// rsaKey returns the same key for all tests, as generating one is slow.
 var rsaKey = sync.OnceValue(func() crypto.Signer {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {

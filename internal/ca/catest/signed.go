@@ -10,19 +10,19 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Signing is an authority that tells what it has signed.
+// Signing is an authority that lists the certificates that it has issued.
 type Signing interface {
 	ca.Authority
 	SignedNames(ctx context.Context) ([]string, error)
-	Held(ctx context.Context, names []node.Certname) ([]ca.Held, error)
+	Existing(ctx context.Context, names []node.Certname) ([]ca.Existing, error)
 }
 
-// RunSigned runs the suite of what an import asks of an authority, as Run does.
+// RunSigned runs the suite of the methods that an import needs. See Run.
 func RunSigned(t *testing.T, o Options, open func(t *testing.T) Signing) {
 	for name, test := range map[string]func(*suite, Signing){
-		"Held":            (*suite).held,
-		"HeldGone":        (*suite).heldGone,
-		"HeldRefuses":     (*suite).heldRefuses,
+		"Existing":        (*suite).existing,
+		"ExistingRevoked": (*suite).existingRevoked,
+		"ExistingRefuses": (*suite).existingRefuses,
 		"SignedCancelled": (*suite).signedCancelled,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -32,12 +32,12 @@ func RunSigned(t *testing.T, o Options, open func(t *testing.T) Signing) {
 	}
 }
 
-func (s *suite) held(a Signing) {
+func (s *suite) existing(a Signing) {
 	var names []node.Certname
-	want := map[node.Certname]ca.Held{}
+	want := map[node.Certname]ca.Existing{}
 	for range 20 {
 		r := s.request(s.name(), ecKey(s.T))
-		want[r.Certname] = ca.Held{Certificate: s.sign(r)}
+		want[r.Certname] = ca.Existing{Certificate: s.sign(r)}
 		names = append(names, r.Certname)
 	}
 	names = append(names, s.name()) // has none
@@ -48,36 +48,36 @@ func (s *suite) held(a Signing) {
 	if !slices.IsSorted(listed) {
 		s.Errorf("not in order: %q", listed)
 	}
-	held, err := a.Held(s.Context(), names)
-	if err != nil || len(held) != len(names) {
-		s.Fatalf("%d for %d names, %v", len(held), len(names), err)
+	existing, err := a.Existing(s.Context(), names)
+	if err != nil || len(existing) != len(names) {
+		s.Fatalf("%d for %d names, %v", len(existing), len(names), err)
 	}
 	for i, name := range names {
 		cert := want[name].Certificate
 		if _, found := slices.BinarySearch(listed, string(name)); found != (cert != nil) {
 			s.Errorf("%s: listed: %v", name, found)
 		}
-		if held[i].Problem != nil || (held[i].Certificate == nil) != (cert == nil) || cert != nil && !held[i].Certificate.Equal(cert) {
-			s.Errorf("%s: got %+v", name, held[i])
+		if existing[i].Problem != nil || (existing[i].Certificate == nil) != (cert == nil) || cert != nil && !existing[i].Certificate.Equal(cert) {
+			s.Errorf("%s: got %+v", name, existing[i])
 		}
 	}
 }
 
-func (s *suite) heldGone(a Signing) {
+func (s *suite) existingRevoked(a Signing) {
 	r := s.request(s.name(), ecKey(s.T))
 	cert := s.sign(r)
 	if _, err := a.Revoke(s.Context(), []ca.Target{{Serial: node.SerialOf(cert.SerialNumber), Certname: r.Certname}}); err != nil {
 		s.Fatal(err)
 	}
-	held, err := a.Held(s.Context(), []node.Certname{r.Certname})
-	if err != nil || held[0].Certificate != nil && !errors.Is(held[0].Problem, ca.ErrHeldRevoked) {
-		s.Errorf("revoked, and yet %+v, %v", held, err)
+	existing, err := a.Existing(s.Context(), []node.Certname{r.Certname})
+	if err != nil || existing[0].Certificate != nil && !errors.Is(existing[0].Problem, ca.ErrExistingRevoked) {
+		s.Errorf("revoked, and yet %+v, %v", existing, err)
 	}
 }
 
-func (s *suite) heldRefuses(a Signing) {
-	if held, err := a.Held(s.Context(), []node.Certname{"../ca_key"}); err == nil {
-		s.Errorf("looked outside: %+v", held)
+func (s *suite) existingRefuses(a Signing) {
+	if existing, err := a.Existing(s.Context(), []node.Certname{"../ca_key"}); err == nil {
+		s.Errorf("read a file outside of signed/: %+v", existing)
 	}
 }
 
@@ -85,9 +85,9 @@ func (s *suite) signedCancelled(a Signing) {
 	ctx, cancel := context.WithCancel(s.Context())
 	cancel()
 	if _, err := a.SignedNames(ctx); !errors.Is(err, context.Canceled) {
-		s.Errorf("listed: %v", err)
+		s.Errorf("SignedNames: %v", err)
 	}
-	if _, err := a.Held(ctx, []node.Certname{s.name()}); !errors.Is(err, context.Canceled) {
-		s.Errorf("looked: %v", err)
+	if _, err := a.Existing(ctx, []node.Certname{s.name()}); !errors.Is(err, context.Canceled) {
+		s.Errorf("Existing: %v", err)
 	}
 }

@@ -1,6 +1,6 @@
 // Package directory is the authority that owns a Puppet CA directory. Puppet
-// itself takes no lock on its files, so such a directory has one writer: it
-// is for a Puppet Server whose CA service is disabled.
+// does not lock the files of its CA, so only one program may write there. Use this authority
+// with a Puppet Server whose CA service is disabled.
 package directory
 
 import (
@@ -22,11 +22,11 @@ import (
 	"github.com/espm-project/espm/internal/pemfile"
 )
 
-// Traits implements ca.Authority: a serial is revoked, whatever has its name.
+// Traits implements ca.Authority. This authority revokes by serial and lets the caller choose serials.
 func (a *Authority) Traits() ca.Traits { return ca.Traits{} }
 
-// NewSerial returns 64 random bits, never zero. Without a register of all
-// serials they are as good as unique (RFC 5280 section 4.1.2.2).
+// NewSerial returns 64 random bits, never zero. They are unique in practice, without a
+// list of all serials (RFC 5280 section 4.1.2.2).
 func (a *Authority) NewSerial() node.Serial {
 	for {
 		var b [8]byte
@@ -39,8 +39,8 @@ func (a *Authority) NewSerial() node.Serial {
 	}
 }
 
-// Check looks at the request, the CA's end and signed/. A certificate there that may be in force and that espm can't
-// read is node.ErrForeignCertificate.
+// Check checks the request, the CA's end and signed/. If signed/ has a certificate that may be in force and that
+// espm can't read, the error is node.ErrForeignCertificate.
 func (a *Authority) Check(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
 	now := a.opts.Now()
 	if err := errors.Join(ctx.Err(), ca.CheckRequest(r)); err != nil {
@@ -68,7 +68,7 @@ func (a *crlKeeper) revoked(s node.Serial) bool {
 	return ok && a.listed.has(key)
 }
 
-// ttl returns the one asked for, or the default as far as the CA's life allows.
+// ttl returns the TTL of the request, or else the default, limited by the CA's end.
 func (a *Authority) ttl(asked time.Duration, now time.Time) time.Duration {
 	if asked != 0 {
 		return asked
@@ -76,9 +76,8 @@ func (a *Authority) ttl(asked time.Duration, now time.Time) time.Duration {
 	return min(a.opts.TTL, a.issuer.NotAfter.Sub(now.Truncate(time.Second)))
 }
 
-// Sign issues a certificate: first the inventory names its serial, durably,
-// then it stands in signed/. So whatever cuts it short, no certificate exists
-// whose serial is not written down.
+// Sign issues a certificate. It first adds the serial to the inventory, durably, and then writes
+// signed/NAME.pem. So the inventory has the serial of every certificate, even after a crash.
 func (a *Authority) Sign(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
 	if (r.Key == nil) == (r.CSR == nil) {
 		return nil, fmt.Errorf("sign %s: want a key or a CSR, one of them", r.Certname)
@@ -115,7 +114,7 @@ func (a *Authority) issue(r ca.Request) (*x509.Certificate, error) {
 	return x509.ParseCertificate(der)
 }
 
-// Find looks in signed/, and for a serial that is not there, in the inventory.
+// Find reads signed/NAME.pem. If that has another certificate, Find searches the inventory for the serial.
 func (a *Authority) Find(ctx context.Context, q ca.Query) (ca.Found, error) {
 	if err := ctx.Err(); err != nil {
 		return ca.Found{}, fmt.Errorf("find certificate of %s: %w", q.Certname, err)
@@ -156,18 +155,18 @@ func (a *Authority) Trust(context.Context) (ca.Trust, error) {
 // node.ErrForeignCertificate.
 func (a *folder) readSigned(name node.Certname) (*pemfile.RawCertificate, error) {
 	if _, err := node.ParseCertname(string(name)); err != nil {
-		return nil, err // it becomes a path
+		return nil, err // the name becomes a path
 	}
-	cert, err := a.standing(name)
+	cert, err := a.readCertificate(name)
 	if errors.Is(err, node.ErrForeignCertificate) {
 		return nil, err
 	}
 	return cert, unavailable(err)
 }
 
-// standing does that for a checked name. Its errors are this one file's: whether
-// they stand for more, the caller knows.
-func (a *folder) standing(name node.Certname) (*pemfile.RawCertificate, error) {
+// readCertificate is readSigned for a checked name. Its errors are of this one file and don't
+// wrap node.ErrUnavailable.
+func (a *folder) readCertificate(name node.Certname) (*pemfile.RawCertificate, error) {
 	data, err := os.ReadFile(a.signed(name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -177,8 +176,8 @@ func (a *folder) standing(name node.Certname) (*pemfile.RawCertificate, error) {
 	}
 	certs, _, err := parseCertificates(data)
 	if err != nil {
-		// Another program wrote it: espm replaces files whole. The name may have a certificate in force nevertheless.
-		return nil, fmt.Errorf("%w: %s, which is no certificate (%w): look at it, and move it away", node.ErrForeignCertificate, a.signed(name), err)
+		// Another program wrote it, as espm replaces files atomically. The name may have a certificate in force.
+		return nil, fmt.Errorf("%w: %s is no certificate (%w): find out what it is, and move it away", node.ErrForeignCertificate, a.signed(name), err)
 	}
 	return certs[0], nil
 }
@@ -187,8 +186,8 @@ func (a *folder) signed(name node.Certname) string {
 	return a.file("signed", string(name)+".pem")
 }
 
-// unavailable marks what the disk refused (full, read-only, no permission):
-// nothing is wrong with the request, and trying again later is safe.
+// unavailable wraps an error of the disk (full, read-only, no permission) as node.ErrUnavailable.
+// The request is correct, and the caller may retry it later.
 func unavailable(err error) error {
 	if err == nil {
 		return nil
@@ -196,14 +195,15 @@ func unavailable(err error) error {
 	return fmt.Errorf("%w: %w", node.ErrUnavailable, err)
 }
 
-// nameLocks order the changes of one signed/NAME.pem: that a revoked
-// certificate stands there and that it is removed must be one step.
+// nameLocks lock signed/NAME.pem by name. The file must not change between the check
+// that it has a revoked certificate and its removal.
 type nameLocks struct {
 	seed  maphash.Seed
 	locks [64]sync.Mutex
 }
 
-// lock returns the unlock. The locks of several names are taken in one order.
+// lock locks the names and returns the function that unlocks them. All callers lock in the same
+// order, so that they can't deadlock.
 func (l *nameLocks) lock(names ...node.Certname) func() {
 	var wanted [len(l.locks)]bool
 	for _, name := range names {

@@ -17,24 +17,24 @@ const (
 	learnEvery = time.Hour
 	alarmEvery = 24 * time.Hour
 
-	// alarmAhead is how long before another issuer's CRL runs out the alarm begins.
+	// alarmAhead is how long before the end of another issuer's CRL the warnings begin.
 	alarmAhead = 30 * 24 * time.Hour
 
-	// clockSkew is how far in the future a CRL's thisUpdate may lie before it is taken
-	// for one that was signed while the clock was wrong.
+	// clockSkew is how far a CRL's thisUpdate may be in the future. If it is further, the clock
+	// was wrong when the CRL was signed.
 	clockSkew = 5 * time.Minute
 )
 
-// care is what is known from one round of Care to the next.
+// care is what Care remembers between its calls.
 type care struct {
-	pruned  time.Duration // uptime; what a wrong clock would prune is lost, so the first time is a day after the start
-	learned time.Time
-	alarmed map[string]time.Time // by raw issuer
-	noted   *big.Int             // the number in numberFile
-	failed  string               // the last error logged
+	pruned  time.Duration        // uptime at the last pruning; the first pruning is a day after the start, see ended
+	learned time.Time            // when learnEnds was last done
+	alarmed map[string]time.Time // when alarm last logged, by raw issuer
+	stored  *big.Int             // the number in numberFile
+	logged  string               // the last error logged
 }
 
-// Run cares for the CRL until ctx is done, once a minute. It is called once.
+// Run calls Care once a minute until ctx is done. Call Run once.
 func (a *caretaker) Run(ctx context.Context) {
 	tick := time.NewTicker(careEvery)
 	defer tick.Stop()
@@ -43,7 +43,7 @@ func (a *caretaker) Run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		a.complain(err)
+		a.logFailure(err)
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -52,41 +52,42 @@ func (a *caretaker) Run(ctx context.Context) {
 	}
 }
 
-// complain logs what Care could not do, once.
-func (a *caretaker) complain(err error) {
+// logFailure logs an error of Care, but not the same error twice in a row.
+func (a *caretaker) logFailure(err error) {
 	now := ""
 	if err != nil {
 		now = err.Error()
 	}
-	if now == a.care.failed {
+	if now == a.care.logged {
 		return
 	}
-	a.care.failed = now
+	a.care.logged = now
 	if err != nil {
-		a.opts.Log.WithError(err).Error("the CRL is not in order everywhere; espm tries again every minute")
+		a.opts.Log.WithError(err).Error("the CRL or a copy of it is not up to date; espm retries every minute")
 	}
 }
 
-// Care puts right what needs no revocation to become wrong. It
-//   - undoes what somebody else did to ca_crl.pem and its copies: see look;
-//   - signs a CRL when a third of its validity is left, when the last one was signed
-//     by a clock that was ahead, or when one that was taken over has a flaw: see flawOf;
-//   - takes certificates off the CRL that ended longer ago than Options.KeepExpired,
+// Care keeps the CRL and its copies correct between revocations. It
+//   - restores ca_crl.pem and its copies if another program changed them: see checkFiles;
+//   - signs a new CRL when a third of the validity is left, when the last CRL was signed
+//     while the clock was ahead, or when another program made the last CRL and it has a flaw: see flawOf;
+//   - removes certificates from the CRL that ended longer ago than Options.KeepExpired,
 //     once a day: see ended;
-//   - says in the log, once a day, when another issuer's CRL runs out;
-//   - writes copies that could not be written, but not with what ca_crl.pem does not durably hold.
+//   - logs a warning, once a day, when another issuer's CRL ends soon;
+//   - retries copies that could not be written. A copy never gets a CRL that is not durable in
+//     ca_crl.pem.
 //
-// An error says what could not be done; all else was.
+// Care does all of these even if one fails. The error joins the failures.
 func (a *caretaker) Care(ctx context.Context) error {
 	a.inventory.forget()
 	now := a.opts.Now()
-	learning := a.learn(ctx, now)
+	learning := a.learnEnds(ctx, now)
 	a.revoking.Lock()
 	defer a.revoking.Unlock()
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	current, err := a.look(true)
+	current, err := a.checkFiles(true)
 	if err != nil {
 		return errors.Join(learning, fmt.Errorf("CRL: %w", err))
 	}
@@ -102,25 +103,25 @@ func (a *caretaker) Care(ctx context.Context) error {
 	return errors.Join(learning, err)
 }
 
-// renew signs a CRL if its time has come, and puts ca_crl.pem on the disk if that is due.
+// renew signs a new CRL if one is due. If not, it repeats a write of ca_crl.pem that failed.
 func (a *caretaker) renew(current *crlChain, now time.Time) error {
 	due := current.flaw != "" || current.nextUpdate.Sub(now) < a.opts.CRLValidity/3 || current.thisUpdate.After(now.Add(clockSkew))
 	ended := a.ended(now)
 	pruning := len(ended) > 0
 	if !due && !pruning {
 		if a.unsynced {
-			return a.put(current, delta{})
+			return a.writeOwn(current, delta{})
 		}
 		return nil
 	}
-	// An entry stays until it stood on a CRL that was issued after its certificate's end
-	// (RFC 5280 section 3.3): what verifies an old signature is to find it there.
+	// An entry stays until one CRL that was issued after the certificate's end has had it (RFC 5280
+	// section 3.3), for those who verify old signatures.
 	ended = slices.DeleteFunc(ended, func(key serialKey) bool { return !a.listed.end(key).before(current.thisUpdate) })
 	next, err := a.signer.next(following(current.number), current.without(ended), current.foreign, now, a.opts.CRLValidity)
 	if err != nil {
 		return err
 	}
-	if err := a.put(next, delta{removed: ended}); err != nil {
+	if err := a.writeOwn(next, delta{removed: ended}); err != nil {
 		return err
 	}
 	if pruning {
@@ -132,15 +133,14 @@ func (a *caretaker) renew(current *crlChain, now time.Time) error {
 	if current.flaw != "" {
 		log = log.WithField("flaw", current.flaw)
 	}
-	log.Info("CRL signed anew")
+	log.Info("a new CRL was signed")
 	return nil
 }
 
-// ended returns, once a day, the serials of the certificates that have ended long enough
-// ago to leave the CRL. A revoked certificate that leaves it too early is valid again, so
-// the clock alone does not say: it must be so as well by the clock at the start and the
-// time that has really passed since, and a day of that, in which a clock that was wrong
-// at the start is put right.
+// ended returns, once a day, the serials to remove from the CRL: their certificates ended
+// longer ago than Options.KeepExpired. A revoked certificate that is removed too early is valid again.
+// So the clock must agree with a second measure: the time at the start plus the
+// uptime. The first removal is a day after the start, as a wrong clock may be corrected by then.
 func (a *caretaker) ended(now time.Time) []serialKey {
 	uptime := a.uptime()
 	if uptime-a.care.pruned < pruneEvery {
@@ -156,13 +156,13 @@ func (a *caretaker) ended(now time.Time) []serialKey {
 	return ended
 }
 
-// uptime is since Open.
+// uptime returns the time since Open.
 func (a *folder) uptime() time.Duration { return a.opts.Uptime() - a.startedAt }
 
-// learn asks the inventory when listed certificates end, of which it isn't
-// known. It holds up nobody.
-func (a *caretaker) learn(ctx context.Context, now time.Time) error {
-	if !again(a.care.learned, now, learnEvery) {
+// learnEnds reads from the inventory when listed certificates end. It runs without the lock, as
+// the inventory may be long.
+func (a *caretaker) learnEnds(ctx context.Context, now time.Time) error {
+	if !isDue(a.care.learned, now, learnEvery) {
 		return nil
 	}
 	if a.listed.ask() {
@@ -176,11 +176,11 @@ func (a *caretaker) learn(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// alarm tells when the CRLs run out that espm can't sign, of the issuers that agents check.
+// alarm logs which CRLs of other issuers end soon. espm can't sign those. Agents don't check issuers outside the chain.
 func (a *caretaker) alarm(c *crlChain, now time.Time) {
 	for _, f := range c.foreign {
 		left := f.nextUpdate.Sub(now)
-		if f.outside || f.nextUpdate.IsZero() || left > alarmAhead || !again(a.care.alarmed[f.rawIssuer], now, alarmEvery) {
+		if f.outside || f.nextUpdate.IsZero() || left > alarmAhead || !isDue(a.care.alarmed[f.rawIssuer], now, alarmEvery) {
 			continue
 		}
 		if a.care.alarmed == nil {
@@ -189,14 +189,15 @@ func (a *caretaker) alarm(c *crlChain, now time.Time) {
 		a.care.alarmed[f.rawIssuer] = now
 		log := a.opts.Log.WithFields(logrus.Fields{"issuer": f.issuer, "next_update": f.nextUpdate, "path": a.own.path})
 		if left > 0 {
-			log.Warn("the CRL of another issuer runs out: have it renewed and put into the file")
+			log.Warn("the CRL of another issuer expires soon: have it renewed and put into the file")
 		} else {
-			log.Error("the CRL of another issuer has run out: agents refuse the chain until a new one is put into the file")
+			log.Error("the CRL of another issuer has expired: agents refuse the chain until a new one is put into the file")
 		}
 	}
 }
 
-// again reports whether what was last done then is due; so it is after a clock that was ahead was put right.
-func again(last, now time.Time, every time.Duration) bool {
+// isDue reports whether something last done at last is due again. It also is if last is in the
+// future: the clock was ahead then.
+func isDue(last, now time.Time, every time.Duration) bool {
 	return now.Before(last) || now.Sub(last) >= every
 }

@@ -24,21 +24,21 @@ import (
 
 // CreateOptions describe a new CA.
 type CreateOptions struct {
-	// Host makes the CA's name, "Puppet CA: HOST", as Puppet's ca_name does.
+	// Host sets the CA's name to "Puppet CA: HOST", like Puppet's ca_name.
 	Host string
-	// Name is the CA's name in full where Host's would not do.
+	// Name is the CA's full name. It overrides Host.
 	Name string
 	// Key is ca.RSA4096 (default), ca.RSA3072, ca.RSA2048, ca.ECP256 or
-	// ca.ECP384, for the root and the intermediate alike.
+	// ca.ECP384, for both the root and the intermediate.
 	Key ca.KeyAlgorithm
-	// NewKey makes the signing CA's key elsewhere than in a file, such as in a token; nil:
-	// it becomes ca_key.pem.
+	// NewKey makes the signing CA's key outside of the directory, such as in a token. nil: Create
+	// writes it to ca_key.pem.
 	NewKey func(ca.KeyAlgorithm) (crypto.Signer, error)
-	// Intermediate makes a root and has it certify the signing CA, as
-	// `puppetserver ca setup` does. Its key, root_key.pem, is not needed in
-	// the folder and should be moved to a safe place.
+	// Intermediate makes a root that certifies the signing CA, like
+	// `puppetserver ca setup`. espm does not use the root's key, root_key.pem: move it to a
+	// safe place.
 	Intermediate bool
-	// Validity of the CA and of its first CRL; 0: fifteen years, as `puppetserver ca setup` has it.
+	// Validity of the CA and of its first CRL; 0: fifteen years, like `puppetserver ca setup`.
 	Validity time.Duration
 	Now      func() time.Time
 	Disk     durable.Disk
@@ -49,17 +49,17 @@ const (
 	maxCommonName     = 64 // RFC 5280 ub-common-name, which OpenSSL enforces
 )
 
-// Create makes a CA directory at path, which must not exist or be an empty
-// folder. It appears there whole or not at all: a kill leaves only a hidden
-// folder beside it, which the next Create removes. In an empty folder that
-// root prepared for somebody, everything becomes theirs.
+// Create makes a CA directory at path, where nothing may be but an empty
+// folder. Create is atomic: a kill leaves only a hidden
+// folder beside path, which the next Create removes. If path is an empty folder and root calls
+// Create, the folder's owner gets all files.
 func Create(path string, o CreateOptions) error {
 	o, err := o.withDefaults()
 	if err != nil {
 		return err
 	}
 	path = filepath.Clean(path)
-	if err := nothingStands(path); err != nil {
+	if err := checkEmpty(path); err != nil {
 		return err
 	}
 	files, err := newCA(o)
@@ -100,8 +100,8 @@ func (o CreateOptions) withDefaults() (CreateOptions, error) {
 	return o, nil
 }
 
-// nothingStands refuses a folder in which anything stands, and names it.
-func nothingStands(path string) error {
+// checkEmpty returns an error if the folder at path exists and is not empty.
+func checkEmpty(path string) error {
 	entries, err := os.ReadDir(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -114,7 +114,7 @@ func nothingStands(path string) error {
 		for _, e := range entries[:min(len(entries), 8)] {
 			names = append(names, e.Name())
 		}
-		return fmt.Errorf("create CA: %s is not empty, there stands %s: %w", path, strings.Join(names, ", "), fs.ErrExist)
+		return fmt.Errorf("create CA: %s is not empty, it has %s: %w", path, strings.Join(names, ", "), fs.ErrExist)
 	}
 	return nil
 }
@@ -126,8 +126,8 @@ type caFile struct {
 	data []byte
 }
 
-// newCA makes what `puppetserver ca setup` and Puppet Server make: their
-// names, forms, serial numbers and modes; but the key is its owner's alone.
+// newCA makes the same files as `puppetserver ca setup` and Puppet Server: the same
+// names, contents, serial numbers and modes. Only the key's mode differs: no group may read it.
 func newCA(o CreateOptions) ([]caFile, error) {
 	now := o.Now().UTC().Truncate(time.Second)
 	key, err := o.newKey()
@@ -171,8 +171,7 @@ func (o CreateOptions) newKey() (crypto.Signer, error) {
 	return caKey(o.Key)
 }
 
-// newRoot names the root as `puppetserver ca setup` does: by chance, so that
-// no two are confused.
+// newRoot gives the root a unique name, like `puppetserver ca setup`.
 func newRoot(o CreateOptions, now time.Time) (*authorityPair, error) {
 	key, err := caKey(o.Key)
 	if err != nil {
@@ -199,8 +198,8 @@ type authorityPair struct {
 	crl  []byte // PEM
 }
 
-// newPair certifies key by parent, or by itself if that is nil, with the
-// extensions of Puppet's CA_EXTENSIONS (puppetserver-ca, local_certificate_authority.rb).
+// newPair makes a CA certificate for key, signed by parent, or self-signed if parent is nil. The extensions
+// are Puppet's CA_EXTENSIONS (puppetserver-ca, local_certificate_authority.rb).
 func newPair(name string, serial int64, key crypto.Signer, parent *authorityPair, now time.Time, validity time.Duration) (*authorityPair, error) {
 	subject, err := ca.CommonName(name)
 	if err != nil {
@@ -252,8 +251,8 @@ func (p *authorityPair) files(parent *authorityPair) ([]caFile, error) {
 	}
 	certs := pemfile.Encode(pemfile.Certificate, p.cert.Raw)
 	crls := p.crl
-	// Puppet Server counts its own certificate among those it issued; one that
-	// a root issued has a serial of the root's.
+	// The inventory of a self-signed CA has the CA's own certificate. The certificate of an intermediate
+	// has a serial of the root, so the intermediate's inventory is empty.
 	serial, inventory := "0002", inventoryEntry(p.cert).String()+"\n"
 	if parent != nil {
 		certs = append(certs, pemfile.Encode(pemfile.Certificate, parent.cert.Raw)...)
@@ -272,7 +271,7 @@ func (p *authorityPair) files(parent *authorityPair) ([]caFile, error) {
 	}, nil
 }
 
-// install writes the files into a folder beside path and moves it there.
+// install writes the files into a new folder beside path and renames it to path.
 func install(path string, files []caFile, disk durable.Disk) (err error) {
 	parent, base := filepath.Split(path)
 	parent = filepath.Clean(parent)
@@ -305,7 +304,7 @@ func install(path string, files []caFile, disk durable.Disk) (err error) {
 	if err := giveToOwner(temp, path); err != nil {
 		return err
 	}
-	// os.Rename refuses a target that is a folder; the system call replaces an empty one.
+	// os.Rename refuses a target that is a folder, but the system call replaces an empty folder.
 	if err := unix.Rename(temp, path); err != nil {
 		return fmt.Errorf("move %s to %s: %w", temp, path, err)
 	}
@@ -328,7 +327,7 @@ func removeHalfMade(parent, prefix string) error {
 	return nil
 }
 
-// mkdir makes a folder with Puppet's mode, whatever the umask.
+// mkdir makes a folder with Puppet's mode, independent of the umask.
 func mkdir(path string) error {
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return err
@@ -336,7 +335,7 @@ func mkdir(path string) error {
 	return os.Chmod(path, 0o755) // #nosec G302 -- a folder of public files, as Puppet has it
 }
 
-// giveToOwner gives everything in dir to the owner of the empty folder at path.
+// giveToOwner changes the owner of everything in dir to that of the empty folder at path.
 func giveToOwner(dir, path string) error {
 	var st unix.Stat_t
 	err := unix.Stat(path, &st)

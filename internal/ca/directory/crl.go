@@ -12,9 +12,8 @@ import (
 	"github.com/espm-project/espm/internal/pemfile"
 )
 
-// crlChain is ca_crl.pem in memory: the CA's own CRL, its entries encoded, so
-// that the next one only appends to them, and the other issuers' as they are. It
-// does not change once it is made.
+// crlChain is ca_crl.pem in memory: the CA's own CRL and the other issuers' CRLs. The entries of the own CRL
+// are encoded already, so that the next CRL only appends to them. A crlChain is immutable.
 type crlChain struct {
 	entryList
 	number     *big.Int
@@ -26,7 +25,7 @@ type crlChain struct {
 	encoded    []byte // the part of it that is the CA's own
 }
 
-// maxNumberBits is what 20 octets of a DER INTEGER hold beside the sign.
+// maxNumberBits is the most bits of a positive DER INTEGER with 20 octets.
 const maxNumberBits = 20*8 - 1
 
 // foreignCRL is another issuer's CRL, which espm can't renew and carries along as it is.
@@ -38,18 +37,18 @@ type foreignCRL struct {
 	nextUpdate time.Time // zero: it has none
 	entries    int
 	pem        []byte
-	outside    bool  // the CA's chain has no such issuer, so no agent asks for it
-	bad        error // why it is not one of the issuer that the CA's chain has
+	outside    bool  // the CA's chain does not have the issuer, so no agent uses the CRL
+	bad        error // not nil: the issuer in the CA's chain did not sign it
 }
 
-// crlContents is what a file like ca_crl.pem holds.
+// crlContents is the content of a file like ca_crl.pem.
 type crlContents struct {
-	*crlChain                   // with the first CRL of the CA's own
-	listed    pemfile.SerialSet // by that
-	more      []*crlChain       // further ones of the CA's own, which somebody put there
+	*crlChain                   // has the first CRL of the CA itself
+	listed    pemfile.SerialSet // the serials in that CRL
+	more      []*crlChain       // further CRLs of the CA itself; espm never writes such a file
 }
 
-// own returns all of the CA's own.
+// own returns all CRLs of the CA itself.
 func (c *crlContents) own() []*crlChain { return append([]*crlChain{c.crlChain}, c.more...) }
 
 // parseCRLs reads a file like ca_crl.pem of the CA whose certificates are chain.
@@ -79,8 +78,8 @@ func parseCRLs(data []byte, chain []*pemfile.RawCertificate) (*crlContents, erro
 	return c, nil
 }
 
-// newForeign checks a CRL with the certificate that the chain has of its issuer. Of an
-// issuer beyond the chain nothing can be said, nor where Go has no such signatures.
+// newForeign checks a CRL's signature with its issuer's certificate in the chain. It does not check a CRL whose
+// issuer the chain does not have, as no agent uses it, and a signature of a kind that Go does not have.
 func newForeign(crl *pemfile.RevocationList, encoded []byte, chain []*pemfile.RawCertificate) foreignCRL {
 	f := foreignCRL{
 		issuer: crl.Issuer(), rawIssuer: string(crl.RawIssuer), number: crl.Number,
@@ -103,13 +102,13 @@ func newForeign(crl *pemfile.RevocationList, encoded []byte, chain []*pemfile.Ra
 	return f
 }
 
-// add takes a CRL of the CA's own.
+// add adds a CRL of the CA itself.
 func (c *crlContents) add(crl *pemfile.RevocationList, encoded []byte, issuer *x509.Certificate) error {
 	into, first := c.crlChain, c.number == nil
 	if !first {
 		into = &crlChain{}
 	}
-	listed, err := into.adopt(crl, issuer)
+	listed, err := into.parse(crl, issuer)
 	if err != nil {
 		return err
 	}
@@ -122,8 +121,8 @@ func (c *crlContents) add(crl *pemfile.RevocationList, encoded []byte, issuer *x
 	return nil
 }
 
-// adopt takes the CA's own CRL apart. Its entries stay byte for byte.
-func (c *crlChain) adopt(crl *pemfile.RevocationList, issuer *x509.Certificate) (pemfile.SerialSet, error) {
+// parse sets c to a CRL of the CA itself. The bytes of its entries stay the same.
+func (c *crlChain) parse(crl *pemfile.RevocationList, issuer *x509.Certificate) (pemfile.SerialSet, error) {
 	none := pemfile.SerialSet{}
 	if err := crl.CheckSignatureFrom(issuer); err != nil {
 		return none, fmt.Errorf("the CRL of %q is not signed by its key: %w", issuer.Subject, err)
@@ -142,7 +141,7 @@ func (c *crlChain) adopt(crl *pemfile.RevocationList, issuer *x509.Certificate) 
 	return listed, nil
 }
 
-// flawOf says why a CRL that other programs made must be signed anew, "" where it need not.
+// flawOf says why a CRL of another program must be replaced by a new one, "" if it need not.
 func (c *crlChain) flawOf(crl *pemfile.RevocationList) string {
 	switch {
 	case c.repeated:
@@ -152,14 +151,14 @@ func (c *crlChain) flawOf(crl *pemfile.RevocationList) string {
 	case crl.WeakHash() != "":
 		return "its signature has the hash " + crl.WeakHash()
 	case crl.EmptyEntries:
-		return "its list of entries is there but empty"
+		return "its list of entries is present but empty"
 	case crl.Version < 2 || crl.Number == nil || crl.AuthorityKeyID == nil:
 		return "it lacks a number or the identifier of the CA's key"
 	}
 	return ""
 }
 
-// canSignCRLs checks at the start what would else come up at the first revocation.
+// canSignCRLs reports at the start what would make the first revocation fail.
 func canSignCRLs(issuer *x509.Certificate) error {
 	if issuer.KeyUsage != 0 && issuer.KeyUsage&x509.KeyUsageCRLSign == 0 {
 		return fmt.Errorf("%q may not sign CRLs (its key usage lacks cRLSign)", issuer.Subject)
@@ -167,9 +166,9 @@ func canSignCRLs(issuer *x509.Certificate) error {
 	return nil
 }
 
-// named returns the CA's certificate with a key identifier. Where it has none of its own, CRLs and leaves name what
-// RFC 5280 section 4.2.1.2 makes of its key.
-func named(issuer *x509.Certificate) (*x509.Certificate, error) {
+// withKeyID returns the CA's certificate with a subject key identifier. If it has none, CRLs and leaves name the
+// identifier that RFC 5280 section 4.2.1.2 derives from the key.
+func withKeyID(issuer *x509.Certificate) (*x509.Certificate, error) {
 	if len(issuer.SubjectKeyId) > 0 {
 		return issuer, nil
 	}
@@ -182,8 +181,7 @@ func named(issuer *x509.Certificate) (*x509.Certificate, error) {
 	return &with, nil
 }
 
-// next makes the chain that follows c: the CA's own CRL with these entries and
-// this number, then the foreign ones.
+// next signs a CRL with these entries and this number, and returns it with the foreign CRLs.
 func (s signer) next(number *big.Int, list entryList, foreign []foreignCRL, now time.Time, validity time.Duration) (*crlChain, error) {
 	thisUpdate := issueTime(now)
 	list, err := list.mended(thisUpdate)
@@ -199,11 +197,11 @@ func (s signer) next(number *big.Int, list entryList, foreign []foreignCRL, now 
 	return c.withForeign(foreign), nil
 }
 
-// issueTime is the time of a CRL that is signed now, and of the entries that it is the first to have: no entry is
-// dated after its CRL.
+// issueTime is the thisUpdate of a CRL that is signed now, and the date of its new entries: no entry is dated after
+// its CRL.
 func issueTime(now time.Time) time.Time { return now.UTC().Truncate(time.Second).Add(-time.Second) }
 
-// withForeign returns c with other foreign CRLs.
+// withForeign returns a copy of c with these foreign CRLs.
 func (c *crlChain) withForeign(foreign []foreignCRL) *crlChain {
 	changed := *c
 	changed.foreign, changed.pem = foreign, c.encoded

@@ -32,8 +32,8 @@ type signer struct {
 	key    crypto.Signer
 }
 
-// newCRL returns a CRL in DER, in parts: the same that x509.CreateRevocationList makes of
-// such a list. The entries, in DER, one after the other, are one of the parts: they are neither encoded again nor copied.
+// newCRL returns a CRL in DER, the same as x509.CreateRevocationList would return, in three
+// parts. The second part is entries, in DER, one after the other: they are neither encoded again nor copied.
 func (s signer) newCRL(number *big.Int, entries []byte, thisUpdate, nextUpdate time.Time) ([][]byte, error) {
 	algorithm, hash, err := signatureAlgorithm(s.key.Public())
 	if err != nil {
@@ -49,7 +49,7 @@ func (s signer) newCRL(number *big.Int, entries []byte, thisUpdate, nextUpdate t
 	if err := errors.Join(errBefore, errAfter, errIdentifier); err != nil {
 		return nil, fmt.Errorf("encode CRL: %w", err)
 	}
-	if len(entries) > 0 { // RFC 5280 section 5.1.2.6: else the list is absent
+	if len(entries) > 0 { // RFC 5280 section 5.1.2.6: an empty list is absent
 		before = append(before, sequence(len(entries))...)
 	}
 	before = slices.Concat(sequence(len(before)+len(entries)+len(after)), before)
@@ -104,7 +104,7 @@ func (s signer) extensions(number *big.Int) ([]pkix.Extension, error) {
 	return []pkix.Extension{{Id: oidAuthorityKeyID, Value: keyID}, {Id: oidCRLNumber, Value: encoded}}, nil
 }
 
-// signatureAlgorithm is how x509 signs with a key unless told otherwise.
+// signatureAlgorithm returns the algorithm that crypto/x509 would choose for a key.
 func signatureAlgorithm(pub crypto.PublicKey) (pkix.AlgorithmIdentifier, crypto.Hash, error) {
 	switch pub := pub.(type) {
 	case *rsa.PublicKey: // sha256WithRSAEncryption, RFC 4055 section 5

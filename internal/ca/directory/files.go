@@ -17,47 +17,47 @@ import (
 
 // crlFile is ca_crl.pem or a published copy of it.
 type crlFile struct {
-	path string
-	seen pemfile.Stamp // when the file was last read or written
-	same bool          // it held then what it is to hold
+	path    string
+	stamp   pemfile.Stamp // when the file was last read or written
+	current bool          // the file had the current CRL then
 
 	mu    sync.Mutex
-	err   error     // why it can't be written
-	since time.Time // since when it is so
+	err   error     // of the last write
+	since time.Time // when the writes began to fail or to succeed
 }
 
-// differs returns what stands in the file, if that is not want and was not
-// returned before. Unless thorough, a file that looks untouched is not read.
+// differs returns the content of the file if it is not want, but the same content only
+// once. Unless thorough, it does not read a file whose stamp is unchanged.
 func (f *crlFile) differs(want []byte, thorough bool) ([]byte, error) {
 	id, err := pemfile.StampOf(f.path)
 	if err != nil {
-		f.seen, f.same = pemfile.Stamp{}, false
+		f.stamp, f.current = pemfile.Stamp{}, false
 		return nil, err
 	}
-	if id == f.seen && !thorough {
+	if id == f.stamp && !thorough {
 		return nil, nil
 	}
 	data, err := os.ReadFile(f.path)
 	if err != nil {
-		f.seen, f.same = pemfile.Stamp{}, false
+		f.stamp, f.current = pemfile.Stamp{}, false
 		return nil, err
 	}
-	known := id == f.seen && !f.same
-	f.seen, f.same = id, bytes.Equal(data, want)
-	if f.same || known {
+	known := id == f.stamp && !f.current
+	f.stamp, f.current = id, bytes.Equal(data, want)
+	if f.current || known {
 		return nil, nil
 	}
 	return data, nil
 }
 
-// write makes the file what it is to be. A failed write leaves the stamp as it was, so that the old
-// CRL in the file is not taken for a change by another program.
+// write replaces the content of the file. A failed write does not change the stamp, so that checkFiles does
+// not report the old CRL in the file as a change by another program.
 func (a *crlKeeper) write(f *crlFile, data []byte) error {
-	f.same = false
+	f.current = false
 	err := a.opts.Disk.WriteFile(f.path, data, 0o644)
 	if err == nil {
-		f.same = true
-		f.seen, _ = pemfile.StampOf(f.path) // if not, it is read again
+		f.current = true
+		f.stamp, _ = pemfile.StampOf(f.path) // after an error, checkFiles reads the file again
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -71,12 +71,12 @@ func (a *crlKeeper) write(f *crlFile, data []byte) error {
 	return err
 }
 
-// put writes ca_crl.pem; d is what next lists more and less than the last.
-func (a *crlKeeper) put(next *crlChain, d delta) error {
+// writeOwn writes ca_crl.pem. d is the difference between next and the last CRL.
+func (a *crlKeeper) writeOwn(next *crlChain, d delta) error {
 	failed := a.write(a.own, next.pem)
 	a.unsynced = failed != nil
 	if failed != nil {
-		// The new file may be there nevertheless, though it need not last.
+		// The file may have the new CRL nevertheless, but not durably.
 		data, err := os.ReadFile(a.own.path)
 		if err != nil || !bytes.Equal(data, next.pem) {
 			return unavailable(failed)
@@ -85,17 +85,17 @@ func (a *crlKeeper) put(next *crlChain, d delta) error {
 	a.crl.Store(next)
 	a.listed.change(d)
 	for _, f := range a.copies {
-		f.same = false
+		f.current = false
 	}
 	return unavailable(failed)
 }
 
-// publish brings every copy up to date. One that can't be written does not
-// stop the others; the error names it.
+// publish writes every copy that is not current. It writes the others even if one
+// fails. The error names those that failed.
 func (a *crlKeeper) publish(c *crlChain) error {
 	var errs []error
 	for _, f := range a.copies {
-		if f.same {
+		if f.current {
 			continue
 		}
 		if err := a.write(f, c.pem); err != nil {
@@ -105,31 +105,31 @@ func (a *crlKeeper) publish(c *crlChain) error {
 	return unavailable(errors.Join(errs...))
 }
 
-// loadCRL reads what an earlier run left. It refuses to go on from a CRL that is
-// older than one that was published or that stood here before: revoked
-// certificates would come back to life.
+// loadCRL reads ca_crl.pem and its copies at the start. It refuses a CRL that is older
+// than a published copy or than the last noted number: with it, revoked
+// certificates would be valid again.
 func (a *crlKeeper) loadCRL() error {
 	data, err := a.own.differs(nil, true)
 	if err != nil {
 		return fmt.Errorf("read CRL: %w", err)
 	}
-	held, err := parseCRLs(data, a.chain)
+	own, err := parseCRLs(data, a.chain)
 	if err != nil {
 		return fmt.Errorf("CRL %s: %w", a.own.path, err)
 	}
-	c := held.crlChain
-	if a.own.same = len(held.more) == 0; !a.own.same {
+	c := own.crlChain
+	if a.own.current = len(own.more) == 0; !a.own.current {
 		c = c.withForeign(c.foreign)
 	}
 	a.crl.Store(c)
-	a.listed.start(held.listed)
-	a.warnOfBad(c.foreign, "no other is known, and it is published: agents refuse the chain until a good one is put into the file")
+	a.listed.start(own.listed)
+	a.warnOfBad(c.foreign, "espm publishes it, as it has no other: agents refuse the chain until a valid one is put into the file")
 	copies := make([]*crlContents, len(a.copies))
 	const advice = "was the CA directory restored from an old backup?"
 	for i, f := range a.copies {
 		data, err := f.differs(c.pem, true)
 		if err != nil || data == nil {
-			continue // one that can't be read is met again when it is written
+			continue // publish writes it, and reports errors
 		}
 		copied, err := parseCRLs(data, a.chain)
 		if err != nil {
@@ -145,10 +145,10 @@ func (a *crlKeeper) loadCRL() error {
 			" Restore the later one; where it is lost, what it revoked must be revoked again, and removing %s lets espm start",
 			a.own.path, c.number, noted, a.file(numberFile), advice, a.file(numberFile))
 	}
-	return a.mergeFound(held, copies)
+	return a.mergeFound(own, copies)
 }
 
-// numberFile has the number of the last CRL, as far as it was noted.
+// numberFile has the number of a recent CRL: Care writes it once a minute.
 const numberFile = "espm_crl_number"
 
 func (a *crlKeeper) notedNumber() *big.Int {
@@ -158,20 +158,21 @@ func (a *crlKeeper) notedNumber() *big.Int {
 	}
 	n, ok := new(big.Int).SetString(string(bytes.TrimSpace(data)), 10)
 	if err != nil || !ok {
-		a.opts.Log.WithError(err).WithFields(logrus.Fields{"path": a.file(numberFile)}).Warn("holds no CRL number; taken as absent")
+		a.opts.Log.WithError(err).WithFields(logrus.Fields{"path": a.file(numberFile)}).Warn("the file has no CRL number; espm ignores it")
 		return new(big.Int)
 	}
 	return n
 }
 
-// noteNumber is not a part of Revoke: a backup is older than a minute.
+// noteNumber writes numberFile. Care does this, not Revoke: the number only has to detect old backups,
+// so it may be a minute late.
 func (a *caretaker) noteNumber(n *big.Int) error {
-	if a.care.noted != nil && a.care.noted.Cmp(n) == 0 {
+	if a.care.stored != nil && a.care.stored.Cmp(n) == 0 {
 		return nil
 	}
 	if err := a.opts.Disk.WriteFile(a.file(numberFile), []byte(n.String()+"\n"), 0o644); err != nil {
 		return unavailable(err)
 	}
-	a.care.noted = n
+	a.care.stored = n
 	return nil
 }

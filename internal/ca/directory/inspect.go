@@ -13,19 +13,19 @@ import (
 	"github.com/espm-project/espm/internal/pemfile"
 )
 
-// Inspection is what a CA folder holds.
+// Inspection describes a CA folder.
 type Inspection struct {
-	ca.Status                  // as Brief has it, without Files
-	Key       bool             // ca_key.pem is there
+	ca.Status                  // as Brief returns it, without Files
+	Key       bool             // the folder has ca_key.pem
 	Public    crypto.PublicKey // of the CA's certificate
 }
 
-// Lock takes the folder, which must exist, as Open does, until Close.
+// Lock locks a folder that exists, like Open, until Close.
 func Lock(path string) (io.Closer, error) { return lock(path) }
 
-// Inspect looks at a CA folder that nobody works on, and changes nothing: certificates, CRLs, that these
-// belong together and, where it is there, that the private key is theirs. Where the key is in
-// a token a ca_key.pem does not count: it is not read.
+// Inspect reads a CA folder that no program uses, and changes nothing. It checks that certificates, CRLs
+// and private key belong together. The key may be absent. If the key is in
+// a token, Inspect does not read ca_key.pem.
 func Inspect(path string, inToken bool) (Inspection, error) {
 	public, has, err := inspectKey(filepath.Join(path, "ca_key.pem"), inToken)
 	if err != nil {
@@ -56,15 +56,15 @@ func inspectKey(path string, inToken bool) (public crypto.PublicKey, has bool, e
 	return key.Public(), true, nil
 }
 
-// NewestCRL returns the content of the file, of ca_crl.pem in the folder and
-// the others, whose CRL of the folder's CA has the highest number; nil: it is the folder's
-// own. Files that can't be read, or that are another CA's, don't count.
+// NewestCRL returns the content of the file among others whose CRL of the folder's CA has the highest number.
+// It returns nil if no number is higher than that of the folder's ca_crl.pem. It ignores files
+// that can't be read or are of another CA.
 func NewestCRL(path string, others ...string) ([]byte, error) {
-	chain, held, err := readCRLs(path, nil)
+	chain, own, err := readCRLs(path, nil)
 	if err != nil {
 		return nil, err
 	}
-	newest := held.number
+	newest := own.number
 	var found []byte
 	for _, file := range others {
 		data, err := os.ReadFile(file)
@@ -78,8 +78,8 @@ func NewestCRL(path string, others ...string) ([]byte, error) {
 	return found, nil
 }
 
-// readCRLs reads ca_crt.pem, of the CA with that public key, and ca_crl.pem. Where no key is known,
-// the first certificate is the CA's.
+// readCRLs reads ca_crt.pem and ca_crl.pem. The CA's certificate is the one with the public key, or the first
+// if public is nil.
 func readCRLs(path string, public crypto.PublicKey) ([]*pemfile.RawCertificate, *crlContents, error) {
 	certFile, listFile := filepath.Join(path, "ca_crt.pem"), filepath.Join(path, "ca_crl.pem")
 	if public == nil {

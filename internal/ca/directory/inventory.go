@@ -15,23 +15,23 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// inventory is Puppet's list of everything ever issued, a line each, oldest first.
+// inventory is Puppet's list of all certificates ever issued, one a line, oldest first.
 type inventory struct {
 	path string
 	disk durable.Disk
 
 	mu   sync.Mutex
-	next *group // gathers lines while another group is written
+	next *group // collects lines while another group is written
 
 	writing sync.Mutex
 	suspect bool // an append failed: the file may end in a torn line
 
 	indexing sync.Mutex
-	index    map[serialKey]uint64      // all serials in the file, with subjectHash; nil until somebody asks
-	several  map[node.Certname][]entry // the lines of names with more than one; nil until somebody asks
+	index    map[serialKey]uint64      // subjectHash of all serials in the file; nil: not read yet
+	several  map[node.Certname][]entry // the lines of names with more than one; nil: not read yet
 }
 
-// group is lines that share one append, hence one fsync.
+// group is a set of lines that share one append, hence one fsync.
 type group struct {
 	lines  bytes.Buffer
 	issued map[serialKey]uint64
@@ -58,14 +58,14 @@ func inventoryEntry(cert *x509.Certificate) entry {
 	}
 }
 
-// String spells the entry as Puppet Server does (write-cert-to-inventory! in
-// its certificate_authority.clj), without the line's end.
+// String returns the entry in Puppet Server's form (write-cert-to-inventory! in
+// its certificate_authority.clj), without the newline.
 func (e entry) String() string {
 	return fmt.Sprintf("0x%s %s %s %s", e.Serial,
 		e.NotBefore.UTC().Format(inventoryTime), e.NotAfter.UTC().Format(inventoryTime), e.Subject)
 }
 
-// parseEntry reads a line of any Puppet: `puppetserver ca setup` writes
+// parseEntry reads a line that any version of Puppet wrote. `puppetserver ca setup` writes
 // serials in lower case.
 func parseEntry(line string) (entry, error) {
 	var e entry
@@ -92,7 +92,7 @@ func parseEntry(line string) (entry, error) {
 
 func parseSerial(field string) (node.Serial, error) {
 	digits, ok := strings.CutPrefix(field, "0x")
-	// RFC 5280 section 4.1.2.2: at most 20 octets. SetString would take a sign and underscores.
+	// RFC 5280 section 4.1.2.2: at most 20 octets. SetString would accept a sign and underscores.
 	if !ok || len(digits) == 0 || len(digits) > 40 || strings.Trim(digits, "0123456789abcdefABCDEF") != "" {
 		return "", fmt.Errorf("inventory line: %.80q is no serial number", field)
 	}
@@ -100,8 +100,8 @@ func parseSerial(field string) (node.Serial, error) {
 	return node.SerialOf(n), nil
 }
 
-// append adds an entry; it is durable when append returns. Entries that come
-// while another append is under way share the next one.
+// append adds an entry, which is durable when append returns. Calls that arrive
+// while another append runs share the next append.
 func (v *inventory) append(e entry) error {
 	v.mu.Lock()
 	lead := v.next == nil
@@ -142,14 +142,13 @@ func (v *inventory) write(lines []byte) error {
 	return nil
 }
 
-// maxTornLine bounds how far back repair looks for the start of the last
-// line: far more than a line of Puppet's has.
+// maxTornLine is how many bytes repair reads to find the start of the last
+// line. Puppet's lines are much shorter.
 const maxTornLine = 64 << 10
 
-// repair sees to it that the file ends with a line's end. A last line
-// without one is completed if it says what a line must say, else cut off: it
-// was being written when the process died, so nobody was told that it is
-// there. It returns the number of bytes cut.
+// repair makes the file end with a newline. If the last line has none, repair
+// adds it if the line can be parsed. Else the process died while it wrote the line, before
+// append returned: repair cuts the line off. It returns the number of bytes cut.
 func (v *inventory) repair() (cut int, err error) {
 	tail, size, err := readTail(v.path)
 	if err != nil {

@@ -23,14 +23,14 @@ func keyOfSerial(s node.Serial) (serialKey, bool) {
 	return pemfile.KeyOf(n)
 }
 
-// end is when a listed certificate ends, in Unix seconds, or one of these.
+// end is when a listed certificate ends, in Unix seconds, or one of the constants below.
 type end uint32
 
 const (
 	unknownEnd end = iota
-	noEnd          // the inventory has been asked, and does not know
-	askedEnd       // the inventory is being asked
-	firstEnd       // the least that is a time
+	noEnd          // the inventory does not have the certificate
+	askedEnd       // the inventory is being read
+	firstEnd       // the smallest time
 )
 
 // endOf is noEnd for a time that does not fit, after the year 2105: so its certificate stays on the CRL.
@@ -41,11 +41,11 @@ func endOf(t time.Time) end {
 	return end(max(t.Unix(), int64(firstEnd))) // #nosec G115 -- it fits
 }
 
-// before reports whether the certificate has ended by t, for certain.
+// before reports whether the certificate is known to have ended before t.
 func (e end) before(t time.Time) bool { return e >= firstEnd && int64(e) < t.Unix() }
 
-// listing is what the CA's own CRL lists, and when each certificate ends.
-// Whoever holds crlKeeper.revoking changes it; anybody reads it.
+// listing has the serials in the CA's own CRL, and when their certificates end.
+// Only the holder of crlKeeper.revoking may change it.
 type listing struct {
 	mu     sync.RWMutex
 	serial pemfile.SerialSet
@@ -80,10 +80,10 @@ func (l *listing) lookUp(key serialKey) (end, bool) {
 	return e, ok
 }
 
-// recentOf is the part of the listed serials that recent may hold: there a serial costs much more, and is cheap to add.
+// recentOf: recent may have one in so many of the serials. A serial costs much more memory there, but is cheap to add.
 const recentOf = 64
 
-// change applies what a new CRL has more and less than the last.
+// change applies the difference between a new CRL and the last.
 func (l *listing) change(d delta) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -138,7 +138,7 @@ func (l *listing) update(key serialKey, change func(end) end) {
 	}
 }
 
-// setEnd notes when a listed certificate ends.
+// setEnd stores when a listed certificate ends.
 func (l *listing) setEnd(key serialKey, e end) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -196,7 +196,7 @@ func (l *listing) asked(whole bool) {
 	})
 }
 
-// endedBefore returns the serials whose certificates have ended by t.
+// endedBefore returns the serials of the certificates that ended before t.
 func (l *listing) endedBefore(t time.Time) []serialKey {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -214,13 +214,13 @@ func (l *listing) endedBefore(t time.Time) []serialKey {
 	return keys
 }
 
-// delta is what a CRL has more and less than the one before.
+// delta is the difference between a CRL and the one before.
 type delta struct {
 	added, removed []serialKey
 }
 
-// Listed returns the number of the CA's CRL if that lists a serial, else "". Its copies may not
-// do so yet. The file is looked at only where a write of it failed, so that it may hold what was not to be.
+// Listed returns the number of the CA's CRL if the CRL lists the serial, else "". The published copies may
+// be older. Listed reads the file only after a failed write, as the file may have the new CRL nevertheless.
 func (a *crlKeeper) Listed(ctx context.Context, serial node.Serial) (string, error) {
 	a.revoking.Lock()
 	defer a.revoking.Unlock()
@@ -228,7 +228,7 @@ func (a *crlKeeper) Listed(ctx context.Context, serial node.Serial) (string, err
 		return "", unavailable(err)
 	}
 	if a.unsynced && !a.revoked(serial) {
-		if _, err := a.look(true); err != nil {
+		if _, err := a.checkFiles(true); err != nil {
 			return "", fmt.Errorf("CRL: %w", err)
 		}
 	}

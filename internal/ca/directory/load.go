@@ -16,7 +16,7 @@ import (
 	"github.com/espm-project/espm/internal/secretfile"
 )
 
-// loadKey reads the CA's private key, in any of the forms that OpenSSL writes.
+// loadKey reads the CA's private key, in any form that OpenSSL writes.
 func loadKey(path string) (*ca.Key, error) {
 	data, err := secretfile.Read("CA key", path)
 	if err != nil {
@@ -38,7 +38,7 @@ func loadKey(path string) (*ca.Key, error) {
 	return nil, fmt.Errorf("CA key %s holds no PEM block", path)
 }
 
-// parseKey never repeats the parser's own words, which might hold a part of the key.
+// parseKey does not return the parser's errors, as they may contain a part of the key.
 func parseKey(block *pem.Block) (crypto.Signer, error) {
 	var key any
 	var err error
@@ -64,9 +64,9 @@ func parseKey(block *pem.Block) (crypto.Signer, error) {
 	return nil, fmt.Errorf("is a %T, want RSA or EC", key)
 }
 
-// loadChain reads ca_crt.pem: the signing CA, then each one's issuer up to
-// the root; what follows the root is left alone. It returns the path to the
-// root and the whole file as PEM. Go's x509 reads the signing CA's certificate, if not the others.
+// loadChain reads ca_crt.pem: the signing CA's certificate, then the issuer of each up to
+// the root. It returns the chain up to the root, and the certificates of the whole file as PEM,
+// even those after the root. Of the chain, crypto/x509 need only read the signing CA's certificate.
 func loadChain(path string, pub crypto.PublicKey) ([]*pemfile.RawCertificate, []byte, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -83,7 +83,7 @@ func loadChain(path string, pub crypto.PublicKey) ([]*pemfile.RawCertificate, []
 	return chain, clean, nil
 }
 
-// parseCertificates reads a file that holds certificates and nothing else. clean is the same without
+// parseCertificates reads a file that has only certificates. clean is the file without
 // the text around them.
 func parseCertificates(data []byte) (certs []*pemfile.RawCertificate, clean []byte, err error) {
 	for block := range pemfile.Blocks(data) {
@@ -119,7 +119,8 @@ func pathToRoot(certs []*pemfile.RawCertificate) ([]*pemfile.RawCertificate, err
 		if c := cert.X509; c != nil && (!c.IsCA || c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0) {
 			return nil, fmt.Errorf("%q is no CA", cert.Subject())
 		}
-		// A root vouches for itself: its own signature proves nothing (RFC 5280 section 6.1).
+		// The signature of a root is not checked: it proves nothing (RFC
+		// 5280 section 6.1), and on an old site it may be SHA-1.
 		if bytes.Equal(cert.RawIssuer, cert.RawSubject) {
 			return certs[:i+1], nil
 		}

@@ -13,8 +13,8 @@ import (
 
 const lockFile = "espm.lock"
 
-// lock takes the folder for this process. The operating system lets go of it
-// when the process ends, however it ends; the file itself stays.
+// lock locks the folder for this process. The operating system releases the lock
+// when the process ends, even by a kill. The lock file stays.
 func lock(dir string) (*os.File, error) {
 	path := filepath.Join(dir, lockFile)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -30,7 +30,7 @@ func lock(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	// Who holds it is a help to people, not a part of the lock.
+	// The pid is only for the error message of another process.
 	_ = f.Truncate(0)
 	_, _ = f.WriteAt([]byte(fmt.Sprintf("%d\n", os.Getpid())), 0)
 	return f, nil

@@ -14,57 +14,57 @@ import (
 	"github.com/espm-project/espm/internal/pemfile"
 )
 
-// look returns the chain that ca_crl.pem is to hold, after what others made of it
-// and of its copies. Nobody should write there; who does, such as
-// `puppetserver ca` by hand, must not bring a revoked certificate to life:
-//   - what was revoked elsewhere with the CA's key is kept, in a CRL with a
-//     number above both;
-//   - an older or unreadable file is replaced;
-//   - the other issuers' CRLs are taken as they are, if their issuers signed them: whoever
-//     holds their keys renews them there.
+// checkFiles returns the chain that ca_crl.pem must have. If another program changed ca_crl.pem or a copy,
+// checkFiles merges its CRLs. No other program should write there. But if one does, such as
+// `puppetserver ca`, no revoked certificate may become valid again:
+//   - The new CRL keeps the entries that the other program added with the CA's key. Its number
+//     is above both.
+//   - An older or unreadable file is replaced.
+//   - CRLs of other issuers are accepted if their issuers signed them. Their owners renew
+//     them in this file.
 //
-// Unless thorough, files that look untouched are not read.
-func (a *crlKeeper) look(thorough bool) (*crlChain, error) {
+// Unless thorough, checkFiles does not read files whose stamp is unchanged.
+func (a *crlKeeper) checkFiles(thorough bool) (*crlChain, error) {
 	current := a.crl.Load()
 	data, err := a.own.differs(current.pem, thorough)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		a.opts.Log.WithField("path", a.own.path).Warn("the CRL was removed by somebody; it is written again")
+		a.opts.Log.WithField("path", a.own.path).Warn("another program removed the CRL; espm writes it again")
 		a.unsynced = true
 	case err != nil:
 		return nil, unavailable(err)
 	case data != nil:
 		if err := a.reconcile(data); err != nil {
-			a.own.seen = pemfile.Stamp{} // it is not settled: read it again
+			a.own.stamp = pemfile.Stamp{} // the next call reads the file again
 			return nil, err
 		}
-	case !a.own.same:
+	case !a.own.current:
 		a.unsynced = true
 	}
 	for _, f := range a.copies {
-		stood := f.same
+		wasCurrent := f.current
 		data, err := f.differs(a.crl.Load().pem, thorough)
-		if err != nil && stood {
-			a.opts.Log.WithError(err).Warn("the published CRL was removed by somebody; it is written again")
+		if err != nil && wasCurrent {
+			a.opts.Log.WithError(err).Warn("another program removed the published CRL; espm writes it again")
 		}
 		if err != nil || data == nil {
-			continue // publish writes it, and says why it can't
+			continue // publish writes it, and reports errors
 		}
-		a.opts.Log.WithField("path", f.path).Warn("the published CRL was changed by somebody; it is written again")
+		a.opts.Log.WithField("path", f.path).Warn("another program changed the published CRL; espm writes it again")
 		theirs, err := parseCRLs(data, a.chain)
 		if err != nil {
 			continue
 		}
-		// Its foreign CRLs don't matter: those of ca_crl.pem count.
-		if err := a.absorb(f, theirs.own()); err != nil {
-			f.seen = pemfile.Stamp{} // it is not settled: read it again
+		// The foreign CRLs of copies are ignored: ca_crl.pem has the valid ones.
+		if err := a.mergeEntries(f, theirs.own()); err != nil {
+			f.stamp = pemfile.Stamp{} // the next call reads the file again
 			return nil, err
 		}
 	}
 	return a.crl.Load(), nil
 }
 
-// reconcile settles what to do about a ca_crl.pem that somebody wrote.
+// reconcile merges a ca_crl.pem that another program wrote.
 func (a *crlKeeper) reconcile(data []byte) error {
 	current := a.crl.Load()
 	if bytes.Equal(data, current.pem) {
@@ -72,14 +72,14 @@ func (a *crlKeeper) reconcile(data []byte) error {
 	}
 	theirs, err := parseCRLs(data, a.chain)
 	if err != nil {
-		if changed := a.replaced(); changed != nil {
+		if changed := a.checkSameCA(); changed != nil {
 			return unavailable(changed)
 		}
-		a.opts.Log.WithError(err).WithField("path", a.own.path).Warn("the CRL was changed by somebody, to something useless; it is written again")
+		a.opts.Log.WithError(err).WithField("path", a.own.path).Warn("another program wrote an unusable CRL; espm writes its own again")
 		a.unsynced = true
 		return nil
 	}
-	a.warnOfBad(theirs.foreign, "the one known before is kept")
+	a.warnOfBad(theirs.foreign, "espm keeps the one before")
 	foreign := current.foreign
 	theirs.foreign = latest(theirs.foreign, current.foreign)
 	same := slices.EqualFunc(theirs.foreign, foreign, func(x, y foreignCRL) bool { return bytes.Equal(x.pem, y.pem) })
@@ -88,22 +88,22 @@ func (a *crlKeeper) reconcile(data []byte) error {
 		current = current.withForeign(theirs.foreign)
 		a.crl.Store(current)
 		for _, f := range a.copies {
-			f.same = false
+			f.current = false
 		}
 	}
 	if bytes.Equal(data, current.pem) {
-		a.own.same = true
+		a.own.current = true
 		return nil
 	}
 	a.opts.Log.WithFields(logrus.Fields{"path": a.own.path, "number": theirs.number, "want": current.number}).
-		Warn("the CRL was changed by somebody; it is written again")
+		Warn("another program changed the CRL; espm writes it again")
 	a.unsynced = true
-	return a.absorb(a.own, theirs.own())
+	return a.mergeEntries(a.own, theirs.own())
 }
 
-// replaced tells whether the CA itself was exchanged under a running espm,
-// whose CRL must not take the place of the new one's.
-func (a *folder) replaced() error {
+// checkSameCA returns an error if ca_crt.pem has another CA than at the start. Then espm must not
+// overwrite the CRL, which is the other CA's.
+func (a *folder) checkSameCA() error {
 	data, err := os.ReadFile(a.file("ca_crt.pem"))
 	if err != nil {
 		return err
@@ -115,9 +115,9 @@ func (a *folder) replaced() error {
 	return nil
 }
 
-// absorb keeps what CRLs of ours that somebody else made list and a.crl does
-// not, or have a later number.
-func (a *crlKeeper) absorb(f *crlFile, theirs []*crlChain) error {
+// mergeEntries merges CRLs of this CA that another program made. If they have entries that a.crl lacks,
+// or a higher number, it writes a new CRL with all entries and a number above all.
+func (a *crlKeeper) mergeEntries(f *crlFile, theirs []*crlChain) error {
 	current := a.crl.Load()
 	list, number := current.entryList, current.number
 	var added []serialKey
@@ -142,14 +142,14 @@ func (a *crlKeeper) absorb(f *crlFile, theirs []*crlChain) error {
 		return err
 	}
 	a.opts.Log.WithFields(logrus.Fields{"path": f.path, "entries": len(added), "crl_number": next.number}).
-		Warn("certificates were revoked by somebody else; their entries are kept, in a new CRL")
-	return a.put(next, delta{added: added})
+		Warn("another program revoked certificates; a new CRL has their entries too")
+	return a.writeOwn(next, delta{added: added})
 }
 
-// mergeFound settles at the start what several CRLs of the CA's own list: those of
-// ca_crl.pem, and those of the copies, nil where there is nothing to learn from one.
-func (a *crlKeeper) mergeFound(held *crlContents, copies []*crlContents) error {
-	if err := a.absorb(a.own, held.more); err != nil {
+// mergeFound merges, at the start, all CRLs of this CA: those in
+// ca_crl.pem and those in the copies. A copy that is current or unreadable is nil.
+func (a *crlKeeper) mergeFound(own *crlContents, copies []*crlContents) error {
+	if err := a.mergeEntries(a.own, own.more); err != nil {
 		return err
 	}
 	for i, copied := range copies {
@@ -164,18 +164,18 @@ func (a *crlKeeper) mergeFound(held *crlContents, copies []*crlContents) error {
 			}
 			theirs = append(theirs, c)
 		}
-		if err := a.absorb(a.copies[i], theirs); err != nil {
+		if err := a.mergeEntries(a.copies[i], theirs); err != nil {
 			return err
 		}
 	}
-	if a.own.same {
+	if a.own.current {
 		return nil
 	}
-	return a.put(a.crl.Load(), delta{})
+	return a.writeOwn(a.crl.Load(), delta{})
 }
 
-// withoutPruned leaves out what a.crl does not list because it has ended: a copy that
-// could not be written has it still.
+// withoutPruned returns c without the entries that were removed from a.crl after their certificates
+// ended. A copy that could not be written still has them.
 func (a *crlKeeper) withoutPruned(c *crlChain) (*crlChain, error) {
 	ends := make(map[serialKey]end) // of those that it has more
 	for e := range c.entries.All() {
@@ -204,13 +204,13 @@ func (a *crlKeeper) withoutPruned(c *crlChain) (*crlChain, error) {
 			gone = append(gone, key)
 		}
 	}
-	kept := *c
-	kept.entryList = c.without(gone)
-	return &kept, nil
+	pruned := *c
+	pruned.entryList = c.without(gone)
+	return &pruned, nil
 }
 
-// latest returns the CRLs of theirs, and where ours has a later one of the same issuer, or
-// the only good one, that.
+// latest returns theirs. A CRL of theirs is replaced by one of ours if both have the same issuer and ours
+// is later, or theirs has a bad signature.
 func latest(theirs, ours []foreignCRL) []foreignCRL {
 	var out []foreignCRL
 	for _, f := range theirs {
@@ -226,12 +226,12 @@ func latest(theirs, ours []foreignCRL) []foreignCRL {
 	return out
 }
 
-// warnOfBad tells of other issuers' CRLs that these did not sign.
+// warnOfBad logs the CRLs of other issuers that have a bad signature.
 func (a *crlKeeper) warnOfBad(foreign []foreignCRL, what string) {
 	for _, f := range foreign {
 		if f.bad != nil {
 			a.opts.Log.WithError(f.bad).WithFields(logrus.Fields{"issuer": f.issuer, "path": a.own.path}).
-				Warn("the CRL of another issuer was not signed by it; " + what)
+				Warn("the CRL of another issuer has a bad signature; " + what)
 		}
 	}
 }

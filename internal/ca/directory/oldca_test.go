@@ -96,9 +96,9 @@ func TestUnreadableLeaf(t *testing.T) {
 			t.Errorf("%s: Find of another serial: %+v, %v", name, found, err)
 		}
 	}
-	held, err := a.Held(t.Context(), []node.Certname{"curve.example.com", "garbage.example.com", "none.example.com"})
-	if err != nil || held[0].Problem == nil || held[1].Problem == nil || held[2].Problem != nil {
-		t.Errorf("Held: %+v, %v", held, err)
+	existing, err := a.Existing(t.Context(), []node.Certname{"curve.example.com", "garbage.example.com", "none.example.com"})
+	if err != nil || existing[0].Problem == nil || existing[1].Problem == nil || existing[2].Problem != nil {
+		t.Errorf("Existing: %+v, %v", existing, err)
 	}
 	revoke(t, a, ca.Target{Serial: "0123", Certname: "curve.example.com"}, ca.Target{Serial: "0999", Certname: "garbage.example.com"})
 	if exists(t, dir, "signed", "curve.example.com.pem") || !exists(t, dir, "signed", "garbage.example.com.pem") {
@@ -117,11 +117,11 @@ func TestWeakLeaf(t *testing.T) {
 	}
 	a := openOld(t, dir)
 	for _, name := range []node.Certname{"md5.example.com", "sha1.example.com"} {
-		held, err := a.Held(t.Context(), []node.Certname{name})
-		if err != nil || held[0].Problem != nil || held[0].Certificate == nil {
-			t.Fatalf("%s: %+v, %v", name, held, err)
+		existing, err := a.Existing(t.Context(), []node.Certname{name})
+		if err != nil || existing[0].Problem != nil || existing[0].Certificate == nil {
+			t.Fatalf("%s: %+v, %v", name, existing, err)
 		}
-		revoke(t, a, target(held[0].Certificate))
+		revoke(t, a, target(existing[0].Certificate))
 	}
 }
 

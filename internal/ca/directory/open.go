@@ -23,25 +23,25 @@ import (
 	"github.com/espm-project/espm/internal/pemfile"
 )
 
-// Options are how an Authority works. The zero value works on the real disk,
-// clock and randomness and publishes nowhere.
+// Options configure an Authority. The zero value uses the real disk,
+// clock and randomness, and publishes no copies.
 type Options struct {
-	// Publish lists further files that get the CRL chain, such as Puppet
+	// Publish lists files that get a copy of the CRL chain, such as Puppet
 	// Server's hostcrl. Their folders must exist.
 	Publish []string
-	// Key signs, where ca_key.pem does not: it is in a token. It must belong to ca_crt.pem.
+	// Key is a key in a token, used instead of ca_key.pem. It must belong to ca_crt.pem.
 	Key crypto.Signer
-	// TTL of certificates whose request names none; 0: ca.DefaultTTL. One that
-	// reaches beyond the CA's own end is cut to that.
+	// TTL of certificates whose request has none; 0: ca.DefaultTTL. It is
+	// limited by the CA's end.
 	TTL time.Duration
-	// CRLValidity is the time from a CRL to its nextUpdate; 0: five years, as
-	// Puppet Server has it. It is signed anew when a third of that is left.
+	// CRLValidity is the time from a CRL to its nextUpdate; 0: five years, as in
+	// Puppet Server. A new CRL is signed when a third of it is left.
 	CRLValidity time.Duration
 	// KeepExpired is how long a certificate stays on the CRL after its end; 0: thirty days.
 	KeepExpired time.Duration
 	Disk        durable.Disk
 	Now         func() time.Time
-	// Uptime is the time since some fixed moment, by a clock that nobody sets.
+	// Uptime is the time since some fixed moment, by a monotonic clock.
 	Uptime func() time.Duration
 	Rand   io.Reader // of serial numbers
 	Log    logrus.FieldLogger
@@ -83,10 +83,10 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// Authority is the one owner of a Puppet CA directory. It implements ca.Authority.
+// Authority owns a Puppet CA directory. It implements ca.Authority.
 type Authority struct{ *caretaker }
 
-// folder is the CA directory but for its CRL.
+// folder is the CA directory without its CRL.
 type folder struct {
 	dir       string
 	opts      Options
@@ -101,19 +101,19 @@ type folder struct {
 	startedAt time.Duration // by Options.Uptime
 }
 
-// crlKeeper writes ca_crl.pem and its copies, and settles what others wrote there.
+// crlKeeper writes ca_crl.pem and its copies, and merges changes by other programs.
 type crlKeeper struct {
 	*folder
-	// revoking orders all writes of the CRL and its copies.
+	// revoking must be locked to write the CRL or a copy.
 	revoking sync.Mutex
-	unsynced bool                     // a write of ca_crl.pem failed: what the disk holds may not last
-	crl      atomic.Pointer[crlChain] // what the disk holds, as far as is known
-	listed   listing                  // what the CA's own CRL of it lists
+	unsynced bool                     // the last write of ca_crl.pem failed: the file may not be durable
+	crl      atomic.Pointer[crlChain] // the last known content of ca_crl.pem
+	listed   listing                  // the serials in it
 	own      *crlFile
 	copies   []*crlFile
 }
 
-// caretaker renews the CRL in time.
+// caretaker does the periodic work on the CRL.
 type caretaker struct {
 	*crlKeeper
 	care care
@@ -121,21 +121,22 @@ type caretaker struct {
 
 var _ ca.Authority = (*Authority)(nil)
 
-// Open takes over the CA directory at path, whoever made it: Create, Puppet
-// Server 6 to 8, or an older Puppet with one self-signed CA. It locks the
-// folder until Close, removes what a killed process left half written, and
-// publishes the CRL where a copy is missing or old; what such a copy lists and
-// ca_crl.pem does not is kept, in a new CRL. It refuses a folder that it can't work on,
-// and says why: a key that can't be read, is encrypted or open to everybody; a chain
-// out of order; a CRL that is missing or signed by another key; one that is older than
-// a published copy, or than what this folder had before. A copy that can't be written
-// is logged, and written by the next Care or Revoke.
+// Open opens the CA directory at path. Create, Puppet
+// Server 6 to 8, or an older Puppet with one self-signed CA may have made it. Open locks the
+// folder until Close, removes the temporary files of a killed process, and
+// publishes the CRL if a copy is missing or old. If a copy lists certificates that
+// ca_crl.pem does not, a new CRL lists them too. A copy that can't be written
+// is logged, and the next Care or Revoke retries it.
+//
+// Open returns an error for a key that can't be read, is encrypted or open to everybody, for a chain
+// out of order, and for a CRL that is missing, signed by another key, or older than
+// a published copy or than the folder's last CRL.
 func Open(path string, o Options) (*Authority, error) {
-	held, err := lock(path)
+	locked, err := lock(path)
 	if err != nil {
 		return nil, err
 	}
-	a := &Authority{&caretaker{crlKeeper: &crlKeeper{folder: &folder{dir: path, opts: o.withDefaults(), lock: held}}}}
+	a := &Authority{&caretaker{crlKeeper: &crlKeeper{folder: &folder{dir: path, opts: o.withDefaults(), lock: locked}}}}
 	a.started, a.startedAt = a.opts.Now(), a.opts.Uptime()
 	a.names.seed = maphash.MakeSeed()
 	a.own = &crlFile{path: a.file("ca_crl.pem")}
@@ -143,12 +144,12 @@ func Open(path string, o Options) (*Authority, error) {
 		a.copies = append(a.copies, &crlFile{path: copied})
 	}
 	if err := a.load(); err != nil {
-		return nil, errors.Join(err, held.Close())
+		return nil, errors.Join(err, locked.Close())
 	}
 	return a, nil
 }
 
-// Close gives the folder free. No other call may be under way.
+// Close unlocks the folder. No other call may run.
 func (a *Authority) Close() error { return a.lock.Close() }
 
 func (a *Authority) load() error {
@@ -162,7 +163,7 @@ func (a *Authority) load() error {
 	if a.chain, a.chainPEM, err = loadChain(a.file("ca_crt.pem"), key.Public()); err != nil {
 		return err
 	}
-	if a.issuer, err = named(a.chain[0].X509); err == nil {
+	if a.issuer, err = withKeyID(a.chain[0].X509); err == nil {
 		err = canSignCRLs(a.issuer)
 	}
 	if err != nil {
@@ -179,28 +180,28 @@ func (a *Authority) load() error {
 	}
 	if cut > 0 {
 		a.opts.Log.WithFields(logrus.Fields{"path": a.inventory.path, "bytes": cut}).
-			Warn("cut off a torn last line of the inventory")
+			Warn("the last line of the inventory was incomplete; espm cut it off")
 	}
 	if err := a.publish(a.crl.Load()); err != nil {
-		a.opts.Log.WithError(err).Warn("the CRL is not published everywhere")
+		a.opts.Log.WithError(err).Warn("not all copies of the CRL could be written; espm retries every minute")
 	}
 	return nil
 }
 
-// key is the one in the folder, unless it is held elsewhere.
+// key returns Options.Key, or else the key in the folder.
 func (a *folder) key() (crypto.Signer, error) {
 	path := a.file("ca_key.pem")
 	if a.opts.Key == nil {
 		return loadKey(path)
 	}
 	if _, err := os.Lstat(path); err == nil {
-		a.opts.Log.WithField("path", path).Warn("the CA's key is in a token, but this file is there too: take it off this machine")
+		a.opts.Log.WithField("path", path).Warn("the CA's key is in a token, but this file is there too: remove it from this machine")
 	}
 	return a.opts.Key, nil
 }
 
-// tidy removes temporary files of writes that a kill cut short, and makes the
-// folder of certificates, which an empty CA may lack.
+// tidy removes the temporary files of a killed process, and makes the
+// folder signed/, which an empty CA may lack.
 func (a *folder) tidy() error {
 	if err := os.MkdirAll(a.file("signed"), 0o755); err != nil {
 		return unavailable(err)

@@ -13,11 +13,11 @@ import (
 )
 
 // Revoke writes one CRL for all targets, publishes it, and removes the
-// revoked certificates from signed/. A target without a certname is revoked
-// by its serial alone. Where all are revoked already no CRL is signed; copies that
-// are missing or differ are written nevertheless. A target whose file in signed/ can't be
-// read or removed is refused alone (*ca.RefusedError); where that goes for all of them,
-// the folder is taken to be at fault (node.ErrUnavailable).
+// revoked certificates from signed/. A target may have no certname. If all targets are revoked
+// already, Revoke signs no CRL, but still writes copies that
+// are missing or differ. If the file of a target in signed/ can't be
+// read or removed, only this target is refused (*ca.RefusedError). If that is so for all targets,
+// the error wraps node.ErrUnavailable.
 func (a *Authority) Revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
 	for _, t := range targets {
 		if err := checkTarget(t); err != nil {
@@ -64,26 +64,26 @@ func checkTarget(t ca.Target) error {
 	return nil
 }
 
-// list sees to it that the CRL on the disk and its copies list the targets.
+// list makes the CRL on the disk and its copies list the targets.
 func (a *crlKeeper) list(targets []ca.Target) (*crlChain, error) {
-	current, err := a.look(false)
+	current, err := a.checkFiles(false)
 	if err != nil {
 		return nil, err
 	}
-	next, added, err := a.with(current, targets)
+	next, added, err := a.adding(current, targets)
 	if err != nil {
 		return nil, err
 	}
 	if len(added) > 0 || a.unsynced {
-		if err := a.put(next, delta{added: added}); err != nil {
+		if err := a.writeOwn(next, delta{added: added}); err != nil {
 			return nil, err
 		}
 	}
 	return next, a.publish(next)
 }
 
-// with returns a chain that lists the targets, and what it has more than current.
-func (a *crlKeeper) with(current *crlChain, targets []ca.Target) (*crlChain, []serialKey, error) {
+// adding returns a chain that lists the targets, and the serials that current does not list.
+func (a *crlKeeper) adding(current *crlChain, targets []ca.Target) (*crlChain, []serialKey, error) {
 	now := a.opts.Now()
 	list := current.entryList
 	var added []serialKey
@@ -106,22 +106,22 @@ func (a *crlKeeper) with(current *crlChain, targets []ca.Target) (*crlChain, []s
 	return next, added, err
 }
 
-// discard removes revoked certificates from signed/, but not a successor's,
-// and learns when they end. What it refuses are those whose file can't be read or removed.
+// discard removes revoked certificates from signed/, but not their successors,
+// and stores when they end. It refuses the targets whose file can't be read or removed.
 func (a *Authority) discard(targets []ca.Target) (refused *ca.RefusedError, err error) {
 	var names []node.Certname
 	for _, t := range targets {
-		if t.Certname != "" { // else it is known by its serial alone
+		if t.Certname != "" {
 			names = append(names, t.Certname)
 		}
 	}
 	defer a.names.lock(names...)()
 	failed := make([]error, len(targets))
-	doomed := make([]string, len(targets)) // their paths
+	files := make([]string, len(targets)) // their paths
 	var paths []string
 	for i, t := range targets {
-		if doomed[i], failed[i] = a.doomed(t); doomed[i] != "" && !slices.Contains(paths, doomed[i]) {
-			paths = append(paths, doomed[i])
+		if files[i], failed[i] = a.fileOf(t); files[i] != "" && !slices.Contains(paths, files[i]) {
+			paths = append(paths, files[i])
 		}
 	}
 	if len(paths) > 0 {
@@ -131,8 +131,8 @@ func (a *Authority) discard(targets []ca.Target) (refused *ca.RefusedError, err 
 			return nil, unavailable(err)
 		}
 		for i := range targets {
-			if told && doomed[i] != "" {
-				failed[i] = each.Paths[doomed[i]]
+			if told && files[i] != "" {
+				failed[i] = each.Paths[files[i]]
 			}
 		}
 	}
@@ -145,20 +145,20 @@ func (a *Authority) discard(targets []ca.Target) (refused *ca.RefusedError, err 
 	}
 	for i, t := range targets {
 		if failed[i] != nil {
-			failed[i] = fmt.Errorf("serial %s of %q is on the CRL, but its file must go too: %w", t.Serial, t.Certname, failed[i])
+			failed[i] = fmt.Errorf("serial %s of %q is on the CRL, but its file can't be removed: %w", t.Serial, t.Certname, failed[i])
 		}
 	}
 	return &ca.RefusedError{Targets: failed}, nil
 }
 
-// doomed returns the file in signed/ that goes with a target, "" where there is none.
-func (a *Authority) doomed(t ca.Target) (string, error) {
+// fileOf returns the file in signed/ that has the target, "" if there is none.
+func (a *Authority) fileOf(t ca.Target) (string, error) {
 	if t.Certname == "" {
 		return "", nil
 	}
-	cert, err := a.standing(t.Certname)
+	cert, err := a.readCertificate(t.Certname)
 	if errors.Is(err, node.ErrForeignCertificate) {
-		return "", nil // whatever it is, it is not that certificate
+		return "", nil // it is not that certificate
 	}
 	if err != nil || cert == nil || node.SerialOf(cert.SerialNumber) != t.Serial {
 		return "", err

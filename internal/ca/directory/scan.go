@@ -13,20 +13,19 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// seed is of subjectHash; what it gives is of this process alone.
+// seed is of subjectHash, whose values differ in each process.
 var seed = maphash.MakeSeed()
 
-// manySubjects stands for those of a serial that was issued more than once.
+// manySubjects is the value of a serial that the file has under several subjects.
 const manySubjects = 0
 
-// subjectHash keeps the index small, as a name would not.
+// subjectHash returns a short value for a subject, so that the index stays small.
 func subjectHash(subject []byte) uint64 {
 	return max(maphash.Bytes(seed, bytes.TrimRight(subject, "\r\n")), manySubjects+1)
 }
 
 // has reports whether a serial was ever issued for a name. The first call reads the whole
-// file: it is for what was cut short, of which there may be many at once, not
-// for every day. forget gives the memory back.
+// file into an index. Find calls it after a crash, perhaps for many names. forget frees the memory.
 func (v *inventory) has(serial node.Serial, name node.Certname) (bool, error) {
 	key, ok := keyOfSerial(serial)
 	if !ok {
@@ -56,7 +55,7 @@ func note(index map[serialKey]uint64, key serialKey, subject uint64) {
 	index[key] = subject
 }
 
-// indexed notes what was appended. After an error the file must be read again.
+// indexed adds appended lines to the index. After an error, it drops the index: the file must be read again.
 func (v *inventory) indexed(issued map[serialKey]uint64, err error) {
 	v.indexing.Lock()
 	defer v.indexing.Unlock()
@@ -71,14 +70,14 @@ func (v *inventory) indexed(issued map[serialKey]uint64, err error) {
 	}
 }
 
-// forget drops what has and severalOf have read.
+// forget frees the memory of has and severalOf.
 func (v *inventory) forget() {
 	v.indexing.Lock()
 	defer v.indexing.Unlock()
 	v.index, v.several = nil, nil
 }
 
-// ends calls found with each serial in the file and when that certificate ends.
+// ends calls found with each serial in the file and when its certificate ends.
 func (v *inventory) ends(ctx context.Context, found func(serialKey, end)) error {
 	lines := 0
 	return v.scan(func(key serialKey, rest []byte) error {
@@ -94,7 +93,7 @@ func (v *inventory) ends(ctx context.Context, found func(serialKey, end)) error 
 	})
 }
 
-// scan calls do with each line's serial and what follows it, until an error.
+// scan calls do with each line's serial and the rest of the line, until an error.
 func (v *inventory) scan(do func(key serialKey, rest []byte) error) (err error) {
 	f, err := os.Open(v.path)
 	if err != nil {
@@ -120,7 +119,7 @@ func (v *inventory) scan(do func(key serialKey, rest []byte) error) (err error) 
 	}
 }
 
-// parseSerialKey reads a serial as parseSerial does, without its cost: there may be a million.
+// parseSerialKey is a parseSerial that does not allocate: the file may have a million lines.
 func parseSerialKey(field []byte) (serialKey, bool) {
 	var key serialKey
 	digits, ok := bytes.CutPrefix(field, []byte("0x"))

@@ -10,10 +10,10 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Several certificates of one name. Puppet keeps one file a name, so of a certificate that was
-// issued anew without a revocation the inventory's line is all that is left. It is in force nevertheless.
+// A name may have several certificates in force. Puppet has one file for each name. If a certificate was
+// issued again without a revocation, only the inventory has the first one's serial.
 
-// others returns what the inventory has of a name besides one serial, that is in force: newest first.
+// others returns the certificates of a name that are in force, without the serial but: newest first.
 func (a *Authority) others(name node.Certname, but node.Serial) ([]ca.Issued, error) {
 	now := a.opts.Now()
 	lines, err := a.inventory.severalOf(name, now)
@@ -29,8 +29,8 @@ func (a *Authority) others(name node.Certname, but node.Serial) ([]ca.Issued, er
 	return out, nil
 }
 
-// severalOf returns the lines of a name that has more than one which has not expired. The first call reads the
-// whole file: it is for an import, which asks for many names. forget gives the memory back.
+// severalOf returns the unexpired lines of a name if it has more than one. The first call reads the
+// whole file, as an import asks for many names. forget frees the memory.
 func (v *inventory) severalOf(name node.Certname, now time.Time) ([]entry, error) {
 	v.indexing.Lock()
 	defer v.indexing.Unlock()
@@ -44,8 +44,8 @@ func (v *inventory) severalOf(name node.Certname, now time.Time) ([]entry, error
 	return v.several[name], nil
 }
 
-// readSeveral finds the names with several lines that have not expired. A serial that the file has under two names says
-// nothing on either: its revocation would reach the other one.
+// readSeveral returns the unexpired lines of names that have several. It ignores a serial that the file has
+// under two names, as its revocation would revoke both.
 func (v *inventory) readSeveral(now time.Time) (map[node.Certname][]entry, error) {
 	counts := map[uint64]uint8{}
 	err := v.scan(func(_ serialKey, rest []byte) error {
@@ -65,7 +65,7 @@ func (v *inventory) readSeveral(now time.Time) (map[node.Certname][]entry, error
 		if !ok || now.After(notAfter) || counts[subjectHash(subject)] < 2 {
 			return nil
 		}
-		if _, twice := subjects[key]; !twice { // one line is enough of a serial
+		if _, twice := subjects[key]; !twice { // each serial once
 			name := node.Certname(bytes.TrimPrefix(subject, []byte("/CN=")))
 			several[name] = append(several[name], entry{Serial: node.SerialOf(new(big.Int).SetBytes(key[:])), NotBefore: notBefore, NotAfter: notAfter, Subject: string(subject)})
 		}
@@ -93,7 +93,7 @@ func (v *inventory) readSeveral(now time.Time) (map[node.Certname][]entry, error
 	return several, err
 }
 
-// cutLine returns the times and the subject of what follows a line's serial, false where a time can't be read.
+// cutLine returns the times and the subject of a line without its serial, or false if a time can't be read.
 func cutLine(rest []byte) (notBefore, notAfter time.Time, subject []byte, ok bool) {
 	first, after, _ := bytes.Cut(rest, []byte(" "))
 	second, _, _ := bytes.Cut(after, []byte(" "))
@@ -110,7 +110,7 @@ func subjectOf(rest []byte) []byte {
 	return rest
 }
 
-// parseInventoryTime reads the spellings of all Puppets: UTC, GMT, or an offset.
+// parseInventoryTime reads the formats of all versions of Puppet: UTC, GMT, or an offset.
 func parseInventoryTime(text string) (time.Time, bool) {
 	for _, layout := range []string{inventoryTime, "2006-01-02T15:04:05GMT", "2006-01-02T15:04:05Z07:00", "2006-01-02T15:04:05-0700"} {
 		if t, err := time.Parse(layout, text); err == nil {

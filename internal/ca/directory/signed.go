@@ -30,39 +30,39 @@ func (a *Authority) SignedNames(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// Held reads what stands in signed/ under each name, in order, and what else of the name the inventory has in force.
-func (a *Authority) Held(ctx context.Context, names []node.Certname) ([]ca.Held, error) {
-	out := make([]ca.Held, len(names))
+// Existing reads signed/NAME.pem of each name, in order. From the inventory it adds the name's other certificates in force.
+func (a *Authority) Existing(ctx context.Context, names []node.Certname) ([]ca.Existing, error) {
+	out := make([]ca.Existing, len(names))
 	for i, name := range names {
-		held, err := a.held(ctx, name)
+		existing, err := a.existing(ctx, name)
 		if err != nil {
 			return nil, fmt.Errorf("certificate of %s: %w", name, err)
 		}
-		out[i] = held
+		out[i] = existing
 	}
 	return out, nil
 }
 
-func (a *Authority) held(ctx context.Context, name node.Certname) (ca.Held, error) {
+func (a *Authority) existing(ctx context.Context, name node.Certname) (ca.Existing, error) {
 	if _, err := node.ParseCertname(string(name)); err != nil {
-		return ca.Held{}, err // it becomes a path
+		return ca.Existing{}, err // the name becomes a path
 	}
 	if err := ctx.Err(); err != nil {
-		return ca.Held{}, err
+		return ca.Existing{}, err
 	}
-	cert, err := a.standing(name)
+	cert, err := a.readCertificate(name)
 	if errors.Is(err, node.ErrForeignCertificate) {
-		return ca.Held{Problem: fmt.Errorf("it can't be read: %w", err)}, nil
+		return ca.Existing{Problem: fmt.Errorf("it can't be read: %w", err)}, nil
 	}
 	if err != nil || cert == nil {
-		return ca.Held{}, unavailable(err)
+		return ca.Existing{}, unavailable(err)
 	}
 	if cert.X509 == nil {
-		return ca.Held{Problem: fmt.Errorf("it can't be read: %w", cert.Unreadable)}, nil
+		return ca.Existing{Problem: fmt.Errorf("it can't be read: %w", cert.Unreadable)}, nil
 	}
-	h := ca.Held{Certificate: cert.X509, Problem: ca.CheckHeld(cert.X509, name, a.issuer, a.opts.Now())}
+	h := ca.Existing{Certificate: cert.X509, Problem: ca.CheckExisting(cert.X509, name, a.issuer, a.opts.Now())}
 	if h.Problem == nil && a.revoked(node.SerialOf(h.Certificate.SerialNumber)) {
-		h.Problem = ca.ErrHeldRevoked
+		h.Problem = ca.ErrExistingRevoked
 	}
 	if h.Problem == nil {
 		h.Others, err = a.others(name, node.SerialOf(h.Certificate.SerialNumber))

@@ -87,14 +87,14 @@ func TestHeldTellsWhatIsWrong(t *testing.T) {
 	for i, name := range listed {
 		names[i] = node.Certname(name)
 	}
-	held, err := a.Held(t.Context(), names)
+	existing, err := a.Existing(t.Context(), names)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i, name := range names {
 		problem := ""
-		if held[i].Problem != nil {
-			problem = held[i].Problem.Error()
+		if existing[i].Problem != nil {
+			problem = existing[i].Problem.Error()
 		}
 		if reason, ok := want[name]; !ok || !strings.HasPrefix(problem, reason) || (problem == "") != (reason == "") {
 			t.Errorf("%s: got %q, want %q", name, problem, reason)

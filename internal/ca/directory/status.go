@@ -7,8 +7,7 @@ import (
 	"github.com/espm-project/espm/internal/ca"
 )
 
-// Status tells from memory how things stood when they were last looked at,
-// which is at most a minute ago where Run runs.
+// Status returns the state in memory. While Run runs, it is at most a minute old.
 func (a *Authority) Status(context.Context) (ca.Status, error) {
 	c := a.crl.Load()
 	s := a.brief(c)
@@ -16,7 +15,7 @@ func (a *Authority) Status(context.Context) (ca.Status, error) {
 	return s, nil
 }
 
-// Brief is Status without the recent entries, which takes a look at each.
+// Brief is Status without CRL.Recent, for which Status reads each entry.
 func (a *Authority) Brief(context.Context) (ca.Status, error) { return a.brief(a.crl.Load()), nil }
 
 func (a *crlKeeper) brief(c *crlChain) ca.Status {

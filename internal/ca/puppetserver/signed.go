@@ -57,15 +57,15 @@ func (a *listing) signedNames(ctx context.Context) ([]string, error) {
 // Held asks what stands under each name, in order, and whether the server's
 // CRL of this moment lists it. It takes half of the calls that may be under
 // way at once, so that signing goes on beside it.
-func (a *listing) Held(ctx context.Context, names []node.Certname) ([]ca.Held, error) {
-	held, err := a.held(ctx, names)
+func (a *listing) Existing(ctx context.Context, names []node.Certname) ([]ca.Existing, error) {
+	existing, err := a.existing(ctx, names)
 	if err != nil {
 		return nil, fmt.Errorf("look at %d certificates: %w", len(names), err)
 	}
-	return held, nil
+	return existing, nil
 }
 
-func (a *listing) held(ctx context.Context, names []node.Certname) ([]ca.Held, error) {
+func (a *listing) existing(ctx context.Context, names []node.Certname) ([]ca.Existing, error) {
 	for _, name := range names {
 		if _, err := node.ParseCertname(string(name)); err != nil {
 			return nil, err // it becomes a path
@@ -75,12 +75,12 @@ func (a *listing) held(ctx context.Context, names []node.Certname) ([]ca.Held, e
 	if err != nil {
 		return nil, err
 	}
-	out := make([]ca.Held, len(names))
+	out := make([]ca.Existing, len(names))
 	group, asking := errgroup.WithContext(ctx)
 	group.SetLimit(max(1, a.opts.Concurrency/2))
 	for i, name := range names {
 		group.Go(func() (err error) {
-			out[i], err = a.heldUnder(asking, name, t.issuer)
+			out[i], err = a.existingUnder(asking, name, t.issuer)
 			return err
 		})
 	}
@@ -100,24 +100,24 @@ func (a *listing) held(ctx context.Context, names []node.Certname) ([]ca.Held, e
 	}
 	for i, h := range out {
 		if h.Problem == nil && h.Certificate != nil && listed[node.SerialOf(h.Certificate.SerialNumber)] {
-			out[i].Problem = ca.ErrHeldRevoked
+			out[i].Problem = ca.ErrExistingRevoked
 		}
 	}
 	return out, nil
 }
 
-func (a *listing) heldUnder(ctx context.Context, name node.Certname, issuer *x509.Certificate) (ca.Held, error) {
+func (a *listing) existingUnder(ctx context.Context, name node.Certname, issuer *x509.Certificate) (ca.Existing, error) {
 	cert, err := a.certificate(ctx, name)
 	status, refused := errors.AsType[*statusError](err)
 	switch {
 	case errors.Is(err, node.ErrForeignCertificate):
-		return ca.Held{Problem: fmt.Errorf("it can't be read: %w", err)}, nil
+		return ca.Existing{Problem: fmt.Errorf("it can't be read: %w", err)}, nil
 	case refused && !errors.Is(err, node.ErrUnavailable): // about this name alone
-		return ca.Held{Problem: fmt.Errorf("the server does not give it out: %w", status)}, nil
+		return ca.Existing{Problem: fmt.Errorf("the server does not give it out: %w", status)}, nil
 	case err != nil || cert == nil:
-		return ca.Held{}, err
+		return ca.Existing{}, err
 	}
-	h := ca.Held{Certificate: cert, Problem: ca.CheckHeld(cert, name, issuer, a.opts.Now())}
+	h := ca.Existing{Certificate: cert, Problem: ca.CheckExisting(cert, name, issuer, a.opts.Now())}
 	if h.Problem == nil && a.credentials.shows(cert) {
 		h.Problem = errors.New("espm itself shows it to Puppet Server, so it must not be terminated")
 	}

@@ -49,12 +49,12 @@ func (l *library) serve(w http.ResponseWriter, r *http.Request) {
 	case l.kept[name] != nil:
 		_, _ = w.Write(l.kept[name])
 	case isCert:
-		held, _ := l.directory.Held(r.Context(), []node.Certname{node.Certname(name)})
-		if held == nil || held[0].Certificate == nil {
+		existing, _ := l.directory.Existing(r.Context(), []node.Certname{node.Certname(name)})
+		if existing == nil || existing[0].Certificate == nil {
 			http.NotFound(w, r)
 			return
 		}
-		_, _ = w.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: held[0].Certificate.Raw}))
+		_, _ = w.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: existing[0].Certificate.Raw}))
 	default:
 		http.NotFound(w, r)
 	}
@@ -68,8 +68,8 @@ type looking struct {
 
 func (l looking) SignedNames(ctx context.Context) ([]string, error) { return l.server.SignedNames(ctx) }
 
-func (l looking) Held(ctx context.Context, names []node.Certname) ([]ca.Held, error) {
-	return l.server.Held(ctx, names)
+func (l looking) Existing(ctx context.Context, names []node.Certname) ([]ca.Existing, error) {
+	return l.server.Existing(ctx, names)
 }
 
 func TestSignedConformance(t *testing.T) {
@@ -101,21 +101,21 @@ func TestHeldTellsWhatIsWrong(t *testing.T) {
 		t.Errorf("listed %q, %v, want %q", listed, err, want)
 	}
 	l.set(func() { l.strange[apiPath+"certificate/odd.test"] = http.StatusBadRequest })
-	held, err := a.Held(t.Context(), []node.Certname{"good.test", "localhost", "odd.test", "revoked.test"})
+	existing, err := a.Existing(t.Context(), []node.Certname{"good.test", "localhost", "odd.test", "revoked.test"})
 	check(t, err)
-	if !errors.Is(held[3].Problem, ca.ErrHeldRevoked) {
-		t.Errorf("revoked: %v", held[3].Problem)
+	if !errors.Is(existing[3].Problem, ca.ErrExistingRevoked) {
+		t.Errorf("revoked: %v", existing[3].Problem)
 	}
-	if held[0].Problem != nil || held[1].Problem == nil || !strings.Contains(held[1].Problem.Error(), "espm itself shows it") ||
-		held[2].Problem == nil || !strings.Contains(held[2].Problem.Error(), "400 made by the test") {
-		t.Errorf("got %v", held)
+	if existing[0].Problem != nil || existing[1].Problem == nil || !strings.Contains(existing[1].Problem.Error(), "espm itself shows it") ||
+		existing[2].Problem == nil || !strings.Contains(existing[2].Problem.Error(), "400 made by the test") {
+		t.Errorf("got %v", existing)
 	}
 	if calls := l.took(); calls[len(calls)-1] != "GET "+crlPath+" conditional" {
 		t.Errorf("the CRL is not asked for after the certificates: %q", calls)
 	}
 	l.set(func() { l.strange[apiPath+"certificate/odd.test"] = http.StatusServiceUnavailable })
-	if held, err := a.Held(t.Context(), []node.Certname{"good.test", "odd.test"}); !errors.Is(err, node.ErrUnavailable) {
-		t.Errorf("got %v, %v", held, err)
+	if existing, err := a.Existing(t.Context(), []node.Certname{"good.test", "odd.test"}); !errors.Is(err, node.ErrUnavailable) {
+		t.Errorf("got %v, %v", existing, err)
 	}
 	l.set(func() { l.strange[statusesPath] = http.StatusForbidden })
 	forbidden := (*ForbiddenError)(nil)

@@ -34,8 +34,8 @@ const (
 // RevocationService revokes single certificates and shows the queue of
 // revocations. Most of them are ordered by NodeService.TerminateNode. An
 // order is durable when the call returns, and outlives an authority that is down for
-// days; it is closed by its receipt or by an admin who drops it. A revocation can't be taken back.
-// Errors as for NodeService.
+// days. It ends with its receipt, when an admin drops it, or when the authority can never carry it out.
+// A certificate that is on the CRL can't be made valid again. Errors as for NodeService.
 type RevocationServiceClient interface {
 	// RevokeCertificate orders the revocation of one certificate, by its serial, or of all live
 	// ones of a node, by its certname. The registration stays, without what is revoked. Where the revocation
@@ -149,8 +149,8 @@ type RevocationService_WatchRevocationsClient = grpc.ServerStreamingClient[Watch
 // RevocationService revokes single certificates and shows the queue of
 // revocations. Most of them are ordered by NodeService.TerminateNode. An
 // order is durable when the call returns, and outlives an authority that is down for
-// days; it is closed by its receipt or by an admin who drops it. A revocation can't be taken back.
-// Errors as for NodeService.
+// days. It ends with its receipt, when an admin drops it, or when the authority can never carry it out.
+// A certificate that is on the CRL can't be made valid again. Errors as for NodeService.
 type RevocationServiceServer interface {
 	// RevokeCertificate orders the revocation of one certificate, by its serial, or of all live
 	// ones of a node, by its certname. The registration stays, without what is revoked. Where the revocation
