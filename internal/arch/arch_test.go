@@ -26,6 +26,7 @@ const module = "github.com/espm-project/espm/"
 type rule struct {
 	may      []string // of this module
 	stdlib   bool     // and of others the standard library only
+	never    []string // of others
 	why      string
 	anything bool // it is where things meet
 }
@@ -60,7 +61,7 @@ var plan = map[string]rule{
 	"internal/revoke":           {may: []string{"internal/node", "internal/store", "internal/ca", "internal/audit"}, why: "the queue works with any engine and any authority"},
 	"internal/bootstrap":        {may: []string{"internal/node", "internal/secret", "internal/durable"}, why: "a bundle is files, wherever its parts come from"},
 	"internal/registry":         {may: []string{"internal/node", "internal/secret", "internal/store", "internal/ca", "internal/classify", "internal/enc", "internal/bootstrap", "internal/audit", "internal/pemfile"}, why: "use cases declare the small interfaces they need, and know no engine, no authority and no transport"},
-	"internal/auth":             {may: []string{"internal/node", "internal/secret", "internal/secretfile", "internal/audit", "internal/pemfile"}, why: "who a caller is and what it may do depends on no transport and no store"},
+	"internal/auth":             {may: []string{"internal/node", "internal/secret", "internal/secretfile", "internal/audit", "internal/pemfile"}, never: []string{"google.golang.org/grpc", "net/http"}, why: "the gate serves every transport and reads no store; it hands lines to the audit log"},
 	"internal/config":           {may: []string{"internal/node", "internal/auth", "internal/enc", "internal/ca", "internal/ca/pkcs11"}, why: "it checks settings by the domain's rules and starts nothing"},
 	"internal/backup":           {stdlib: true, why: "the form of a backup does not depend on what is in it"},
 	"internal/doctor":           {may: []string{"internal/node", "internal/auth", "internal/config", "internal/shell", "internal/version"}, why: "it looks at what an operator sees; setup asks the authorities for it"},
@@ -134,6 +135,11 @@ func checkImport(t *testing.T, name string, r rule, imported string) {
 	case !ours:
 		if r.stdlib && strings.Contains(strings.Split(imported, "/")[0], ".") {
 			t.Errorf("%s imports %s, but may import the standard library only: %s", name, imported, r.why)
+		}
+		for _, other := range r.never {
+			if imported == other || strings.HasPrefix(imported, other+"/") {
+				t.Errorf("%s imports %s, which it must not: %s", name, imported, r.why)
+			}
 		}
 		return
 	case !r.anything && !slices.Contains(r.may, own):

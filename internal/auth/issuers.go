@@ -120,40 +120,27 @@ func (s *issuers) addCRL(block *pem.Block, cas []*x509.Certificate) error {
 	return nil
 }
 
-// check verifies a certificate and looks each of its chain up in the CRL of
-// the CA above. With several chains one good one is enough.
-func (s *issuers) check(leaf *x509.Certificate, now time.Time) error {
+// verify returns the chains from a client's certificate to a trusted CA: one or more, or an error.
+func (s *issuers) verify(leaf *x509.Certificate, now time.Time) ([][]*x509.Certificate, error) {
 	if leaf.IsCA {
-		return errors.New("it is a CA's, not a client's")
+		return nil, errors.New("it is a CA's, not a client's")
 	}
 	options := s.options
 	options.CurrentTime = now
-	chains, err := leaf.Verify(options)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, chain := range chains {
-		err := s.checkRevoked(chain, now)
-		if err == nil {
-			return nil
-		}
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
+	return leaf.Verify(options)
 }
 
-func (s *issuers) checkRevoked(chain []*x509.Certificate, now time.Time) error {
-	for i, cert := range chain[:len(chain)-1] {
-		list, found := s.crls[issuerKey(chain[i+1])]
-		switch {
-		case !found:
-			return fmt.Errorf("there is no CRL of %q", chain[i+1].Subject)
-		case !list.until.After(now): // also where it has no nextUpdate, which RFC 5280 wants
-			return fmt.Errorf("the CRL of %q expired at %s", chain[i+1].Subject, list.until.UTC().Format(time.RFC3339))
-		case list.revoked[string(cert.SerialNumber.Bytes())]:
-			return fmt.Errorf("certificate %X of %q is revoked by CRL %s", cert.SerialNumber, cert.Subject, list.number)
-		}
+// refused looks a certificate up in the CRL of its issuer.
+func (s *issuers) refused(cert, issuer *x509.Certificate, now time.Time) error {
+	list, found := s.crls[issuerKey(issuer)]
+	switch {
+	case !found:
+		return fmt.Errorf("there is no CRL of %q", issuer.Subject)
+	case !list.until.After(now): // also where it has no nextUpdate, which RFC 5280 wants
+		return fmt.Errorf("the CRL of %q expired at %s", issuer.Subject, list.until.UTC().Format(time.RFC3339))
+	case list.revoked[string(cert.SerialNumber.Bytes())]:
+		return fmt.Errorf("certificate %X of %q is revoked by CRL %s", cert.SerialNumber, cert.Subject, list.number)
+	default:
+		return nil
 	}
-	return nil
 }

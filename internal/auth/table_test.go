@@ -33,6 +33,9 @@ func TestPermissions(t *testing.T) {
 		if got != known[name] {
 			t.Errorf("%s: %q may, want %q", method, got, known[name])
 		}
+		if permissions[method].action == "" {
+			t.Errorf("%s has no action: say what a refused call of it has in its audit line", method)
+		}
 	}
 	for _, role := range append([]node.Role{"", "x"}, node.Roles...) {
 		if Permits("espm.v1.NodeService/NotThere", role) {

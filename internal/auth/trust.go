@@ -1,12 +1,14 @@
 package auth
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -23,19 +25,25 @@ type Files struct {
 	CRL              string // of each CA in it
 }
 
-// Trust holds the server's certificate, and checks those of clients. Files
-// are read again when they change.
+// Trust holds the server's certificate, and the CAs of clients with their CRLs. Run reads
+// the files again when they change. What is read is swapped in as a whole, so nobody ever
+// waits for the reading.
 type Trust struct {
 	files Files
 	now   func() time.Time
 	log   logrus.FieldLogger
 
-	mu        sync.Mutex
-	pair      *tls.Certificate
-	pairStamp []pemfile.Stamp
-	issuers   *issuers
-	issuerErr error // why no client certificate can be checked
-	caStamp   []pemfile.Stamp
+	pair    atomic.Pointer[tls.Certificate] // never nil
+	clients atomic.Pointer[clients]         // never nil
+
+	reading                sync.Mutex // of the files, which Refresh alone waits for
+	pairStamp, clientStamp []pemfile.Stamp
+}
+
+// clients is what a read of CAs and CRLs gave: one of the two is set.
+type clients struct {
+	issuers *issuers
+	err     error // why no client certificate can be checked
 }
 
 // NewTrust reads the files. A server's certificate or a CA that can't be read
@@ -43,152 +51,99 @@ type Trust struct {
 // accepted until it is there.
 func NewTrust(files Files, now func() time.Time, log logrus.FieldLogger) (*Trust, error) {
 	t := &Trust{files: files, now: now, log: log}
-	if _, err := t.certificate(); err != nil {
-		return nil, err
+	t.pairStamp = pemfile.Stamps(files.Certificate, files.Key)
+	pair, err := t.readPair()
+	if err != nil {
+		return nil, fmt.Errorf("certificate %s and key %s: %w", files.Certificate, files.Key, err)
 	}
+	t.pair.Store(pair)
 	if _, err := readCAs(files.CA); err != nil {
 		return nil, err
 	}
-	if _, err := t.current(); err != nil {
-		log.WithError(err).Error("no client certificate is accepted")
+	t.clientStamp = pemfile.Stamps(files.CA, files.CRL)
+	if read := t.readClients(); read.err != nil {
+		log.WithError(read.err).Error("no client certificate is accepted")
 	}
 	return t, nil
 }
 
-// Config is for a TLS listener. Client certificates are checked by Verify
-// alone, so that a stranger learns the same from each refusal.
-func (t *Trust) Config() *tls.Config {
-	return &tls.Config{
-		MinVersion:             tls.VersionTLS13,
-		ClientAuth:             tls.RequestClientCert,
-		SessionTicketsDisabled: true, // every connection shows its certificate anew
-		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return t.certificate() },
-		VerifyConnection: func(s tls.ConnectionState) error {
-			if len(s.PeerCertificates) == 0 {
-				return nil
-			}
-			return t.Verify(s.PeerCertificates[0])
-		},
+// readAgain is how often Run looks whether a file has changed. With the time of the reading it
+// makes up the second that docs/access.md promises for a CRL.
+const readAgain = 500 * time.Millisecond
+
+// Run reads files again when they have changed, until ctx is done.
+func (t *Trust) Run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(readAgain):
+			t.Refresh()
+		}
 	}
 }
 
-// RefusedError says why a client's certificate is not accepted. It is for the log.
-type RefusedError struct {
-	Subject, Serial string
-	Reason          error
-}
-
-func (e *RefusedError) Error() string {
-	return fmt.Sprintf("certificate %s of %q: %v", e.Serial, e.Subject, e.Reason)
-}
-
-func (e *RefusedError) Unwrap() error { return e.Reason }
-
-// Verify checks a client's certificate as of now: chain, time, purpose, and
-// the CRL of every CA above it. What can't be checked is refused. The error
-// is a *RefusedError.
-func (t *Trust) Verify(leaf *x509.Certificate) error {
-	known, err := t.current()
-	if err == nil {
-		err = known.check(leaf, t.now())
+// Refresh reads the files that have changed. They are in force when it returns. The stamps are of before
+// the reading, so that a change in between is seen the next time.
+func (t *Trust) Refresh() {
+	t.reading.Lock()
+	defer t.reading.Unlock()
+	if now := pemfile.Stamps(t.files.CA, t.files.CRL); !slices.Equal(now, t.clientStamp) {
+		t.clientStamp = now
+		if read := t.readClients(); read.err != nil {
+			t.log.WithError(read.err).Error("no client certificate is accepted until this is mended")
+		} else {
+			t.log.WithFields(logrus.Fields{"ca": t.files.CA, "crl": t.files.CRL}).Info("CA and CRL read again")
+		}
 	}
-	if err != nil {
-		return &RefusedError{Subject: leaf.Subject.String(), Serial: fmt.Sprintf("%X", leaf.SerialNumber), Reason: err}
-	}
-	return nil
-}
-
-// current returns the CAs and their CRLs as the files are now.
-func (t *Trust) current() (*issuers, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	now := pemfile.Stamps(t.files.CA, t.files.CRL)
-	if slices.Equal(now, t.caStamp) {
-		return t.issuers, t.issuerErr
-	}
-	first := t.caStamp == nil
-	t.caStamp = now // of before the reading: a change in between is seen the next time
-	t.issuers, t.issuerErr = readIssuers(t.files.CA, t.files.CRL)
-	switch {
-	case first:
-	case t.issuerErr != nil:
-		t.log.WithError(t.issuerErr).Error("no client certificate is accepted until this is mended")
-	default:
-		t.log.WithFields(logrus.Fields{"ca": t.files.CA, "crl": t.files.CRL}).Info("CA and CRL read again")
-	}
-	return t.issuers, t.issuerErr
-}
-
-// certificate returns the server's, as the files are now. A new pair that
-// can't be used leaves the old one in use.
-func (t *Trust) certificate() (*tls.Certificate, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	now := pemfile.Stamps(t.files.Certificate, t.files.Key)
-	if slices.Equal(now, t.pairStamp) && t.pair != nil {
-		return t.pair, nil
-	}
-	first := t.pair == nil
-	t.pairStamp = now
-	pair, err := secretfile.X509KeyPair("server key", t.files.Certificate, t.files.Key)
-	log := t.log.WithFields(logrus.Fields{"certificate": t.files.Certificate, "key": t.files.Key})
-	switch {
-	case err != nil && first:
-		return nil, fmt.Errorf("certificate %s and key %s: %w", t.files.Certificate, t.files.Key, err)
-	case err != nil:
-		log.WithError(err).Error("the new server certificate can't be used, the old one stays")
-		return t.pair, nil
-	case !first:
+	if now := pemfile.Stamps(t.files.Certificate, t.files.Key); !slices.Equal(now, t.pairStamp) {
+		t.pairStamp = now
+		log := t.log.WithFields(logrus.Fields{"certificate": t.files.Certificate, "key": t.files.Key})
+		pair, err := t.readPair()
+		if err != nil {
+			log.WithError(err).Error("the new server certificate can't be used, the old one stays")
+			return
+		}
+		t.pair.Store(pair)
 		log.Info("server certificate read again")
 	}
-	t.pair = &pair
-	return t.pair, nil
+}
+
+func (t *Trust) readPair() (*tls.Certificate, error) {
+	pair, err := secretfile.X509KeyPair("server key", t.files.Certificate, t.files.Key)
+	return &pair, err
+}
+
+// readClients puts what it read into force, an error too: what can't be checked is refused.
+func (t *Trust) readClients() *clients {
+	read := &clients{}
+	read.issuers, read.err = readIssuers(t.files.CA, t.files.CRL)
+	t.clients.Store(read)
+	return read
+}
+
+// issuers returns the CAs and their CRLs as they were read last.
+func (t *Trust) issuers() (*issuers, error) {
+	read := t.clients.Load()
+	return read.issuers, read.err
+}
+
+// Refused looks a certificate up in the CRL of its issuer, as that was read last. A CRL
+// that is missing or has expired refuses all certificates of the issuer.
+func (t *Trust) Refused(cert, issuer *x509.Certificate) error {
+	known, err := t.issuers()
+	if err != nil {
+		return err
+	}
+	return known.refused(cert, issuer, t.now())
 }
 
 // Names are those that the server's certificate is good for, in lower case.
 func (t *Trust) Names() []string {
-	pair, err := t.certificate()
-	if err != nil {
-		return nil // it was never read, and nothing is served
-	}
+	leaf := t.pair.Load().Leaf
 	var names []string
-	for _, name := range append([]string{pair.Leaf.Subject.CommonName}, pair.Leaf.DNSNames...) {
+	for _, name := range append([]string{leaf.Subject.CommonName}, leaf.DNSNames...) {
 		names = append(names, strings.ToLower(name))
 	}
 	return names
-}
-
-// Proof is a client's certificate that was accepted, and may not be for ever.
-type Proof struct {
-	trust *Trust
-	leaf  *x509.Certificate
-
-	mu sync.Mutex
-	by *issuers
-	at time.Time
-}
-
-// proofAge is how long a certificate is good without being verified anew,
-// where neither CA nor CRL change: the CRL may expire meanwhile.
-const proofAge = 10 * time.Second
-
-// Prove returns the proof of a certificate that the handshake accepted.
-func (t *Trust) Prove(leaf *x509.Certificate) *Proof { return &Proof{trust: t, leaf: leaf} }
-
-// Check tells whether the certificate is accepted still, as Verify does, at
-// little cost while nothing has changed.
-func (p *Proof) Check() error {
-	known, _ := p.trust.current()
-	now := p.trust.now()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if known != nil && known == p.by && now.Sub(p.at) < proofAge && now.Before(p.leaf.NotAfter) {
-		return nil
-	}
-	p.by = nil
-	if err := p.trust.Verify(p.leaf); err != nil {
-		return err
-	}
-	p.by, p.at = known, now
-	return nil
 }

@@ -123,15 +123,22 @@ func (s *site) write(t *testing.T, path string, parts ...[]byte) {
 	}
 }
 
-func (s *site) open(t *testing.T) *Trust {
+// open returns a gate that trusts the site's CA.
+func (s *site) open(t *testing.T) *Gate {
 	t.Helper()
 	log := logrus.New()
 	log.SetOutput(&s.log)
-	trust, err := NewTrust(s.Files, func() time.Time { return s.now }, log)
+	clock := func() time.Time { return s.now }
+	trust, err := NewTrust(s.Files, clock, log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return trust
+	return NewGate(GateOptions{Trust: trust, Refused: trust.Refused, Now: clock, Log: log})
+}
+
+// check shows a certificate as a new connection does.
+func (g *Gate) check(leaf *testCA) error {
+	return g.NetworkPeer("", []*x509.Certificate{leaf.cert}).Check()
 }
 
 func TestVerify(t *testing.T) {
@@ -176,14 +183,15 @@ func TestVerify(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSite(t)
-			trust := s.open(t)
-			proof := trust.Prove(s.client.cert)
-			if err := errors.Join(trust.Verify(s.client.cert), proof.Check()); err != nil {
+			gate := s.open(t)
+			peer := gate.NetworkPeer("", []*x509.Certificate{s.client.cert})
+			if err := peer.Check(); err != nil {
 				t.Fatal(err)
 			}
 			before := s.client
 			c.spoil(t, s) // while it is open, so that this is read again
-			err := trust.Verify(s.client.cert)
+			gate.o.Trust.Refresh()
+			err := gate.check(s.client)
 			if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
 				t.Fatalf("got %v, want %q", err, c.says)
 			}
@@ -191,8 +199,8 @@ func TestVerify(t *testing.T) {
 				t.Errorf("got %#v", err)
 			}
 			if s.client == before && !s.now.Before(now) {
-				if again := proof.Check(); (again == nil) != (err == nil) {
-					t.Errorf("a proof from before: %v", again)
+				if again := peer.Check(); (again == nil) != (err == nil) {
+					t.Errorf("a peer from before: %v", again)
 				}
 			}
 		})
@@ -208,11 +216,12 @@ func partial(l *x509.RevocationList) {
 // A bad pair leaves the one that is in use; a good one is taken up.
 func TestServerCertificateIsReadAgain(t *testing.T) {
 	s := newSite(t)
-	trust := s.open(t)
+	gate := s.open(t)
 	serves := func(want *testCA, says string) {
 		t.Helper()
 		s.log.Reset()
-		got, err := trust.Config().GetCertificate(nil)
+		gate.o.Trust.Refresh()
+		got, err := gate.TLS().GetCertificate(nil)
 		if err != nil || !bytes.Equal(got.Certificate[0], want.cert.Raw) {
 			t.Errorf("another certificate, %v", err)
 		}
@@ -227,7 +236,7 @@ func TestServerCertificateIsReadAgain(t *testing.T) {
 	serves(s.server, "") // said once
 	s.write(t, s.Key, next.keyPEM(t))
 	serves(next, "read again")
-	if got := trust.Names(); !slices.Equal(got, []string{"puppet.test", "espm.test"}) {
+	if got := gate.o.Trust.Names(); !slices.Equal(got, []string{"puppet.test", "espm.test"}) {
 		t.Errorf("it is good for %v", got)
 	}
 	os.Remove(s.Key)
@@ -248,12 +257,13 @@ func TestTrustWithoutFiles(t *testing.T) {
 	// A CRL that is missing keeps the daemon from nothing but certificates.
 	s := newSite(t)
 	os.Remove(s.CRL)
-	trust := s.open(t)
+	gate := s.open(t)
 	if !strings.Contains(s.log.String(), "no client certificate is accepted") {
 		t.Errorf("log: %s", &s.log)
 	}
 	s.write(t, s.CRL, s.sub.crl(t, nil), s.root.crl(t, nil))
-	if err := trust.Verify(s.client.cert); err != nil {
+	gate.o.Trust.Refresh()
+	if err := gate.check(s.client); err != nil {
 		t.Errorf("when it is there: %v", err)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -72,7 +74,7 @@ func (f *classifyFlags) classification() (*espmv1.Classification, error) {
 	for _, arg := range f.parameters {
 		name, text, given := strings.Cut(arg, "=")
 		if !given {
-			return nil, usageError{errors.New("--parameter: wants NAME=JSON")} // what it got may be the value alone
+			return nil, usageError{errors.New("--parameter: wants NAME=JSON or NAME=@FILE")} // what it got may be the value alone
 		}
 		v, err := in.parseJSON("--parameter "+name, text)
 		if err != nil {
@@ -133,15 +135,15 @@ func mask(flags *pflag.FlagSet, paths map[string]string, clear []string) ([]stri
 	for _, name := range clear {
 		path, ok := paths[name]
 		if !ok {
-			return nil, usageError{fmt.Errorf("--clear %q: there is no such flag to clear", name)}
+			return nil, usageError{fmt.Errorf("--clear: must be one of %s, is %q", strings.Join(slices.Sorted(maps.Keys(paths)), ", "), name)}
 		}
 		if flags.Changed(name) {
-			return nil, usageError{fmt.Errorf("--clear %s: and --%s exclude each other", name, name)}
+			return nil, usageError{fmt.Errorf("--clear %s and --%s exclude each other", name, name)}
 		}
 		out = append(out, path)
 	}
 	if len(out) == 0 {
-		return nil, usageError{errors.New("nothing to change: give a flag, or --clear")}
+		return nil, usageError{errors.New("nothing to change: give a flag such as --class, --clear or --file")}
 	}
 	return out, nil
 }

@@ -48,21 +48,21 @@ func (f *deliveryFlags) check(cmd *cobra.Command, ownKey bool) error {
 	sealed := len(f.sealTo) > 0
 	switch {
 	case f.format == "" && f.out == "":
-		return errors.New("--out: must be given: the folder to write; or --format")
+		return errors.New("--out: must be given, as the folder to write; or give --format for one document")
 	case f.format != "" && !slices.Contains(formats, f.format):
-		return fmt.Errorf("--format: one of %s, is %q", strings.Join(formats, ", "), f.format)
+		return fmt.Errorf("--format: must be one of %s, is %q", strings.Join(formats, ", "), f.format)
 	case f.format == "" && sealed:
-		return errors.New("--seal-to: seals a document: give --format as well")
+		return errors.New("--seal-to: needs --format: it seals one document")
 	case instance && ownKey:
-		return fmt.Errorf("--csr: with --format %s the bundle must have the private key, which you hold", f.format)
+		return fmt.Errorf("--csr: --format %s needs the private key in the bundle, and espm has no key of a CSR; leave one of the two out", f.format)
 	case f.script != "" && !instance:
-		return errors.New("--script: has a meaning only with --format cloud-init or ignition")
+		return errors.New("--script: needs --format cloud-init or ignition")
 	case f.identity != "" && !(instance && sealed):
-		return errors.New("--identity: has a meaning only with --format cloud-init or ignition and --seal-to")
+		return errors.New("--identity: needs --seal-to and --format cloud-init or ignition")
 	case f.identity == "" && instance && sealed:
-		return errors.New("--identity: must be given: the path on the instance of the age identity that opens the bundle")
+		return errors.New("--identity: must be given: sealed user data needs the path of the age identity on the instance")
 	case f.out == "" && cmd.Flags().Changed("output"):
-		return errors.New("--output: standard output has the document: give --out FILE as well")
+		return errors.New("--output: standard output has the document; give --out FILE as well")
 	}
 	if f.identity != "" {
 		if err := bootstrap.CheckIdentity(f.identity); err != nil {
@@ -110,7 +110,7 @@ func (f *deliveryFlags) delivery(cmd *cobra.Command, name node.Certname, ownKey 
 }
 
 // target names what is written, in an error.
-func (d *delivery) target() string { return cmp.Or(d.out, "what took standard output") }
+func (d *delivery) target() string { return cmp.Or(d.out, "the output") }
 
 func (d *delivery) write(stdout io.Writer, resp *espmv1.ProvisionNodeResponse, requestID string) error {
 	b := bootstrap.Bundle{

@@ -103,7 +103,7 @@ func (t *tlsFlags) config(ctx context.Context) (*tls.Config, error) {
 	if t.ca == "" || t.cert == "" && t.tokenFile == "" {
 		puppet, err := site.Files(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("--ca, --cert and --key are not all given, and Puppet on this host was asked in vain: %w", err)
+			return nil, fmt.Errorf("--ca, --cert and --key: not all are given, and Puppet on this host does not name its files: %w; give all three", err)
 		}
 		t.ca = cmp.Or(t.ca, puppet.CA)
 		if t.cert == "" && t.tokenFile == "" {

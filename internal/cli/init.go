@@ -106,7 +106,7 @@ func (a *app) initialize(ctx context.Context, o setup.InitOptions, apply bool) e
 		}
 		var err error
 		if o.Certname, err = name(); err != nil {
-			return fmt.Errorf("--certname: it is not given, and not to be found out: %w", err)
+			return fmt.Errorf("--certname: not given, and not found on this host: %w; give --certname NAME", err)
 		}
 	}
 	if apply { // before anything is made
@@ -149,7 +149,7 @@ func (a *app) chooseKind(cmd *cobra.Command, o setup.InitOptions) (string, error
 	}
 	ca, err := o.Puppet.CA()
 	if err != nil {
-		return "", fmt.Errorf("--authority is not given, and Puppet on this host was asked in vain whether it has a CA: %w", err)
+		return "", fmt.Errorf("--authority: not given, and Puppet on this host does not say whether it has a CA: %w; give --authority", err)
 	}
 	if ca == "" {
 		return directoryKind, nil
@@ -161,7 +161,7 @@ func (a *app) chooseKind(cmd *cobra.Command, o setup.InitOptions) (string, error
 // checkKind refuses flags that would be ignored.
 func checkKind(cmd *cobra.Command, kind string) error {
 	if _, ok := kindFlags[kind]; !ok {
-		return usageError{fmt.Errorf("--authority: directory or puppetserver, is %q", kind)}
+		return usageError{fmt.Errorf("--authority: must be directory or puppetserver, is %q", kind)}
 	}
 	for of, flags := range kindFlags {
 		for _, name := range flags {

@@ -24,7 +24,7 @@ func (in *input) read(path string) ([]byte, error) {
 		return os.ReadFile(path)
 	}
 	if in.taken {
-		return nil, errors.New("standard input can be read once only")
+		return nil, errors.New("standard input can be read only once")
 	}
 	in.taken = true
 	return io.ReadAll(os.Stdin)
@@ -165,7 +165,7 @@ func plain(n *yaml.Node) error {
 	refuse := func(why string) error { return fmt.Errorf("line %d: %s", n.Line, why) }
 	switch n.Kind {
 	case yaml.AliasNode:
-		return refuse("anchors and aliases are not taken")
+		return refuse("anchors and aliases are not supported")
 	case yaml.ScalarNode:
 		switch tag := n.ShortTag(); {
 		case tag == "!!str" || tag == "!!null" || tag == "!!bool":
@@ -181,12 +181,12 @@ func plain(n *yaml.Node) error {
 				return fmt.Errorf("line %d: a key must be a string: quote it", child.Line)
 			}
 			if seen[child.Value] {
-				return fmt.Errorf("line %d: a key stands here for the second time", child.Line)
+				return fmt.Errorf("line %d: a key is in its map twice", child.Line)
 			}
 			seen[child.Value] = true
 			if value := n.Content[i+1]; n.Style&yaml.FlowStyle != 0 && value.ShortTag() == "!!null" && value.Value == "" {
 				// {token:text} is one key, and would be named as a field.
-				return fmt.Errorf("line %d: a key in {} has no value: a space belongs behind its colon, and null is written out", child.Line)
+				return fmt.Errorf("line %d: a key in {} has no value: write a space after its colon, or null for no value", child.Line)
 			}
 		}
 		if err := plain(child); err != nil {

@@ -253,7 +253,7 @@ with the same --uid. The --reason of the first call stands.`,
 					}
 				}
 				if resp.GetIssueOpen() || slices.ContainsFunc(orders, pending) {
-					return exitError{fmt.Errorf("%q is terminated, but its revocation is still pending after %v; it will be done, ask again with --uid %s",
+					return exitError{fmt.Errorf("%q is terminated, but its revocation is still pending after %v; it stays ordered: run the same again with --uid %s",
 						args[0], wait, resp.GetNode().GetUid()), exitUnavailable}
 				}
 				return nil

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -36,7 +37,7 @@ var nameless = []string{"espm audit verify", "espm ca status", "espm doctor", "e
 // checkOutput refuses an output that a command does not have.
 func (a *app) checkOutput(c *cobra.Command) error {
 	if !slices.Contains(outputs, a.output) {
-		return usageError{fmt.Errorf("--output: %s, is %q", strings.Join(outputs, ", "), a.output)}
+		return usageError{fmt.Errorf("--output: must be one of %s, is %q", strings.Join(outputs, ", "), a.output)}
 	}
 	if why := textOnly[c.CommandPath()]; why != "" && c.Flags().Changed("output") {
 		return usageError{fmt.Errorf("--output: %s has no choice of output: %s", c.CommandPath(), why)}
@@ -66,11 +67,10 @@ func (p *pager) sortColumn() (int, error) {
 		}
 		known = append(known, column)
 	}
-	return -1, usageError{fmt.Errorf("--sort: one of %s, is %q", strings.Join(known, ", "), name)}
+	return -1, usageError{fmt.Errorf("--sort: must be one of %s, is %q", strings.Join(known, ", "), name)}
 }
 
-// sorted returns all pages as one, in the order of a column: numbers as numbers. What is
-// equal stays in the order of the list.
+// sorted returns all pages as one, in the order of a column. What is equal stays in the order of the list.
 func sorted[T proto.Message](a *app, next func(string) ([]T, string, error), column func(T) string) func(string) ([]T, string, error) {
 	return func(string) ([]T, string, error) {
 		var all []T
@@ -84,24 +84,41 @@ func sorted[T proto.Message](a *app, next func(string) ([]T, string, error), col
 				break
 			}
 		}
-		slices.SortStableFunc(all, func(x, y T) int {
-			order := compareCells(column(x), column(y))
+		cells := make([]string, len(all))
+		places := make([]int, len(all))
+		for i, m := range all {
+			cells[i], places[i] = column(m), i
+		}
+		compare := comparison(cells)
+		slices.SortStableFunc(places, func(i, j int) int {
 			if strings.HasPrefix(a.sort, "-") {
-				return -order
+				return compare(j, i)
 			}
-			return order
+			return compare(i, j)
 		})
-		return all, "", nil
+		out := make([]T, len(all))
+		for i, place := range places {
+			out[i] = all[place]
+		}
+		return out, "", nil
 	}
 }
 
-func compareCells(x, y string) int {
-	m, err := strconv.ParseInt(x, 10, 64)
-	n, otherErr := strconv.ParseInt(y, 10, 64)
-	if err == nil && otherErr == nil {
-		return cmp.Compare(m, n)
+// comparison orders the cells of a column: as numbers where all of them are numbers, else as texts. An
+// empty cell, "-", comes first. The serial numbers 10 and 1A are texts.
+func comparison(cells []string) func(i, j int) int {
+	numbers := make([]int64, len(cells))
+	for i, cell := range cells {
+		n, err := strconv.ParseInt(cell, 10, 64)
+		switch {
+		case cell == "-":
+			n = math.MinInt64
+		case err != nil:
+			return func(i, j int) int { return cmp.Compare(cells[i], cells[j]) }
+		}
+		numbers[i] = n
 	}
-	return cmp.Compare(x, y)
+	return func(i, j int) int { return cmp.Compare(numbers[i], numbers[j]) }
 }
 
 // encoded tells whether the output is the record as it is: JSON or YAML.

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -132,6 +133,37 @@ func TestTablesFitTheTerminal(t *testing.T) {
 		got := make([]byte, len(want))
 		if _, err := io.ReadFull(screen, got); err != nil || string(got) != want {
 			t.Errorf("-o %s: got %q, want %q (%v)", output, got, want, err)
+		}
+	}
+}
+
+func TestSort(t *testing.T) {
+	for _, test := range []struct{ by, in, want string }{
+		{"serial", "9 10 1A -", "- 10 1A 9"},
+		{"serial", "9 10 -", "- 9 10"},
+		{"-serial", "9 10 -", "10 9 -"},
+		{"-serial", "b a c", "c b a"},
+	} {
+		a := &app{sort: test.by}
+		next := func(token string) ([]*espmv1.Certificate, string, error) { // a page has one
+			all := strings.Fields(test.in)
+			at, _ := strconv.Atoi(token)
+			more := strconv.Itoa(at + 1)
+			if at+1 == len(all) {
+				more = ""
+			}
+			return []*espmv1.Certificate{{Serial: all[at]}}, more, nil
+		}
+		certs, more, err := sorted(a, next, func(c *espmv1.Certificate) string { return c.GetSerial() })("")
+		if err != nil || more != "" {
+			t.Fatal(more, err)
+		}
+		var got []string
+		for _, c := range certs {
+			got = append(got, c.GetSerial())
+		}
+		if got := strings.Join(got, " "); got != test.want {
+			t.Errorf("--sort %s of %s: %s, want %s", test.by, test.in, got, test.want)
 		}
 	}
 }

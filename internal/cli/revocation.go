@@ -100,7 +100,7 @@ func notRevoked(revs []*espmv1.Revocation, wait node.Duration) error {
 			return err
 		}
 		if pending(r) {
-			return exitError{fmt.Errorf("the revocation is still pending after %v: espm cert revocations show %s", wait, r.GetId()), exitUnavailable}
+			return exitError{fmt.Errorf("serial %s of %q: the revocation is still pending after %v; it stays ordered: espm cert revocations show %s", r.GetSerial(), r.GetCertname(), wait, r.GetId()), exitUnavailable}
 		}
 	}
 	return nil
@@ -142,7 +142,7 @@ a revocation (--impossible), espm closes it: the certificate stays valid until i
 				return resp.GetRevocations(), resp.GetNextPageToken(), err
 			})
 			if err == nil && down != nil {
-				fmt.Fprintf(a.stderr, "espm: none can be carried out now, next try %s: %s\n", when(down.GetRetryTime()), down.GetError())
+				fmt.Fprintf(a.stderr, "espm: no revocation can be carried out now, next try %s: %s\n", when(down.GetRetryTime()), down.GetError())
 			}
 			return err
 		})

@@ -74,7 +74,7 @@ func (a *app) showSecret(out secretFile, text *string, resp proto.Message, t *es
 		return a.show(resp, func(w io.Writer) { fmt.Fprintln(w, *text) })
 	}
 	if err := durable.OS.WriteFile(out.path, []byte(*text+"\n"), 0o600); err != nil {
-		return fmt.Errorf("the new text of the token %s is lost: %w; mend that and give it another: espm token rotate %s --out FILE", t.GetName(), err, t.GetName())
+		return fmt.Errorf("the new text of the token %s is lost: %w; mend that, then give the token another text: espm token rotate %s --out FILE", t.GetName(), err, t.GetName())
 	}
 	*text = "" // it is for the file alone
 	return a.show(resp, func(w io.Writer) {
@@ -103,7 +103,7 @@ does not confine. A list that is given as '' allows nothing.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, ok := espmv1.Role_value["ROLE_"+strings.ToUpper(role)]
 			if !ok || r == 0 {
-				return usageError{fmt.Errorf("--role: admin, provisioner or reader, is %q", role)}
+				return usageError{fmt.Errorf("--role: must be admin, provisioner or reader, is %q", role)}
 			}
 			if err := out.check(cmd.Flags(), a.output, false); err != nil {
 				return err

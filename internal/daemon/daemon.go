@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
@@ -92,7 +93,7 @@ type daemon struct {
 	registry   *registry.Registry
 	metrics    *metrics.Metrics
 	sources    metrics.Sources
-	trust      *auth.Trust // nil: no network listener
+	trust      atomic.Pointer[auth.Trust] // nil: no network listener, or not yet
 	enc        *encsock.Server
 	reloads    <-chan os.Signal
 	backups    *snapshot.Maker
@@ -239,7 +240,7 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 		pool.Close()
 		return nil
 	})
-	queue := revoke.New(d.store, authority, time.Now, d.log)
+	queue := revoke.New(d.store, refusing{authority, &d.trust}, time.Now, d.log)
 	d.registry = registry.New(registry.Options{
 		Store:       d.store,
 		Authority:   authority,
@@ -287,7 +288,7 @@ func puppetServer(c config.Puppet) (bootstrap.Server, error) {
 }
 
 func (d *daemon) serveAPI(ctx context.Context) error {
-	access, err := d.access(ctx)
+	gate, tokens, err := d.gate(ctx)
 	if err != nil {
 		return err
 	}
@@ -296,7 +297,7 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 		return fmt.Errorf("listen: %w", err)
 	}
 	server := rpc.NewServer(ctx, rpc.Options{
-		Registry: d.registry, Access: access, Audit: d.audit, Backups: d.backups,
+		Registry: d.registry, Gate: gate, Tokens: tokens, Records: d.store, Audit: d.audit, Backups: d.backups,
 		Limits: limits(d.config), Now: time.Now, Log: d.log, GRPC: []grpc.ServerOption{d.metrics.Requests()},
 	})
 	served, network, err := d.serveOn(server, local, limits(d.config))

@@ -7,12 +7,15 @@ import (
 	"net"
 	"os/user"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 
 	"github.com/espm-project/espm/internal/auth"
+	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/config"
+	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/rpc"
 	"github.com/espm-project/espm/internal/site"
 )
@@ -20,41 +23,56 @@ import (
 // defaultAdmins is the group whose members are admins where the configuration names none.
 const defaultAdmins = "espm"
 
-// access puts together whom the API lets in.
-func (d *daemon) access(ctx context.Context) (rpc.Access, error) {
-	var a rpc.Access
+// gate puts together whom the API lets in, and the tokens.
+func (d *daemon) gate(ctx context.Context) (*auth.Gate, *auth.Tokens, error) {
+	o := auth.GateOptions{Limits: auth.NewLimits(time.Now), Refusals: d.audit, Now: time.Now, Log: d.log}
 	var err error
-	if a.Local, err = auth.NewLocal(adminGroup(d.config)); err != nil {
-		return a, fmt.Errorf("admin_group: %w", err)
+	if o.Local, err = auth.NewLocal(adminGroup(d.config)); err != nil {
+		return nil, nil, fmt.Errorf("admin_group: %w", err)
 	}
-	if a.Principals, err = d.config.Access(); err != nil {
-		return a, err
+	if o.Principals, err = d.config.Access(); err != nil {
+		return nil, nil, err
 	}
 	if d.config.Network != nil {
 		files, err := networkFiles(ctx, d.config)
 		if err != nil {
-			return a, err
+			return nil, nil, err
 		}
-		if a.Trust, err = auth.NewTrust(files, time.Now, d.log); err != nil {
-			return a, fmt.Errorf("network: %w", err)
+		trust, err := auth.NewTrust(files, time.Now, d.log)
+		if err != nil {
+			return nil, nil, fmt.Errorf("network: %w", err)
 		}
-		d.trust = a.Trust
+		d.trust.Store(trust)
+		o.Trust, o.Refused = trust, trust.Refused
+		d.wg.Go(func() { trust.Run(ctx) })
 	}
-	if a.Tokens, err = auth.NewTokens(ctx, d.store, d.store, time.Now, d.log); err != nil {
-		return a, err
+	if o.Tokens, err = auth.NewTokens(ctx, d.store, d.store, time.Now, d.log); err != nil {
+		return nil, nil, err
 	}
-	a.Records = d.store
-	a.Limits = auth.NewLimits(time.Now)
-	d.wg.Go(func() { a.Tokens.Run(ctx) })
-	return a, nil
+	d.wg.Go(func() { o.Tokens.Run(ctx) })
+	return auth.NewGate(o), o.Tokens, nil
 }
 
-// served are the names that the network listener is reached by. The API asks, which begins after access.
+// served are the names that the network listener is reached by. The API asks, which begins after gate.
 func (d *daemon) served() []string {
-	if d.trust == nil {
-		return nil
+	if trust := d.trust.Load(); trust != nil {
+		return trust.Names()
 	}
-	return d.trust.Names()
+	return nil
+}
+
+// refusing is an authority whose revocations count for the gate when Revoke returns, which is before there is a receipt.
+type refusing struct {
+	authority
+	trust *atomic.Pointer[auth.Trust]
+}
+
+func (r refusing) Revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
+	receipts, err := r.authority.Revoke(ctx, targets)
+	if trust := r.trust.Load(); trust != nil {
+		trust.Refresh()
+	}
+	return receipts, err
 }
 
 func adminGroup(c config.Config) string {

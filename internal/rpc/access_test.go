@@ -2,15 +2,20 @@ package rpc
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -21,6 +26,7 @@ import (
 	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/store/bolt"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
@@ -97,7 +103,7 @@ func TestEveryMethodWithEveryCaller(t *testing.T) {
 		c := callers[name]
 		for _, method := range auth.Methods() {
 			err := invoke(c.ctx, c.conn, method)
-			if wasDenied(err) || err != nil && codeOf(err) != codes.Unavailable && actions["/"+method] != node.ActionRead && actions["/"+method] != "" {
+			if wasDenied(err) || err != nil && codeOf(err) != codes.Unavailable && auth.ActionOf(method) != node.ActionRead {
 				refused++
 			}
 			allowed := c.role != "" && auth.Permits(method, c.role)
@@ -155,17 +161,14 @@ func TestUnknownMethod(t *testing.T) {
 
 // A call that came to a handler in another way than by the tap is refused.
 func TestNothingPassesBesideTheTap(t *testing.T) {
-	e := &edge{log: discard(), strangers: newSparing(discard()), audit: audit.New(nil, audit.Options{Now: time.Now, Log: discard()}), now: time.Now, serving: t.Context()}
+	gate := auth.NewGate(auth.GateOptions{Refusals: audit.New(nil, audit.Options{Now: time.Now, Log: discard()}), Now: time.Now, Log: discard()})
+	e := &edge{log: discard(), gate: gate, now: time.Now, serving: t.Context()}
 	handler := func(context.Context, any) (any, error) { t.Error("it was called"); return nil, nil }
 	method := "espm.v1.NodeService/ListNodes"
-	in := func(c node.Caller, a admission) context.Context {
-		return context.WithValue(node.WithCaller(t.Context(), c), admissionKey{}, a)
-	}
 	for name, ctx := range map[string]context.Context{
-		"nobody":         t.Context(),
-		"a caller alone": node.WithCaller(t.Context(), node.Caller{Role: node.Admin, Method: method}),
-		"another method": in(node.Caller{Role: node.Admin, Method: method}, admission{method: "x"}),
-		"another role":   in(node.Caller{Role: "x", Method: method}, admission{method: method}),
+		"nobody":          t.Context(),
+		"a caller alone":  node.WithCaller(t.Context(), node.Caller{Role: node.Admin, Method: method}),
+		"not by the gate": context.WithValue(t.Context(), admissionKey{}, admission{Admission: &auth.Admission{}}),
 	} {
 		if _, err := e.unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: "/" + method}, handler); codeOf(err) != codes.PermissionDenied {
 			t.Errorf("%s: %v", name, err)
@@ -186,13 +189,68 @@ func TestRevokedCertificateIsCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.terminateAndWait(t, "reader.test")
-	// The call sees it at once, the connection of the watch is found a second later.
-	if _, err := nodes.ListNodes(t.Context(), &espmv1.ListNodesRequest{}); codeOf(err) != codes.Unauthenticated && codeOf(err) != codes.Unavailable {
-		t.Errorf("the next call: %v", err)
-	}
 	if _, err := w.Recv(); codeOf(err) != codes.Unavailable {
 		t.Errorf("the watch: %v", err)
 	}
+	if _, err := nodes.ListNodes(t.Context(), &espmv1.ListNodesRequest{}); codeOf(err) != codes.Unauthenticated && codeOf(err) != codes.Unavailable {
+		t.Errorf("the next call: %v", err)
+	}
+}
+
+// refuses waits until the gate knows that a certificate is revoked.
+func (n *networkRig) refuses(t *testing.T, pair tls.Certificate) {
+	t.Helper()
+	leaf, err := x509.ParseCertificate(pair.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); n.gate.NetworkPeer("", []*x509.Certificate{leaf}).Check() == nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the certificate of %s is accepted still", leaf.Subject)
+		}
+	}
+}
+
+// While a CRL is read, which takes as long as a test wants from a pipe, calls and handshakes go on
+// with the one that was read before. What it lists counts as soon as it is read.
+func TestReadOfACRLHoldsUpNoCall(t *testing.T) {
+	r := prepareRig(t, bolt.Options{})
+	published, crl := filepath.Join(r.dir, "ca", "ca_crl.pem"), filepath.Join(r.dir, "crl.pem")
+	replace := func(with func(path string) error) {
+		t.Helper()
+		if err := errors.Join(with(crl+".new"), os.Rename(crl+".new", crl)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	replace(func(path string) error { return os.Link(published, path) })
+	n := r.onNetwork(t, DefaultLimits, crl)
+	list := func(conn *grpc.ClientConn) error { return invoke(t.Context(), conn, "espm.v1.NodeService/ListNodes") }
+	pair := n.bundle(t, n.provision(t, "reader.test", ""))
+	standing := n.dial(t, pair)
+	if err := list(standing); err != nil {
+		t.Fatal(err)
+	}
+	n.terminateAndWait(t, "reader.test")
+	replace(func(path string) error { return unix.Mkfifo(path, 0o600) })
+	pipe, err := os.OpenFile(crl, os.O_WRONLY, 0) // waits until the CRL is being read
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	if err := errors.Join(list(standing), list(n.dial(t, n.ca.leaf(t, "reader.test", nil))), list(n.dial(t, pair))); err != nil {
+		t.Errorf("while the CRL is read: %v", err)
+	}
+	text, err := os.ReadFile(published)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pipe.Write(text); err != nil {
+		t.Fatal(err)
+	}
+	if err := pipe.Close(); err != nil {
+		t.Fatal(err)
+	}
+	n.refuses(t, pair)
 }
 
 func wasDenied(err error) bool {

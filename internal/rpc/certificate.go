@@ -51,7 +51,7 @@ func (s *certificates) issue(ctx context.Context, req issueRequest) (*espmv1.Bun
 	if err != nil {
 		return nil, err
 	}
-	return toBundle(p.Bundle), nil
+	return toBundle(p.Bundle, req.GetCertificate()), nil
 }
 
 func (s *certificates) GetCertificate(ctx context.Context, req *espmv1.GetCertificateRequest) (*espmv1.GetCertificateResponse, error) {

@@ -76,3 +76,30 @@ func TestCodecKnowsAllAnswers(t *testing.T) {
 		t.Errorf("%d answers have a bundle", answers)
 	}
 }
+
+// A caller that asks for no CRL gets the same bundle without it, from every call that has one.
+func TestOmitCRL(t *testing.T) {
+	r := newRig(t)
+	ctx := t.Context()
+	without, err := r.nodes.ProvisionNode(ctx, &espmv1.ProvisionNodeRequest{
+		Node: &espmv1.Node{Certname: "web1.test"}, RequestId: "r1", Certificate: &espmv1.CertificateSpec{OmitCrl: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := r.nodes.ProvisionNode(ctx, &espmv1.ProvisionNodeRequest{Node: &espmv1.Node{Certname: "web1.test"}, RequestId: "r1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	trust, err := r.certs.GetTrustBundle(ctx, &espmv1.GetTrustBundleRequest{})
+	if err != nil || !bytes.Equal(again.GetBundle().GetCrlPem(), trust.GetCrlPem()) || len(trust.GetCrlPem()) == 0 {
+		t.Errorf("the CRL of a bundle is not the CA's: %v", err)
+	}
+	if again.Bundle.CrlPem = nil; without.GetBundle().GetCrlPem() != nil || !proto.Equal(without.GetBundle(), again.GetBundle()) {
+		t.Errorf("got a CRL of %d bytes, and another bundle", len(without.GetBundle().GetCrlPem()))
+	}
+	r.register(t, &espmv1.Node{Certname: "web2.test"})
+	presigned, err := r.certs.PresignCertificate(ctx, &espmv1.PresignCertificateRequest{Certname: "web2.test", Certificate: &espmv1.CertificateSpec{OmitCrl: true}})
+	if err != nil || presigned.GetBundle().GetCrlPem() != nil || presigned.GetBundle().GetCaPem() == nil {
+		t.Errorf("presign: %v", err)
+	}
+}

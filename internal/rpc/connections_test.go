@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/stats"
 
@@ -70,26 +71,33 @@ func TestRefusedCallsEndWithTheirConnection(t *testing.T) {
 	<-call.Done()
 }
 
-// A connection, whoever is at its other end, costs no read of the tokens in the store:
-// here the store is closed.
+// A connection and a call of a stranger read nothing from the store; the first call that is let in does.
 func TestStrangersCostNoRead(t *testing.T) {
 	n := newNetworkRig(t, DefaultLimits)
-	known := n.token(t, "known", espmv1.Role_ROLE_READER, nil)
-	if err := n.closeStore(); err != nil {
-		t.Fatal(err)
-	}
-	conn := n.dial(t)
-	for name, c := range map[string]struct {
-		ctx  context.Context
-		want codes.Code
+	reader := n.token(t, "known", espmv1.Role_ROLE_READER, nil)
+	n.stop()
+	n.working.Wait() // so that nobody else reads
+	plain, other := n.dial(t), n.dial(t, n.ca.leaf(t, "other.test", nil))
+	forged := bearing(t, "espm_"+strings.Repeat("A", 43))
+	for _, c := range []struct {
+		name  string
+		conn  *grpc.ClientConn
+		ctx   context.Context
+		want  codes.Code
+		reads bool
 	}{
-		"no token":      {t.Context(), codes.Unauthenticated},
-		"no such token": {bearing(t, "espm_"+strings.Repeat("A", 43)), codes.Unauthenticated},
-		"a token":       {known, codes.PermissionDenied},
+		{"no certificate", plain, t.Context(), codes.Unauthenticated, false},
+		{"a certificate of another CA", n.dial(t, foreign(t).leaf(t, "reader.test", nil)), t.Context(), codes.Unavailable, false},
+		{"a certificate that is not listed", other, t.Context(), codes.PermissionDenied, false},
+		{"a forged token", plain, forged, codes.Unauthenticated, false},
+		{"a forged token beside a certificate", other, forged, codes.Unauthenticated, false},
+		{"a token", plain, reader, codes.OK, true},
+		{"a certificate", n.dial(t, n.ca.leaf(t, "reader.test", nil)), t.Context(), codes.OK, true},
 	} {
-		_, err := espmv1.NewNodeServiceClient(conn).RegisterNode(c.ctx, &espmv1.RegisterNodeRequest{})
-		if codeOf(err) != c.want {
-			t.Errorf("%s, while the store is closed: got %v, want %v", name, err, c.want)
+		before := n.reads.Load()
+		err := invoke(c.ctx, c.conn, "espm.v1.NodeService/ListNodes")
+		if reads := n.reads.Load() - before; codeOf(err) != c.want || (reads > 0) != c.reads {
+			t.Errorf("%s: %v after %d reads, want %v", c.name, err, reads, c.want)
 		}
 	}
 }

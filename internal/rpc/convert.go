@@ -243,7 +243,10 @@ func fromSpec(p *espmv1.CertificateSpec) registry.Spec {
 	}
 }
 
-func toBundle(b bootstrap.Bundle) *espmv1.Bundle {
+func toBundle(b bootstrap.Bundle, asked *espmv1.CertificateSpec) *espmv1.Bundle {
+	if asked.GetOmitCrl() {
+		b.CRLPEM = nil
+	}
 	return &espmv1.Bundle{
 		CertificatePem: b.CertificatePEM,
 		PrivateKeyPem:  b.PrivateKeyPEM.Bytes(),

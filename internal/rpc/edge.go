@@ -14,22 +14,22 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/espm-project/espm/internal/audit"
+	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/node"
 )
 
-// edge is what every call passes. Before its message is read: who the caller
-// is, and whether it may (access.go). Then a panic fails that call alone,
+// edge is what every call passes. The gate lets the call in before its message is
+// read (access.go), and hears how the call ended. A panic fails that call alone,
 // errors become statuses, and what is the server's own fault is logged.
 // Streams, which have no end of their own, end when the server is to stop.
 type edge struct {
-	log       logrus.FieldLogger
-	strangers *sparing
-	audit     *audit.Log
-	now       func() time.Time
-	serving   context.Context
-	access    Access
-	limits    Limits
-	methods   map[string]bool // that the server has
+	log     logrus.FieldLogger
+	gate    *auth.Gate
+	audit   *audit.Log
+	now     func() time.Time
+	serving context.Context
+	limits  Limits
+	methods map[string]bool // that the server has
 }
 
 // errStopping ends a stream, which would else hold up the server's stop.
@@ -38,14 +38,13 @@ var errStopping = fmt.Errorf("%w: espm stops; ask again when it is back, a watch
 func (e *edge) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
 	c := newCall(ctx, info.FullMethod, req)
 	defer e.finish(c, &err)
-	done, err := e.begin(ctx, info.FullMethod)
+	a := admissionOf(ctx)
+	done, err := e.gate.Begin(a.Admission, c.method)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	if a, ok := admissionOf(ctx); ok {
-		a.arrived()
-	}
+	a.arrived()
 	if resp, err = handle(ctx, req); err != nil {
 		return nil, err
 	}
@@ -57,13 +56,14 @@ func (e *edge) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServer
 	defer cancel(nil)
 	c := newCall(ctx, info.FullMethod, nil)
 	defer e.finish(c, &err)
-	done, err := e.begin(ctx, info.FullMethod)
+	a := admissionOf(ctx)
+	done, err := e.gate.Begin(a.Admission, c.method)
 	if err != nil {
 		return err
 	}
 	defer done()
 	defer context.AfterFunc(e.serving, func() { cancel(errStopping) })()
-	err = handle(srv, guarded{stream, ctx, c, e.limits.Stall})
+	err = handle(srv, guarded{stream, ctx, a, c, e.limits.Stall})
 	if errors.Is(context.Cause(ctx), errStopping) {
 		return errStopping
 	}
@@ -74,7 +74,8 @@ func (e *edge) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServer
 // sends nothing to whom it may not any more, and waits for its reader for some time only.
 type guarded struct {
 	grpc.ServerStream
-	ctx   context.Context
+	ctx context.Context
+	admission
 	call  *call
 	stall time.Duration
 }
@@ -86,9 +87,7 @@ func (s guarded) RecvMsg(m any) error {
 	err := s.ServerStream.RecvMsg(m)
 	if err == nil && s.call.req == nil {
 		s.call.req = m
-		if a, ok := admissionOf(s.ctx); ok {
-			a.arrived()
-		}
+		s.arrived()
 	}
 	return err
 }
@@ -96,15 +95,11 @@ func (s guarded) RecvMsg(m any) error {
 // SendMsg looks whether the caller's credentials still hold. A reader that
 // stalls loses its connection: nothing less ends a send that waits for it.
 func (s guarded) SendMsg(m any) error {
-	a, ok := admissionOf(s.ctx)
-	if !ok {
-		return node.ErrUnauthenticated
-	}
-	if err := a.valid(); err != nil {
-		return fmt.Errorf("%w: %w", node.ErrUnauthenticated, err)
+	if err := s.Valid(); err != nil {
+		return err
 	}
 	if s.stall > 0 {
-		defer time.AfterFunc(s.stall, func() { a.conn.Close() }).Stop()
+		defer time.AfterFunc(s.stall, func() { s.conn.Close() }).Stop()
 	}
 	return s.ServerStream.SendMsg(m)
 }
@@ -119,8 +114,8 @@ type call struct {
 
 func newCall(ctx context.Context, fullMethod string, req any) *call {
 	c := &call{method: strings.TrimPrefix(fullMethod, "/"), req: req}
-	if _, ok := admissionOf(ctx); ok {
-		c.caller = node.CallerOf(ctx)
+	if a := admissionOf(ctx); a.Admission != nil {
+		c.caller = a.Caller()
 	}
 	return c
 }
@@ -128,8 +123,6 @@ func newCall(ctx context.Context, fullMethod string, req any) *call {
 func (e *edge) finish(c *call, err *error) {
 	if recover() != nil {
 		*err = e.panicked(c.method)
-		e.note(c, *err)
-		return
 	}
 	*err = e.answer(c, *err)
 }
@@ -137,33 +130,30 @@ func (e *edge) finish(c *call, err *error) {
 // panicked does not tell the value of the panic: it may hold what must not be logged.
 func (e *edge) panicked(method string) error {
 	e.log.WithFields(logrus.Fields{"method": method, "stack": string(debug.Stack())}).Error("a call panicked")
-	return status.Error(codes.Internal, "the server failed on this call; its log says where")
+	return errPanicked
 }
 
-// answer is the one place that every call's error passes on its way out, of
-// those that were not let in, too. What was refused has its audit line.
+var errPanicked = status.Error(codes.Internal, "the server failed on this call; its log says where")
+
+// answer is the one place that the error of every call which was let in passes on its way
+// out. The gate hears of it.
 func (e *edge) answer(c *call, err error) error {
-	out := toStatus(strange(err))
-	e.note(c, out)
-	switch code := status.Code(out); code {
-	case codes.Internal, codes.Unknown, codes.Unavailable:
-		e.log.WithField("method", c.method).WithError(out).Error("a call failed")
-	case codes.Unauthenticated, codes.PermissionDenied:
-		e.strangers.Warn("a call was refused", logrus.Fields{"method": node.Shorten(c.method, maxMethod), "principal": c.caller.Name, "role": c.caller.Role, "peer": c.caller.Peer, "reason": err.Error()})
-	case codes.OK:
-	default:
-		e.log.WithField("method", c.method).WithError(out).Debug("a call was refused")
+	if err == nil {
+		return nil
+	}
+	about := func(l *node.AuditLine) { about(l, c.req) }
+	return e.told(c.method, e.gate.Failed(auth.Failure{Caller: c.caller, Method: c.method, Err: err, Outcome: outcome(err), About: about}))
+}
+
+// told turns an error that the gate has heard of into a status, and logs what is the server's own fault.
+func (e *edge) told(method string, err error) error {
+	out := toStatus(err)
+	switch code := status.Code(out); {
+	case errors.Is(err, errPanicked):
+	case code == codes.Internal, code == codes.Unknown, code == codes.Unavailable:
+		e.log.WithField("method", method).WithError(out).Error("a call failed")
+	case code != codes.Unauthenticated && code != codes.PermissionDenied:
+		e.log.WithField("method", method).WithError(out).Debug("a call was refused")
 	}
 	return out
-}
-
-// maxMethod bounds a method's name in the log, which a stranger chooses.
-const maxMethod = 100
-
-// strange tells a stranger nothing but that it is one: not what was wrong.
-func strange(err error) error {
-	if errors.Is(err, node.ErrUnauthenticated) {
-		return node.ErrUnauthenticated
-	}
-	return err
 }

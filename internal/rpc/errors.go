@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"context"
 	"errors"
 	"fmt"
 
@@ -17,47 +16,43 @@ import (
 // Domain is that of the ErrorInfo in every error.
 const Domain = "espm"
 
-// table is the one place where an error of the domain becomes a gRPC status:
-// the first row that errors.Is matches.
-var table = []struct {
-	err    error
-	code   codes.Code
-	reason string
-}{
-	{node.ErrInvalid, codes.InvalidArgument, "INVALID"},
-	{node.ErrNodeNotFound, codes.NotFound, "NODE_NOT_FOUND"},
-	{node.ErrNodeExists, codes.AlreadyExists, "NODE_EXISTS"},
-	{node.ErrUIDMismatch, codes.FailedPrecondition, "UID_MISMATCH"},
-	{node.ErrProtected, codes.FailedPrecondition, "CERTNAME_PROTECTED"},
-	{node.ErrGroupNotFound, codes.NotFound, "GROUP_NOT_FOUND"},
-	{node.ErrGroupExists, codes.AlreadyExists, "GROUP_EXISTS"},
-	{node.ErrGroupInUse, codes.FailedPrecondition, "GROUP_IN_USE"},
-	{node.ErrConflict, codes.FailedPrecondition, "CLASSIFICATION_CONFLICT"},
-	{node.ErrStale, codes.Aborted, "REVISION_STALE"},
-	{node.ErrRequestReused, codes.InvalidArgument, "REQUEST_ID_REUSED"},
-	{node.ErrRequestSpent, codes.FailedPrecondition, "REQUEST_ID_SPENT"},
-	{node.ErrCertificateExists, codes.FailedPrecondition, "CERTIFICATE_EXISTS"},
-	{node.ErrForeignCertificate, codes.FailedPrecondition, "CERTIFICATE_FOREIGN"},
-	{node.ErrCertificateNotFound, codes.NotFound, "CERTIFICATE_NOT_FOUND"},
-	{node.ErrRevocationNotFound, codes.NotFound, "REVOCATION_NOT_FOUND"},
-	{node.ErrRevocationClosed, codes.FailedPrecondition, "REVOCATION_CLOSED"},
-	{node.ErrIssuing, codes.Aborted, "ISSUE_IN_PROGRESS"},
-	{node.ErrForeignRequest, codes.FailedPrecondition, "REQUEST_FOREIGN"},
-	{node.ErrRefused, codes.FailedPrecondition, "CA_REFUSED"},
-	{node.ErrCompacted, codes.OutOfRange, "REVISION_COMPACTED"},
-	{node.ErrUnauthenticated, codes.Unauthenticated, "UNAUTHENTICATED"},
-	{node.ErrNotPermitted, codes.PermissionDenied, "PERMISSION_DENIED"},
-	{node.ErrRateLimited, codes.ResourceExhausted, "RATE_LIMITED"},
-	{node.ErrOpenProvisions, codes.ResourceExhausted, "TOO_MANY_OPEN_PROVISIONS"},
-	{node.ErrTokenNotFound, codes.NotFound, "TOKEN_NOT_FOUND"},
-	{node.ErrTokenExists, codes.AlreadyExists, "TOKEN_EXISTS"},
-	{node.ErrUnavailable, codes.Unavailable, "UNAVAILABLE"},
-	{context.DeadlineExceeded, codes.DeadlineExceeded, "DEADLINE_EXCEEDED"},
-	{context.Canceled, codes.Canceled, "CANCELED"},
+// statusCodes has the gRPC code of every reason in node.ErrorReasons.
+var statusCodes = map[string]codes.Code{
+	"INVALID":                  codes.InvalidArgument,
+	"NODE_NOT_FOUND":           codes.NotFound,
+	"NODE_EXISTS":              codes.AlreadyExists,
+	"UID_MISMATCH":             codes.FailedPrecondition,
+	"CERTNAME_PROTECTED":       codes.FailedPrecondition,
+	"GROUP_NOT_FOUND":          codes.NotFound,
+	"GROUP_EXISTS":             codes.AlreadyExists,
+	"GROUP_IN_USE":             codes.FailedPrecondition,
+	"CLASSIFICATION_CONFLICT":  codes.FailedPrecondition,
+	"REVISION_STALE":           codes.Aborted,
+	"REQUEST_ID_REUSED":        codes.InvalidArgument,
+	"REQUEST_ID_SPENT":         codes.FailedPrecondition,
+	"CERTIFICATE_EXISTS":       codes.FailedPrecondition,
+	"CERTIFICATE_FOREIGN":      codes.FailedPrecondition,
+	"CERTIFICATE_NOT_FOUND":    codes.NotFound,
+	"REVOCATION_NOT_FOUND":     codes.NotFound,
+	"REVOCATION_CLOSED":        codes.FailedPrecondition,
+	"ISSUE_IN_PROGRESS":        codes.Aborted,
+	"REQUEST_FOREIGN":          codes.FailedPrecondition,
+	"CA_REFUSED":               codes.FailedPrecondition,
+	"REVISION_COMPACTED":       codes.OutOfRange,
+	node.ReasonUnauthenticated: codes.Unauthenticated,
+	node.ReasonNotPermitted:    codes.PermissionDenied,
+	"RATE_LIMITED":             codes.ResourceExhausted,
+	"TOO_MANY_OPEN_PROVISIONS": codes.ResourceExhausted,
+	"TOKEN_NOT_FOUND":          codes.NotFound,
+	"TOKEN_EXISTS":             codes.AlreadyExists,
+	"UNAVAILABLE":              codes.Unavailable,
+	"DEADLINE_EXCEEDED":        codes.DeadlineExceeded,
+	"CANCELED":                 codes.Canceled,
+	node.ReasonInternal:        codes.Internal,
 }
 
-// toStatus turns an error of the domain into a gRPC status error. What is in
-// no row of the table is INTERNAL.
+// toStatus turns an error of the domain into a gRPC status error. One without a
+// reason of its own is INTERNAL.
 func toStatus(err error) error {
 	if err == nil {
 		return nil
@@ -65,12 +60,8 @@ func toStatus(err error) error {
 	if _, ok := status.FromError(err); ok {
 		return err
 	}
-	for _, row := range table {
-		if errors.Is(err, row.err) {
-			return withDetails(status.New(row.code, node.Shorten(err.Error(), maxText)), row.reason, err)
-		}
-	}
-	return withDetails(status.New(codes.Internal, node.Shorten(err.Error(), maxText)), "INTERNAL", err)
+	reason := node.ErrorReason(err)
+	return withDetails(status.New(statusCodes[reason], node.Shorten(err.Error(), maxText)), reason, err)
 }
 
 // maxText bounds an error's message, in bytes, and the violations in its

@@ -5,21 +5,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/sirupsen/logrus"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
-	"github.com/espm-project/espm/internal/audit"
+	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store/bolt"
@@ -188,17 +187,17 @@ func signError(cause error) func(*testing.T, *rig) error {
 }
 
 func TestEveryRowOfTheTable(t *testing.T) {
-	for _, row := range table {
-		t.Run(row.reason, func(t *testing.T) {
-			call, ok := provoke[row.reason]
+	for _, row := range node.ErrorReasons {
+		t.Run(row.Reason, func(t *testing.T) {
+			call, ok := provoke[row.Reason]
 			if !ok {
 				t.Fatal("no call is answered with this reason: is the row needed?")
 			}
-			expect(t, call(t, newRigWith(t, bolt.Options{History: 5})), row.code, row.reason)
+			expect(t, call(t, newRigWith(t, bolt.Options{History: 5})), statusCodes[row.Reason], row.Reason)
 		})
 	}
-	if len(provoke) != len(table) {
-		t.Errorf("%d reasons are provoked, the table has %d", len(provoke), len(table))
+	if len(provoke) != len(node.ErrorReasons) || len(statusCodes) != len(node.ErrorReasons)+1 {
+		t.Errorf("%d reasons are provoked and %d have a code, the table has %d, and there is INTERNAL", len(provoke), len(statusCodes), len(node.ErrorReasons))
 	}
 }
 
@@ -231,14 +230,14 @@ func TestInternal(t *testing.T) {
 }
 
 func TestWrappedErrorsMap(t *testing.T) {
-	for _, row := range table {
-		err := row.err
+	for _, row := range node.ErrorReasons {
+		err := row.Err
 		if errors.Is(err, node.ErrInvalid) {
 			err = node.Invalid("certname", "must be lower case")
 		}
 		for _, wrapped := range []error{err, fmt.Errorf("one: %w", fmt.Errorf("two: %w", err)), errors.Join(errors.New("other"), err)} {
-			bad := expect(t, toStatus(wrapped), row.code, row.reason)
-			if row.reason == "INVALID" && (len(bad) != 1 || bad[0].GetField() != "certname" || bad[0].GetDescription() != "must be lower case") {
+			bad := expect(t, toStatus(wrapped), statusCodes[row.Reason], row.Reason)
+			if row.Reason == "INVALID" && (len(bad) != 1 || bad[0].GetField() != "certname" || bad[0].GetDescription() != "must be lower case") {
 				t.Errorf("%v: got %v", wrapped, bad)
 			}
 		}
@@ -321,14 +320,17 @@ type quietStream struct {
 func (s quietStream) Context() context.Context { return s.ctx }
 
 func TestPanicInStream(t *testing.T) {
-	log := logrus.New()
-	log.SetOutput(io.Discard)
+	r := newRig(t)
 	called := false
 	method := "espm.v1.NodeService/WatchNodes"
-	ctx := node.WithCaller(t.Context(), node.Caller{Name: "local:root", Role: node.Admin, Method: method})
-	ctx = context.WithValue(ctx, admissionKey{}, admission{method: method})
-	e := &edge{log: log, audit: audit.New(nil, audit.Options{Now: time.Now, Log: log}), now: time.Now, serving: t.Context()}
-	err := e.stream(nil, quietStream{ctx: ctx}, &grpc.StreamServerInfo{FullMethod: "/" + method}, func(any, grpc.ServerStream) error {
+	sent, _ := metadata.FromOutgoingContext(r.token(t, "r", espmv1.Role_ROLE_READER, nil))
+	admitted, err := r.gate.Admit(auth.Request{Peer: r.gate.NetworkPeer("192.0.2.1:5", nil), Method: method, Authorization: sent.Get("authorization")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.WithValue(t.Context(), admissionKey{}, admission{Admission: admitted})
+	e := &edge{log: discard(), gate: r.gate, serving: t.Context()}
+	err = e.stream(nil, quietStream{ctx: ctx}, &grpc.StreamServerInfo{FullMethod: "/" + method}, func(any, grpc.ServerStream) error {
 		called = true
 		panic("hunter2")
 	})

@@ -2,10 +2,8 @@ package rpc
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"time"
@@ -13,38 +11,33 @@ import (
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc/credentials"
 
-	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/auth"
-	"github.com/espm-project/espm/internal/node"
 )
 
-// handshakes set a connection up: TLS on the network; on a local socket the
-// kernel says who is at the other end. They implement credentials.TransportCredentials.
+// handshakes set a connection up: TLS on the network, nothing on a local socket. The gate
+// says who is at the other end. They implement credentials.TransportCredentials.
 type handshakes struct {
-	access Access
+	gate   *auth.Gate
 	limits Limits
 	tls    credentials.TransportCredentials // nil: there is no network listener
-	log    *sparing
-	audit  *audit.Log
-	now    func() time.Time
+	log    *auth.SparingLog
 
 	mu  sync.Mutex
 	all map[*conn]bool // that showed a certificate
 }
 
 func newHandshakes(o Options) *handshakes {
-	h := &handshakes{access: o.Access, limits: o.Limits, log: newSparing(o.Log), audit: o.Audit, now: o.Now, all: map[*conn]bool{}}
-	if o.Access.Trust != nil {
-		h.tls = credentials.NewTLS(o.Access.Trust.Config())
+	h := &handshakes{gate: o.Gate, limits: o.Limits, log: auth.NewSparingLog(o.Log), all: map[*conn]bool{}}
+	if config := o.Gate.TLS(); config != nil {
+		h.tls = credentials.NewTLS(config)
 	}
 	return h
 }
 
-// peerInfo is what the connection itself says of the caller.
+// peerInfo is the connection of a call.
 type peerInfo struct {
 	credentials.CommonAuthInfo
-	conn   *conn
-	caller node.Caller // without a name where nothing was shown
+	conn *conn
 }
 
 // AuthType implements credentials.AuthInfo.
@@ -61,36 +54,18 @@ func (h *handshakes) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthIn
 	}
 	secure, info, err := h.network(c)
 	if err != nil {
-		fields := logrus.Fields{"peer": raw.RemoteAddr().String(), "reason": err.Error()}
-		if refused, ok := errors.AsType[*auth.RefusedError](err); ok {
-			fields["subject"], fields["serial"], fields["reason"] = refused.Subject, refused.Serial, refused.Reason.Error()
-		}
-		h.log.Warn("a connection was refused", fields)
-		h.refused(raw, err)
+		h.gate.RefuseConnection(raw.RemoteAddr().String(), err)
 		return nil, nil, err
 	}
 	return secure, info, nil
 }
 
-// refused leaves an audit line of a connection that showed nothing good. One that
-// showed nothing at all, such as a load balancer's probe, is none.
-func (h *handshakes) refused(raw net.Conn, err error) {
-	if errors.Is(err, io.EOF) {
-		return
-	}
-	who := node.Caller{Peer: raw.RemoteAddr().String()}
-	line := audit.Line(node.WithCaller(context.Background(), who), h.now(), node.ActionConnect)
-	line.Comment = err.Error()
-	h.audit.Refuse(line, "UNAUTHENTICATED")
-}
-
-func (h *handshakes) local(c *conn, local *net.UnixConn) (net.Conn, credentials.AuthInfo, error) {
-	peer, err := auth.PeerOf(local)
-	if err != nil {
+func (h *handshakes) local(c *conn, local *net.UnixConn) (_ net.Conn, _ credentials.AuthInfo, err error) {
+	if c.peer, err = h.gate.LocalPeer(local); err != nil {
 		return nil, nil, err
 	}
 	c.trusted.Store(true)
-	return c, peerInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}, c, h.access.Local.Caller(peer)}, nil
+	return c, peerInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}, c}, nil
 }
 
 func (h *handshakes) network(c *conn) (net.Conn, credentials.AuthInfo, error) {
@@ -101,10 +76,13 @@ func (h *handshakes) network(c *conn) (net.Conn, credentials.AuthInfo, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	state := info.(credentials.TLSInfo).State
-	p := peerInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, c, h.certified(c, state)}
-	p.caller.Peer = c.RemoteAddr().String()
-	if p.caller.Role != "" {
+	c.peer = h.gate.NetworkPeer(c.RemoteAddr().String(), info.(credentials.TLSInfo).State.PeerCertificates)
+	if c.peer.ShowsCertificate() {
+		h.mu.Lock()
+		h.all[c] = true
+		h.mu.Unlock()
+	}
+	if c.peer.Listed() {
 		c.trusted.Store(true)
 	} else if h.limits.Stranger > 0 {
 		time.AfterFunc(h.limits.Stranger, func() {
@@ -113,20 +91,7 @@ func (h *handshakes) network(c *conn) (net.Conn, credentials.AuthInfo, error) {
 			}
 		})
 	}
-	return secure, p, nil
-}
-
-// certified returns the caller of a client certificate, which the handshake verified.
-func (h *handshakes) certified(c *conn, state tls.ConnectionState) node.Caller {
-	if len(state.PeerCertificates) == 0 {
-		return node.Caller{}
-	}
-	leaf := state.PeerCertificates[0]
-	c.proof = h.access.Trust.Prove(leaf)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.all[c] = true
-	return h.access.Principals.Caller(leaf)
+	return secure, peerInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, c}, nil
 }
 
 // recheck is how long a connection may outlive its certificate while it makes
@@ -157,7 +122,7 @@ func (h *handshakes) cut() {
 	}
 	h.mu.Unlock()
 	for _, c := range all {
-		if err := c.proof.Check(); err != nil {
+		if err := c.peer.Check(); err != nil {
 			h.log.Warn("a connection was cut", logrus.Fields{"peer": c.RemoteAddr().String(), "reason": err.Error()})
 			c.Close()
 		}

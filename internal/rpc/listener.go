@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
-	"golang.org/x/time/rate"
 
 	"github.com/espm-project/espm/internal/auth"
 )
@@ -45,13 +44,13 @@ var DefaultLimits = Limits{
 // Listen wraps a listener of the API: what is above the limits is closed at
 // once, so that those who are connected go on.
 func Listen(l net.Listener, limits Limits, log logrus.FieldLogger) net.Listener {
-	return &listener{Listener: l, limits: limits, log: newSparing(log), peers: map[string]int{}}
+	return &listener{Listener: l, limits: limits, log: auth.NewSparingLog(log), peers: map[string]int{}}
 }
 
 type listener struct {
 	net.Listener
 	limits Limits
-	log    *sparing
+	log    *auth.SparingLog
 
 	mu    sync.Mutex
 	all   int
@@ -123,7 +122,7 @@ type conn struct {
 	closed  atomic.Bool
 	trusted atomic.Bool // somebody who may do something is at the other end
 	refused atomic.Int32
-	proof   *auth.Proof // of a client certificate; nil: none was shown
+	peer    *auth.Peer // set by the handshake
 }
 
 func (c *conn) Close() error {
@@ -141,26 +140,4 @@ func (c *conn) refuse(limit int32) {
 	if limit > 0 && c.refused.Add(1) >= limit {
 		c.Close()
 	}
-}
-
-// sparing keeps strangers from filling the log: what comes too fast is counted.
-type sparing struct {
-	log   logrus.FieldLogger
-	limit *rate.Limiter
-	more  atomic.Int64
-}
-
-func newSparing(log logrus.FieldLogger) *sparing {
-	return &sparing{log: log, limit: rate.NewLimiter(5, 50)}
-}
-
-func (s *sparing) Warn(what string, fields logrus.Fields) {
-	if !s.limit.Allow() {
-		s.more.Add(1)
-		return
-	}
-	if more := s.more.Swap(0); more > 0 {
-		fields["left_out_before"] = more
-	}
-	s.log.WithFields(fields).Warn(what)
 }

@@ -115,27 +115,29 @@ var listed = []auth.Principal{
 // networkRig is a rig on the network, whose server's certificate is of its own CA.
 type networkRig struct {
 	*rig
-	ca    *issuer
-	trust *auth.Trust
+	ca *issuer
 }
 
-func newNetworkRig(t *testing.T, limits Limits, edits ...func(*Access)) *networkRig {
+func newNetworkRig(t *testing.T, limits Limits) *networkRig {
 	t.Helper()
 	r := prepareRig(t, bolt.Options{})
+	return r.onNetwork(t, limits, filepath.Join(r.dir, "ca", "ca_crl.pem"))
+}
+
+// onNetwork serves on the network, too, where certificates are looked up in a CRL file.
+func (r *rig) onNetwork(t *testing.T, limits Limits, crl string) *networkRig {
+	t.Helper()
 	n := &networkRig{rig: r, ca: openIssuer(t, filepath.Join(r.dir, "ca"))}
-	r.serve(t, limits, func(a *Access) {
-		files := auth.Files{CA: filepath.Join(r.dir, "ca", "ca_crt.pem"), CRL: filepath.Join(r.dir, "ca", "ca_crl.pem")}
+	r.serve(t, limits, func(a *auth.GateOptions) {
+		files := auth.Files{CA: filepath.Join(r.dir, "ca", "ca_crt.pem"), CRL: crl}
 		files.Certificate, files.Key = writePair(t, r.dir, n.ca.leaf(t, "localhost", nil))
 		var err error
-		if n.trust, err = auth.NewTrust(files, time.Now, discard()); err != nil {
+		if a.Trust, err = auth.NewTrust(files, time.Now, discard()); err != nil {
 			t.Fatal(err)
 		}
-		a.Trust = n.trust
+		a.Refused = a.Trust.Refused
 		if a.Principals, err = auth.NewPrincipals(listed); err != nil {
 			t.Fatal(err)
-		}
-		for _, edit := range edits {
-			edit(a)
 		}
 	})
 	return n
@@ -205,6 +207,7 @@ func (n *networkRig) callers(t *testing.T) map[string]caller {
 	if gone := n.rig.terminateAndWait(t, "revoked.test"); gone != revokedState {
 		t.Fatalf("the certificate is %v", gone)
 	}
+	n.refuses(t, revoked)
 	plain := n.dial(t)
 	token := func(name string, role espmv1.Role) context.Context { return n.token(t, name, role, nil) }
 	ended := token("ended", espmv1.Role_ROLE_ADMIN)

@@ -170,7 +170,7 @@ func (s *nodes) ProvisionNode(ctx context.Context, req *espmv1.ProvisionNodeRequ
 		return nil, err
 	}
 	out, err := toNode(p.Node)
-	return &espmv1.ProvisionNodeResponse{Node: out, Bundle: toBundle(p.Bundle)}, err
+	return &espmv1.ProvisionNodeResponse{Node: out, Bundle: toBundle(p.Bundle, req.GetCertificate())}, err
 }
 
 // fromClaimWithin tells 0, which is no deadline to a node, from none.

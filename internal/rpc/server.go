@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/espm-project/espm/internal/audit"
+	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/registry"
@@ -27,7 +28,9 @@ const maxMessage = 16 << 20
 // Options are a server's parts. All but GRPC are required.
 type Options struct {
 	Registry *registry.Registry
-	Access   Access
+	Gate     *auth.Gate
+	Tokens   *auth.Tokens
+	Records  TokenRecords
 	Audit    *audit.Log
 	Backups  Snapshots
 	Limits   Limits
@@ -42,10 +45,10 @@ type Options struct {
 func NewServer(ctx context.Context, o Options) *grpc.Server {
 	r, limits := o.Registry, o.Limits
 	h := newHandshakes(o)
-	if o.Access.Trust != nil {
+	if h.tls != nil {
 		go h.watch(ctx)
 	}
-	e := &edge{log: o.Log, strangers: newSparing(o.Log), audit: o.Audit, now: o.Now, serving: ctx, access: o.Access, limits: limits}
+	e := &edge{log: o.Log, gate: o.Gate, audit: o.Audit, now: o.Now, serving: ctx, limits: limits}
 	s := grpc.NewServer(append(o.GRPC,
 		grpc.Creds(h),
 		grpc.ForceServerCodecV2(newCodec()),
@@ -67,7 +70,7 @@ func NewServer(ctx context.Context, o Options) *grpc.Server {
 	espmv1.RegisterAuthorityServiceServer(s, &authority{registry: r})
 	espmv1.RegisterGroupServiceServer(s, &groups{registry: r})
 	espmv1.RegisterClassifierServiceServer(s, &classifier{registry: r})
-	espmv1.RegisterTokenServiceServer(s, &tokens{tokens: o.Access.Tokens, records: o.Access.Records})
+	espmv1.RegisterTokenServiceServer(s, &tokens{tokens: o.Tokens, records: o.Records})
 	espmv1.RegisterAuditServiceServer(s, &auditLog{log: o.Audit})
 	espmv1.RegisterBackupServiceServer(s, &backups{snapshots: o.Backups, audit: o.Audit, now: o.Now})
 	hs := health.NewServer()

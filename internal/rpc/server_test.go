@@ -52,8 +52,11 @@ type rig struct {
 	sightings *registry.Sightings
 	audit     *audit.Log // not running: what is refused leaves the store as it was
 	grpc      *grpc.Server
-	address   string             // of the network listener, where newNetwork made one
+	address   string // of the network listener, where newNetwork made one
+	gate      *auth.Gate
 	stop      context.CancelFunc // as the daemon does before it stops the server
+	working   *sync.WaitGroup    // what works in the background until then
+	reads     *atomic.Int64      // of the store's engine
 	log       *bytes.Buffer      // to be read once the server has stopped
 
 	conn        *grpc.ClientConn
@@ -65,6 +68,22 @@ type rig struct {
 	auditing    espmv1.AuditServiceClient
 	closeStore  func() error
 	ahead       *atomic.Int64 // how far the clock that tokens live by is ahead, in nanoseconds
+}
+
+// counting is an engine that counts the reads.
+type counting struct {
+	store.Engine
+	reads *atomic.Int64
+}
+
+func (c counting) Get(ctx context.Context, key string) (store.Record, error) {
+	c.reads.Add(1)
+	return c.Engine.Get(ctx, key)
+}
+
+func (c counting) List(ctx context.Context, prefix, after string, limit int) ([]store.Record, int64, error) {
+	c.reads.Add(1)
+	return c.Engine.List(ctx, prefix, after, limit)
 }
 
 // faulty is an authority whose calls a test can fail, hold up or blow up.
@@ -128,14 +147,14 @@ func newRigWith(t *testing.T, o bolt.Options) *rig {
 func prepareRig(t *testing.T, o bolt.Options) *rig {
 	t.Helper()
 	dir := testbed.Dir(t)
-	r := &rig{dir: dir, log: &bytes.Buffer{}, ahead: new(atomic.Int64)}
+	r := &rig{dir: dir, log: &bytes.Buffer{}, ahead: new(atomic.Int64), working: new(sync.WaitGroup), reads: new(atomic.Int64)}
 	engine, err := bolt.Open(filepath.Join(dir, "espm.db"), o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.closeStore = sync.OnceValue(engine.Close)
 	t.Cleanup(func() { _ = r.closeStore() })
-	if r.store, err = store.New(t.Context(), engine); err != nil {
+	if r.store, err = store.New(t.Context(), counting{engine, r.reads}); err != nil {
 		t.Fatal(err)
 	}
 	if err := directory.Create(filepath.Join(dir, "ca"), directory.CreateOptions{Host: "puppet.test", Key: ca.ECP256}); err != nil {
@@ -151,7 +170,7 @@ func prepareRig(t *testing.T, o bolt.Options) *rig {
 }
 
 // serve serves on a local socket, and with a network configuration on the network, too.
-func (r *rig) serve(t *testing.T, limits Limits, network func(*Access)) {
+func (r *rig) serve(t *testing.T, limits Limits, network func(*auth.GateOptions)) {
 	t.Helper()
 	log := logrus.New()
 	log.SetOutput(r.log)
@@ -167,15 +186,19 @@ func (r *rig) serve(t *testing.T, limits Limits, network func(*Access)) {
 	})
 	ctx, stop := context.WithCancel(context.Background())
 	r.stop = stop
-	done := make(chan struct{}, 2)
-	go func() { queue.Run(ctx); done <- struct{}{} }()
-	go func() { reg.Run(ctx); done <- struct{}{} }()
+	r.working.Go(func() { queue.Run(ctx) })
+	r.working.Go(func() { reg.Run(ctx) })
+	r.audit = audit.New(r.store, audit.Options{Now: time.Now, Log: silent})
 	access := r.access(t, log)
 	if network != nil {
 		network(&access)
+		go access.Trust.Run(ctx)
 	}
-	r.audit = audit.New(r.store, audit.Options{Now: time.Now, Log: silent})
-	r.grpc = NewServer(ctx, Options{Registry: reg, Access: access, Audit: r.audit, Backups: empty{}, Limits: limits, Now: time.Now, Log: log})
+	r.gate = auth.NewGate(access)
+	r.grpc = NewServer(ctx, Options{
+		Registry: reg, Gate: r.gate, Tokens: access.Tokens, Records: r.store,
+		Audit: r.audit, Backups: empty{}, Limits: limits, Now: time.Now, Log: log,
+	})
 	l, err := net.Listen("unix", filepath.Join(r.dir, "s"))
 	if err != nil {
 		t.Fatal(err)
@@ -192,7 +215,7 @@ func (r *rig) serve(t *testing.T, limits Limits, network func(*Access)) {
 	if r.conn, err = grpc.NewClient("unix://"+filepath.Join(r.dir, "s"), grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { r.conn.Close(); r.grpc.Stop(); stop(); <-done; <-done })
+	t.Cleanup(func() { r.conn.Close(); r.grpc.Stop(); stop(); r.working.Wait() })
 	r.nodes = espmv1.NewNodeServiceClient(r.conn)
 	r.certs = espmv1.NewCertificateServiceClient(r.conn)
 	r.revocations = espmv1.NewRevocationServiceClient(r.conn)
@@ -202,7 +225,7 @@ func (r *rig) serve(t *testing.T, limits Limits, network func(*Access)) {
 }
 
 // access lets this process in, as the admin that it is.
-func (r *rig) access(t *testing.T, log logrus.FieldLogger) Access {
+func (r *rig) access(t *testing.T, log logrus.FieldLogger) auth.GateOptions {
 	t.Helper()
 	local, err := auth.NewLocal("")
 	if err != nil {
@@ -213,7 +236,7 @@ func (r *rig) access(t *testing.T, log logrus.FieldLogger) Access {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Access{Local: local, Tokens: tokens, Records: r.store, Limits: auth.NewLimits(time.Now)}
+	return auth.GateOptions{Local: local, Tokens: tokens, Limits: auth.NewLimits(time.Now), Refusals: r.audit, Now: time.Now, Log: log}
 }
 
 // fail makes the authority's Sign return an error from now on; nil mends it.

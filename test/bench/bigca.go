@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
@@ -77,9 +78,11 @@ func signCRL(dir string, entries []x509.RevocationListEntry, now time.Time) ([]b
 	if der, err = readPEM(filepath.Join(dir, "ca_key.pem")); err != nil {
 		return nil, err
 	}
-	key, err := x509.ParsePKCS1PrivateKey(der)
-	if err != nil {
-		return nil, err
+	var key crypto.Signer
+	if key, err = x509.ParsePKCS1PrivateKey(der); err != nil {
+		if key, err = x509.ParseECPrivateKey(der); err != nil {
+			return nil, err
+		}
 	}
 	crl, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
 		Number: big.NewInt(int64(len(entries))), ThisUpdate: now.Add(-time.Second), NextUpdate: now.Add(ca.DefaultTTL),

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // options are the command's flags.
@@ -24,6 +25,7 @@ type options struct {
 	rounds int
 	only   string
 	sample int
+	churn  time.Duration
 }
 
 var benchmarks = []struct {
@@ -39,6 +41,7 @@ var benchmarks = []struct {
 	{"crl", benchCRL},
 	{"connections", benchConnections},
 	{"groups", benchGroups},
+	{"churn", benchChurn},
 	{"base", benchBase},
 }
 
@@ -57,6 +60,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 300, "rounds of the ENC benchmark, one run of each program in a round")
 	flag.StringVar(&o.only, "only", "", "only this benchmark: "+strings.Join(names(), ", "))
 	flag.IntVar(&o.sample, "sample", 40, "single revocations to measure, of which the time of 200 is worked out")
+	flag.DurationVar(&o.churn, "churn", 10*time.Minute, "how long the benchmark churn runs")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, o)

@@ -84,10 +84,13 @@ func child(dir string) error {
 	if err != nil {
 		return err
 	}
-	access := rpc.Access{Local: local, Tokens: tokens, Records: kept, Limits: auth.NewLimits(time.Now)}
 	lines := audit.New(kept, audit.Options{Now: time.Now, Log: log})
+	gate := auth.NewGate(auth.GateOptions{Local: local, Tokens: tokens, Limits: auth.NewLimits(time.Now), Refusals: lines, Now: time.Now, Log: log})
 	go lines.Run(ctx)
-	return rpc.NewServer(ctx, rpc.Options{Registry: r, Access: access, Audit: lines, Limits: rpc.DefaultLimits, Now: time.Now, Log: log}).Serve(rpc.Listen(l, rpc.DefaultLimits, log))
+	server := rpc.NewServer(ctx, rpc.Options{
+		Registry: r, Gate: gate, Tokens: tokens, Records: kept, Audit: lines, Limits: rpc.DefaultLimits, Now: time.Now, Log: log,
+	})
+	return server.Serve(rpc.Listen(l, rpc.DefaultLimits, log))
 }
 
 // blasting makes keys, tells the test of them, and blows up with them in hand,

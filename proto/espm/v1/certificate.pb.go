@@ -167,7 +167,9 @@ type CertificateSpec struct {
 	DnsAltNames []string `protobuf:"bytes,4,rep,name=dns_alt_names,json=dnsAltNames,proto3" json:"dns_alt_names,omitempty"`
 	// Puppet's certificate extensions, by short name (pp_role) or OID under
 	// 1.3.6.1.4.1.34380.1. At most 64 of at most 1,024 bytes.
-	Extensions    map[string]string `protobuf:"bytes,5,rep,name=extensions,proto3" json:"extensions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Extensions map[string]string `protobuf:"bytes,5,rep,name=extensions,proto3" json:"extensions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The bundle comes without the CRL. A caller that starts many instances reads the CRL once, with GetTrustBundle.
+	OmitCrl       bool `protobuf:"varint,6,opt,name=omit_crl,json=omitCrl,proto3" json:"omit_crl,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -237,6 +239,13 @@ func (x *CertificateSpec) GetExtensions() map[string]string {
 	return nil
 }
 
+func (x *CertificateSpec) GetOmitCrl() bool {
+	if x != nil {
+		return x.OmitCrl
+	}
+	return false
+}
+
 // Bundle is what an instance needs to run its agent at once.
 type Bundle struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -246,7 +255,7 @@ type Bundle struct {
 	PrivateKeyPem []byte `protobuf:"bytes,2,opt,name=private_key_pem,json=privateKeyPem,proto3" json:"private_key_pem,omitempty"`
 	// The CA's certificates, PEM, the signing CA first.
 	CaPem []byte `protobuf:"bytes,3,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
-	// Their CRLs, PEM.
+	// Their CRLs, PEM; empty with omit_crl.
 	CrlPem []byte `protobuf:"bytes,4,opt,name=crl_pem,json=crlPem,proto3" json:"crl_pem,omitempty"`
 	// A puppet.conf for the agent, from the site's template where it has one.
 	PuppetConf string `protobuf:"bytes,5,opt,name=puppet_conf,json=puppetConf,proto3" json:"puppet_conf,omitempty"`
@@ -1264,7 +1273,7 @@ var File_espm_v1_certificate_proto protoreflect.FileDescriptor
 
 const file_espm_v1_certificate_proto_rawDesc = "" +
 	"\n" +
-	"\x19espm/v1/certificate.proto\x12\aespm.v1\x1a\x18espm/v1/revocation.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa9\x02\n" +
+	"\x19espm/v1/certificate.proto\x12\aespm.v1\x1a\x18espm/v1/revocation.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x02\n" +
 	"\x0fCertificateSpec\x12\x17\n" +
 	"\acsr_pem\x18\x01 \x01(\fR\x06csrPem\x12#\n" +
 	"\rkey_algorithm\x18\x02 \x01(\tR\fkeyAlgorithm\x12+\n" +
@@ -1272,7 +1281,8 @@ const file_espm_v1_certificate_proto_rawDesc = "" +
 	"\rdns_alt_names\x18\x04 \x03(\tR\vdnsAltNames\x12H\n" +
 	"\n" +
 	"extensions\x18\x05 \x03(\v2(.espm.v1.CertificateSpec.ExtensionsEntryR\n" +
-	"extensions\x1a=\n" +
+	"extensions\x12\x19\n" +
+	"\bomit_crl\x18\x06 \x01(\bR\aomitCrl\x1a=\n" +
 	"\x0fExtensionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc9\x01\n" +

@@ -1,0 +1,94 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync/atomic"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/time/rate"
+
+	"github.com/espm-project/espm/internal/audit"
+	"github.com/espm-project/espm/internal/node"
+)
+
+// Refusals keeps the lines of refused calls; audit.Log does. Refuse never waits.
+type Refusals interface {
+	Refuse(line node.AuditLine, outcome string)
+}
+
+// Failure is a call that ended with an error: it was refused, or its work failed.
+type Failure struct {
+	Caller  node.Caller // as far as it showed itself: a stranger has no name and no role, but a peer
+	Method  string
+	Err     error
+	Outcome string                // the error's reason, as node.ErrorReason has it or the transport
+	About   func(*node.AuditLine) // fills in what the call was about; nil: nothing is known of that
+}
+
+// Failed logs and audits a call that ended with an error, and returns the error that the caller may be told.
+// Of a method that changes something every failure has an audit line, of one that reads only a refusal. What
+// a call changed has its line in the commit of the change.
+func (g *Gate) Failed(f Failure) error {
+	action := ActionOf(f.Method)
+	denied := f.Outcome == node.ReasonUnauthenticated || f.Outcome == node.ReasonNotPermitted
+	if denied {
+		g.strangers.Warn("a call was refused", logrus.Fields{"method": node.Shorten(f.Method, maxMethod), "principal": f.Caller.Name, "role": f.Caller.Role, "peer": f.Caller.Peer, "reason": f.Err.Error()})
+	}
+	if denied || action != node.ActionRead {
+		line := audit.Line(node.WithCaller(context.Background(), f.Caller), g.o.Now(), action)
+		line.Method = f.Method
+		if f.About != nil {
+			f.About(&line)
+		}
+		g.o.Refusals.Refuse(line, f.Outcome)
+	}
+	if errors.Is(f.Err, node.ErrUnauthenticated) {
+		return node.ErrUnauthenticated // a stranger does not learn what was wrong
+	}
+	return f.Err
+}
+
+// maxMethod bounds a method's name in the log, which a stranger chooses.
+const maxMethod = 100
+
+// RefuseConnection logs and audits a connection from an address that showed nothing good. One
+// that ended without a byte, such as a load balancer's probe, has no audit line.
+func (g *Gate) RefuseConnection(address string, err error) {
+	fields := logrus.Fields{"peer": address, "reason": err.Error()}
+	if refused, ok := errors.AsType[*RefusedError](err); ok {
+		fields["subject"], fields["serial"], fields["reason"] = refused.Subject, refused.Serial, refused.Reason.Error()
+	}
+	g.strangers.Warn("a connection was refused", fields)
+	if errors.Is(err, io.EOF) {
+		return
+	}
+	line := audit.Line(node.WithCaller(context.Background(), node.Caller{Peer: address}), g.o.Now(), node.ActionConnect)
+	line.Comment = err.Error()
+	g.o.Refusals.Refuse(line, node.ReasonUnauthenticated)
+}
+
+// SparingLog keeps strangers from filling the log: five entries a second, fifty at once. It counts the rest.
+type SparingLog struct {
+	log   logrus.FieldLogger
+	limit *rate.Limiter
+	more  atomic.Int64
+}
+
+// NewSparingLog returns one that writes to log.
+func NewSparingLog(log logrus.FieldLogger) *SparingLog {
+	return &SparingLog{log: log, limit: rate.NewLimiter(5, 50)}
+}
+
+// Warn writes an entry, with the number of those left out before it.
+func (s *SparingLog) Warn(what string, fields logrus.Fields) {
+	if !s.limit.Allow() {
+		s.more.Add(1)
+		return
+	}
+	if more := s.more.Swap(0); more > 0 {
+		fields["left_out_before"] = more
+	}
+	s.log.WithFields(fields).Warn(what)
+}
