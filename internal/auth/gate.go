@@ -129,7 +129,7 @@ func bearer(values []string) (text string, sent bool, err error) {
 	}
 	scheme, text, ok := strings.Cut(values[0], " ")
 	if len(values) > 1 || !ok || !strings.EqualFold(scheme, "bearer") {
-		return "", true, errors.New("the metadata authorization is not one bearer token")
+		return "", true, errors.New("the header authorization is not one bearer token")
 	}
 	return text, true, nil
 }

@@ -89,7 +89,7 @@ func currentSerial(ctx context.Context, conn *grpc.ClientConn, certname string) 
 func certTable(w io.Writer, c *espmv1.Certificate) {
 	fmt.Fprintf(w, "serial\t%s\ncertname\t%s\nuid\t%s\nowner\t%s\nstate\t%s\n", c.GetSerial(), c.GetCertname(), c.GetUid(), dash(c.GetOwner()),
 		word(c.GetState(), "CERTIFICATE_STATE_"))
-	fmt.Fprintf(w, "valid from\t%s\nvalid until\t%s\nSHA-256\t%s\nDNS names\t%s\nextensions\t%s\n", when(c.GetNotBeforeTime()), when(c.GetNotAfterTime()),
+	fmt.Fprintf(w, "valid from\t%s\nexpires\t%s\nSHA-256\t%s\nDNS names\t%s\nextensions\t%s\n", when(c.GetNotBeforeTime()), when(c.GetNotAfterTime()),
 		c.GetFingerprint(), strings.Join(c.GetDnsAltNames(), ", "), labelLine(c.GetExtensions()))
 	if c.GetImportTime() != nil {
 		fmt.Fprintf(w, "imported\t%s\n", when(c.GetImportTime()))

@@ -95,8 +95,9 @@ func (a *app) tokenCreateCmd() *cobra.Command {
 this once: the daemon keeps only a hash. The principal owns the nodes that are registered with
 the token, so no other token ever gets the name. 'espm token rotate' gives the same principal a new text.
 
-The flags from --environment to --requests-per-second confine a provisioner. A list that is not given
-does not confine. A list that is given as '' allows nothing.`,
+These flags confine a provisioner: --name-pattern, --environment, --group, --extension, --max-ttl,
+--requests-per-second and --open-provisions. A list that is not given does not confine. A list that is
+given as '' allows nothing.`,
 		Example: `  espm token create ci --role provisioner --name-pattern '*.ci.example.com' --expires 30d --out ci.token
   ESPM_TOKEN_FILE=ci.token espm node list --address espm.example.com:8443`,
 		Args: args("NAME"),
@@ -221,7 +222,7 @@ func (a *app) tokenShowCmd() *cobra.Command {
 
 func tokenTable(w io.Writer, t *espmv1.Token) {
 	for i, value := range tokenRow(t) {
-		fmt.Fprintf(w, "%s\t%s\n", strings.ToLower(tokenColumns[i]), value)
+		fmt.Fprintf(w, "%s\t%s\n", strings.ToLower(strings.TrimPrefix(tokenColumns[i], "+")), value)
 	}
 	g := t.GetGrant()
 	for _, l := range []struct {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -48,24 +49,19 @@ func (f NodeFilter) match(n node.Node) bool {
 	return false
 }
 
-// index returns the prefix of the index to walk; "" walks the nodes themselves.
-func (f NodeFilter) index() string {
-	if f.Owner != "" { // before others: a page, and its token, then never tell of another owner's nodes
-		return nodeOwnerPrefix(f.Owner)
+// indexes returns the prefixes of the indexes that have all the nodes selected; none: all nodes are.
+// The owner's is the first, so that a page token never tells of another owner's nodes.
+func (f NodeFilter) indexes() (prefixes []string) {
+	if f.Owner != "" {
+		prefixes = append(prefixes, nodeOwnerPrefix(f.Owner))
 	}
 	if f.Group != "" {
-		return memberPrefix(f.Group)
+		prefixes = append(prefixes, memberPrefix(f.Group))
 	}
-	least := ""
-	for k := range f.Labels {
-		if least == "" || k < least {
-			least = k
-		}
+	for _, k := range slices.Sorted(maps.Keys(f.Labels)) {
+		prefixes = append(prefixes, labelPrefix(k, f.Labels[k]))
 	}
-	if least == "" {
-		return ""
-	}
-	return labelPrefix(least, f.Labels[least])
+	return prefixes
 }
 
 // A page ends early when its records are large: a million characters are
@@ -78,11 +74,14 @@ const (
 // Nodes returns up to limit live nodes after a certname, in order of certname.
 // With a filter the page may be short although more follow.
 func (v nodeView) Nodes(ctx context.Context, f NodeFilter, after string, limit int) (Page[node.Node], error) {
-	index := f.index()
-	if index == "" {
+	switch indexes := f.indexes(); len(indexes) {
+	case 0:
 		return list[node.Node](ctx, v.records, nodePrefix, after, limit)
+	case 1:
+		return follow(ctx, v.records, indexes[0], after, limit, func(key string) string { return nodeKey(node.Certname(lastPart(key))) }, f.match)
+	default:
+		return v.shared(ctx, indexes, after, limit, f.match)
 	}
-	return follow(ctx, v.records, index, after, limit, func(key string) string { return nodeKey(node.Certname(lastPart(key))) }, f.match)
 }
 
 // Groups returns up to limit groups after a name, in order of name.
