@@ -99,7 +99,7 @@ func examineServer(ctx context.Context, set config.PuppetServer) (doctor.CA, err
 	out.Version = version
 	for _, p := range problems {
 		mend := ""
-		if forbidden, ok := errors.AsType[*puppetserver.ForbiddenError](p); ok && forbidden.Unseen == "" {
+		if forbidden, ok := errors.AsType[*puppetserver.ForbiddenError](p); ok && forbidden.NotPresented == "" {
 			mend = forbidden.Rule
 		}
 		out.Problems = append(out.Problems, doctor.Problem{What: p.Error(), Mend: mend})

@@ -150,7 +150,7 @@ func (o InitOptions) ask(ctx context.Context, s surroundings) (*PuppetServer, er
 	about.Client = authority.Client()
 	for _, problem := range problems {
 		forbidden, ok := errors.AsType[*puppetserver.ForbiddenError](problem)
-		if !ok || forbidden.Rule == "" || forbidden.Unseen != "" {
+		if !ok || forbidden.Rule == "" || forbidden.NotPresented != "" {
 			return nil, fmt.Errorf("%w; --no-check goes on without asking the server", problem)
 		}
 		about.Rules = append(about.Rules, forbidden.Rule)

@@ -1,11 +1,11 @@
-// Package puppetserver is the authority that a running Puppet Server is: it
-// signs and revokes through the server's HTTP API and never touches the CA's
-// files. OpenVox Server and whatever else speaks that API is the same to it.
+// Package puppetserver is the authority that uses a running Puppet Server. It
+// signs and revokes through the server's HTTP API and never changes the CA's
+// files. OpenVox Server has the same API.
 //
-// Where a rule below is Puppet Server's it is that of 7.9.5, read in its source
-// (certificate_authority.clj, certificate_authority_core.clj) and tried on that server, unless a
-// version is named. In what they lock 7.9 and 8.7 differ, so no rule here needs a lock
-// of the server's: what may be under way is waited for.
+// If a comment names a rule of Puppet Server without a version, it is a rule of 7.9.5. Its source is
+// certificate_authority.clj and certificate_authority_core.clj, and the tests try it on that server.
+// Versions 7.9 and 8.7 lock differently. So this package does not rely on the server's locks: after a
+// lost answer it waits until the server has finished.
 package puppetserver
 
 import (
@@ -22,27 +22,27 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Options say where the server is and who asks. URL, Certificate, Key and CA are required.
+// Options name the server and the client certificate. URL, Certificate, Key and CA are required.
 type Options struct {
 	URL         string // such as https://puppet.example.com:8140, without a path
 	Certificate string // file: the client certificate, PEM
 	Key         string // file: its private key, PEM
-	CA          string // file: the certificates to trust the server by, PEM
+	CA          string // file: the CA certificates that the server's certificate is verified with, PEM
 
-	TTL         time.Duration // of certificates, where the caller asks for none; 0: ca.DefaultTTL, or what the CA has left
+	TTL         time.Duration // of certificates whose request has none; 0: ca.DefaultTTL, limited by the CA's end
 	Timeout     time.Duration // of one call; 0: a minute
 	RevokeLimit time.Duration // of one call that revokes; 0: ten minutes
-	Concurrency int           // calls under way at once; 0: 8
+	Concurrency int           // the most calls at once; 0: 8
 
-	// SignWait is how long the server may still act on a request or a signing whose
-	// answer was lost: the time that it waits for its locks, 5 s and 60 s by
-	// default, or that its policy script for autosign takes; 0: 65 seconds.
+	// SignWait is how long the server may still work on a request or a signing whose
+	// answer was lost. It waits for its locks, 5 s and 60 s by
+	// default, or for its policy script for autosign. 0: 65 seconds.
 	SignWait time.Duration
-	// Quiet is how long no revocation is sent after the answer to one was
-	// lost, so that it comes to its end; 0: as the server's version needs, see quietTime.
+	// Quiet is how long espm sends no revocation after the answer to one was
+	// lost, so that the server finishes it; 0: depends on the server's version, see quietTime.
 	Quiet time.Duration
-	// Interrupted says that an earlier process may have a revocation under way at
-	// the server, whose answer nobody got.
+	// Interrupted says that an earlier process ended during a revocation, so the
+	// server may still work on it.
 	Interrupted bool
 
 	Now func() time.Time // nil: time.Now
@@ -73,7 +73,7 @@ func (o Options) filled() Options {
 	return o
 }
 
-// Authority is Puppet Server's CA. Its methods may be called at once.
+// Authority is Puppet Server's CA. Its methods may be called concurrently.
 type Authority struct {
 	*server
 	*signer
@@ -81,49 +81,50 @@ type Authority struct {
 	*listing
 }
 
-// server asks Puppet Server, and keeps what it answered about its CA.
+// server calls Puppet Server, and caches the CA's chain and CRL.
 type server struct {
 	opts        Options
 	base        *url.URL
 	credentials *credentials
-	slots       chan struct{} // one for each call under way
+	slots       chan struct{} // has one element for each running call
 
-	running atomic.Pointer[string] // the server's version, when last asked
+	running atomic.Pointer[string] // the last known version of the server
 
-	trusting sync.Mutex // held by the call that asks for chain and CRL
+	trusting sync.Mutex // locked while a call fetches chain and CRL
 	trust    atomic.Pointer[trust]
 }
 
-// signer has certificates signed, and finds out what became of a signing whose answer was lost.
+// signer requests certificates, and finds the outcome of a signing whose answer was lost.
 type signer struct {
 	*server
-	made       time.Time // by Options.Now
+	made       time.Time // when New made it, by Options.Now
 	unanswered unanswered
 }
 
-// revoker has certificates revoked, one call at a time.
+// revoker revokes certificates, one call at a time.
 type revoker struct {
 	*server
-	revoking chan struct{} // holds one while nobody revokes; guards the rest
-	batch    int           // how many names the next batch has at most
-	lost     time.Time     // when the answer to a revocation was lost; zero: none
-	unread   bool          // a revocation was sent since the CRL was asked for: that as last seen can't tell of it
-	longest  time.Duration // that a /clean took
-	poison   map[node.Serial]bool
+	// revoking has one element while no call revokes. Only the call that took it may use the fields below.
+	revoking     chan struct{}
+	batch        int                  // the most names of the next batch
+	lostAt       time.Time            // when the answer to a revocation was lost; zero: none
+	crlStale     bool                 // a revocation was sent since the last fetch of the CRL
+	longest      time.Duration        // of a successful /clean
+	failedBefore map[node.Serial]bool // these are revoked one by one
 }
 
-// listing tells which certificates the server has in signed/.
+// listing lists the certificates in the server's signed/.
 type listing struct{ *server }
 
-// New returns the authority. The server need not run, but the files must be
-// there: an error says which is missing or does not fit.
+// New returns the authority. The server need not run, but the files must
+// exist. The error names the file that is missing or wrong.
 func New(o Options) (*Authority, error) {
 	base, err := url.Parse(o.URL)
 	if err != nil {
 		return nil, fmt.Errorf("puppet server: %w", err)
 	}
 	if base.Scheme != "https" || base.Host == "" || base.User != nil || (base.Path != "" && base.Path != "/") || base.RawQuery != "" {
-		return nil, fmt.Errorf("puppet server: %q: must be https://HOST:PORT and no more", o.URL)
+		return nil, fmt.Errorf("puppet server: %q: must be https://HOST:PORT without a path", o.URL)
 	}
 	o = o.filled()
 	creds, err := loadCredentials(o)
@@ -133,18 +134,18 @@ func New(o Options) (*Authority, error) {
 	asked := &server{opts: o, base: base, credentials: creds, slots: make(chan struct{}, o.Concurrency)}
 	a := &Authority{
 		server:  asked,
-		signer:  &signer{server: asked, made: o.Now(), unanswered: unanswered{since: map[question]time.Time{}}},
-		revoker: &revoker{server: asked, revoking: make(chan struct{}, 1), batch: maxBatch, poison: map[node.Serial]bool{}},
+		signer:  &signer{server: asked, made: o.Now(), unanswered: unanswered{since: map[pending]time.Time{}}},
+		revoker: &revoker{server: asked, revoking: make(chan struct{}, 1), batch: maxBatch, failedBefore: map[node.Serial]bool{}},
 		listing: &listing{asked},
 	}
 	if o.Interrupted {
-		a.lost, a.unread = time.Now(), true
+		a.lostAt, a.crlStale = time.Now(), true
 	}
 	a.revoking <- struct{}{}
 	return a, nil
 }
 
-// Client returns the certname by which the server knows us.
+// Client returns the certname in the client certificate.
 func (a *server) Client() string { return a.credentials.name() }
 
 // Close closes idle connections.
@@ -153,13 +154,13 @@ func (a *server) Close() error {
 	return nil
 }
 
-// NewSerial returns "": Puppet Server counts for itself.
+// NewSerial returns "", as Puppet Server chooses the serial.
 func (a *Authority) NewSerial() node.Serial { return "" }
 
-// Traits implements ca.Authority. Puppet Server takes a name to revoke, not a
-// serial: 7.9 revokes the certificate in signed/, 8.2.2 and later every unexpired one
-// of the name. Protected are our own certname, which the server knows us by, and
-// the server's, once it was met.
+// Traits implements ca.Authority. Puppet Server revokes by name, not by
+// serial: 7.9 revokes the certificate in signed/, 8.2.2 and later revoke every unexpired certificate
+// of the name. The client certificate's name is protected, and after the first connection the
+// server's too.
 func (a *Authority) Traits() ca.Traits {
 	names := []node.Certname{node.Certname(a.credentials.name()), node.Certname(a.base.Hostname())}
 	if met := a.credentials.server.Load(); met != nil {

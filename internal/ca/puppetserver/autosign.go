@@ -11,22 +11,21 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// accept checks the certificate that came back, for which ttl was asked. A
-// server that autosigns the name signs when it gets the CSR, with a life of its
-// own choice, before it can be asked for one: where the caller did not ask
-// for one either, that will do.
+// accept checks the server's certificate against the request. A
+// server that autosigns the name signs the CSR at once, with its own TTL.
+// accept allows that if the caller asked for no TTL.
 func (a *signer) accept(w ca.Wanted, ttl time.Duration, cert *x509.Certificate) error {
 	err := w.Check(cert)
 	lasting := w
 	lasting.TTL = 0
 	if err != nil && lasting.Check(cert) == nil {
-		return fmt.Errorf("%w: %w: Puppet Server signed it by itself, as autosign in its puppet.conf says, for the ca_ttl there: "+
-			"don't have it autosign this name, or ask for no ttl", node.ErrRefused, err)
+		return fmt.Errorf("%w: %w: Puppet Server autosigned it with the ca_ttl of its puppet.conf: "+
+			"don't autosign this name, or ask for no ttl", node.ErrRefused, err)
 	}
-	lasting.TTL = ttl // certificates.ttl, if that is set
+	lasting.TTL = ttl // the configured certificates.ttl, if any
 	if err == nil && a.opts.TTL != ca.DefaultTTL && lasting.Check(cert) != nil {
 		a.opts.Log.WithFields(logrus.Fields{"certname": w.Certname, "not_after": cert.NotAfter.UTC(), "wanted": ttl}).
-			Warn("Puppet Server signed by itself, for a time of its own: it autosigns this name")
+			Warn("Puppet Server autosigns this name, so the certificate has the server's ttl")
 	}
 	return err
 }

@@ -12,16 +12,17 @@ import (
 )
 
 const (
-	// maxBatch is how many names one call of /clean has at most. Each call reads, signs and writes the
-	// whole CRL, and holds its lock meanwhile: more names save little, and hold up GETs of the CRL.
+	// maxBatch is the most names in one call of /clean. Each call reads, signs and writes the
+	// whole CRL, and GETs of the CRL wait meanwhile. More names would save little time and make the
+	// GETs wait longer.
 	maxBatch = 100
-	// maxFailures is how many names may fail, with none that works, until it is
-	// the server that is taken to fail.
+	// maxFailures is how many names may fail, without one success, before the error is
+	// the server's.
 	maxFailures = 16
 )
 
-// clean cleans the names that were planned. An error means that the server
-// can't act now; what fails for one name is kept in failed.
+// clean cleans the planned names. An error means that the server
+// can't revoke now. The errors of single names go to failed.
 func (r *revocation) clean(ctx context.Context) error {
 	for names := r.names; len(names) > 0; {
 		n := min(r.a.batch, len(names))
@@ -38,38 +39,38 @@ func (r *revocation) clean(ctx context.Context) error {
 	return nil
 }
 
-// cleanBatch cleans names in one call. The server fails a batch for one name
-// that it can't revoke, before it has revoked any; so a failed one is cut in halves.
+// cleanBatch cleans names in one call. If the server can't revoke one name, it refuses the
+// batch before it revokes any. Then cleanBatch retries each half.
 func (r *revocation) cleanBatch(ctx context.Context, names []node.Certname) error {
 	a := r.a
-	if r.singly {
-		return r.cleanSingly(ctx, names)
+	if r.oneByOne {
+		return r.cleanOneByOne(ctx, names)
 	}
 	c := call{
 		method: http.MethodPut, path: apiPath + "clean", limit: a.opts.RevokeLimit, kind: "application/json",
 		body: encode(map[string][]node.Certname{"certnames": names}),
 	}
 	begin := time.Now()
-	a.unread = true
+	a.crlStale = true
 	got, err := a.do(ctx, c)
 	a.adapt(len(names), time.Since(begin), err)
 	if err != nil {
-		r.lose(err)
+		r.noteLost(err)
 		return err
 	}
 	switch {
 	case got.code == http.StatusOK:
-		r.worked = true
+		r.cleanedAny = true
 		a.longest = max(a.longest, time.Since(begin))
 		return nil
 	case got.code == http.StatusNotFound || got.code == http.StatusMethodNotAllowed:
-		// For this once: the next server at this address may have it.
-		a.opts.Log.Warn("the server has no /clean, which came with Puppet Server 6.14: revoking one by one")
-		r.singly = true
-		return r.cleanSingly(ctx, names)
+		// Only for this call: the server may be upgraded.
+		a.opts.Log.Warn("the server has no /clean, which Puppet Server has since 6.14: espm revokes one by one")
+		r.oneByOne = true
+		return r.cleanOneByOne(ctx, names)
 	case got.code != http.StatusInternalServerError:
 		err := got.check(c)
-		r.lose(err)
+		r.noteLost(err)
 		return fmt.Errorf("%w: %w", node.ErrUnavailable, err)
 	case len(names) > 1:
 		half := len(names) / 2
@@ -81,8 +82,8 @@ func (r *revocation) cleanBatch(ctx context.Context, names []node.Certname) erro
 	return r.fail(names[0], &statusError{c, got.code, firstLine(got.body)})
 }
 
-// adapt halves the next batch where this one had no answer within RevokeLimit. A batch that takes less
-// than a quarter of that doubles the next one, up to maxBatch.
+// adapt halves the size of the next batch if this one had no answer within RevokeLimit. It doubles the size, up to
+// maxBatch, if the batch took less than a quarter of RevokeLimit.
 func (a *revoker) adapt(names int, took time.Duration, err error) {
 	switch limit := a.opts.RevokeLimit; {
 	case err != nil && took >= limit:
@@ -92,60 +93,60 @@ func (a *revoker) adapt(names int, took time.Duration, err error) {
 	}
 }
 
-// lose notes that the server may still be at a revocation, if err says so.
-func (r *revocation) lose(err error) {
+// noteLost stores the time of a lost answer, as the server may still work on the revocation.
+func (r *revocation) noteLost(err error) {
 	if lost(err) {
-		r.a.lost = time.Now()
+		r.a.lostAt = time.Now()
 	}
 }
 
-// fail keeps what is wrong with a name, or finds that it is the server.
+// fail stores the error of a name. It returns an error if the server fails for every name.
 func (r *revocation) fail(name node.Certname, err error) error {
 	r.failed[name] = err
-	if !r.worked && len(r.failed) >= maxFailures {
+	if !r.cleanedAny && len(r.failed) >= maxFailures {
 		return fmt.Errorf("%w: the server fails for every name: %w", node.ErrUnavailable, err)
 	}
 	return nil
 }
 
-// cleanSingly does what /clean does with the calls that every server has:
-// revoke, and delete once the CRL lists it. A request under the name, which
-// that would delete too, is not ours: then the certificate stays.
-func (r *revocation) cleanSingly(ctx context.Context, names []node.Certname) error {
+// cleanOneByOne does the work of /clean with older calls: it revokes each certificate, and deletes it once the
+// CRL lists it. A delete would also delete a certificate request of the name, which is not ours. So the
+// certificate stays if there is such a request.
+func (r *revocation) cleanOneByOne(ctx context.Context, names []node.Certname) error {
 	for _, name := range names {
-		r.a.unread = true
+		r.a.crlStale = true
 		_, err := r.a.ask(ctx, setStatus(name, "revoked", 0))
 		status, ok := errors.AsType[*statusError](err)
 		switch {
 		case err == nil:
-			r.worked = true
+			r.cleanedAny = true
 		case errors.Is(err, errGone) || ok && status.code == http.StatusConflict:
-			continue // it has no certificate; the CRL tells
+			continue // the name has no certificate; receipts checks the CRL
 		case ok && status.code == http.StatusInternalServerError:
 			if err := r.fail(name, status); err != nil {
 				return err
 			}
 			continue
 		default:
-			r.lose(err)
+			r.noteLost(err)
 			return err
 		}
 	}
 	return r.remove(ctx, names)
 }
 
-// remove frees names whose certificate is revoked.
+// remove deletes the certificates that are revoked, so that their names can have new ones.
 func (r *revocation) remove(ctx context.Context, names []node.Certname) error {
-	standing, _, err := r.a.standing(ctx, names)
+	current, _, err := r.a.currentSerials(ctx, names)
 	if err != nil {
 		return err
 	}
-	_, listed, err := r.a.listed(ctx, slices.DeleteFunc(slices.Clone(standing), func(s node.Serial) bool { return s == "" })...)
+	_, listed, err := r.a.listed(ctx, slices.DeleteFunc(slices.Clone(current), func(s node.Serial) bool { return s == "" })...)
 	if err != nil {
 		return err
 	}
 	for i, name := range names {
-		if !listed[standing[i]] {
+		if !listed[current[i]] {
 			continue
 		}
 		csr, err := r.a.get(ctx, "certificate_request", name)
@@ -153,12 +154,12 @@ func (r *revocation) remove(ctx context.Context, names []node.Certname) error {
 			return err
 		}
 		if csr != nil {
-			r.a.opts.Log.WithField("certname", name).Warn("the revoked certificate stays, as a certificate request stands beside it")
+			r.a.opts.Log.WithField("certname", name).Warn("the revoked certificate stays, as the name has a certificate request too")
 			continue
 		}
 		if _, err := r.a.ask(ctx, call{method: http.MethodDelete, path: statusPath(name)}); err != nil && !errors.Is(err, errGone) {
-			r.lose(err)
-			return fmt.Errorf("removing the revoked certificate of %q: %w", name, err)
+			r.noteLost(err)
+			return fmt.Errorf("remove the revoked certificate of %q: %w", name, err)
 		}
 	}
 	return nil

@@ -20,7 +20,7 @@ import (
 // apiPath is where Puppet Server mounts its CA API (web-routes.conf).
 const apiPath = "/puppet-ca/v1/"
 
-// maxAnswer bounds an answer. A CRL of a million entries has 50 MB.
+// maxAnswer is the longest answer. A CRL of a million entries has 50 MB.
 const maxAnswer = 256 << 20
 
 // call is one request; path is escaped already.
@@ -30,11 +30,9 @@ type call struct {
 	kind         string // content type of the body
 	since        string // If-Modified-Since
 	limit        time.Duration
-	submits      bool // a CSR: over the connections that the guard watches
-	guarded      bool // only to a server that is known to refuse a CSR under a taken name, else errUnguarded
 }
 
-// lostError is that of a call whose answer was lost: the server may act on it, now or later.
+// lostError means that the answer of a call was lost. The server may carry out the call, now or later.
 type lostError struct{ error }
 
 func (e lostError) Unwrap() error { return e.error }
@@ -44,15 +42,15 @@ func lost(err error) bool {
 	return is
 }
 
-// answer is what the server said, whatever it was.
+// answer is an answer of the server, of any status.
 type answer struct {
 	code  int
 	body  []byte
-	date  time.Time // by the server's clock; zero: unknown
-	start time.Time // the same for when it began, at most
+	date  time.Time // when the answer was sent, by the server's clock; zero: unknown
+	start time.Time // a time before the call began, by the server's clock; zero: unknown
 }
 
-// statusError is an answer that was not hoped for.
+// statusError is an answer with an unexpected status.
 type statusError struct {
 	call    call
 	code    int
@@ -63,29 +61,22 @@ func (e *statusError) Error() string {
 	return fmt.Sprintf("%s %s: %d %s", e.call.method, e.call.path, e.code, e.message)
 }
 
-// do sends one request, once. Errors wrap node.ErrUnavailable: there is no
-// answer, and where the request may have been sent a lostError says so; or the
-// server is not allowed to answer us.
+// do sends one request, once. Its errors wrap node.ErrUnavailable. Either there is no
+// answer; then a lostError says that the request may have been sent. Or auth.conf
+// forbids the call.
 func (a *server) do(ctx context.Context, c call) (answer, error) {
 	select {
 	case a.slots <- struct{}{}:
 		defer func() { <-a.slots }()
 	case <-ctx.Done():
-		return answer{}, unreachable(ctx, fmt.Errorf("%s %s: not sent, as too many calls are under way", c.method, c.path))
+		return answer{}, unreachable(ctx, fmt.Errorf("%s %s: not sent, as too many calls are running", c.method, c.path))
 	}
-	transport, err := a.credentials.current(c.submits)
+	transport, err := a.credentials.current()
 	if err != nil {
 		return answer{}, err
 	}
 	if c.limit == 0 {
 		c.limit = a.opts.Timeout
-	}
-	if c.guarded {
-		var ok bool
-		if ctx, ok = a.credentials.guard.enter(ctx); !ok {
-			return answer{}, errUnguarded
-		}
-		defer a.credentials.guard.leave()
 	}
 	limited, cancel := context.WithTimeoutCause(ctx, c.limit, fmt.Errorf("no answer within %v", c.limit))
 	defer cancel()
@@ -96,10 +87,7 @@ func (a *server) do(ctx context.Context, c call) (answer, error) {
 		return answer{}, err
 	}
 	begin := time.Now()
-	resp, err := transport.RoundTrip(req) // not http.Client: a redirect would be no answer
-	if errors.Is(err, errUnguarded) {
-		return answer{}, errUnguarded
-	}
+	resp, err := transport.RoundTrip(req) // http.Client would follow redirects
 	if err != nil {
 		err = unreachable(limited, fmt.Errorf("%s %s://%s%s: %w", c.method, a.base.Scheme, a.base.Host, c.path, a.explain(err)))
 		if sent.Load() {
@@ -136,8 +124,8 @@ func (a *server) request(ctx context.Context, c call) (*http.Request, error) {
 	return req, nil
 }
 
-// ask is do for calls where only 2xx is what was hoped for: 404 gives errGone,
-// 5xx an error that wraps node.ErrUnavailable.
+// ask is do for calls that expect a status of 2xx. A 404 returns errGone, a
+// 5xx returns an error that wraps node.ErrUnavailable.
 func (a *server) ask(ctx context.Context, c call) ([]byte, error) {
 	got, err := a.do(ctx, c)
 	if err != nil {
@@ -155,7 +143,7 @@ func (got answer) check(c call) error {
 	}
 	err := &statusError{c, got.code, firstLine(got.body)}
 	switch {
-	case got.code == http.StatusBadGateway || got.code == http.StatusGatewayTimeout: // of a proxy that got no answer either
+	case got.code == http.StatusBadGateway || got.code == http.StatusGatewayTimeout: // a proxy lost the server's answer
 		return lostError{fmt.Errorf("%w: %w", node.ErrUnavailable, err)}
 	case got.code >= 500:
 		return fmt.Errorf("%w: %w", node.ErrUnavailable, err)
@@ -163,8 +151,8 @@ func (got answer) check(c call) error {
 	return err
 }
 
-// get asks for something that may be absent: nil then. A GET is safe to
-// send again, and is, once, when its answer was lost.
+// get fetches something, or returns nil if it is absent. It sends the GET once more if the
+// answer was lost.
 func (a *server) get(ctx context.Context, kind string, name node.Certname) ([]byte, error) {
 	c := call{method: http.MethodGet, path: apiPath + kind + "/" + url.PathEscape(string(name))}
 	got, err := a.do(ctx, c)
@@ -180,7 +168,7 @@ func (a *server) get(ctx context.Context, kind string, name node.Certname) ([]by
 	return got.body, got.check(c)
 }
 
-// setStatus asks for a desired state of a name's certificate; ttl 0: the server's own.
+// setStatus is the call that sets the desired state of a name's certificate. ttl 0 means the server's default.
 func setStatus(name node.Certname, state string, ttl time.Duration) call {
 	body := map[string]any{"desired_state": state}
 	if ttl != 0 {
@@ -193,7 +181,7 @@ func statusPath(name node.Certname) string {
 	return apiPath + "certificate_status/" + url.PathEscape(string(name))
 }
 
-// encode can't fail: bodies are made of types that JSON can hold.
+// encode never fails: bodies have only types that JSON can encode.
 func encode(v any) []byte {
 	b, err := json.Marshal(v)
 	if err != nil {
@@ -202,7 +190,7 @@ func encode(v any) []byte {
 	return b
 }
 
-// firstLine keeps an error page out of logs and answers.
+// firstLine shortens an error page for logs and errors.
 func firstLine(body []byte) string {
 	const limit = 500
 	line, _, _ := strings.Cut(strings.TrimSpace(string(body)), "\n")

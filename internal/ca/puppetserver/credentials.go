@@ -20,23 +20,21 @@ import (
 	"github.com/espm-project/espm/internal/secretfile"
 )
 
-// idle is how long a connection is kept unused: less than Jetty's 30 s, so
-// that a request is seldom sent into one that the server is closing.
+// idle is how long an unused connection stays open. It is less than Jetty's 30 s, so
+// that a request seldom meets a connection that the server closes.
 const idle = 20 * time.Second
 
-// credentials are the client certificate and the trusted CAs, read anew when
-// a file changes, and the connections made with them.
+// credentials are the client certificate and the trusted CAs, and the connections made with
+// them. A changed file is read again.
 type credentials struct {
-	opts  Options
-	guard guard
+	opts Options
 
 	mu        sync.Mutex
 	stamps    []pemfile.Stamp // of certificate, key and CA when they were read
 	leaf      *x509.Certificate
 	transport *http.Transport
-	submits   *http.Transport // for CSRs: see guard
 
-	server atomic.Pointer[string] // the CN by which the server was met last
+	server atomic.Pointer[string] // the common name in the server's certificate; nil: no connection yet
 }
 
 func loadCredentials(o Options) (*credentials, error) {
@@ -48,22 +46,19 @@ func (c *credentials) stampsNow() []pemfile.Stamp {
 	return pemfile.Stamps(c.opts.Certificate, c.opts.Key, c.opts.CA)
 }
 
-// current returns the transport to use, for a CSR or for the rest. While changed files don't fit each
+// current returns the transport to use. While changed files don't fit each
 // other, as in the middle of a renewal, the earlier ones stay in use.
-func (c *credentials) current(submits bool) (*http.Transport, error) {
+func (c *credentials) current() (*http.Transport, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if now := c.stampsNow(); !slices.Equal(now, c.stamps) {
 		if err := c.load(now); err != nil {
-			c.opts.Log.WithError(err).Warn("the changed client certificate is not used yet")
+			c.opts.Log.WithError(err).Warn("the changed client certificate can't be used; espm uses the one before")
 		}
 	}
 	if end := c.leaf.NotAfter; c.opts.Now().After(end) {
 		return nil, fmt.Errorf("%w: the client certificate %s (%s) expired at %s: renew it", node.ErrUnavailable,
 			c.opts.Certificate, c.leaf.Subject.CommonName, end.UTC().Format(time.RFC3339))
-	}
-	if submits {
-		return c.submits, nil
 	}
 	return c.transport, nil
 }
@@ -90,51 +85,43 @@ func (c *credentials) load(stamps []pemfile.Stamp) error {
 		return fmt.Errorf("CA bundle: %s holds no certificate", c.opts.CA)
 	}
 	if c.transport != nil {
-		c.closeIdle()
+		c.transport.CloseIdleConnections()
 	}
 	c.stamps, c.leaf = stamps, pair.Leaf
-	dials := (&net.Dialer{Timeout: 10 * time.Second}).DialContext
-	made := func(d dial) *http.Transport {
-		return &http.Transport{
-			TLSClientConfig:     &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, MinVersion: tls.VersionTLS12, VerifyConnection: c.met},
-			DialContext:         d,
-			TLSHandshakeTimeout: 20 * time.Second,
-			IdleConnTimeout:     idle,
-			MaxIdleConnsPerHost: c.opts.Concurrency,
-		}
+	c.transport = &http.Transport{
+		TLSClientConfig:     &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, MinVersion: tls.VersionTLS12, VerifyConnection: c.noteServer},
+		DialContext:         (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		TLSHandshakeTimeout: 20 * time.Second,
+		IdleConnTimeout:     idle,
+		MaxIdleConnsPerHost: c.opts.Concurrency,
 	}
-	c.transport, c.submits = made(dials), made(c.guard.dialer(dials))
 	return nil
 }
 
-func (c *credentials) closeIdle() {
-	c.transport.CloseIdleConnections()
-	c.submits.CloseIdleConnections()
-}
-
-// met keeps the name of a server that proved to be trusted.
-func (c *credentials) met(s tls.ConnectionState) error {
+// noteServer stores the common name of a server whose certificate is valid.
+func (c *credentials) noteServer(s tls.ConnectionState) error {
 	c.server.Store(&s.PeerCertificates[0].Subject.CommonName)
 	return nil
 }
 
-// certificate is what the server is shown.
+// certificate returns the client certificate.
 func (c *credentials) certificate() *x509.Certificate {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.leaf
 }
 
-// name is the certname by which the server knows us.
+// name returns the certname in the client certificate.
 func (c *credentials) name() string { return c.certificate().Subject.CommonName }
 
 func (c *credentials) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.closeIdle()
+	c.transport.CloseIdleConnections()
 }
 
-// whoReads says who may not read a file, as that is seldom who asks.
+// whoReads names the user that may not read a file: the user that runs espm, not the one
+// who reads the error.
 func whoReads(err error) string {
 	if !errors.Is(err, fs.ErrPermission) {
 		return ""

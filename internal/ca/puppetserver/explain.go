@@ -11,7 +11,7 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// explain adds to the error of a call that has no answer what to look at.
+// explain adds a hint to the error of a call that has no answer.
 func (a *server) explain(err error) error {
 	var (
 		authority x509.UnknownAuthorityError
@@ -23,13 +23,13 @@ func (a *server) explain(err error) error {
 	hint := ""
 	switch {
 	case errors.As(err, &authority):
-		hint = fmt.Sprintf("%s does not hold the CA of the server's certificate: is it the server that is meant, and authority.puppetserver.ca its CA?", a.opts.CA)
+		hint = fmt.Sprintf("%s does not have the CA of the server's certificate: check authority.puppetserver.url and authority.puppetserver.ca", a.opts.CA)
 	case errors.As(err, &name):
 		hint = "authority.puppetserver.url must have one of the names in the server's certificate"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		hint = "that is the server's certificate, and this host's clock"
+		hint = "check the server's certificate and this host's clock"
 	case errors.As(err, &noTLS):
-		hint = "what listens there speaks no TLS: is it Puppet Server's port?"
+		hint = "the program at this port does not use TLS: is it Puppet Server's port?"
 	case errors.As(err, &alert):
 		hint = fmt.Sprintf("the server refuses the client certificate %s: is it revoked, expired, or of another CA?", a.opts.Certificate)
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -48,9 +48,9 @@ func unreachable(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: %w", node.ErrUnavailable, err)
 }
 
-// unseen says whether the server can't have seen the client certificate: TLS shows
-// it only where the server accepts the CA that issued it.
-func (a *server) unseen() bool {
+// notPresented reports whether the client certificate was not sent to the server. TLS sends
+// it only if the server accepts the CA that issued it.
+func (a *server) notPresented() bool {
 	t := a.trust.Load()
 	if t == nil {
 		return false

@@ -31,13 +31,13 @@ func TestErrorsSayWhatToLookAt(t *testing.T) {
 		change func(*Options)
 		says   []string
 	}{
-		"nobody listens": {func(o *Options) { o.URL = gone }, []string{gone, "does Puppet Server run"}},
-		"no TLS":         {func(o *Options) { o.URL = "https" + strings.TrimPrefix(plain.URL, "http") }, []string{"speaks no TLS"}},
-		"another CA":     {func(o *Options) { o.CA = other.options.CA }, []string{other.options.CA + " does not hold the CA"}},
-		"another name":   {func(o *Options) { o.URL = strings.Replace(o.URL, "localhost", "127.0.0.1", 1) }, []string{"authority.puppetserver.url must have one of the names"}},
+		"probeName listens": {func(o *Options) { o.URL = gone }, []string{gone, "does Puppet Server run"}},
+		"no TLS":            {func(o *Options) { o.URL = "https" + strings.TrimPrefix(plain.URL, "http") }, []string{"does not use TLS"}},
+		"another CA":        {func(o *Options) { o.CA = other.options.CA }, []string{other.options.CA + " does not have the CA"}},
+		"another name":      {func(o *Options) { o.URL = strings.Replace(o.URL, "localhost", "127.0.0.1", 1) }, []string{"authority.puppetserver.url must have one of the names"}},
 		"expired": {func(o *Options) { o.Now = func() time.Time { return time.Now().Add(2 * time.Hour) } },
 			[]string{"the client certificate " + s.options.Certificate, "expired", "renew it"}},
-		"no status service": {func(*Options) {}, []string{"localhost", "does Puppet Server still start there"}},
+		"no status service": {func(*Options) {}, []string{"localhost", "is Puppet Server still starting"}},
 	} {
 		o := s.options
 		c.change(&o)
@@ -77,12 +77,12 @@ func TestAForeignClientCertificateIsNamed(t *testing.T) {
 		return e
 	}
 	ours := forbidden(n.stub.options)
-	if ours.Unseen != "" || !strings.Contains(ours.Error(), "add to the rules in auth.conf: { match-request: { path: \"/puppet-ca/v1/certificate_status\"") {
+	if ours.NotPresented != "" || !strings.Contains(ours.Error(), "add to the rules in auth.conf: { match-request: { path: \"/puppet-ca/v1/certificate_status\"") {
 		t.Errorf("got %v", ours)
 	}
 	o := n.stub.options
 	o.Certificate, o.Key = foreignClient(t)
-	if got := forbidden(o); got.Unseen != o.Certificate || !strings.Contains(got.Error(), "the CA did not issue the client certificate "+o.Certificate) {
+	if got := forbidden(o); got.NotPresented != o.Certificate || !strings.Contains(got.Error(), "the CA did not issue the client certificate "+o.Certificate) {
 		t.Errorf("got %v", got)
 	}
 }

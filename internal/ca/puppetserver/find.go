@@ -17,12 +17,12 @@ import (
 // too short for Wanted.Check, so that nobody adopts it.
 const lostTTL = 30 * time.Second
 
-// Find looks for a certificate of the query's key under its name. Its answer is
-// final: where the server may still be at a call whose answer was lost, it is a
-// *node.BusyError. A CSR of ours that is left after that, which an operator could
-// still have signed, is signed here and reported as issued, to be revoked. To
-// delete it would not do: the server reads the CSR, signs, and writes the
-// certificate, and a certificate written after the delete would be nobody's.
+// Find asks the server for a certificate of the query's name and key. The answer is
+// final. While the server may still work on a call whose answer was lost, Find returns a
+// *node.BusyError. After that, a CSR of ours may be left, which an operator could
+// sign. Find has the server sign this CSR and reports it as issued, so that the caller revokes it. Find
+// must not delete the CSR: the server may be signing it, and would write the
+// certificate after the delete. Then nobody would revoke that certificate.
 func (a *signer) Find(ctx context.Context, q ca.Query) (ca.Found, error) {
 	found, err := a.find(ctx, q)
 	if err != nil {
@@ -35,26 +35,26 @@ func (a *signer) find(ctx context.Context, q ca.Query) (ca.Found, error) {
 	if err := ctx.Err(); err != nil {
 		return ca.Found{}, err
 	}
-	held, err := a.look(ctx, q.Certname, q.KeyHash)
+	state, err := a.stateOf(ctx, q.Certname, q.KeyHash)
 	if err != nil {
 		return ca.Found{}, err
 	}
-	if held.cert != nil {
-		return issued(held.cert), nil // a Sign has one signed, and once
+	if state.cert != nil {
+		return issued(state.cert), nil // final, as a Sign has at most one certificate signed
 	}
 	if err := a.tooEarly(q); err != nil {
 		return ca.Found{}, err
 	}
-	if !held.csr {
-		// The server removes a CSR after it wrote the certificate: it may
-		// have done so between our two questions.
-		held, err = a.look(ctx, q.Certname, q.KeyHash)
+	if !state.csr {
+		// The server writes the certificate, then removes the CSR. It may
+		// have done both between the two calls of stateOf.
+		state, err = a.stateOf(ctx, q.Certname, q.KeyHash)
 		switch {
 		case err != nil:
 			return ca.Found{}, err
-		case held.cert != nil:
-			return issued(held.cert), nil
-		case !held.csr:
+		case state.cert != nil:
+			return issued(state.cert), nil
+		case !state.csr:
 			return ca.Found{}, a.isCA(ctx)
 		}
 	}
@@ -64,24 +64,24 @@ func (a *signer) find(ctx context.Context, q ca.Query) (ca.Found, error) {
 	if sent != nil && !refused && !errors.Is(sent, errGone) {
 		return ca.Found{}, sent
 	}
-	held, err = a.look(ctx, q.Certname, q.KeyHash)
+	state, err = a.stateOf(ctx, q.Certname, q.KeyHash)
 	switch {
 	case err != nil:
 		return ca.Found{}, err
-	case held.cert != nil && sent == nil:
-		return ca.Found{Issued: true, Serial: node.SerialOf(held.cert.SerialNumber)}, nil
-	case held.cert != nil:
-		return issued(held.cert), nil
-	case held.csr && refused:
+	case state.cert != nil && sent == nil:
+		return ca.Found{Issued: true, Serial: node.SerialOf(state.cert.SerialNumber)}, nil
+	case state.cert != nil:
+		return issued(state.cert), nil
+	case state.csr && refused:
 		return ca.Found{}, a.withdraw(ctx, q.Certname, q.KeyHash)
-	case held.csr || sent == nil:
-		return ca.Found{}, fmt.Errorf("%w: the request of %q changes just now", node.ErrUnavailable, q.Certname)
+	case state.csr || sent == nil:
+		return ca.Found{}, fmt.Errorf("%w: the server is changing the request of %q now", node.ErrUnavailable, q.Certname)
 	}
 	return ca.Found{}, a.isCA(ctx)
 }
 
-// isCA makes sure that it is the CA that has nothing, not something in its
-// place that says 404 to everything.
+// isCA returns an error if the server has no CA certificate. Another program at this address could answer
+// 404 to everything, and a missing certificate would mean nothing.
 func (a *server) isCA(ctx context.Context) error {
 	chain, err := a.get(ctx, "certificate", "ca")
 	if err == nil && chain == nil {
@@ -94,13 +94,13 @@ func issued(cert *x509.Certificate) ca.Found {
 	return ca.Found{Issued: true, Serial: node.SerialOf(cert.SerialNumber), Certificate: cert}
 }
 
-// checkCSR makes sure that a caller's CSR itself asks for all that the call
-// asks for: only its key could add what is missing.
+// checkCSR checks that a caller's CSR has all names and extensions that the call
+// asks for. espm can't add them, as it does not have the key.
 func checkCSR(r ca.Request) error {
 	var errs []error
 	for _, name := range r.DNSAltNames {
 		if !slices.Contains(r.CSR.DNSNames, name) {
-			errs = append(errs, node.Invalid("csr_pem", "does not ask for the name %q; Puppet Server gives no more than the CSR asks for", name))
+			errs = append(errs, node.Invalid("csr_pem", "does not ask for the name %q; Puppet Server issues only what the CSR asks for", name))
 		}
 	}
 	for _, e := range r.Extensions {
@@ -109,7 +109,7 @@ func checkCSR(r ca.Request) error {
 			asked = asked || have.Id.Equal(e.ID)
 		}
 		if !asked {
-			errs = append(errs, node.Invalid("csr_pem", "does not ask for the extension %s; Puppet Server gives no more than the CSR asks for",
+			errs = append(errs, node.Invalid("csr_pem", "does not ask for the extension %s; Puppet Server issues only what the CSR asks for",
 				ca.ExtensionName(e.ID)))
 		}
 	}

@@ -10,14 +10,14 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// revokesByInventory is the first version that revokes every serial that the inventory has of a name. Those
-// before it revoke the one serial in signed/NAME.pem.
+// revokesByInventory is the first version that revokes every serial in the inventory of a name. Earlier versions
+// revoke only the serial in signed/NAME.pem.
 var revokesByInventory = [3]int{8, 2, 2}
 
-// revokesByFile tells whether the server can revoke only what stands in signed/. It is
-// false where the version is not known: then a revocation is tried again.
+// revokesByFile reports whether the server can revoke only the serial in signed/NAME.pem. It returns
+// false if the version is unknown. Then the revocation is retried.
 func (a *revoker) revokesByFile(ctx context.Context) bool {
-	version, err := a.version(ctx) // anew: the server may be another since the last time
+	version, err := a.version(ctx) // not the cached version, as the server may have been upgraded
 	if err != nil {
 		return false
 	}
@@ -37,13 +37,14 @@ func (a *revoker) revokesByFile(ctx context.Context) bool {
 	return false
 }
 
-// impossible says why a target is never revoked: it did not stand in signed/, and the server took the revocation by name.
-func impossible(t ca.Target, stood node.Serial) error {
-	why := "nothing stands there now"
-	if stood != "" {
-		why = fmt.Sprintf("serial %s stood there", stood)
+// impossible returns the error of a target that is never revoked, as signed/NAME.pem had another serial,
+// current, or did not exist.
+func impossible(t ca.Target, current node.Serial) error {
+	why := "there is no such file"
+	if current != "" {
+		why = fmt.Sprintf("that was serial %s", current)
 	}
-	return fmt.Errorf("serial %s of %q: %w: Puppet Server before 8.2.2 revokes by name the serial in signed/%s.pem alone, and %s. "+
+	return fmt.Errorf("serial %s of %q: %w: Puppet Server before 8.2.2 revokes only the serial in signed/%s.pem, and %s. "+
 		"It stays valid until it expires. With Puppet Server 8.2.2 or later: espm cert revoke --serial %s --force",
 		t.Serial, t.Certname, ca.ErrImpossible, t.Certname, why, t.Serial)
 }

@@ -11,24 +11,24 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// longestSign is how long a Sign may send anything, counted from its intent.
+// longestSign is how long after its intent a Sign may still send calls.
 const longestSign = 2 * time.Minute
 
-// unanswered knows the changes under a name whose answers were lost. The server may
-// carry them out for as long as Options.SignWait: 8.7 reads a CSR, and then waits
-// for its locks; a policy script runs after the CSR is stored.
+// unanswered has the calls that change something and whose answers were lost. The server may
+// carry them out during Options.SignWait: 8.7 reads a CSR, and then waits
+// for its locks. A policy script runs after the CSR is stored.
 type unanswered struct {
 	mu    sync.Mutex
-	since map[question]time.Time // the last of each
+	since map[pending]time.Time // when the last answer was lost
 }
 
-// question is what Find is asked about.
-type question struct {
+// pending is the name and the key of a Sign.
+type pending struct {
 	name    node.Certname
 	keyHash string
 }
 
-// change is ask for what changes something under a name, on behalf of a key.
+// change is ask for a call that changes something. It remembers a lost answer by name and key.
 func (a *signer) change(ctx context.Context, name node.Certname, keyHash string, c call) error {
 	_, err := a.ask(ctx, c)
 	if !lost(err) {
@@ -38,16 +38,16 @@ func (a *signer) change(ctx context.Context, name node.Certname, keyHash string,
 	u := &a.unanswered
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	maps.DeleteFunc(u.since, func(_ question, since time.Time) bool { return now.Sub(since) >= a.opts.SignWait })
-	u.since[question{name, keyHash}] = now
+	maps.DeleteFunc(u.since, func(_ pending, since time.Time) bool { return now.Sub(since) >= a.opts.SignWait })
+	u.since[pending{name, keyHash}] = now
 	return err
 }
 
-// tooEarly says whether the server may still be at something of a Sign that was
-// cut short: in this process, or in an earlier one, which ended before this authority was made.
+// tooEarly returns a *node.BusyError while the server may still work on a call of the Sign. The Sign ran in this
+// process, or in an earlier process that ended before New.
 func (a *signer) tooEarly(q ca.Query) error {
 	a.unanswered.mu.Lock()
-	since, is := a.unanswered.since[question{q.Certname, q.KeyHash}]
+	since, is := a.unanswered.since[pending{q.Certname, q.KeyHash}]
 	a.unanswered.mu.Unlock()
 	now := a.opts.Now()
 	left := time.Duration(0)
@@ -62,7 +62,7 @@ func (a *signer) tooEarly(q ca.Query) error {
 		return nil
 	}
 	return &node.BusyError{
-		Reason:     fmt.Sprintf("an answer of Puppet Server about %q was lost, and it may still be at the request", q.Certname),
+		Reason:     fmt.Sprintf("an answer of Puppet Server about %q was lost, and it may still work on the request", q.Certname),
 		RetryAfter: (left + time.Second - 1).Truncate(time.Second),
 	}
 }

@@ -59,7 +59,7 @@ func (n *names) signNow(name string, csr []byte) {
 	n.sign(q, name, 0)
 }
 
-// stranger is what a test looks for in the end: a certificate in force that nobody knows.
+// stranger is what a test looks for in the end: a certificate in force that probeName knows.
 func (n *names) stranger(t *testing.T, a *Authority, name string, found ca.Found) {
 	t.Helper()
 	var serial node.Serial
@@ -67,7 +67,7 @@ func (n *names) stranger(t *testing.T, a *Authority, name string, found ca.Found
 	_, listed, err := a.listed(t.Context(), serial)
 	check(t, err)
 	if serial != "" && serial != found.Serial && !listed[serial] {
-		t.Errorf("serial %s is in force and nobody's: Find told of %q", serial, found.Serial)
+		t.Errorf("serial %s is in force and probeName's: Find told of %q", serial, found.Serial)
 	}
 }
 
@@ -148,7 +148,7 @@ func TestFindWaitsForWhatAnEarlierProcessSent(t *testing.T) {
 	}
 }
 
-// Where nothing was sent, or the answer is there, or the certificate, nobody waits.
+// Where nothing was sent, or the answer is there, or the certificate, probeName waits.
 func TestFindDoesNotWaitForNothing(t *testing.T) {
 	for what, fail := range map[string]func(n *names){
 		"refused":     func(n *names) { n.answer["PUT "+apiPath+"certificate_request/web1.test"] = http.StatusBadRequest },

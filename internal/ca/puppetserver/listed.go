@@ -9,22 +9,22 @@ import (
 	"github.com/espm-project/espm/internal/pemfile"
 )
 
-// Listed asks the server for its CRL. Where it does not answer, the CRL as it was last seen
-// tells, unless a revocation was sent since; where the server may still be at one whose
+// Listed fetches the server's CRL. If the server does not answer, Listed uses the last known CRL, unless
+// espm has sent a revocation since. While the server may still work on a revocation whose
 // answer was lost, the error is a *node.BusyError.
 func (a *revoker) Listed(ctx context.Context, serial node.Serial) (crlNumber string, err error) {
 	if err := a.begin(ctx); err != nil {
 		return "", err
 	}
 	defer a.end()
-	if left := a.atWork(ctx); left > 0 {
+	if left := a.busyFor(ctx); left > 0 {
 		return "", &node.BusyError{
-			Reason:     "the answer to a revocation was lost, and Puppet Server may still be at it",
+			Reason:     "the answer to a revocation was lost, and Puppet Server may still work on it",
 			RetryAfter: (left + time.Second - 1).Truncate(time.Second),
 		}
 	}
 	number, listed, err := a.listed(ctx, serial)
-	if err != nil && !a.unread {
+	if err != nil && !a.crlStale {
 		number, listed, err = a.trust.Load().lists(serial)
 	}
 	if err != nil || !listed[serial] {
@@ -33,7 +33,7 @@ func (a *revoker) Listed(ctx context.Context, serial node.Serial) (crlNumber str
 	return number, nil
 }
 
-// listed says which of the serials the server's CRL of this moment lists, and its number.
+// listed returns which of the serials the server's current CRL lists, and its number.
 func (a *server) listed(ctx context.Context, serials ...node.Serial) (number string, listed map[node.Serial]bool, err error) {
 	t, err := a.trusted(ctx, 0)
 	if err != nil {
@@ -42,7 +42,7 @@ func (a *server) listed(ctx context.Context, serials ...node.Serial) (number str
 	return t.lists(serials...)
 }
 
-// lists says which of the serials the CRL lists, and its number. A trust that was never had lists none.
+// lists returns which of the serials the CRL lists, and its number. A nil trust lists none.
 func (t *trust) lists(serials ...node.Serial) (number string, listed map[node.Serial]bool, err error) {
 	if t == nil {
 		return "", nil, nil

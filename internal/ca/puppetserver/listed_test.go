@@ -73,7 +73,7 @@ func TestListedAfterALostAnswer(t *testing.T) {
 	isListed(t, a, all[1].Serial, false)
 }
 
-// Of what an earlier process may have sent nobody remembers anything.
+// Of what an earlier process may have sent probeName remembers anything.
 func TestListedAfterAnEarlierProcess(t *testing.T) {
 	n := newNames(t)
 	n.stub.options.Quiet, n.stub.options.Interrupted = time.Hour, true
@@ -86,7 +86,7 @@ func TestListedAfterAnEarlierProcess(t *testing.T) {
 	isListed(t, a, "0ABC", false)
 }
 
-// Who gave up is not told what was last seen, though nobody revokes.
+// Who gave up is not told what was last seen, though probeName revokes.
 func TestListedCancelled(t *testing.T) {
 	a := newNames(t).stub.open(t)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -12,13 +12,13 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// nobody is a certname that no node has: labels may not end in a hyphen.
-const nobody = "espm-probe-"
+// probeName is a certname that no node can have: labels may not end in a hyphen.
+const probeName = "espm-probe-"
 
-// Probe asks the server its version and, with one call each and without side
-// effects, whether every auth.conf rule that is needed lets us in. Each problem is a
-// line; a *ForbiddenError says how to grant what is missing. A server that
-// can't be reached is one problem.
+// Probe asks the server for its version, and tries each auth.conf rule that espm needs with one call
+// that changes nothing. Each problem is one
+// line. A *ForbiddenError has the rule that is missing. If the server
+// can't be reached, that is the only problem.
 func (a *server) Probe(ctx context.Context) (version string, problems []error) {
 	version, err := a.version(ctx)
 	if forbidden := (*ForbiddenError)(nil); err != nil && !errors.As(err, &forbidden) {
@@ -32,10 +32,10 @@ func (a *server) Probe(ctx context.Context) (version string, problems []error) {
 	note(err)
 	_, err = a.trusted(ctx, 0)
 	note(err)
-	// {} lacks what /clean needs, which it finds out after it let us in.
+	// /clean checks the authorization first, and then refuses {}, as it has no certnames.
 	for _, c := range []call{
-		{method: http.MethodGet, path: apiPath + "certificate_request/" + nobody},
-		{method: http.MethodGet, path: statusPath(nobody)},
+		{method: http.MethodGet, path: apiPath + "certificate_request/" + probeName},
+		{method: http.MethodGet, path: statusPath(probeName)},
 		{method: http.MethodPut, path: apiPath + "clean", body: []byte("{}"), kind: "application/json"},
 	} {
 		got, err := a.do(ctx, c)
@@ -48,7 +48,7 @@ func (a *server) Probe(ctx context.Context) (version string, problems []error) {
 	return version, problems
 }
 
-// Clock returns what time it is at the server, to about a second.
+// Clock returns the server's time, to about a second.
 func (a *server) Clock(ctx context.Context) (time.Time, error) {
 	got, err := a.do(ctx, call{method: http.MethodGet, path: chainPath})
 	if err != nil {
@@ -57,16 +57,16 @@ func (a *server) Clock(ctx context.Context) (time.Time, error) {
 	return got.date, nil
 }
 
-// version returns the CA service's.
+// version returns the version of the CA service.
 func (a *server) version(ctx context.Context) (string, error) {
 	c := call{method: http.MethodGet, path: "/status/v1/services"}
 	got, err := a.do(ctx, c)
 	if err != nil {
 		return "", err
 	}
-	// 503: a service that is still starting; the body is the same.
+	// 503 means that a service is still starting. The body is the same.
 	if got.code == http.StatusNotFound {
-		return "", fmt.Errorf("%w: %s has no %s: does Puppet Server still start there, or something else listen?", node.ErrUnavailable, a.base.Host, c.path)
+		return "", fmt.Errorf("%w: %s has no %s: is Puppet Server still starting, or is it another program?", node.ErrUnavailable, a.base.Host, c.path)
 	}
 	if got.code != http.StatusServiceUnavailable {
 		if err := got.check(c); err != nil {
@@ -77,11 +77,11 @@ func (a *server) version(ctx context.Context) (string, error) {
 		Version string `json:"service_version"`
 	}
 	if err := json.Unmarshal(got.body, &services); err != nil {
-		return "", fmt.Errorf("%w: what answers at %s is no Puppet Server: %s: %w", node.ErrUnavailable, a.base.Host, c.path, err)
+		return "", fmt.Errorf("%w: the program at %s is no Puppet Server: %s: %w", node.ErrUnavailable, a.base.Host, c.path, err)
 	}
 	service, ok := services["ca"]
 	if !ok {
-		return "", fmt.Errorf("%w: the server at %s runs no CA service: the URL must be that of the CA's", node.ErrUnavailable, a.base.Host)
+		return "", fmt.Errorf("%w: the server at %s runs no CA service: set authority.puppetserver.url to the CA server", node.ErrUnavailable, a.base.Host)
 	}
 	a.running.Store(&service.Version)
 	return service.Version, nil

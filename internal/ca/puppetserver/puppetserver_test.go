@@ -27,7 +27,7 @@ func TestNewSaysWhatIsWrong(t *testing.T) {
 	check(t, os.WriteFile(garbage, []byte("garbage"), 0o600))
 	for want, change := range map[string]func(*Options){
 		"must be https://":       func(o *Options) { o.URL = "http://puppet.test:8140" },
-		"and no more":            func(o *Options) { o.URL += "/puppet-ca" },
+		"without a path":         func(o *Options) { o.URL += "/puppet-ca" },
 		"client certificate ":    func(o *Options) { o.Key = garbage },
 		"cannot read client key": func(o *Options) { o.Key += ".gone" },
 		"is open to everybody (mode 0644); mend it: chmod": func(o *Options) { o.Key = o.Certificate },
@@ -255,7 +255,7 @@ func TestRenewalWithTheOldTimes(t *testing.T) {
 	renewed := s.identify(t)
 	pad()
 	keepTimes()
-	if _, err := a.credentials.current(false); err != nil || !a.credentials.leaf.Equal(renewed) {
+	if _, err := a.credentials.current(); err != nil || !a.credentials.leaf.Equal(renewed) {
 		t.Errorf("the renewed certificate is not used: %v", err)
 	}
 }

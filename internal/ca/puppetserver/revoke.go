@@ -13,15 +13,14 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Revoke revokes through /clean, in batches, and gives a receipt for what the
-// CRL lists that it fetches afterwards. A name that has another certificate by
-// now is not touched, and one that the server can't revoke holds up no other: both are in the
-// error, beside the receipts of the rest. It errs with node.ErrUnavailable where
-// the server can't act now.
+// Revoke revokes through /clean, in batches. Then it fetches the CRL, and returns a receipt for each
+// target that the CRL lists. It does not revoke a name that has a newer certificate. If the server can't revoke
+// a name, Revoke still revokes the others. The error has the targets of both kinds. If
+// the server can't revoke now, the error wraps node.ErrUnavailable.
 //
-// One call revokes at a time: /clean of 7.9 takes no lock, and two at once
-// lose what one of them wrote. Another client of the server can still do that
-// to us between its reading and its writing of the CRL, for as long as that takes it.
+// Only one call revokes at a time: /clean of 7.9 does not lock the CRL, so with two calls at once
+// one entry could be lost. Another client of the server can still cause that, if it reads the CRL before our call
+// and writes it after.
 func (a *revoker) Revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
 	for _, t := range targets {
 		if _, ok := t.Serial.Int(); !ok {
@@ -45,7 +44,7 @@ func (a *revoker) Revoke(ctx context.Context, targets []ca.Target) ([]node.Recei
 	return receipts, nil
 }
 
-// begin waits until nobody revokes; end lets others do so.
+// begin waits until no other call revokes. end must follow.
 func (a *revoker) begin(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return unreachable(ctx, ctx.Err())
@@ -54,17 +53,17 @@ func (a *revoker) begin(ctx context.Context) error {
 	case <-a.revoking:
 		return nil
 	case <-ctx.Done():
-		return unreachable(ctx, errors.New("another revocation is under way"))
+		return unreachable(ctx, errors.New("another revocation is still running"))
 	}
 }
 
 func (a *revoker) end() { a.revoking <- struct{}{} }
 
 func (a *revoker) revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error) {
-	if err := a.quiet(ctx); err != nil {
+	if err := a.waitQuiet(ctx); err != nil {
 		return nil, err
 	}
-	r := &revocation{a: a, failed: map[node.Certname]error{}, stood: map[node.Certname]node.Serial{}}
+	r := &revocation{a: a, failed: map[node.Certname]error{}, current: map[node.Certname]node.Serial{}}
 	if err := r.plan(ctx, targets); err != nil {
 		return nil, err
 	}
@@ -73,12 +72,12 @@ func (a *revoker) revoke(ctx context.Context, targets []ca.Target) ([]node.Recei
 	if err != nil {
 		return nil, errors.Join(stopped, err)
 	}
-	kept, err := r.withhold(ctx, targets, receipts, stopped != nil)
+	withdrawn, err := r.withdraw(ctx, targets, receipts, stopped != nil)
 	if err != nil {
 		return nil, errors.Join(stopped, err)
 	}
-	if complete && kept == 0 {
-		return receipts, nil // a lost answer does not matter any more
+	if complete && withdrawn == 0 {
+		return receipts, nil // a lost answer does not matter then
 	}
 	if stopped != nil {
 		return receipts, stopped
@@ -90,24 +89,24 @@ func (a *revoker) revoke(ctx context.Context, targets []ca.Target) ([]node.Recei
 			continue
 		}
 		why := r.failed[t.Certname]
-		if stood := r.stood[t.Certname]; why == nil && byFile && stood != t.Serial {
-			refused.Targets[i] = impossible(t, stood)
+		if current := r.current[t.Certname]; why == nil && byFile && current != t.Serial {
+			refused.Targets[i] = impossible(t, current)
 			continue
 		}
 		if why == nil {
-			why = errors.New("the CRL does not list it, although the server reported no error: its certificate was deleted " +
-				"without being revoked, or ca.conf has enable-infra-crl, where the server hides its full CRL")
+			why = errors.New("the CRL does not list it, although the server reported no error: the certificate was deleted " +
+				"without being revoked, or ca.conf has enable-infra-crl, so that the server does not return its full CRL")
 		}
-		a.poison[t.Serial] = true
+		a.failedBefore[t.Serial] = true
 		refused.Targets[i] = fmt.Errorf("serial %s of %q: %w", t.Serial, t.Certname, why)
 	}
 	return receipts, refused
 }
 
-// withhold takes back the receipts of revoked certificates that the server
-// still has in signed/, as it stopped, or failed, between writing the CRL and deleting them:
-// they would block their names, and nobody would clean them again. It says how many.
-func (r *revocation) withhold(ctx context.Context, targets []ca.Target, receipts []node.Receipt, stopped bool) (kept int, err error) {
+// withdraw removes the receipts of revoked certificates that the server
+// still has in signed/. The server stopped or failed between writing the CRL and deleting them. With a receipt,
+// no call would clean them again, and they would block their names. withdraw returns how many there are.
+func (r *revocation) withdraw(ctx context.Context, targets []ca.Target, receipts []node.Receipt, stopped bool) (withdrawn int, err error) {
 	var names []node.Certname
 	for _, t := range targets {
 		if stopped || r.failed[t.Certname] != nil {
@@ -117,25 +116,25 @@ func (r *revocation) withhold(ctx context.Context, targets []ca.Target, receipts
 	if len(names) == 0 {
 		return 0, nil
 	}
-	standing, _, err := r.a.standing(ctx, names)
+	current, _, err := r.a.currentSerials(ctx, names)
 	if err != nil {
 		return 0, err
 	}
-	stands := map[ca.Target]bool{}
+	still := map[ca.Target]bool{}
 	for i, name := range names {
-		stands[ca.Target{Certname: name, Serial: standing[i]}] = true
+		still[ca.Target{Certname: name, Serial: current[i]}] = true
 	}
 	for i, t := range targets {
-		if receipts[i].Serial != "" && stands[ca.Target{Certname: t.Certname, Serial: t.Serial}] {
+		if receipts[i].Serial != "" && still[ca.Target{Certname: t.Certname, Serial: t.Serial}] {
 			receipts[i] = node.Receipt{}
-			kept++
+			withdrawn++
 		}
 	}
-	return kept, nil
+	return withdrawn, nil
 }
 
-// receipts gives the receipts of the targets that the CRL lists now, in
-// order, and says whether these are all.
+// receipts returns the receipts of the targets that the CRL lists now, in
+// order. complete: the CRL lists all.
 func (a *revoker) receipts(ctx context.Context, targets []ca.Target) (receipts []node.Receipt, complete bool, err error) {
 	serials := make([]node.Serial, len(targets))
 	for i, t := range targets {
@@ -145,7 +144,7 @@ func (a *revoker) receipts(ctx context.Context, targets []ca.Target) (receipts [
 	if err != nil {
 		return nil, false, err
 	}
-	a.unread = !a.lost.IsZero()
+	a.crlStale = !a.lostAt.IsZero()
 	receipts, complete = make([]node.Receipt, len(targets)), true
 	url := a.base.JoinPath(apiPath, "certificate_revocation_list/ca").String()
 	for i, t := range targets {
@@ -154,16 +153,16 @@ func (a *revoker) receipts(ctx context.Context, targets []ca.Target) (receipts [
 			continue
 		}
 		receipts[i] = node.Receipt{Serial: t.Serial, CRLNumber: number, PublishedAt: a.opts.Now().UTC(), PublishedTo: []string{url}}
-		delete(a.poison, t.Serial)
+		delete(a.failedBefore, t.Serial)
 	}
 	return receipts, complete, nil
 }
 
-// quiet lets a revocation whose answer was lost come to its end, which can
-// still remove what has the name by then.
-func (a *revoker) quiet(ctx context.Context) error {
+// waitQuiet waits until the server has finished a revocation whose answer was lost. Until then, that could
+// remove a newer certificate of the name.
+func (a *revoker) waitQuiet(ctx context.Context) error {
 	for {
-		left := a.atWork(ctx)
+		left := a.busyFor(ctx)
 		if left == 0 {
 			return ctx.Err()
 		}
@@ -177,31 +176,31 @@ func (a *revoker) quiet(ctx context.Context) error {
 	}
 }
 
-// atWork is how much longer the server may be at a revocation whose answer was lost.
-func (a *revoker) atWork(ctx context.Context) time.Duration {
-	if a.lost.IsZero() {
+// busyFor returns how much longer the server may work on a revocation whose answer was lost.
+func (a *revoker) busyFor(ctx context.Context) time.Duration {
+	if a.lostAt.IsZero() {
 		return 0
 	}
-	left := max(a.quietTime(ctx)-time.Since(a.lost), 0)
+	left := max(a.quietTime(ctx)-time.Since(a.lostAt), 0)
 	if left == 0 {
-		a.lost = time.Time{}
+		a.lostAt = time.Time{}
 	}
 	return left
 }
 
 const (
 	unlockedQuiet = 10 * time.Second // 7.x: /clean takes no lock
-	lockedQuiet   = 65 * time.Second // later: it waits up to 60 s for the CRL's lock, and then looks the serials up
-	askAgain      = 5 * time.Second  // for the version, while it is not known
+	lockedQuiet   = 65 * time.Second // later: it waits up to 60 s for the CRL's lock, and then searches the serials
+	askAgain      = 5 * time.Second  // how often to ask for an unknown version
 )
 
-// quietTime is how long a revocation whose answer was lost can still be at work.
+// quietTime returns how long the server can work on a revocation after its answer was lost.
 func (a *revoker) quietTime(ctx context.Context) time.Duration {
 	if a.opts.Quiet != 0 {
 		return a.opts.Quiet
 	}
 	if a.running.Load() == nil {
-		_, _ = a.version(ctx) // without an answer it is waited for as for the newest
+		_, _ = a.version(ctx) // after an error, the longest wait applies
 	}
 	quiet := lockedQuiet
 	if version := a.running.Load(); version != nil && strings.HasPrefix(*version, "7.") {
@@ -212,18 +211,18 @@ func (a *revoker) quietTime(ctx context.Context) time.Duration {
 
 // revocation is one call of Revoke.
 type revocation struct {
-	a      *revoker
-	names  []node.Certname // to clean together
-	alone  []node.Certname // to clean one by one: they failed before
-	failed map[node.Certname]error
-	stood  map[node.Certname]node.Serial // in signed/, before anything was cleaned; "": nothing
-	worked bool                          // the server cleaned something
-	singly bool                          // the server has no /clean
+	a          *revoker
+	names      []node.Certname // to clean together
+	alone      []node.Certname // to clean one by one, as they have failed before
+	failed     map[node.Certname]error
+	current    map[node.Certname]node.Serial // the serial in signed/ before the clean; "": none
+	cleanedAny bool                          // the server cleaned something
+	oneByOne   bool                          // the server has no /clean
 }
 
-// plan asks what stands under each name and decides what to clean: names whose
-// certificate is a target, and names that have none but whose target is
-// not on the CRL, as 8.2.2 and later revoke by their inventory.
+// plan fetches the certificate of each name and decides which names to clean: names whose
+// certificate is a target, and names without a certificate whose target is
+// not on the CRL. For the latter, 8.2.2 and later revoke by their inventory.
 func (r *revocation) plan(ctx context.Context, targets []ca.Target) error {
 	serials := map[node.Certname][]node.Serial{}
 	var names []node.Certname
@@ -239,22 +238,22 @@ func (r *revocation) plan(ctx context.Context, targets []ca.Target) error {
 	if err != nil {
 		return err
 	}
-	r.a.unread = false
-	standing, strange, err := r.a.standing(ctx, names)
+	r.a.crlStale = false
+	current, unreadable, err := r.a.currentSerials(ctx, names)
 	if err != nil {
 		return err
 	}
 	for i, name := range names {
-		r.stood[name] = standing[i]
+		r.current[name] = current[i]
 		open := slices.ContainsFunc(serials[name], func(s node.Serial) bool { return !listed[s] })
-		ours := slices.Contains(serials[name], standing[i])
+		ours := slices.Contains(serials[name], current[i])
 		switch {
-		case strange[i] != nil:
-			r.failed[name] = strange[i]
+		case unreadable[i] != nil:
+			r.failed[name] = unreadable[i]
 		case !ours && !open:
-		case !ours && standing[i] != "":
-			r.failed[name] = fmt.Errorf("%w: serial %s, which a revocation by name would reach", node.ErrForeignCertificate, standing[i])
-		case slices.ContainsFunc(serials[name], func(s node.Serial) bool { return r.a.poison[s] }):
+		case !ours && current[i] != "":
+			r.failed[name] = fmt.Errorf("%w: serial %s, which a revocation by name would reach", node.ErrForeignCertificate, current[i])
+		case slices.ContainsFunc(serials[name], func(s node.Serial) bool { return r.a.failedBefore[s] }):
 			r.alone = append(r.alone, name)
 		default:
 			r.names = append(r.names, name)
@@ -263,10 +262,10 @@ func (r *revocation) plan(ctx context.Context, targets []ca.Target) error {
 	return nil
 }
 
-// standing returns the serial of what stands in signed/ under each name, ""
-// where nothing does, and what is wrong with it where it is no certificate.
-func (a *revoker) standing(ctx context.Context, names []node.Certname) ([]node.Serial, []error, error) {
-	out, strange := make([]node.Serial, len(names)), make([]error, len(names))
+// currentSerials returns the serial in signed/NAME.pem of each name, "" if there is no file. The second slice has
+// the error of each file that is no certificate.
+func (a *revoker) currentSerials(ctx context.Context, names []node.Certname) ([]node.Serial, []error, error) {
+	out, unreadable := make([]node.Serial, len(names)), make([]error, len(names))
 	errs := make([]error, len(names))
 	var wg sync.WaitGroup
 	next := make(chan int)
@@ -276,7 +275,7 @@ func (a *revoker) standing(ctx context.Context, names []node.Certname) ([]node.S
 				cert, err := a.certificate(ctx, names[i])
 				switch {
 				case errors.Is(err, node.ErrForeignCertificate):
-					strange[i] = err
+					unreadable[i] = err
 				case err != nil:
 					errs[i] = err
 				case cert != nil:
@@ -290,6 +289,6 @@ func (a *revoker) standing(ctx context.Context, names []node.Certname) ([]node.S
 	}
 	close(next)
 	wg.Wait()
-	// One of them says enough: where the server is down they are all alike.
-	return out, strange, errs[max(0, slices.IndexFunc(errs, func(err error) bool { return err != nil }))]
+	// One error is enough: if the server is down, all are the same.
+	return out, unreadable, errs[max(0, slices.IndexFunc(errs, func(err error) bool { return err != nil }))]
 }

@@ -90,7 +90,7 @@ func TestALostDeleteIsWaitedFor(t *testing.T) {
 	if err == nil || len(receipts) > 0 && receipts[0].Serial != "" {
 		t.Errorf("receipts %+v, %v", receipts, err)
 	}
-	if a.lost.IsZero() {
+	if a.lostAt.IsZero() {
 		t.Error("the next revocation does not wait for it")
 	}
 }

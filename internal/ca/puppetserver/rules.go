@@ -9,12 +9,12 @@ import (
 
 // rule is an entry of Puppet Server's auth.conf that espm needs.
 type rule struct {
-	path    string // a prefix, as type: path means it
+	path    string // a prefix, like path in auth.conf
 	methods string
 	open    bool // allowed to everybody by default
 }
 
-// rules, the most specific first: certificate_request starts with certificate.
+// rules has longer paths before their prefixes, as forbidden uses the first match.
 var rules = []rule{
 	{apiPath + "certificate_revocation_list/ca", "get", true},
 	{apiPath + "certificate_request", "[get, put]", true},
@@ -24,8 +24,8 @@ var rules = []rule{
 	{"/status/v1/services", "get", true},
 }
 
-// text is what an operator adds to auth.conf. It stands before the rules that
-// the package brings, which have the sort-order 500.
+// text returns the rule in the form of auth.conf. Its sort-order puts it before the package's own
+// rules, which have 500.
 func (r rule) text(client string) string {
 	allow := "allow-unauthenticated: true"
 	if !r.open {
@@ -35,22 +35,22 @@ func (r rule) text(client string) string {
 		r.path, r.methods, allow, "espm "+strings.Trim(strings.TrimPrefix(r.path, apiPath), "/"))
 }
 
-// ForbiddenError is a 403; errors.Is(err, node.ErrUnavailable) holds, as it
-// goes away when the rule is there.
+// ForbiddenError is a 403. It is a node.ErrUnavailable: a retry succeeds after an operator has added the
+// rule.
 type ForbiddenError struct {
-	Server string // its host and port
-	Call   string // such as "PUT /puppet-ca/v1/clean"
-	Client string // the certname that was refused
-	Rule   string // what to add to auth.conf; "": no rule of espm's
-	Said   string // the server's words
-	Unseen string // the client certificate's file, where the CA did not issue it, so that no rule helps
+	Server       string // its host and port
+	Call         string // such as "PUT /puppet-ca/v1/clean"
+	Client       string // the certname that was refused
+	Rule         string // what to add to auth.conf; "": no rule of espm's
+	Said         string // the server's message
+	NotPresented string // the client certificate's file, where the CA did not issue it, so that no rule helps
 }
 
 func (e *ForbiddenError) Error() string {
 	switch {
-	case e.Unseen != "":
+	case e.NotPresented != "":
 		return fmt.Sprintf("Puppet Server %s forbids %s, as the CA did not issue the client certificate %s (%s): set certificate and key in authority.puppetserver to one that it did",
-			e.Server, e.Call, e.Unseen, e.Client)
+			e.Server, e.Call, e.NotPresented, e.Client)
 	case e.Rule == "":
 		return fmt.Sprintf("Puppet Server %s forbids %q to %s: %s", e.Server, e.Client, e.Call, e.Said)
 	}
@@ -62,8 +62,8 @@ func (e *ForbiddenError) Is(target error) bool { return target == node.ErrUnavai
 
 func (a *server) forbidden(c call, said string) error {
 	e := &ForbiddenError{Server: a.base.Host, Call: c.method + " " + c.path, Client: a.credentials.name(), Said: said}
-	if a.unseen() {
-		e.Unseen = a.opts.Certificate
+	if a.notPresented() {
+		e.NotPresented = a.opts.Certificate
 	}
 	for _, r := range rules {
 		if strings.HasPrefix(c.path, r.path) {

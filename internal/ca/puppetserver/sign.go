@@ -18,12 +18,11 @@ import (
 	"github.com/espm-project/espm/internal/pemfile"
 )
 
-// clockSlack is kept from the end of the CA's life where a certificate is to
-// last as long as it can: the server's clock may be behind.
+// clockSlack is how long before the CA's end a certificate must end. The server's clock
+// may be behind espm's.
 const clockSlack = time.Minute
 
-// CheckForm looks at the request and the CA's end, but not at the name, as Sign
-// does that: see ca.FormChecker.
+// CheckForm checks the request and the CA's end, but not the name, which Sign checks: see ca.FormChecker.
 func (a *signer) CheckForm(ctx context.Context, r ca.Request) error {
 	if err := a.checkForm(ctx, r); err != nil {
 		return fmt.Errorf("check %s: %w", r.Certname, err)
@@ -44,11 +43,11 @@ func (a *signer) checkForm(ctx context.Context, r ca.Request) error {
 	return err
 }
 
-// Check looks at the request, the CA's end and what the server holds under the
-// name. A certificate there that has expired or is revoked blocks it as well,
-// with node.ErrForeignCertificate: one of espm's own is gone by the time that espm has the
-// receipt, so it was revoked by another, or kept back by a request beside it.
-// Whether the server's policy allows the request only Sign finds out.
+// Check checks the request, the CA's end, and that the server has no other certificate or request
+// of the name. An expired or revoked certificate is an error too, node.ErrForeignCertificate. When espm
+// revokes, the server removes the certificate before the receipt. So another client revoked this one, or
+// a request of the same name prevented the removal. Check can't ask whether the server's policy allows the
+// request.
 func (a *signer) Check(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
 	cert, err := a.precheck(ctx, r)
 	if err != nil {
@@ -61,7 +60,7 @@ func (a *signer) precheck(ctx context.Context, r ca.Request) (*x509.Certificate,
 	if err := a.checkForm(ctx, r); err != nil {
 		return nil, err
 	}
-	var hash string // of no key where there is none yet
+	var hash string // "" if the request has no key yet
 	if r.CSR != nil || r.Key != nil {
 		wanted, err := r.Wanted()
 		if err != nil {
@@ -69,13 +68,13 @@ func (a *signer) precheck(ctx context.Context, r ca.Request) (*x509.Certificate,
 		}
 		hash = wanted.KeyHash
 	}
-	held, err := a.look(ctx, r.Certname, hash)
+	state, err := a.stateOf(ctx, r.Certname, hash)
 	if err != nil {
 		return nil, err
 	}
-	cert := held.standing
+	cert := state.current
 	if cert == nil {
-		return nil, held.strange
+		return nil, state.foreign
 	}
 	if a.opts.Now().After(cert.NotAfter) {
 		return nil, fmt.Errorf("%w: serial %s, which has expired", node.ErrForeignCertificate, node.SerialOf(cert.SerialNumber))
@@ -83,16 +82,16 @@ func (a *signer) precheck(ctx context.Context, r ca.Request) (*x509.Certificate,
 	return cert, a.unrevoked(ctx, cert)
 }
 
-// Sign submits a CSR, has it signed and fetches the certificate. Besides the
-// errors of ca.Authority:
-//   - node.ErrForeignCertificate, node.ErrForeignRequest: the name is taken at
-//     the server by something that is not this request's, and stays as it is;
-//   - node.ErrRefused: the server's policy forbids it, in its words; our CSR is
-//     taken back;
-//   - any other: the certificate that came back is not what was asked for.
+// Sign submits a CSR, has the server sign it, and fetches the certificate. It has these errors
+// besides those of ca.Authority:
+//   - node.ErrForeignCertificate, node.ErrForeignRequest: the server has a certificate or a request
+//     of the name with another key. Sign does not change it.
+//   - node.ErrRefused: the server's policy forbids the request. The error has the server's
+//     message. Sign deletes its CSR.
+//   - Any other error: the certificate differs from the request.
 //
-// Nothing that changes the server is sent twice. Where the answer is lost, Sign
-// looks whether there is a certificate of its key, and goes on with that.
+// Sign sends no call twice that changes something. If an answer is lost, Sign asks the server for a certificate
+// of its key, and uses that.
 func (a *signer) Sign(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
 	cert, err := a.sign(ctx, r)
 	if err != nil {
@@ -129,15 +128,14 @@ func (a *signer) sign(ctx context.Context, r ca.Request) (*x509.Certificate, err
 	}
 	if err := a.accept(wanted, ttl, cert); err != nil {
 		if hash, unknown := ca.KeyHash(cert.PublicKey); unknown == nil && hash == wanted.KeyHash {
-			return nil, err // Find tells
+			return nil, err // Find returns it
 		}
-		return cert, err // signed at our order, as the CSR was exchanged: nobody else revokes it
+		return cert, err // another client replaced our CSR: the caller must revoke the certificate
 	}
 	return cert, nil
 }
 
-// unrevoked makes sure that a certificate of our key, which is there already,
-// is one to go on with.
+// unrevoked returns an error if an existing certificate of our key is revoked.
 func (a *server) unrevoked(ctx context.Context, cert *x509.Certificate) error {
 	serial := node.SerialOf(cert.SerialNumber)
 	_, listed, err := a.listed(ctx, serial)
@@ -147,8 +145,7 @@ func (a *server) unrevoked(ctx context.Context, cert *x509.Certificate) error {
 	return err
 }
 
-// ttl returns the validity to ask for: the one that the caller asked for, or
-// the default as far as the CA's life allows.
+// ttl returns the caller's TTL, or else the default, limited by the CA's end.
 func (a *signer) ttl(ctx context.Context, ttl time.Duration) (time.Duration, error) {
 	t, err := a.trusted(ctx, chainAge)
 	if err != nil {
@@ -163,16 +160,16 @@ func (a *signer) ttl(ctx context.Context, ttl time.Duration) (time.Duration, err
 	return ttl, err
 }
 
-// holding is what the server holds under a name, seen from one request.
-type holding struct {
-	standing *x509.Certificate // of any key
-	cert     *x509.Certificate // of our key
-	csr      bool              // of our key
-	strange  error             // what is not of our key
+// nameState is what the server has of a name. "Ours" means: of the key that was asked for.
+type nameState struct {
+	current *x509.Certificate // of any key
+	cert    *x509.Certificate // ours
+	csr     bool              // there is a CSR of ours
+	foreign error             // names a certificate or a CSR that is not ours
 }
 
-// look asks the server what it holds under a name.
-func (a *signer) look(ctx context.Context, name node.Certname, keyHash string) (holding, error) {
+// stateOf asks the server for the certificate and the CSR of a name.
+func (a *signer) stateOf(ctx context.Context, name node.Certname, keyHash string) (nameState, error) {
 	type reply struct {
 		pem []byte
 		err error
@@ -184,31 +181,31 @@ func (a *signer) look(ctx context.Context, name node.Certname, keyHash string) (
 	}()
 	cert, err := a.certificate(ctx, name)
 	csr := <-requested
-	h := holding{standing: cert}
-	if errors.Is(err, node.ErrForeignCertificate) { // it can't be read
-		h.strange, err = err, nil
+	h := nameState{current: cert}
+	if errors.Is(err, node.ErrForeignCertificate) { // crypto/x509 can't read it
+		h.foreign, err = err, nil
 	}
 	if err := errors.Join(err, csr.err); err != nil {
-		return holding{}, err
+		return nameState{}, err
 	}
 	if cert != nil {
 		if hash, err := ca.KeyHash(cert.PublicKey); err == nil && hash == keyHash {
 			h.cert = cert
 		} else {
-			h.strange = fmt.Errorf("%w: serial %s of %q", node.ErrForeignCertificate, node.SerialOf(cert.SerialNumber), name)
+			h.foreign = fmt.Errorf("%w: serial %s of %q", node.ErrForeignCertificate, node.SerialOf(cert.SerialNumber), name)
 		}
 	}
 	if csr.pem != nil {
 		if hash, err := csrKeyHash(csr.pem); err == nil && hash == keyHash {
 			h.csr = true
-		} else if h.strange == nil {
-			h.strange = fmt.Errorf("%w: of %q", node.ErrForeignRequest, name)
+		} else if h.foreign == nil {
+			h.foreign = fmt.Errorf("%w: of %q", node.ErrForeignRequest, name)
 		}
 	}
 	return h, nil
 }
 
-// certificate returns what stands in the server's signed/, nil if the name has none.
+// certificate returns the server's signed/NAME.pem, nil if there is none.
 func (a *server) certificate(ctx context.Context, name node.Certname) (*x509.Certificate, error) {
 	pemBytes, err := a.get(ctx, "certificate", name)
 	if err != nil || pemBytes == nil {
@@ -233,45 +230,34 @@ func csrKeyHash(pemBytes []byte) (string, error) {
 	return ca.KeyHash(csr.PublicKey)
 }
 
-// submit has the server hold our CSR under a name that has nothing else. It
-// returns a certificate of our key where there is one already: from an
-// earlier call, or from a server that signs by itself (autosign).
+// submit submits our CSR. It returns a certificate of our key if there is one
+// already: from an earlier call, or from a server that autosigns.
 //
-// A server that is known to refuse a CSR under a taken name (see guard) is
-// sent it at once, and only a refusal makes submit look why. Any other is
-// looked at before, and told from its next answer.
+// submit checks the name first, as a server with allow-duplicate-certs in ca.conf replaces the CSR
+// or the certificate of a name.
 func (a *signer) submit(ctx context.Context, w ca.Wanted, csr []byte) (*x509.Certificate, error) {
-	c := call{
-		method: http.MethodPut, path: apiPath + "certificate_request/" + url.PathEscape(string(w.Certname)),
-		body: csr, kind: "text/plain", submits: true,
+	state, err := a.stateOf(ctx, w.Certname, w.KeyHash)
+	if err != nil {
+		return nil, err
 	}
-	guarded := c
-	guarded.guarded = true
-	sent := a.change(ctx, w.Certname, w.KeyHash, guarded)
-	if errors.Is(sent, errUnguarded) {
-		held, err := a.look(ctx, w.Certname, w.KeyHash)
-		if err != nil {
-			return nil, err
-		}
-		if held.taken() {
-			return a.goOn(ctx, held)
-		}
-		if sent = a.change(ctx, w.Certname, w.KeyHash, c); sent == nil {
-			a.learn(ctx, csr)
-		}
+	if state.taken() {
+		return a.resume(ctx, state)
 	}
+	sent := a.change(ctx, w.Certname, w.KeyHash, call{
+		method: http.MethodPut, path: apiPath + "certificate_request/" + url.PathEscape(string(w.Certname)), body: csr, kind: "text/plain",
+	})
 	if sent == nil {
 		return nil, nil
 	}
-	held, err := a.look(ctx, w.Certname, w.KeyHash)
+	state, err = a.stateOf(ctx, w.Certname, w.KeyHash)
 	if err != nil {
 		return nil, fmt.Errorf("%w; then %w", sent, err)
 	}
-	if lost(sent) && held.strange == nil && held.cert == nil {
-		return nil, sent // a policy script may have the CSR signed any moment, beside us
+	if lost(sent) && state.foreign == nil && state.cert == nil {
+		return nil, sent // the server may still autosign the CSR
 	}
-	if held.taken() {
-		return a.goOn(ctx, held)
+	if state.taken() {
+		return a.resume(ctx, state)
 	}
 	if status, ok := errors.AsType[*statusError](sent); ok && status.code < 500 {
 		return nil, fmt.Errorf("%w: %s", node.ErrRefused, status.message)
@@ -282,72 +268,72 @@ func (a *signer) submit(ctx context.Context, w ca.Wanted, csr []byte) (*x509.Cer
 	return nil, sent
 }
 
-// taken says whether anything stands under the name.
-func (h holding) taken() bool { return h.csr || h.cert != nil || h.strange != nil }
+// taken reports whether the server has a certificate or a CSR of the name.
+func (h nameState) taken() bool { return h.csr || h.cert != nil || h.foreign != nil }
 
-// goOn tells what to go on with under a name that is taken: a certificate, or
-// none where our CSR stands. Why that one may have been refused although the server
-// keeps it (it stores a CSR before it checks it) its signing tells.
-func (a *signer) goOn(ctx context.Context, held holding) (*x509.Certificate, error) {
-	if held.strange != nil {
-		return nil, held.strange
+// resume continues with a name that is taken. It returns a certificate of ours, or nil if there is a CSR of
+// ours. The server stores a CSR before it checks it. So it may have refused this one; then the signing
+// returns the reason.
+func (a *signer) resume(ctx context.Context, state nameState) (*x509.Certificate, error) {
+	if state.foreign != nil {
+		return nil, state.foreign
 	}
-	if held.cert != nil {
-		return held.cert, a.unrevoked(ctx, held.cert)
+	if state.cert != nil {
+		return state.cert, a.unrevoked(ctx, state.cert)
 	}
 	return nil, nil
 }
 
-// approve has the CSR signed and fetches the certificate.
+// approve has the server sign the CSR, and fetches the certificate.
 func (a *signer) approve(ctx context.Context, w ca.Wanted, ttl time.Duration) (*x509.Certificate, error) {
 	sent := a.change(ctx, w.Certname, w.KeyHash, setStatus(w.Certname, "signed", ttl))
 	if sent == nil {
 		cert, err := a.certificate(ctx, w.Certname)
 		if err == nil && cert == nil {
-			err = fmt.Errorf("%w: another took the certificate of %q away", node.ErrUnavailable, w.Certname)
+			err = fmt.Errorf("%w: another client removed the certificate of %q", node.ErrUnavailable, w.Certname)
 		}
 		return cert, err
 	}
-	held, err := a.look(ctx, w.Certname, w.KeyHash)
+	state, err := a.stateOf(ctx, w.Certname, w.KeyHash)
 	if err != nil {
 		return nil, sent
 	}
-	if held.cert != nil {
-		return held.cert, nil
+	if state.cert != nil {
+		return state.cert, nil
 	}
-	if held.strange != nil {
-		return nil, held.strange
+	if state.foreign != nil {
+		return nil, state.foreign
 	}
 	if status, ok := errors.AsType[*statusError](sent); ok && status.code == http.StatusConflict {
-		return nil, a.refused(ctx, w, held, status)
+		return nil, a.refused(ctx, w, state, status)
 	}
 	if errors.Is(sent, errGone) {
-		sent = fmt.Errorf("%w: another took the certificate request of %q away", node.ErrUnavailable, w.Certname)
+		sent = fmt.Errorf("%w: another client removed the certificate request of %q", node.ErrUnavailable, w.Certname)
 	}
 	return nil, sent
 }
 
-// refused takes our CSR back, that it does not block the next try, and says why.
-func (a *signer) refused(ctx context.Context, w ca.Wanted, held holding, status *statusError) error {
+// refused deletes our CSR, so that it does not block the next try, and returns the server's reason.
+func (a *signer) refused(ctx context.Context, w ca.Wanted, state nameState, status *statusError) error {
 	err := fmt.Errorf("%w: %s", node.ErrRefused, status.message)
-	if held.csr {
+	if state.csr {
 		err = errors.Join(err, a.withdraw(ctx, w.Certname, w.KeyHash))
 	}
 	return err
 }
 
-// withdraw removes our own CSR. The call would remove a certificate too: the
-// caller has seen that there is none, and none can be made of what the policy refuses.
+// withdraw deletes our own CSR. The call would delete a certificate of the name too. There is none:
+// the caller has checked that, and the server does not sign a CSR that its policy refuses.
 func (a *signer) withdraw(ctx context.Context, name node.Certname, keyHash string) error {
 	err := a.change(ctx, name, keyHash, call{method: http.MethodDelete, path: statusPath(name)})
 	if err != nil && !errors.Is(err, errGone) {
-		return fmt.Errorf("taking the certificate request of %q back: %w", name, err)
+		return fmt.Errorf("delete the certificate request of %q: %w", name, err)
 	}
 	return nil
 }
 
-// makeCSR returns the request in the form in which the server signs it: it adds
-// the certname to the alternative names, but nothing else that was asked for.
+// makeCSR returns the CSR in PEM. It has all extensions and alternative names, as the server adds only
+// the certname.
 func makeCSR(r ca.Request) ([]byte, error) {
 	if r.CSR != nil {
 		return pemCSR(r.CSR.Raw), checkCSR(r)
@@ -357,7 +343,7 @@ func makeCSR(r ca.Request) ([]byte, error) {
 		return nil, err
 	}
 	template := &x509.CertificateRequest{RawSubject: subject}
-	if len(r.DNSAltNames) > 0 { // else a server that allows no names would refuse it
+	if len(r.DNSAltNames) > 0 { // a server that allows no alternative names refuses even the certname
 		template.DNSNames = append([]string{string(r.Certname)}, r.DNSAltNames...)
 	}
 	for _, e := range r.Extensions {

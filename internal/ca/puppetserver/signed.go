@@ -17,13 +17,13 @@ import (
 )
 
 const (
-	// statusesPath is a GET for which the server parses every certificate and request it has.
+	// statusesPath is slow: the server parses all its certificates and requests.
 	statusesPath = apiPath + "certificate_statuses/any"
 	listLimit    = 15 * time.Minute
 )
 
-// SignedNames returns the names that have a certificate in the server's
-// signed/, in order, those of revoked ones as well.
+// SignedNames returns the names of all certificates in the server's
+// signed/, in order. Some may be revoked.
 func (a *listing) SignedNames(ctx context.Context) ([]string, error) {
 	names, err := a.signedNames(ctx)
 	if err != nil {
@@ -54,13 +54,13 @@ func (a *listing) signedNames(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// Held asks what stands under each name, in order, and whether the server's
-// CRL of this moment lists it. It takes half of the calls that may be under
-// way at once, so that signing goes on beside it.
+// Existing returns the certificate of each name, in order, and whether the server's
+// current CRL lists it. It uses at most half of Options.Concurrency, so that signing
+// continues meanwhile.
 func (a *listing) Existing(ctx context.Context, names []node.Certname) ([]ca.Existing, error) {
 	existing, err := a.existing(ctx, names)
 	if err != nil {
-		return nil, fmt.Errorf("look at %d certificates: %w", len(names), err)
+		return nil, fmt.Errorf("fetch %d certificates: %w", len(names), err)
 	}
 	return existing, nil
 }
@@ -68,7 +68,7 @@ func (a *listing) Existing(ctx context.Context, names []node.Certname) ([]ca.Exi
 func (a *listing) existing(ctx context.Context, names []node.Certname) ([]ca.Existing, error) {
 	for _, name := range names {
 		if _, err := node.ParseCertname(string(name)); err != nil {
-			return nil, err // it becomes a path
+			return nil, err // the name becomes a path
 		}
 	}
 	t, err := a.trusted(ctx, chainAge)
@@ -87,7 +87,7 @@ func (a *listing) existing(ctx context.Context, names []node.Certname) ([]ca.Exi
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	// The CRL last: what is revoked while we ask is seen.
+	// The CRL comes last, so that it has revocations during the calls above.
 	var serials []node.Serial
 	for _, h := range out {
 		if h.Certificate != nil {
@@ -112,21 +112,21 @@ func (a *listing) existingUnder(ctx context.Context, name node.Certname, issuer 
 	switch {
 	case errors.Is(err, node.ErrForeignCertificate):
 		return ca.Existing{Problem: fmt.Errorf("it can't be read: %w", err)}, nil
-	case refused && !errors.Is(err, node.ErrUnavailable): // about this name alone
-		return ca.Existing{Problem: fmt.Errorf("the server does not give it out: %w", status)}, nil
+	case refused && !errors.Is(err, node.ErrUnavailable): // the error concerns only this name
+		return ca.Existing{Problem: fmt.Errorf("the server does not return it: %w", status)}, nil
 	case err != nil || cert == nil:
 		return ca.Existing{}, err
 	}
 	h := ca.Existing{Certificate: cert, Problem: ca.CheckExisting(cert, name, issuer, a.opts.Now())}
-	if h.Problem == nil && a.credentials.shows(cert) {
-		h.Problem = errors.New("espm itself shows it to Puppet Server, so it must not be terminated")
+	if h.Problem == nil && a.credentials.isClientCert(cert) {
+		h.Problem = errors.New("it is espm's own client certificate at Puppet Server, so it must not be terminated")
 	}
 	return h, nil
 }
 
-// shows reports whether a certificate is the client certificate: on Puppet
-// Server's own host the server's as well.
-func (c *credentials) shows(cert *x509.Certificate) bool {
+// isClientCert reports whether a certificate is the client certificate. On Puppet
+// Server's own host, that may be the server's certificate too.
+func (c *credentials) isClientCert(cert *x509.Certificate) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.leaf.Equal(cert)

@@ -106,7 +106,7 @@ func TestHeldTellsWhatIsWrong(t *testing.T) {
 	if !errors.Is(existing[3].Problem, ca.ErrExistingRevoked) {
 		t.Errorf("revoked: %v", existing[3].Problem)
 	}
-	if existing[0].Problem != nil || existing[1].Problem == nil || !strings.Contains(existing[1].Problem.Error(), "espm itself shows it") ||
+	if existing[0].Problem != nil || existing[1].Problem == nil || !strings.Contains(existing[1].Problem.Error(), "espm's own client certificate") ||
 		existing[2].Problem == nil || !strings.Contains(existing[2].Problem.Error(), "400 made by the test") {
 		t.Errorf("got %v", existing)
 	}

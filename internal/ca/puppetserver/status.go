@@ -11,8 +11,8 @@ import (
 	"github.com/espm-project/espm/internal/pemfile"
 )
 
-// Status tells what the server's certificates and CRLs are, as old as
-// Trust's; where it keeps the files is its own affair. It errs with node.ErrUnavailable.
+// Status returns the state of the server's certificate and CRLs, at most as old as those of
+// Trust. Files is empty, as espm does not know the server's files. Errors wrap node.ErrUnavailable.
 func (a *server) Status(ctx context.Context) (ca.Status, error) {
 	s, own, err := a.brief(ctx)
 	if err != nil {
@@ -28,7 +28,7 @@ func (a *server) Status(ctx context.Context) (ca.Status, error) {
 	return s, nil
 }
 
-// Brief is Status without what takes a look at each entry. The CRLs are parsed once, when they changed.
+// Brief is Status without CRL.Recent and CRL.EntryBytes, which read each entry. Changed CRLs are parsed once.
 func (a *server) Brief(ctx context.Context) (ca.Status, error) {
 	s, _, err := a.brief(ctx)
 	return s, err

@@ -18,40 +18,40 @@ import (
 )
 
 const (
-	// Agents ask for a new CRL once a day; what a bundle has need not be newer
-	// than that, but costs little to be.
-	crlAge   = 5 * time.Second // a CRL that was asked for so recently is not asked for again
-	chainAge = 5 * time.Minute
-	staleAge = 24 * time.Hour // what may be handed out while the server does not answer
+	crlAge   = 5 * time.Second // how long the CRL is cached
+	chainAge = 5 * time.Minute // how long the chain is cached
+	// staleAge is how old a CRL may be while the server does not answer. Agents fetch a new CRL
+	// once a day.
+	staleAge = 24 * time.Hour
 
 	crlPath   = apiPath + "certificate_revocation_list/ca"
 	chainPath = apiPath + "certificate/ca"
 )
 
-// trust is the server's chain and CRLs as they were at some time.
+// trust is the server's chain and CRLs at some time.
 type trust struct {
 	ca.Trust
 	chain   []*pemfile.RawCertificate
 	issuer  *x509.Certificate    // the signing CA
-	crls    func() (crls, error) // CRLsPEM, parsed when first wanted
-	chained time.Time            // when the chain was asked for
-	asked   time.Time            // when the CRL was asked for
-	since   time.Time            // the server's time before that; zero: unknown
+	crls    func() (crls, error) // parses CRLsPEM, once
+	chained time.Time            // when the chain was fetched
+	asked   time.Time            // when the CRL was fetched
+	since   time.Time            // answer.start of the CRL; zero: unknown
 }
 
-// crls is what the server hands out as its CRL.
+// crls are the parsed CRLs of the server.
 type crls struct {
 	own        *pemfile.RevocationList // the signing CA's
 	foreign    []ca.CRLStatus
-	foreignErr error // why one of them is no CRL; no revocation depends on it
+	foreignErr error // why one of them is no CRL; revocations don't need it
 }
 
-// Trust returns the chain and the CRLs, at most five seconds old, or a day
-// old while the server does not answer. It errs with node.ErrUnavailable.
+// Trust returns the chain and the CRLs. They are at most five seconds old, or a day
+// while the server does not answer. Errors wrap node.ErrUnavailable.
 func (a *server) Trust(ctx context.Context) (ca.Trust, error) {
 	t, err := a.trusted(ctx, crlAge)
 	if old := a.trust.Load(); err != nil && old != nil && a.opts.Now().Sub(old.asked) < staleAge {
-		a.opts.Log.WithError(err).Warn("handing out the CRL as it was last seen")
+		a.opts.Log.WithError(err).Warn("Puppet Server does not answer; espm returns the last known CRL")
 		t, err = old, nil
 	}
 	if err != nil {
@@ -106,15 +106,15 @@ func (a *server) fetchChain(ctx context.Context, t *trust) error {
 		return fmt.Errorf("%w: %s: %w: is this the CA server?", node.ErrUnavailable, chainPath, err)
 	}
 	if t.chain != nil && !t.issuer.Equal(chain[0].X509) {
-		t.since = time.Time{} // another CA: its CRL is asked for anew
+		t.since = time.Time{} // another CA: fetch its CRL even if it is older
 	}
 	t.chain, t.issuer, t.chained, t.CertificatesPEM = chain, chain[0].X509, now, pemBytes
 	return nil
 }
 
-// fetchCRL asks for the CRLs if they changed. The server has no Last-Modified; it
-// compares If-Modified-Since with the file's time. So what is sent is its own
-// time from just before it can have read the file that we have.
+// fetchCRL fetches the CRLs if they changed. The server sends no Last-Modified, but
+// compares If-Modified-Since with the file's time. So fetchCRL sends a time of the server's clock
+// that is just before the server read the last CRL.
 func (a *server) fetchCRL(ctx context.Context, t *trust) error {
 	c := call{method: http.MethodGet, path: crlPath}
 	if !t.since.IsZero() {
@@ -129,7 +129,7 @@ func (a *server) fetchCRL(ctx context.Context, t *trust) error {
 		return err
 	}
 	if got.code == http.StatusNotModified && !got.date.IsZero() && got.date.Before(t.since.Truncate(time.Second)) {
-		// The server's clock was set back: a CRL written since then counts as older than ours.
+		// The server's clock was set back. It would take a newer CRL for an older one.
 		t.since = time.Time{}
 		return a.fetchCRL(ctx, t)
 	}
@@ -149,8 +149,8 @@ func (a *server) fetchCRL(ctx context.Context, t *trust) error {
 	return nil
 }
 
-// parseCRLs finds the CRL of the signing CA. That one has to list all that the CA
-// revoked: receipts and the search for a revoked certificate depend on it.
+// parseCRLs parses the CRLs and finds that of the signing CA. That CRL must be complete, as receipts
+// depend on it.
 func parseCRLs(text []byte, chain []*pemfile.RawCertificate) (crls, error) {
 	var c crls
 	for block := range pemfile.Blocks(text) {
