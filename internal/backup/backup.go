@@ -140,7 +140,7 @@ func read(r io.Reader, each func(f File, r io.Reader) error) (m Manifest, err er
 		}
 		f := File{Name: h.Name, Mode: fs.FileMode(h.Mode & 0o777), Size: h.Size} // #nosec G115 -- of 9 bits
 		sum := sha256.New()
-		if err := takeWhole(f, archive, sum, each); err != nil {
+		if err := readWhole(f, archive, sum, each); err != nil {
 			return m, fmt.Errorf("%s: %w", f.Name, err)
 		}
 		f.SHA256 = hex.EncodeToString(sum.Sum(nil))
@@ -148,7 +148,7 @@ func read(r io.Reader, each func(f File, r io.Reader) error) (m Manifest, err er
 	}
 }
 
-func takeWhole(f File, r io.Reader, sum hash.Hash, take func(f File, r io.Reader) error) error {
+func readWhole(f File, r io.Reader, sum hash.Hash, each func(f File, r io.Reader) error) error {
 	body := io.TeeReader(r, sum)
 	if err := each(f, body); err != nil {
 		return err
