@@ -23,7 +23,7 @@ type issuers struct {
 type crl struct {
 	number  string
 	until   time.Time
-	revoked map[string]bool // by the serial number's bytes
+	revoked pemfile.SerialSet
 }
 
 func issuerKey(ca *x509.Certificate) string {
@@ -98,7 +98,7 @@ func (s *issuers) addCRL(block *pem.Block, cas []*x509.Certificate) error {
 	if err != nil {
 		return err
 	}
-	if err := pemfile.CheckWhole(list); err != nil {
+	if err := list.CheckWhole(); err != nil {
 		return err
 	}
 	for _, ca := range cas {
@@ -106,15 +106,10 @@ func (s *issuers) addCRL(block *pem.Block, cas []*x509.Certificate) error {
 			continue
 		}
 		if _, again := s.crls[issuerKey(ca)]; again {
-			return fmt.Errorf("there are two lists of %q", list.Issuer)
+			return fmt.Errorf("there are two lists of %q", list.Issuer())
 		}
-		c := crl{
-			number: pemfile.NumberOf(list).String(), until: list.NextUpdate,
-			revoked: make(map[string]bool, len(list.RevokedCertificateEntries)),
-		}
-		for _, entry := range list.RevokedCertificateEntries {
-			c.revoked[string(entry.SerialNumber.Bytes())] = true
-		}
+		c := crl{number: pemfile.NumberOf(list).String(), until: list.NextUpdate}
+		c.revoked, _ = list.Entries.Serials()
 		s.crls[issuerKey(ca)] = c
 	}
 	return nil
@@ -138,7 +133,7 @@ func (s *issuers) refused(cert, issuer *x509.Certificate, now time.Time) error {
 		return fmt.Errorf("there is no CRL of %q", issuer.Subject)
 	case !list.until.After(now): // also where it has no nextUpdate, which RFC 5280 wants
 		return fmt.Errorf("the CRL of %q expired at %s", issuer.Subject, list.until.UTC().Format(time.RFC3339))
-	case list.revoked[string(cert.SerialNumber.Bytes())]:
+	case list.revoked.Has(cert.SerialNumber):
 		return fmt.Errorf("certificate %X of %q is revoked by CRL %s", cert.SerialNumber, cert.Subject, list.number)
 	default:
 		return nil

@@ -24,6 +24,7 @@ type CRLStatus struct {
 	Recent     int // entries of the last seven days. The CA's own CRL only
 	ThisUpdate time.Time
 	NextUpdate time.Time // zero if it has none
+	Outside    bool      // the CA's chain does not have the issuer, so no agent uses the CRL
 }
 
 // CRLFile is a file that holds the CRLs.

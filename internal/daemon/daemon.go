@@ -50,7 +50,7 @@ func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 	}
 	log := newLog(c.Log, logs)
 	limitMemory(c.Memory, log)
-	d := &daemon{config: c, log: log, supervisor: supervisor{log}, metrics: metrics.New()}
+	d := &daemon{config: c, log: log, supervisor: supervisor{log}, metrics: metrics.New(seriesLabels())}
 	defer func() { err = errors.Join(err, d.close()) }()
 	d.hangup()
 	ctx, cancel := context.WithCancelCause(ctx)

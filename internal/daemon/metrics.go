@@ -4,9 +4,22 @@ import (
 	"context"
 	"fmt"
 	"net"
+
+	"github.com/espm-project/espm/internal/auth"
+	"github.com/espm-project/espm/internal/enc/encsock"
+	"github.com/espm-project/espm/internal/metrics"
+	"github.com/espm-project/espm/internal/registry"
 )
 
-// serveMetrics serves metrics and health, where the configuration says so, until ctx is done.
+func seriesLabels() metrics.Labels {
+	methods := auth.Methods()
+	for i, m := range methods {
+		methods[i] = "/" + m // as gRPC names it
+	}
+	return metrics.Labels{Methods: methods, Outcomes: encsock.Outcomes(), Stages: registry.Stages()}
+}
+
+// serveMetrics serves metrics and health until ctx is done, if the configuration names a port.
 func (d *daemon) serveMetrics(ctx context.Context, cancel context.CancelCauseFunc) error {
 	if d.config.Metrics.Listen == "" {
 		return nil

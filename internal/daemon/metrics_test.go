@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -17,16 +18,20 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/espm-project/espm/internal/auth"
+	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/enc/encclient"
+	"github.com/espm-project/espm/internal/enc/encsock"
 	"github.com/espm-project/espm/internal/metrics"
+	"github.com/espm-project/espm/internal/registry"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 	"github.com/espm-project/espm/test/need"
 )
 
 const packaging = "../../packaging"
 
-// measured starts a daemon with metrics on a port that was free.
+// measured starts a daemon with metrics on a free port.
 func measured(t *testing.T, c *config.Config) (conn *grpc.ClientConn, url string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -57,7 +62,7 @@ func fetch(t *testing.T, url string) (int, string) {
 	return resp.StatusCode, string(body)
 }
 
-// life is a bit of each thing that is counted.
+// life causes each kind of event that is counted.
 func life(t *testing.T, c config.Config, conn *grpc.ClientConn) {
 	t.Helper()
 	nodes := espmv1.NewNodeServiceClient(conn)
@@ -80,6 +85,55 @@ func life(t *testing.T, c config.Config, conn *grpc.ClientConn) {
 	}
 }
 
+// A fresh daemon has every metric that the docs list, and no other; each series that can be foreseen is at zero.
+func TestMetricsOfFreshDaemon(t *testing.T) {
+	_, c := trial(t)
+	*c.Issue.KeyPool = 1
+	_, url := measured(t, &c)
+	doc, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]bool{}
+	for _, m := range regexp.MustCompile("`(espm_[a-z_]+)[{`]").FindAllStringSubmatch(string(doc), -1) {
+		want[m[1]] = true
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	_, text := fetch(t, url+"/metrics")
+	first := text
+	for !strings.Contains(text, "\nespm_authority_up 1\n") && ctx.Err() == nil { // the authority is checked after the start
+		_, text = fetch(t, url+"/metrics")
+	}
+	have := map[string]bool{}
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (espm_[a-z_]+) `).FindAllStringSubmatch(text, -1) {
+		have[m[1]] = true
+	}
+	if !maps.Equal(have, want) {
+		t.Errorf("a fresh daemon has %q,\nthe docs list %q", slices.Sorted(maps.Keys(have)), slices.Sorted(maps.Keys(want)))
+	}
+	zero := []string{"espm_store_commit_errors_total 0"}
+	for _, m := range auth.Methods() {
+		if !strings.HasPrefix(m, "grpc.health") { // which the test has called
+			zero = append(zero, `espm_requests_total{code="OK",method="/`+m+`"} 0`, `espm_request_duration_seconds_count{method="/`+m+`"} 0`)
+		}
+	}
+	for _, o := range encsock.Outcomes() {
+		zero = append(zero, `espm_enc_answer_duration_seconds_count{outcome="`+o+`"} 0`)
+	}
+	for _, s := range registry.Stages() {
+		zero = append(zero, `espm_provision_stage_duration_seconds_count{stage="`+s+`"} 0`)
+	}
+	for _, a := range ca.KeyAlgorithms() {
+		zero = append(zero, `espm_keys_taken_total{algorithm="`+string(a)+`"} 0`, `espm_keys_waited_total{algorithm="`+string(a)+`"} 0`)
+	}
+	for _, line := range zero {
+		if !strings.Contains(first, "\n"+line+"\n") {
+			t.Errorf("the first scrape lacks %s", line)
+		}
+	}
+}
+
 func TestMetrics(t *testing.T) {
 	_, c := trial(t)
 	*c.Issue.KeyPool = 1
@@ -97,7 +151,7 @@ func TestMetrics(t *testing.T) {
 		"espm_authority_up 1", "espm_revocations_pending 0", "espm_config_reload_ok 1", "espm_crl_entries 0",
 		`espm_crl_file_ok{path="` + filepath.Join(c.Authority.Directory.Path, "ca_crl.pem") + `"} 1`,
 	}
-	// Calls are counted after they are answered, and the authority is looked at after the start.
+	// Calls are counted after they are answered, and the authority is checked after the start.
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	text, missing := "", want
@@ -119,7 +173,7 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// isShown: what the dashboard and the alerts speak of is there, and the dashboard shows all there is.
+// isShown checks that the dashboard and the alerts name only metrics that exist, and that each metric is in one of them.
 func isShown(t *testing.T, scrape string) {
 	t.Helper()
 	have := map[string]bool{"up": true}

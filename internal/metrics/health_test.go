@@ -26,7 +26,7 @@ func (s *fakeStore) CountPending(context.Context) (int, *node.Revocation, error)
 
 func (s *fakeStore) CountImpossible(context.Context) (int, error) { return 0, s.err }
 
-// Live is what a restart may mend; ready is more.
+// A restart may help if espm is not live; it does not help if espm is live and not ready.
 func TestHealth(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	good := ca.Status{Subject: "CN=ca", NotAfter: now.Add(time.Hour), CRL: ca.CRLStatus{NextUpdate: now.Add(time.Hour)}}
@@ -50,14 +50,14 @@ func TestHealth(t *testing.T) {
 		"CA ended":          {status: ended, live: true, authority: "the CA's certificate ended 2026-01-02T03:04:04Z"},
 		"CRL ran out":       {status: ranOut, live: true, authority: "the CA's CRL ran out 2026-01-02T03:04:04Z"},
 	} {
-		w := &watch{failed: errUnasked, Sources: Sources{
+		w := &watch{failed: errNotChecked, Sources: Sources{
 			Store: &c.store, Down: func() *node.Failure { return c.down }, Now: func() time.Time { return now },
 			Brief: func(context.Context) (ca.Status, error) { return c.status, c.failed },
 		}}
 		if h := w.health(t.Context()); h.Ready || h.Authority != "not asked yet" && h.Authority != "" {
-			t.Errorf("%s: before the first look: %+v", what, h)
+			t.Errorf("%s: before the first check: %+v", what, h)
 		}
-		w.look(t.Context())
+		w.check(t.Context())
 		h := w.health(t.Context())
 		if h.Live != c.live || h.Ready != c.ready || h.Authority != c.authority || h.OldestPendingSeconds != c.age {
 			t.Errorf("%s: %+v", what, h)

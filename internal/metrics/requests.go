@@ -8,8 +8,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Requests returns the option by which a gRPC server counts its calls, also
-// those that no handler sees.
+// Requests returns the option by which a gRPC server counts its calls. It counts refused calls, which no handler
+// gets, too.
 func (m *Metrics) Requests() grpc.ServerOption { return grpc.StatsHandler(requests{m}) }
 
 type requests struct{ *Metrics }

@@ -15,10 +15,10 @@ import (
 // Health is the answer of /healthz and /readyz.
 type Health struct {
 	Live  bool `json:"live"`  // the store answers
-	Ready bool `json:"ready"` // nodes can be provisioned, and revocations carried out
+	Ready bool `json:"ready"` // nodes can be provisioned, and revocations are carried out
 
-	Store     string `json:"store"`     // "ok", or what is wrong
-	Authority string `json:"authority"` // "ok", or why it can't act
+	Store     string `json:"store"`     // "ok", or the store's error
+	Authority string `json:"authority"` // "ok", or why the authority can't sign and revoke
 
 	PendingRevocations   int     `json:"pending_revocations"`
 	OldestPendingSeconds float64 `json:"oldest_pending_seconds"`
@@ -26,10 +26,10 @@ type Health struct {
 
 const ok = "ok"
 
-// errUnasked is what is known of the authority before the first look.
-var errUnasked = errors.New("not asked yet")
+// errNotChecked stands for the authority's status before the first check.
+var errNotChecked = errors.New("not asked yet")
 
-// probeLimit bounds the store's answer to a probe.
+// probeLimit bounds the time in which the store must answer a probe.
 const probeLimit = 2 * time.Second
 
 func (w *watch) health(ctx context.Context) Health {
@@ -74,7 +74,7 @@ func (m *Metrics) handler(w *watch) http.Handler {
 			}
 			enc := json.NewEncoder(out)
 			enc.SetIndent("", "  ")
-			_ = enc.Encode(h) // who asked is gone
+			_ = enc.Encode(h) // fails only if the client has gone
 		}
 	}
 	mux.Handle("GET /healthz", probe(func(h Health) bool { return h.Live }))
@@ -82,11 +82,11 @@ func (m *Metrics) handler(w *watch) http.Handler {
 	return mux
 }
 
-// Serve answers on a listener until ctx is done, then closes it and returns
-// nil: /metrics for Prometheus, /healthz and /readyz with Health, 503 where it
-// is not live or not ready. It is called once.
+// Serve answers on a listener until ctx is done. Then it closes the listener and returns nil. /metrics is for
+// Prometheus; /healthz and /readyz answer with Health, and with code 503 if espm is not live or not ready.
+// Serve must be called once only.
 func (m *Metrics) Serve(ctx context.Context, l net.Listener, s Sources) error {
-	w := &watch{Sources: s, failed: errUnasked}
+	w := &watch{Sources: s, failed: errNotChecked}
 	m.registry.MustRegister(w)
 	watching := make(chan struct{})
 	go func() {

@@ -12,49 +12,49 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Store is what is asked of the store.
+// Store is the part of the store that is read for metrics and probes.
 type Store interface {
 	Revision(ctx context.Context) (int64, error)
 	CountPending(ctx context.Context) (n int, oldest *node.Revocation, err error)
 	CountImpossible(ctx context.Context) (n int, err error)
 }
 
-// Sources are what the numbers are read from.
+// Sources are the parts of espm that values are read from.
 type Sources struct {
 	Store      Store
 	StoreBytes func() (int64, error)
-	Brief      func(ctx context.Context) (ca.Status, error) // of the authority; see ca.Brief
-	Down       func() *node.Failure                         // why no revocation can be carried out; nil: none
+	Brief      func(ctx context.Context) (ca.Status, error) // status of the authority; see ca.Brief
+	Down       func() *node.Failure                         // why no revocation can be carried out; nil if revocations can be
 	Keys       func() map[ca.KeyAlgorithm]ca.PoolStats
 	Now        func() time.Time
 }
 
-// every is how old what is known of the authority and of the queue may be. A scrape
-// or a probe asks neither: the authority may be far, and the queue long.
-const every = 15 * time.Second
+// checkInterval is the time between two checks of the authority and the queue. A scrape or a probe checks
+// neither: the authority may be slow to answer, and the queue may be long.
+const checkInterval = 15 * time.Second
 
-// lookLimit bounds one look.
-const lookLimit = 30 * time.Second
+// checkLimit bounds the time of one check.
+const checkLimit = 30 * time.Second
 
-// watch keeps what was last seen.
+// watch holds the result of the last check.
 type watch struct {
 	Sources
 
 	mu         sync.Mutex
-	status     ca.Status // the last that could be had
-	failed     error     // why there is no newer one
+	status     ca.Status // the last that the authority returned
+	failed     error     // error of the last check; nil if status is of that check
 	pending    int
 	impossible int
-	oldest     time.Time // zero: none is pending
-	unread     error     // why the queue can't be read
+	oldest     time.Time // order time of the oldest pending revocation; zero if none is pending
+	unread     error     // why the queue can't be read; nil if it was read
 }
 
-// run looks until ctx is done.
+// run checks the authority and the queue until ctx is done.
 func (w *watch) run(ctx context.Context) {
-	tick := time.NewTicker(every)
+	tick := time.NewTicker(checkInterval)
 	defer tick.Stop()
 	for ctx.Err() == nil {
-		w.look(ctx)
+		w.check(ctx)
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
@@ -62,8 +62,8 @@ func (w *watch) run(ctx context.Context) {
 	}
 }
 
-func (w *watch) look(ctx context.Context) {
-	limited, cancel := context.WithTimeout(ctx, lookLimit)
+func (w *watch) check(ctx context.Context) {
+	limited, cancel := context.WithTimeout(ctx, checkLimit)
 	defer cancel()
 	n, oldest, unread := w.Store.CountPending(limited)
 	var impossible int
@@ -91,19 +91,19 @@ var (
 	storeBytes = desc("espm_store_bytes", "Size of the store's file.")
 	pending    = desc("espm_revocations_pending", "Revocations that are ordered and not carried out.")
 	unrevoked  = desc("espm_revocations_impossible", "Revocations that the authority can't carry out: their certificates stay valid until they expire.")
-	oldestAge  = desc("espm_revocations_oldest_pending_seconds", "Age of the oldest of them; 0 where there is none.")
-	revokerUp  = desc("espm_revocations_possible", "1: the authority took the last revocations, or none were tried; 0: it can't act.")
-	authority  = desc("espm_authority_up", "1: the authority answers; 0: it does not, and what is said of CA and CRL is as it was.")
+	oldestAge  = desc("espm_revocations_oldest_pending_seconds", "Age of the oldest pending revocation; 0 if none is pending.")
+	revokerUp  = desc("espm_revocations_possible", "1: the authority carried out the last revocations, or none were tried; 0: it can't revoke.")
+	authority  = desc("espm_authority_up", "1: the authority answers; 0: it does not, and the metrics of CA and CRL are of its last answer.")
 	caEnd      = desc("espm_ca_not_after_timestamp_seconds", "End of the CA's certificate.")
 	crlNumber  = desc("espm_crl_number", "Number of the CA's own CRL.")
 	crlEntries = desc("espm_crl_entries", "Entries of the CA's own CRL.")
 	crlBytes   = desc("espm_crl_bytes", "All CRLs in PEM: what each agent downloads once a day.")
-	crlEnd     = desc("espm_crl_next_update_timestamp_seconds", "When a CRL runs out, by issuer: the CA's own and those of the CAs above it.", "issuer")
-	crlFile    = desc("espm_crl_file_ok", "1: the file has the CRL as it should be; 0: it can't be written.", "path")
-	keysReady  = desc("espm_key_pool_ready", "Keys that wait to be taken.", "algorithm")
-	keysRoom   = desc("espm_key_pool_capacity", "How many keys the pool holds at most; an algorithm that costs nothing has no pool.", "algorithm")
-	keysTaken  = desc("espm_keys_taken_total", "Keys handed out.", "algorithm")
-	keysWaited = desc("espm_keys_waited_total", "Of these, keys that a caller had to wait for.", "algorithm")
+	crlEnd     = desc("espm_crl_next_update_timestamp_seconds", "When a CRL expires, by issuer: the CA's own and those of the CAs above it.", "issuer")
+	crlFile    = desc("espm_crl_file_ok", "1: the file has the current CRL; 0: it can't be written.", "path")
+	keysReady  = desc("espm_key_pool_ready", "Keys in stock.", "algorithm")
+	keysRoom   = desc("espm_key_pool_capacity", "The most keys that the pool holds; EC keys need no pool.", "algorithm")
+	keysUsed   = desc("espm_keys_taken_total", "Keys that callers got.", "algorithm")
+	keysWaited = desc("espm_keys_waited_total", "Keys that were generated while the caller waited.", "algorithm")
 )
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -114,13 +114,14 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 func (w *watch) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		storeBytes, pending, unrevoked, oldestAge, revokerUp, authority, caEnd, crlNumber, crlEntries, crlBytes, crlEnd, crlFile,
-		keysReady, keysRoom, keysTaken, keysWaited,
+		keysReady, keysRoom, keysUsed, keysWaited,
 	} {
 		ch <- d
 	}
 }
 
-// Collect implements prometheus.Collector. What is not known is left out.
+// Collect implements prometheus.Collector. It leaves out values that are not known: zero would be read as an
+// expired CA.
 func (w *watch) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
@@ -136,7 +137,7 @@ func (w *watch) Collect(ch chan<- prometheus.Metric) {
 			gauge(keysReady, float64(s.Ready), string(alg))
 			gauge(keysRoom, float64(s.Capacity), string(alg))
 		}
-		count(keysTaken, s.Used, string(alg))
+		count(keysUsed, s.Used, string(alg))
 		count(keysWaited, s.Waited, string(alg))
 	}
 	gauge(revokerUp, truth(w.Down() == nil))
@@ -162,19 +163,19 @@ func (w *watch) collectCA(gauge func(d *prometheus.Desc, v float64, labels ...st
 	}
 	gauge(crlEntries, float64(s.CRL.Entries))
 	gauge(crlBytes, float64(s.Bytes))
-	seen := map[string]bool{} // somebody may have put two of one issuer there
+	done := map[string]bool{} // the CRL file may hold two CRLs of one issuer, and two equal series fail the scrape
 	for _, c := range append([]ca.CRLStatus{s.CRL}, s.Foreign...) {
-		if !c.NextUpdate.IsZero() && !seen[c.Issuer] {
+		if !c.NextUpdate.IsZero() && !done[c.Issuer] {
 			gauge(crlEnd, float64(c.NextUpdate.Unix()), c.Issuer)
 		}
-		seen[c.Issuer] = true
+		done[c.Issuer] = true
 	}
 	for _, f := range s.Files {
 		gauge(crlFile, truth(f.Error == ""), f.Path)
 	}
 }
 
-// age is that of the oldest pending revocation; the lock is held.
+// age returns the age of the oldest pending revocation. The caller holds w.mu.
 func (w *watch) age() time.Duration {
 	if w.oldest.IsZero() {
 		return 0

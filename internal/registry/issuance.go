@@ -54,7 +54,7 @@ func (i *issuance) run(ctx context.Context, begin func(context.Context) error) (
 			return Provisioned{}, err
 		}
 		defer i.settlement.unlockIntent(i.intent.UID)
-		i.stage("registered", time.Since(begun))
+		i.stage(stageRegistered, time.Since(begun))
 		return i.finish(ctx)
 	}
 	return Provisioned{}, fmt.Errorf("%w: others keep changing the node", node.ErrUnavailable)
@@ -226,7 +226,7 @@ func (i *issuance) sign(ctx context.Context) (*x509.Certificate, error) {
 	if err != nil {
 		return cert, err
 	}
-	i.stage("signed", time.Since(begun))
+	i.stage(stageSigned, time.Since(begun))
 	return cert, verify(cert, i.intent)
 }
 
@@ -263,7 +263,7 @@ func (i *issuance) keep(ctx context.Context, cert *x509.Certificate) (node.Node,
 		return err
 	})
 	if err == nil {
-		i.stage("committed", time.Since(begun))
+		i.stage(stageCommitted, time.Since(begun))
 	}
 	return n, err
 }

@@ -19,6 +19,16 @@ import (
 // issueTimeout bounds an issue, which goes on when its caller has gone.
 const issueTimeout = 2 * time.Minute
 
+// The stages of an issue; Options.Stage is given their names.
+const (
+	stageRegistered = "registered" // the key is generated, the intent committed
+	stageSigned     = "signed"     // by the authority
+	stageCommitted  = "committed"  // the certificate is in the store
+)
+
+// Stages returns the names of all stages.
+func Stages() []string { return []string{stageRegistered, stageSigned, stageCommitted} }
+
 // issuer issues certificates, for new registrations and for those that have none.
 type issuer struct {
 	core

@@ -90,7 +90,7 @@ type Options struct {
 
 	Sightings   *Sightings                             // the default knows what is stored
 	RunInterval time.Duration                          // between two runs of an agent, at most; default half an hour
-	Stage       func(stage string, took time.Duration) // is told of each stage of an issue that came to its end; the default tells nobody
+	Stage       func(stage string, took time.Duration) // is called after each stage of an issue that succeeded, with one of Stages; nil is allowed
 	Uptime      func() time.Duration                   // does not go back or jump as a clock may; the default is Now's monotonic clock
 }
 

@@ -46,8 +46,8 @@ type Server struct {
 	Unknown   enc.Unknown
 	Sightings Sightings
 	Log       logrus.FieldLogger
-	// Answered is told of each answer, sent or not, and of how long it took from the question: known,
-	// empty or command (for a node that espm does not know), unregistered, invalid or error. nil: nobody.
+	// Answered, if not nil, is called for each answer, even if it could not be sent. outcome is one of Outcomes;
+	// took is the time since the question.
 	Answered func(outcome string, took time.Duration)
 
 	unknown atomic.Pointer[enc.Unknown] // in place of Unknown, once set
@@ -139,19 +139,34 @@ func (s *Server) answer(ctx context.Context, conn net.Conn) error {
 	return err
 }
 
+// The outcomes of an answer.
+const (
+	outcomeKnown        = "known"
+	outcomeEmpty        = "empty"        // an empty classification, for a node that is not registered
+	outcomeCommand      = "command"      // enc.command, for a node that is not registered
+	outcomeUnregistered = "unregistered" // no classification, as the node is not registered
+	outcomeInvalid      = "invalid"      // the name is no certname
+	outcomeFailed       = "error"
+)
+
+// Outcomes returns all outcomes that Answered may be given.
+func Outcomes() []string {
+	return []string{outcomeKnown, outcomeEmpty, outcomeCommand, outcomeUnregistered, outcomeInvalid, outcomeFailed}
+}
+
 func outcome(a enc.Answer, classified *node.Node) string {
 	switch {
 	case classified != nil:
-		return "known"
+		return outcomeKnown
 	case a.Status == enc.StatusYAML:
-		return "empty"
+		return outcomeEmpty
 	case a.Status == enc.StatusCommand:
-		return "command"
+		return outcomeCommand
 	case errors.Is(a.Err, node.ErrNodeNotFound):
-		return "unregistered"
+		return outcomeUnregistered
 	case errors.Is(a.Err, node.ErrInvalid):
-		return "invalid"
+		return outcomeInvalid
 	default:
-		return "error"
+		return outcomeFailed
 	}
 }
