@@ -36,6 +36,7 @@ const (
 	ActionTokenRotate Action = "token.rotate"
 	ActionTokenRevoke Action = "token.revoke"
 	ActionBackup      Action = "backup.create"
+	ActionClockAccept Action = "clock.accept"
 	ActionConnect     Action = "connect"       // a connection that was refused
 	ActionRead        Action = "read"          // of a read, only where it was refused or gave out a secret
 	ActionManyRefused Action = "calls.refused" // stands for many; see Count

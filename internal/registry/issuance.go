@@ -181,6 +181,9 @@ func (i *issuance) commitLocked(n node.Node, commit func() error) error {
 // prepare waits until the name is free, asks the authority what it would refuse, and makes the intent, and the key where
 // the caller sent none.
 func (i *issuance) prepare(ctx context.Context, n node.Node) error {
+	if err := i.clock(); err != nil {
+		return fmt.Errorf("issue a certificate for %q: %w", n.Certname, err)
+	}
 	if err := i.fence.wait(i.patience, n); err != nil {
 		return err
 	}

@@ -34,6 +34,9 @@ func (i *issuer) vetIssue(ctx context.Context, o order) error {
 // vet asks the authority what it would refuse, and refuses a name whose
 // certificate there was not issued by espm: nobody would know of it any more.
 func (i *issuer) vet(ctx context.Context, o order) error {
+	if err := i.clock(); err != nil {
+		return fmt.Errorf("issue a certificate for %q: %w", o.request.Certname, err)
+	}
 	current, err := i.authority.Check(ctx, o.request)
 	if err != nil || current == nil {
 		return err

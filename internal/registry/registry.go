@@ -86,7 +86,10 @@ type Options struct {
 	Served      func() []string // names that espm's own certificate is good for, likewise; the default has none
 	TTL         time.Duration   // of a certificate whose request names none; default ca.DefaultTTL
 	Now         func() time.Time
-	Log         logrus.FieldLogger
+	// Clock returns why Now can't be believed, an error that wraps node.ErrUnavailable. Meanwhile nothing is issued, no launch
+	// deadline ends and nothing is forgotten. The default believes Now.
+	Clock func() error
+	Log   logrus.FieldLogger
 
 	Sightings   *Sightings                             // the default knows what is stored
 	RunInterval time.Duration                          // between two runs of an agent, at most; default half an hour
@@ -121,7 +124,7 @@ type Registry struct {
 // New returns a Registry. Run settles what an earlier process left open.
 func New(o Options) *Registry {
 	o.setDefaults()
-	c := core{store: o.Store, now: o.Now, log: o.Log}
+	c := core{store: o.Store, now: o.Now, clock: o.Clock, log: o.Log}
 	ended := make(chan struct{})
 	groups := &groups{core: c}
 	view := &view{core: c, sightings: o.Sightings, down: o.Revocations.Down, authority: o.Authority}
@@ -160,6 +163,9 @@ func (o *Options) setDefaults() {
 		o.Sightings = NewSightings(o.Store, SeenInStore(o.Store), o.Now, o.Log)
 	}
 	o.TTL = cmp.Or(o.TTL, ca.DefaultTTL)
+	if o.Clock == nil {
+		o.Clock = func() error { return nil }
+	}
 	if o.Served == nil {
 		o.Served = func() []string { return nil }
 	}
