@@ -22,10 +22,11 @@ const (
 	Brainpool Root = "brainpool" // an EC key on brainpoolP256r1
 	Secp256k1 Root = "secp256k1" // an EC key on secp256k1
 	Negative  Root = "negative"  // RSA, a negative serial in its certificate and in its CRL
+	NoKeyID   Root = "no-key-id" // RSA; neither it nor the CA below has a subject key identifier
 )
 
 // Roots are all kinds.
-func Roots() []Root { return []Root{SHA1, PSS, Brainpool, Secp256k1, Negative} }
+func Roots() []Root { return []Root{SHA1, PSS, Brainpool, Secp256k1, Negative, NoKeyID} }
 
 // newKey are the arguments of openssl genpkey, and more of req, ca and x509 for this kind.
 func (r Root) newKey() (key, sign []string) {
@@ -69,7 +70,11 @@ func Make(t testing.TB, root Root) (dir string) {
 	t.Helper()
 	need.Program(t, "openssl")
 	dir, work := filepath.Join(t.TempDir(), "ca"), t.TempDir()
-	write(t, filepath.Join(work, "openssl.cnf"), extensions)
+	cnf := extensions
+	if root == NoKeyID {
+		cnf = strings.Replace(cnf, "subjectKeyIdentifier = hash", "subjectKeyIdentifier = none", 1)
+	}
+	write(t, filepath.Join(work, "openssl.cnf"), cnf)
 	rootSerial, listed := "17", "1A"
 	if root == Negative {
 		rootSerial, listed = "-17", "-1A"
