@@ -93,6 +93,8 @@ func Make(t testing.TB, root Root) (dir string) {
 	}
 	write(t, filepath.Join(work, "index.txt"), fmt.Sprintf("R\t350101000000Z\t250101000000Z\t%s\tunknown\t/CN=gone\n", listed))
 	rootCRL := crl("root", "-md", strings.TrimPrefix(sign[0], "-"))
+	write(t, filepath.Join(work, "index.txt"), "R\t350101000000Z\t250101000000Z\t02\tunknown\t/CN=Puppet CA: old\n")
+	revoked := crl("root", "-md", strings.TrimPrefix(sign[0], "-"))
 	write(t, filepath.Join(work, "index.txt"), "")
 	for _, sub := range []string{"", "signed"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
@@ -103,7 +105,14 @@ func Make(t testing.TB, root Root) (dir string) {
 	write(t, filepath.Join(dir, "ca_crt.pem"), read(t, filepath.Join(work, "ca.pem"))+read(t, filepath.Join(work, "root.pem")))
 	write(t, filepath.Join(dir, "ca_crl.pem"), crl("ca")+rootCRL)
 	write(t, filepath.Join(dir, "inventory.txt"), "")
+	write(t, filepath.Join(dir, "revoked_crl.pem"), revoked)
 	return dir
+}
+
+// RevokeCA returns the CRL by which the root revokes the CA of a directory that Make made.
+func RevokeCA(t testing.TB, dir string) string {
+	t.Helper()
+	return read(t, filepath.Join(dir, "revoked_crl.pem"))
 }
 
 // Leaf issues a certificate of a CA directory, with more arguments for openssl x509, under a new key of openssl
