@@ -29,41 +29,42 @@ type AuditLine struct {
 	Seq int64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
 	// UUIDv7.
 	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
-	// When it was done or refused, in UTC, to the microsecond.
+	// When the act was done or refused, in UTC, to the microsecond.
 	Time *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
-	// Who did it, such as "certname:ctl.example.com", "token:ci", "local:root"; "espm": its own work.
+	// The principal, such as "certname:ctl.example.com", "token:ci", "local:root". "espm": espm's own
+	// work.
 	Principal string `protobuf:"bytes,4,opt,name=principal,proto3" json:"principal,omitempty"`
-	// The principal's role: admin, provisioner, reader; empty: it has none.
+	// The principal's role: admin, provisioner, reader. Empty: it has none.
 	Role string `protobuf:"bytes,5,opt,name=role,proto3" json:"role,omitempty"`
-	// From where: a network address, or a process of the daemon's machine.
+	// Where the call came from: a network address, or a process of the daemon's machine.
 	Peer string `protobuf:"bytes,6,opt,name=peer,proto3" json:"peer,omitempty"`
-	// The method called, such as "espm.v1.NodeService/ProvisionNode"; empty: no call asked for it.
+	// The method, such as "espm.v1.NodeService/ProvisionNode". Empty: no call asked for the act.
 	Method string `protobuf:"bytes,7,opt,name=method,proto3" json:"method,omitempty"`
-	// What was done, such as "node.terminate".
+	// The action, such as "node.terminate".
 	Action string `protobuf:"bytes,8,opt,name=action,proto3" json:"action,omitempty"`
-	// The node it is about.
+	// The node that the act is about.
 	Certname string `protobuf:"bytes,9,opt,name=certname,proto3" json:"certname,omitempty"`
-	// Its registration.
+	// The node's registration.
 	Uid string `protobuf:"bytes,10,opt,name=uid,proto3" json:"uid,omitempty"`
-	// The certificate it is about: serial number, hexadecimal.
+	// The certificate that the act is about: its serial number, hexadecimal.
 	Serial string `protobuf:"bytes,11,opt,name=serial,proto3" json:"serial,omitempty"`
-	// What else it is about, such as "group/web".
+	// Any other object of the act, such as "group/web".
 	Object string `protobuf:"bytes,12,opt,name=object,proto3" json:"object,omitempty"`
 	// The caller's request id.
 	RequestId string `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Why, in the words of who asked, or with what result.
+	// The caller's reason in words, or the result.
 	Comment string `protobuf:"bytes,14,opt,name=comment,proto3" json:"comment,omitempty"`
 	// "ok", or the reason of the error, such as "PERMISSION_DENIED".
 	Outcome string `protobuf:"bytes,15,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	// How many refused calls the line stands for; 0: one.
+	// How many refused calls the line stands for. 0: one.
 	Count int64 `protobuf:"varint,16,opt,name=count,proto3" json:"count,omitempty"`
-	// When the first of them was.
+	// When the first of these refused calls came.
 	SinceTime *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=since_time,json=sinceTime,proto3" json:"since_time,omitempty"`
-	// The store's revision that the change made; 0: there was none.
+	// The store's revision that the change made. 0: there was no change.
 	Revision int64 `protobuf:"varint,18,opt,name=revision,proto3" json:"revision,omitempty"`
-	// The hash of the line before, hexadecimal; 64 zeros before the first one.
+	// The hash of the line before, hexadecimal. The first line has 64 zeros.
 	PrevHash string `protobuf:"bytes,19,opt,name=prev_hash,json=prevHash,proto3" json:"prev_hash,omitempty"`
-	// SHA-256 of all fields above, hexadecimal; docs/audit.md says in which form.
+	// SHA-256 of all fields above, hexadecimal. docs/audit.md has the exact form.
 	Hash          string `protobuf:"bytes,20,opt,name=hash,proto3" json:"hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -242,9 +243,9 @@ func (x *AuditLine) GetHash() string {
 // ListAuditLinesRequest is the request of ListAuditLines. Lines match all fields that are set.
 type ListAuditLinesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most so many lines: 100 by default, 1,000 at most (more is cut to that).
+	// How many lines a page has at most. Default: 100. A number above 1,000 counts as 1,000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// next_page_token of the page before; the other fields must be as they were then.
+	// The next_page_token of the page before. The other fields must be the same as for that page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Only those of this principal.
 	Principal string `protobuf:"bytes,3,opt,name=principal,proto3" json:"principal,omitempty"`
@@ -362,7 +363,7 @@ type ListAuditLinesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The lines.
 	Lines []*AuditLine `protobuf:"bytes,1,rep,name=lines,proto3" json:"lines,omitempty"`
-	// For the next page; empty: this is the last.
+	// The token of the next page. Empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -415,7 +416,7 @@ func (x *ListAuditLinesResponse) GetNextPageToken() string {
 // ExportAuditLinesRequest is the request of ExportAuditLines.
 type ExportAuditLinesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only lines after this one; 0: all that are kept.
+	// Only lines after this one. 0: all lines that are kept.
 	AfterSeq      int64 `protobuf:"varint,1,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -507,7 +508,8 @@ func (x *ExportAuditLinesResponse) GetLines() []*AuditLine {
 // VerifyAuditRequest is the request of VerifyAudit.
 type VerifyAuditRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A line that was noted outside of espm, with its hash; 0: none. The chain must have it as it was.
+	// The place of a line that was noted outside of espm with its hash. The chain must have the same
+	// line there. 0: none.
 	ExpectSeq int64 `protobuf:"varint,1,opt,name=expect_seq,json=expectSeq,proto3" json:"expect_seq,omitempty"`
 	// Its hash, 64 hexadecimal digits in lower case; required with expect_seq.
 	ExpectHash    string `protobuf:"bytes,2,opt,name=expect_hash,json=expectHash,proto3" json:"expect_hash,omitempty"`
@@ -564,19 +566,19 @@ type VerifyAuditResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The chain is whole, and has the expected line.
 	Ok bool `protobuf:"varint,1,opt,name=ok,proto3" json:"ok,omitempty"`
-	// How many lines were found good.
+	// How many lines are unchanged.
 	Lines int64 `protobuf:"varint,2,opt,name=lines,proto3" json:"lines,omitempty"`
 	// The first line that is kept.
 	FirstSeq int64 `protobuf:"varint,3,opt,name=first_seq,json=firstSeq,proto3" json:"first_seq,omitempty"`
 	// The last line.
 	HeadSeq int64 `protobuf:"varint,4,opt,name=head_seq,json=headSeq,proto3" json:"head_seq,omitempty"`
-	// Its hash: to be noted outside of espm.
+	// Its hash. Note it outside of espm.
 	HeadHash string `protobuf:"bytes,5,opt,name=head_hash,json=headHash,proto3" json:"head_hash,omitempty"`
-	// The first line that is not as it was; 0: there is none.
+	// The first line that was changed. 0: there is none.
 	BadSeq int64 `protobuf:"varint,6,opt,name=bad_seq,json=badSeq,proto3" json:"bad_seq,omitempty"`
 	// What is wrong with it.
 	Problem string `protobuf:"bytes,7,opt,name=problem,proto3" json:"problem,omitempty"`
-	// What the lines take, in bytes.
+	// Size of the lines, in bytes.
 	Bytes         int64 `protobuf:"varint,8,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -28,18 +28,20 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// AuditService reads the audit log: who did what, on which node, and who was refused it. Nothing can be
-// written or removed through it. Each answer has the lines of all that was acknowledged before the call.
-// INTERNAL or UNAVAILABLE where the log can't be read. Other errors as for NodeService.
+// AuditService reads the audit log: who did what on which node, and who was refused. No method
+// writes or removes a line. Each answer has the lines of everything that was acknowledged before
+// the call. INTERNAL or UNAVAILABLE: the log can't be read. Other errors as for NodeService.
 type AuditServiceClient interface {
-	// ListAuditLines returns lines, newest first, a page at a time. With a filter a page may be
-	// short, or empty, although more follow: one looks at 10,000 lines at most.
+	// ListAuditLines returns lines, newest first, a page at a time. With a filter, a page may be
+	// short or empty although more follow, because a page checks 10,000 lines at most.
 	ListAuditLines(ctx context.Context, in *ListAuditLinesRequest, opts ...grpc.CallOption) (*ListAuditLinesResponse, error)
-	// ExportAuditLines streams lines, oldest first, as they are in the chain, up to the last one there is when
-	// the call begins. A client that was cut off goes on after the last line that it has.
+	// ExportAuditLines streams lines, oldest first, in the order of the chain. It ends with the line
+	// that is the last when the call begins. After a break, a client goes on after the last line that
+	// it has.
 	ExportAuditLines(ctx context.Context, in *ExportAuditLinesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportAuditLinesResponse], error)
-	// VerifyAudit walks the chain of all lines that are kept: some ten seconds for a million.
-	// INVALID_ARGUMENT, INVALID, also where the expected line is older than what is kept.
+	// VerifyAudit checks the chain of all lines that are kept. It takes about ten seconds for a
+	// million lines. INVALID_ARGUMENT, INVALID: a field breaks a rule, or the expected line is older
+	// than the lines that are kept.
 	VerifyAudit(ctx context.Context, in *VerifyAuditRequest, opts ...grpc.CallOption) (*VerifyAuditResponse, error)
 }
 
@@ -94,18 +96,20 @@ func (c *auditServiceClient) VerifyAudit(ctx context.Context, in *VerifyAuditReq
 // All implementations must embed UnimplementedAuditServiceServer
 // for forward compatibility.
 //
-// AuditService reads the audit log: who did what, on which node, and who was refused it. Nothing can be
-// written or removed through it. Each answer has the lines of all that was acknowledged before the call.
-// INTERNAL or UNAVAILABLE where the log can't be read. Other errors as for NodeService.
+// AuditService reads the audit log: who did what on which node, and who was refused. No method
+// writes or removes a line. Each answer has the lines of everything that was acknowledged before
+// the call. INTERNAL or UNAVAILABLE: the log can't be read. Other errors as for NodeService.
 type AuditServiceServer interface {
-	// ListAuditLines returns lines, newest first, a page at a time. With a filter a page may be
-	// short, or empty, although more follow: one looks at 10,000 lines at most.
+	// ListAuditLines returns lines, newest first, a page at a time. With a filter, a page may be
+	// short or empty although more follow, because a page checks 10,000 lines at most.
 	ListAuditLines(context.Context, *ListAuditLinesRequest) (*ListAuditLinesResponse, error)
-	// ExportAuditLines streams lines, oldest first, as they are in the chain, up to the last one there is when
-	// the call begins. A client that was cut off goes on after the last line that it has.
+	// ExportAuditLines streams lines, oldest first, in the order of the chain. It ends with the line
+	// that is the last when the call begins. After a break, a client goes on after the last line that
+	// it has.
 	ExportAuditLines(*ExportAuditLinesRequest, grpc.ServerStreamingServer[ExportAuditLinesResponse]) error
-	// VerifyAudit walks the chain of all lines that are kept: some ten seconds for a million.
-	// INVALID_ARGUMENT, INVALID, also where the expected line is older than what is kept.
+	// VerifyAudit checks the chain of all lines that are kept. It takes about ten seconds for a
+	// million lines. INVALID_ARGUMENT, INVALID: a field breaks a rule, or the expected line is older
+	// than the lines that are kept.
 	VerifyAudit(context.Context, *VerifyAuditRequest) (*VerifyAuditResponse, error)
 	mustEmbedUnimplementedAuditServiceServer()
 }

@@ -68,20 +68,20 @@ type GetAuthorityStatusResponse struct {
 	NotAfterTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=not_after_time,json=notAfterTime,proto3" json:"not_after_time,omitempty"`
 	// The CA's own CRL.
 	Crl *CrlStatus `protobuf:"bytes,3,opt,name=crl,proto3" json:"crl,omitempty"`
-	// Those of the other CAs in the chain, which espm can't sign.
+	// The CRLs of the other CAs in the chain. espm can't sign them.
 	ForeignCrls []*CrlStatus `protobuf:"bytes,4,rep,name=foreign_crls,json=foreignCrls,proto3" json:"foreign_crls,omitempty"`
-	// All CRLs in PEM, in bytes: what each agent downloads, once a day unless it is set otherwise.
+	// Size of all CRLs in PEM, in bytes. Each agent downloads them, once a day by default.
 	DownloadBytes int64 `protobuf:"varint,5,opt,name=download_bytes,json=downloadBytes,proto3" json:"download_bytes,omitempty"`
-	// By how many bytes that grows a day, as the last seven days went.
+	// How many bytes that grows a day, measured over the last seven days.
 	GrowthBytesPerDay int64 `protobuf:"varint,6,opt,name=growth_bytes_per_day,json=growthBytesPerDay,proto3" json:"growth_bytes_per_day,omitempty"`
-	// Where the CRLs are kept: the CA's own file first, then the published copies. None
-	// where the CA is Puppet Server's.
+	// The files that hold the CRLs: the CA's own file first, then the published copies. None if
+	// Puppet Server has the CA.
 	Files []*CrlFile `protobuf:"bytes,7,rep,name=files,proto3" json:"files,omitempty"`
-	// Revocations that are not carried out yet.
+	// How many revocations are pending.
 	PendingRevocations int64 `protobuf:"varint,8,opt,name=pending_revocations,json=pendingRevocations,proto3" json:"pending_revocations,omitempty"`
 	// When the oldest of them was ordered.
 	OldestPendingTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=oldest_pending_time,json=oldestPendingTime,proto3" json:"oldest_pending_time,omitempty"`
-	// Why no revocation at all can be carried out just now; unset: as far as is known they can.
+	// Why the authority can carry out no revocation at all now. Unset: no such failure is known.
 	AuthorityFailure *RevocationFailure `protobuf:"bytes,10,opt,name=authority_failure,json=authorityFailure,proto3" json:"authority_failure,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -192,13 +192,13 @@ type CrlStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Who signed it.
 	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// Its number (RFC 5280 section 5.2.3), decimal; empty: it has none.
+	// Its number (RFC 5280 section 5.2.3), decimal. Empty: it has none.
 	Number string `protobuf:"bytes,2,opt,name=number,proto3" json:"number,omitempty"`
 	// How many certificates it lists.
 	Entries int64 `protobuf:"varint,3,opt,name=entries,proto3" json:"entries,omitempty"`
 	// When it was signed.
 	ThisUpdateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=this_update_time,json=thisUpdateTime,proto3" json:"this_update_time,omitempty"`
-	// When it runs out: agents then take no certificate of its issuer any more. Unset: never.
+	// When it expires. From then on, agents accept no certificate of its issuer. Unset: never.
 	NextUpdateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=next_update_time,json=nextUpdateTime,proto3" json:"next_update_time,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -274,9 +274,10 @@ type CrlFile struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its path on the daemon's host.
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	// Why it can't be written; empty: it is as it should be.
+	// Why the file can't be written. Empty: the file is as it should be.
 	Error string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
-	// Since when; unset: it has not been written since the daemon started.
+	// When error got its present value. Unset: the file has not been written since the daemon
+	// started.
 	SinceTime     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since_time,json=sinceTime,proto3" json:"since_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -26,11 +26,11 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// AuthorityService shows how the CA stands. Errors as for NodeService.
+// AuthorityService shows the state of the CA. Errors as for NodeService.
 type AuthorityServiceClient interface {
-	// GetAuthorityStatus returns when the CA's certificate and CRLs end, how the CRL
-	// grows, and what waits to be revoked. With Puppet Server's own CA it asks
-	// the server: UNAVAILABLE where that is down.
+	// GetAuthorityStatus returns when the CA's certificate and CRLs expire, how the CRL grows, and
+	// which revocations are pending. If Puppet Server has the CA, the call asks the server.
+	// UNAVAILABLE: the server is down.
 	GetAuthorityStatus(ctx context.Context, in *GetAuthorityStatusRequest, opts ...grpc.CallOption) (*GetAuthorityStatusResponse, error)
 }
 
@@ -56,11 +56,11 @@ func (c *authorityServiceClient) GetAuthorityStatus(ctx context.Context, in *Get
 // All implementations must embed UnimplementedAuthorityServiceServer
 // for forward compatibility.
 //
-// AuthorityService shows how the CA stands. Errors as for NodeService.
+// AuthorityService shows the state of the CA. Errors as for NodeService.
 type AuthorityServiceServer interface {
-	// GetAuthorityStatus returns when the CA's certificate and CRLs end, how the CRL
-	// grows, and what waits to be revoked. With Puppet Server's own CA it asks
-	// the server: UNAVAILABLE where that is down.
+	// GetAuthorityStatus returns when the CA's certificate and CRLs expire, how the CRL grows, and
+	// which revocations are pending. If Puppet Server has the CA, the call asks the server.
+	// UNAVAILABLE: the server is down.
 	GetAuthorityStatus(context.Context, *GetAuthorityStatusRequest) (*GetAuthorityStatusResponse, error)
 	mustEmbedUnimplementedAuthorityServiceServer()
 }

@@ -24,7 +24,8 @@ const (
 // CreateBackupRequest is the request of CreateBackup.
 type CreateBackupRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Takes the CA's private keys along; without it every file of the CA folder that holds one is left out.
+	// Includes the private keys of the CA folder. Without it, every file of that folder with a
+	// private key is left out.
 	IncludePrivateKey bool `protobuf:"varint,1,opt,name=include_private_key,json=includePrivateKey,proto3" json:"include_private_key,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -67,8 +68,8 @@ func (x *CreateBackupRequest) GetIncludePrivateKey() bool {
 	return false
 }
 
-// CreateBackupResponse is a part of the archive. Parts come in order, and the archive
-// is whole only when the stream ends with OK.
+// CreateBackupResponse is a part of the archive. The parts come in order. The archive is whole only
+// if the stream ends with OK.
 type CreateBackupResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most 256 KiB of the archive, in order.

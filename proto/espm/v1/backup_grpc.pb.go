@@ -26,13 +26,14 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// BackupService hands out what espm keeps. Errors as for NodeService.
+// BackupService makes backups. Errors as for NodeService.
 type BackupServiceClient interface {
-	// CreateBackup makes a consistent snapshot of the store, and with a CA
-	// directory of espm's own that folder after it, and sends it: a tar archive whose last file lists the
-	// others with their SHA-256. What is committed before the call is in it. It takes as much free
-	// room in the store's folder as the store is large. One at a time, an hour at most:
-	// UNAVAILABLE while another is under way.
+	// CreateBackup makes a consistent snapshot of the store and sends it. If espm owns a CA folder,
+	// the folder follows. The result is a tar archive, whose last file lists the other files with
+	// their SHA-256. It has everything that was committed before the call.
+	//
+	// The snapshot takes as much free room in the store's folder as the store is large. One backup
+	// runs at a time, for an hour at most. UNAVAILABLE: another backup is under way.
 	CreateBackup(ctx context.Context, in *CreateBackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CreateBackupResponse], error)
 }
 
@@ -67,13 +68,14 @@ type BackupService_CreateBackupClient = grpc.ServerStreamingClient[CreateBackupR
 // All implementations must embed UnimplementedBackupServiceServer
 // for forward compatibility.
 //
-// BackupService hands out what espm keeps. Errors as for NodeService.
+// BackupService makes backups. Errors as for NodeService.
 type BackupServiceServer interface {
-	// CreateBackup makes a consistent snapshot of the store, and with a CA
-	// directory of espm's own that folder after it, and sends it: a tar archive whose last file lists the
-	// others with their SHA-256. What is committed before the call is in it. It takes as much free
-	// room in the store's folder as the store is large. One at a time, an hour at most:
-	// UNAVAILABLE while another is under way.
+	// CreateBackup makes a consistent snapshot of the store and sends it. If espm owns a CA folder,
+	// the folder follows. The result is a tar archive, whose last file lists the other files with
+	// their SHA-256. It has everything that was committed before the call.
+	//
+	// The snapshot takes as much free room in the store's folder as the store is large. One backup
+	// runs at a time, for an hour at most. UNAVAILABLE: another backup is under way.
 	CreateBackup(*CreateBackupRequest, grpc.ServerStreamingServer[CreateBackupResponse]) error
 	mustEmbedUnimplementedBackupServiceServer()
 }

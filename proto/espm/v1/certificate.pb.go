@@ -31,11 +31,11 @@ const (
 	CertificateState_CERTIFICATE_STATE_UNSPECIFIED CertificateState = 0
 	// Valid.
 	CertificateState_CERTIFICATE_STATE_VALID CertificateState = 1
-	// To be revoked; the authority has not confirmed it yet.
+	// Its revocation is ordered, and the authority has not confirmed it yet.
 	CertificateState_CERTIFICATE_STATE_REVOKING CertificateState = 2
 	// Revoked: on a published CRL.
 	CertificateState_CERTIFICATE_STATE_REVOKED CertificateState = 3
-	// Past its end.
+	// Its validity has ended.
 	CertificateState_CERTIFICATE_STATE_EXPIRED CertificateState = 4
 )
 
@@ -84,23 +84,23 @@ func (CertificateState) EnumDescriptor() ([]byte, []int) {
 	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{0}
 }
 
-// ImportOutcome says what became of one certificate in an import.
+// ImportOutcome is the outcome of an import for one certificate.
 type ImportOutcome int32
 
 const (
 	// Never used.
 	ImportOutcome_IMPORT_OUTCOME_UNSPECIFIED ImportOutcome = 0
-	// Adopted; durable.
+	// Adopted, and durable.
 	ImportOutcome_IMPORT_OUTCOME_IMPORTED ImportOutcome = 1
-	// It would be adopted, but for validate_only.
+	// It would be adopted without validate_only.
 	ImportOutcome_IMPORT_OUTCOME_WOULD_IMPORT ImportOutcome = 2
 	// The node holds it already.
 	ImportOutcome_IMPORT_OUTCOME_ALREADY_IMPORTED ImportOutcome = 3
-	// Left alone: expired, revoked, of another CA, unreadable; a protected name
-	// or one that breaks a rule; one is being issued
-	// for the name; an earlier registration of the name has a revocation pending.
+	// Left alone. The certificate is expired, revoked, of another CA, or unreadable. Or its name is
+	// protected or breaks a rule. Or a certificate is being issued for the name. Or an earlier
+	// registration of the name has a pending revocation.
 	ImportOutcome_IMPORT_OUTCOME_SKIPPED ImportOutcome = 4
-	// The CA has no certificate of that name, which the request gave.
+	// The request gave the name, and the CA has no certificate of it.
 	ImportOutcome_IMPORT_OUTCOME_NOT_FOUND ImportOutcome = 5
 )
 
@@ -151,22 +151,24 @@ func (ImportOutcome) EnumDescriptor() ([]byte, []int) {
 	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{1}
 }
 
-// CertificateSpec says what certificate to issue.
+// CertificateSpec says which certificate to issue.
 type CertificateSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A PKCS#10 request in PEM, for a key that the caller holds; empty: a key
-	// is made. Its CN must be the certname, its signature valid and not SHA-1;
-	// keys: RSA of 2048 to 8192 bits, EC P-256, P-384 or P-521. Its subject alternative names
-	// must be asked for in dns_alt_names as well, its extensions are Puppet's alone. At most 64 KiB.
+	// A PKCS#10 request in PEM, at most 64 KiB, for a key that the caller holds. Empty: espm makes a
+	// key. The request's CN must be the certname. Its signature must be valid, and not SHA-1. Its key
+	// is RSA of 2048 to 8192 bits, EC P-256, P-384 or P-521. Its subject alternative names must be in
+	// dns_alt_names as well. It may have Puppet's extensions only.
 	CsrPem []byte `protobuf:"bytes,1,opt,name=csr_pem,json=csrPem,proto3" json:"csr_pem,omitempty"`
-	// The kind of key to make: ec-p256, rsa-2048, rsa-3072, rsa-4096. Empty: the server's default.
+	// The key to make: ec-p256, rsa-2048, rsa-3072, rsa-4096. Empty: the server's default.
 	KeyAlgorithm string `protobuf:"bytes,2,opt,name=key_algorithm,json=keyAlgorithm,proto3" json:"key_algorithm,omitempty"`
-	// How long the certificate is valid, from now, cut to whole seconds; unset: the server's default. Not beyond the CA's own end.
+	// How long the certificate is valid, from now, cut to whole seconds. Unset: the server's default.
+	// It can't end after the CA's own certificate.
 	Ttl *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
-	// DNS names besides the certname, which is always there. No wildcards, no IP addresses; at most 100.
+	// DNS names besides the certname, which is always one. At most 100. No wildcards, no IP
+	// addresses.
 	DnsAltNames []string `protobuf:"bytes,4,rep,name=dns_alt_names,json=dnsAltNames,proto3" json:"dns_alt_names,omitempty"`
-	// Puppet's certificate extensions, by short name (pp_role) or OID under
-	// 1.3.6.1.4.1.34380.1. At most 64 of at most 1,024 bytes.
+	// Puppet's certificate extensions, by short name (pp_role) or OID under 1.3.6.1.4.1.34380.1. At
+	// most 64, each of at most 1,024 bytes.
 	Extensions map[string]string `protobuf:"bytes,5,rep,name=extensions,proto3" json:"extensions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// The bundle comes without the CRL. A caller that starts many instances reads the CRL once, with GetTrustBundle.
 	OmitCrl       bool `protobuf:"varint,6,opt,name=omit_crl,json=omitCrl,proto3" json:"omit_crl,omitempty"`
@@ -246,20 +248,21 @@ func (x *CertificateSpec) GetOmitCrl() bool {
 	return false
 }
 
-// Bundle is what an instance needs to run its agent at once.
+// Bundle has all that an instance needs to run its agent at once.
 type Bundle struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node's certificate, PEM.
 	CertificatePem []byte `protobuf:"bytes,1,opt,name=certificate_pem,json=certificatePem,proto3" json:"certificate_pem,omitempty"`
-	// Its private key, PEM; empty where the caller sent a CSR. A secret.
+	// Its private key, PEM. A secret. Empty if the caller sent a CSR.
 	PrivateKeyPem []byte `protobuf:"bytes,2,opt,name=private_key_pem,json=privateKeyPem,proto3" json:"private_key_pem,omitempty"`
 	// The CA's certificates, PEM, the signing CA first.
 	CaPem []byte `protobuf:"bytes,3,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
 	// Their CRLs, PEM; empty with omit_crl.
 	CrlPem []byte `protobuf:"bytes,4,opt,name=crl_pem,json=crlPem,proto3" json:"crl_pem,omitempty"`
-	// A puppet.conf for the agent, from the site's template where it has one.
+	// A puppet.conf for the agent, from the site's template if there is one.
 	PuppetConf string `protobuf:"bytes,5,opt,name=puppet_conf,json=puppetConf,proto3" json:"puppet_conf,omitempty"`
-	// The Puppet Server, https://HOST:PORT: the third argument of the first-boot script.
+	// The URL of the Puppet Server, https://HOST:PORT. It is the third argument of the first-boot
+	// script.
 	MasterUrl     string `protobuf:"bytes,6,opt,name=master_url,json=masterUrl,proto3" json:"master_url,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -360,9 +363,9 @@ type Certificate struct {
 	Extensions map[string]string `protobuf:"bytes,9,rep,name=extensions,proto3" json:"extensions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// The certificate, PEM.
 	CertificatePem []byte `protobuf:"bytes,10,opt,name=certificate_pem,json=certificatePem,proto3" json:"certificate_pem,omitempty"`
-	// Its revocation, once one was ordered.
+	// Its revocation. Unset: none was ordered.
 	Revocation *Revocation `protobuf:"bytes,11,opt,name=revocation,proto3" json:"revocation,omitempty"`
-	// When it was adopted by ImportCertificates; unset: espm issued it.
+	// When ImportCertificates adopted it. Unset: espm issued it.
 	ImportTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=import_time,json=importTime,proto3" json:"import_time,omitempty"`
 	// The owner of the registration; see Node.owner.
 	Owner         string `protobuf:"bytes,13,opt,name=owner,proto3" json:"owner,omitempty"`
@@ -496,13 +499,13 @@ type PresignCertificateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node's certname.
 	Certname string `protobuf:"bytes,1,opt,name=certname,proto3" json:"certname,omitempty"`
-	// The registration that is meant; empty: the live one.
+	// The registration to use. Empty: the live one.
 	Uid string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
-	// What to issue; without a CSR.
+	// Which certificate to issue. No CSR.
 	Certificate *CertificateSpec `protobuf:"bytes,3,opt,name=certificate,proto3" json:"certificate,omitempty"`
 	// As in ProvisionNodeRequest.
 	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Checks everything, changes nothing.
+	// Checks the whole request and changes nothing.
 	ValidateOnly  bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -624,13 +627,13 @@ type SignCertificateRequestRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node's certname.
 	Certname string `protobuf:"bytes,1,opt,name=certname,proto3" json:"certname,omitempty"`
-	// The registration that is meant; empty: the live one.
+	// The registration to use. Empty: the live one.
 	Uid string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
-	// What to issue; with a CSR.
+	// Which certificate to issue. With a CSR.
 	Certificate *CertificateSpec `protobuf:"bytes,3,opt,name=certificate,proto3" json:"certificate,omitempty"`
 	// As in ProvisionNodeRequest.
 	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Checks everything, changes nothing.
+	// Checks the whole request and changes nothing.
 	ValidateOnly  bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -704,7 +707,7 @@ func (x *SignCertificateRequestRequest) GetValidateOnly() bool {
 // SignCertificateRequestResponse is the response of SignCertificateRequest.
 type SignCertificateRequestResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the instance needs, but for the private key.
+	// What the instance needs, without the private key.
 	Bundle        *Bundle `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -842,11 +845,11 @@ func (x *GetCertificateResponse) GetCertificate() *Certificate {
 // ListCertificatesRequest is the request of ListCertificates.
 type ListCertificatesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most so many certificates: 100 by default, 1,000 at most (more is cut to that).
+	// How many certificates a page has at most. Default: 100. A number above 1,000 counts as 1,000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// next_page_token of the page before; the other fields must be as they were then.
+	// The next_page_token of the page before. The other fields must be the same as for that page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Only those of this certname, all its registrations.
+	// Only those of this certname, of all its registrations.
 	Certname      string `protobuf:"bytes,3,opt,name=certname,proto3" json:"certname,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -908,7 +911,7 @@ type ListCertificatesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The certificates, without their PEM.
 	Certificates []*Certificate `protobuf:"bytes,1,rep,name=certificates,proto3" json:"certificates,omitempty"`
-	// For the next page; empty: this is the last.
+	// The token of the next page. Empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -961,13 +964,15 @@ func (x *ListCertificatesResponse) GetNextPageToken() string {
 // ImportCertificatesRequest is the request of ImportCertificates.
 type ImportCertificatesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The names to import, at most 10,000; none: all that the CA has a certificate of.
+	// The names to import, at most 10,000. None: all names that the CA has a certificate of.
 	Certnames []string `protobuf:"bytes,1,rep,name=certnames,proto3" json:"certnames,omitempty"`
-	// Groups of the registrations that the import makes. One that was there before keeps its own.
+	// Groups of the registrations that the import makes. A registration that exists already keeps its
+	// own.
 	Groups []string `protobuf:"bytes,2,rep,name=groups,proto3" json:"groups,omitempty"`
-	// Labels of the registrations that the import makes, likewise.
+	// Labels of the registrations that the import makes. A registration that exists already keeps its
+	// own.
 	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Tells what would be done, changes nothing.
+	// Reports what the import would do, and changes nothing.
 	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1034,9 +1039,10 @@ func (x *ImportCertificatesRequest) GetValidateOnly() bool {
 // ImportCertificatesResponse is one message of the response of ImportCertificates.
 type ImportCertificatesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What was done since the message before, at most 200.
+	// The outcomes since the message before, at most 200.
 	Certificates []*ImportedCertificate `protobuf:"bytes,1,rep,name=certificates,proto3" json:"certificates,omitempty"`
-	// How many names the import looks at, the same in each message. A name that has several certificates has an entry for each.
+	// How many names the import covers, the same in each message. A name with several certificates
+	// has an outcome for each.
 	Total         int64 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1086,20 +1092,20 @@ func (x *ImportCertificatesResponse) GetTotal() int64 {
 	return 0
 }
 
-// ImportedCertificate is what became of one certificate.
+// ImportedCertificate is the outcome for one certificate.
 type ImportedCertificate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The name, as the CA has it. Where it is SKIPPED it may break the rules for certnames.
+	// The name, as the CA has it. If it is SKIPPED, it may break the rules for certnames.
 	Certname string `protobuf:"bytes,1,opt,name=certname,proto3" json:"certname,omitempty"`
-	// Serial number, hexadecimal; empty: there is no certificate, or it was not looked at.
+	// Serial number, hexadecimal. Empty: there is no certificate, or it was not read.
 	Serial string `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"`
-	// The registration that holds it; empty: none.
+	// The registration that holds it. Empty: none.
 	Uid string `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`
-	// End of its validity; unset where serial is empty.
+	// End of its validity. Unset if serial is empty.
 	NotAfterTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=not_after_time,json=notAfterTime,proto3" json:"not_after_time,omitempty"`
-	// What was done.
+	// The outcome.
 	Outcome ImportOutcome `protobuf:"varint,5,opt,name=outcome,proto3,enum=espm.v1.ImportOutcome" json:"outcome,omitempty"`
-	// Why, where it is SKIPPED or NOT_FOUND; in words.
+	// The reason, in words, if it is SKIPPED or NOT_FOUND.
 	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

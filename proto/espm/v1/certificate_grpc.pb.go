@@ -31,35 +31,36 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// CertificateService issues certificates for registered nodes, adopts those that
-// the CA issued before, and shows them all. Errors as for NodeService.
+// CertificateService issues certificates for registered nodes, adopts certificates that the CA
+// issued before, and lists both. Errors as for NodeService.
 type CertificateServiceClient interface {
-	// PresignCertificate issues a certificate, with a key made here, for a
-	// registered node that has none. It is durable when the call returns; the private key is
-	// returned once. Retries as for ProvisionNode.
+	// PresignCertificate issues a certificate for a registered node that has none. espm makes the
+	// key, and returns the private key once. The certificate is durable when the call returns.
+	// Retries as for ProvisionNode.
 	//
-	// FAILED_PRECONDITION, CERTIFICATE_EXISTS: it has a live one.
-	// ABORTED, ISSUE_IN_PROGRESS: another call is issuing one.
+	// FAILED_PRECONDITION, CERTIFICATE_EXISTS: the node has a live certificate.
+	// ABORTED, ISSUE_IN_PROGRESS: another call issues a certificate for the node.
 	PresignCertificate(ctx context.Context, in *PresignCertificateRequest, opts ...grpc.CallOption) (*PresignCertificateResponse, error)
-	// SignCertificateRequest is PresignCertificate for a key that the caller
-	// holds: a CSR goes in, no private key comes back.
+	// SignCertificateRequest is PresignCertificate for a key that the caller holds: the request has a
+	// CSR, and the answer has no private key.
 	SignCertificateRequest(ctx context.Context, in *SignCertificateRequestRequest, opts ...grpc.CallOption) (*SignCertificateRequestResponse, error)
 	// GetCertificate returns a certificate by serial number. NOT_FOUND, CERTIFICATE_NOT_FOUND.
 	GetCertificate(ctx context.Context, in *GetCertificateRequest, opts ...grpc.CallOption) (*GetCertificateResponse, error)
-	// ListCertificates returns certificates that espm issued or adopted, of one certname or in order of serial
-	// (to a provisioner: of certname), a page at a time.
+	// ListCertificates returns certificates that espm issued or adopted, a page at a time. They are
+	// in order of serial number. A provisioner gets them in order of certname.
 	ListCertificates(ctx context.Context, in *ListCertificatesRequest, opts ...grpc.CallOption) (*ListCertificatesResponse, error)
-	// ImportCertificates adopts certificates that the CA signed before, so that
-	// a running site can move to espm: each becomes the certificate of a new
-	// registration, or of the live one of its name that has none. From then on it is like any
-	// that espm issued; TerminateNode revokes it. The import itself revokes nothing.
+	// ImportCertificates adopts certificates that the CA signed before, so that a running site can
+	// move to espm. Each becomes a certificate of a new registration, or of the live registration of
+	// its name. From then on it is like a certificate that espm issued: TerminateNode revokes it. The
+	// import itself revokes nothing.
 	//
-	// The outcomes come a batch at a time, in order of certname; each is durable
-	// when it is sent. The import ends when the caller goes. Cut short for any reason, it is
-	// called again: what was adopted is ALREADY_IMPORTED then.
+	// The outcomes come in batches, in order of certname. Each is durable when it is sent. If the
+	// caller goes away, the import ends. After any break, call it again: certificates that were
+	// adopted are then ALREADY_IMPORTED.
 	//
-	// NOT_FOUND, GROUP_NOT_FOUND and FAILED_PRECONDITION, CLASSIFICATION_CONFLICT: the
-	// groups given; nothing was imported. UNAVAILABLE: the CA or the store can't answer now.
+	// NOT_FOUND, GROUP_NOT_FOUND and FAILED_PRECONDITION, CLASSIFICATION_CONFLICT: the request's
+	// groups do not exist or conflict. Nothing was imported.
+	// UNAVAILABLE: the CA or the store can't answer now.
 	ImportCertificates(ctx context.Context, in *ImportCertificatesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ImportCertificatesResponse], error)
 	// GetTrustBundle returns the CA's certificates and CRLs.
 	GetTrustBundle(ctx context.Context, in *GetTrustBundleRequest, opts ...grpc.CallOption) (*GetTrustBundleResponse, error)
@@ -146,35 +147,36 @@ func (c *certificateServiceClient) GetTrustBundle(ctx context.Context, in *GetTr
 // All implementations must embed UnimplementedCertificateServiceServer
 // for forward compatibility.
 //
-// CertificateService issues certificates for registered nodes, adopts those that
-// the CA issued before, and shows them all. Errors as for NodeService.
+// CertificateService issues certificates for registered nodes, adopts certificates that the CA
+// issued before, and lists both. Errors as for NodeService.
 type CertificateServiceServer interface {
-	// PresignCertificate issues a certificate, with a key made here, for a
-	// registered node that has none. It is durable when the call returns; the private key is
-	// returned once. Retries as for ProvisionNode.
+	// PresignCertificate issues a certificate for a registered node that has none. espm makes the
+	// key, and returns the private key once. The certificate is durable when the call returns.
+	// Retries as for ProvisionNode.
 	//
-	// FAILED_PRECONDITION, CERTIFICATE_EXISTS: it has a live one.
-	// ABORTED, ISSUE_IN_PROGRESS: another call is issuing one.
+	// FAILED_PRECONDITION, CERTIFICATE_EXISTS: the node has a live certificate.
+	// ABORTED, ISSUE_IN_PROGRESS: another call issues a certificate for the node.
 	PresignCertificate(context.Context, *PresignCertificateRequest) (*PresignCertificateResponse, error)
-	// SignCertificateRequest is PresignCertificate for a key that the caller
-	// holds: a CSR goes in, no private key comes back.
+	// SignCertificateRequest is PresignCertificate for a key that the caller holds: the request has a
+	// CSR, and the answer has no private key.
 	SignCertificateRequest(context.Context, *SignCertificateRequestRequest) (*SignCertificateRequestResponse, error)
 	// GetCertificate returns a certificate by serial number. NOT_FOUND, CERTIFICATE_NOT_FOUND.
 	GetCertificate(context.Context, *GetCertificateRequest) (*GetCertificateResponse, error)
-	// ListCertificates returns certificates that espm issued or adopted, of one certname or in order of serial
-	// (to a provisioner: of certname), a page at a time.
+	// ListCertificates returns certificates that espm issued or adopted, a page at a time. They are
+	// in order of serial number. A provisioner gets them in order of certname.
 	ListCertificates(context.Context, *ListCertificatesRequest) (*ListCertificatesResponse, error)
-	// ImportCertificates adopts certificates that the CA signed before, so that
-	// a running site can move to espm: each becomes the certificate of a new
-	// registration, or of the live one of its name that has none. From then on it is like any
-	// that espm issued; TerminateNode revokes it. The import itself revokes nothing.
+	// ImportCertificates adopts certificates that the CA signed before, so that a running site can
+	// move to espm. Each becomes a certificate of a new registration, or of the live registration of
+	// its name. From then on it is like a certificate that espm issued: TerminateNode revokes it. The
+	// import itself revokes nothing.
 	//
-	// The outcomes come a batch at a time, in order of certname; each is durable
-	// when it is sent. The import ends when the caller goes. Cut short for any reason, it is
-	// called again: what was adopted is ALREADY_IMPORTED then.
+	// The outcomes come in batches, in order of certname. Each is durable when it is sent. If the
+	// caller goes away, the import ends. After any break, call it again: certificates that were
+	// adopted are then ALREADY_IMPORTED.
 	//
-	// NOT_FOUND, GROUP_NOT_FOUND and FAILED_PRECONDITION, CLASSIFICATION_CONFLICT: the
-	// groups given; nothing was imported. UNAVAILABLE: the CA or the store can't answer now.
+	// NOT_FOUND, GROUP_NOT_FOUND and FAILED_PRECONDITION, CLASSIFICATION_CONFLICT: the request's
+	// groups do not exist or conflict. Nothing was imported.
+	// UNAVAILABLE: the CA or the store can't answer now.
 	ImportCertificates(*ImportCertificatesRequest, grpc.ServerStreamingServer[ImportCertificatesResponse]) error
 	// GetTrustBundle returns the CA's certificates and CRLs.
 	GetTrustBundle(context.Context, *GetTrustBundleRequest) (*GetTrustBundleResponse, error)

@@ -22,35 +22,35 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Classification is what the ENC answers for a node, or a node's or group's
-// part of it.
+// Classification is the ENC's answer for a node, or the part of it that a node or a group sets.
 //
-// Numbers are IEEE 754 doubles, as in JSON: a whole number below 2^53 becomes
-// an Integer in Puppet (1.0 as well), any other a Float; a larger whole number
-// is refused (pass it as a string).
+// Numbers are IEEE 754 doubles, as in JSON. A whole number below 2^53 becomes an Integer in Puppet,
+// also if it is written 1.0. Any other number becomes a Float. A larger whole number is refused:
+// pass it as a string.
 //
-// Classes and parameters of a node have at most 1,000,000 characters as YAML, those
-// of all groups that a node inherits at most 2,000,000, values are nested
-// at most 32 deep: Puppet refuses an ENC answer of over 3,145,728 characters.
+// The classes and parameters of a node have at most 1,000,000 characters as YAML, those of all
+// groups that it inherits at most 2,000,000. Values are nested at most 32 deep. Puppet itself
+// refuses an ENC answer above 3,145,728 characters.
 type Classification struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Puppet's environment, [a-z0-9_]+, at most 255 bytes. Empty: the agent chooses.
 	Environment string `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
 	// Classes by name, in lower case ("ntp::server").
 	Classes map[string]*ClassParameters `protobuf:"bytes,2,rep,name=classes,proto3" json:"classes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Top-scope variables by name, [a-z][A-Za-z0-9_]*. The names environment,
-	// facts, name, server_facts, title and trusted are Puppet's own and refused.
+	// Top-scope variables by name, [a-z][A-Za-z0-9_]*. These names belong to Puppet and are refused:
+	// environment, facts, name, server_facts, title, trusted.
 	Parameters map[string]*structpb.Value `protobuf:"bytes,3,rep,name=parameters,proto3" json:"parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Settings whose values are sensitive, spelled as in errors: "classes[mysql].root_password",
-	// "parameters[token]". Each must be set here; sorted in answers. Every answer
-	// has the string "[sensitive]" in place of such a value, unless a request asks for it
-	// (reveal_sensitive) and its caller may see it. Puppet gets the value.
+	// "parameters[token]". Each must be set in this classification. Answers have them sorted.
 	//
-	// The mark goes with the value: a node or group that inherits the value inherits
-	// the mark, and one that sets another value marks it anew.
+	// In every answer, the string "[sensitive]" stands in place of such a value. The exception is a
+	// request with reveal_sensitive from a caller who may see the value. Puppet gets the value.
 	//
-	// In an update "[sensitive]" keeps the value that is stored, where the setting is marked and
-	// stays so; anywhere else it is refused.
+	// The mark goes with the value: a node or group that inherits the value inherits the mark. A node
+	// or group that sets another value must mark it itself.
+	//
+	// In an update, "[sensitive]" keeps the stored value if the setting is marked and stays marked.
+	// Anywhere else it is refused.
 	Sensitive     []string `protobuf:"bytes,4,rep,name=sensitive,proto3" json:"sensitive,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -26,7 +26,7 @@ type ClassifyNodeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node's certname.
 	Certname string `protobuf:"bytes,1,opt,name=certname,proto3" json:"certname,omitempty"`
-	// Shows sensitive values. PERMISSION_DENIED where the caller is no admin.
+	// Shows sensitive values. PERMISSION_DENIED if the caller is no admin.
 	RevealSensitive bool `protobuf:"varint,2,opt,name=reveal_sensitive,json=revealSensitive,proto3" json:"reveal_sensitive,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache

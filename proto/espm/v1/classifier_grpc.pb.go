@@ -26,10 +26,11 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// ClassifierService answers what the ENC would. Errors as for NodeService.
+// ClassifierService returns the ENC's answer. Errors as for NodeService.
 type ClassifierServiceClient interface {
-	// ClassifyNode returns a node's merged classification, as espm-enc prints
-	// it, but for sensitive values. NOT_FOUND, NODE_NOT_FOUND, whatever espm-enc would do for unknown nodes.
+	// ClassifyNode returns a node's merged classification as espm-enc prints it, with "[sensitive]"
+	// in place of sensitive values. NOT_FOUND, NODE_NOT_FOUND: the node is not registered, whatever
+	// enc.unknown_nodes says.
 	ClassifyNode(ctx context.Context, in *ClassifyNodeRequest, opts ...grpc.CallOption) (*ClassifyNodeResponse, error)
 }
 
@@ -55,10 +56,11 @@ func (c *classifierServiceClient) ClassifyNode(ctx context.Context, in *Classify
 // All implementations must embed UnimplementedClassifierServiceServer
 // for forward compatibility.
 //
-// ClassifierService answers what the ENC would. Errors as for NodeService.
+// ClassifierService returns the ENC's answer. Errors as for NodeService.
 type ClassifierServiceServer interface {
-	// ClassifyNode returns a node's merged classification, as espm-enc prints
-	// it, but for sensitive values. NOT_FOUND, NODE_NOT_FOUND, whatever espm-enc would do for unknown nodes.
+	// ClassifyNode returns a node's merged classification as espm-enc prints it, with "[sensitive]"
+	// in place of sensitive values. NOT_FOUND, NODE_NOT_FOUND: the node is not registered, whatever
+	// enc.unknown_nodes says.
 	ClassifyNode(context.Context, *ClassifyNodeRequest) (*ClassifyNodeResponse, error)
 	mustEmbedUnimplementedClassifierServiceServer()
 }

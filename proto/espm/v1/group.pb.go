@@ -129,7 +129,7 @@ type CreateGroupRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The group; its output-only fields are ignored.
 	Group *Group `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
-	// Checks everything, changes nothing.
+	// Checks the whole request and changes nothing.
 	ValidateOnly  bool `protobuf:"varint,2,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -230,7 +230,7 @@ type GetGroupRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The group's name.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Shows sensitive values. PERMISSION_DENIED where the caller is no admin.
+	// Shows sensitive values. PERMISSION_DENIED if the caller is no admin.
 	RevealSensitive bool `protobuf:"varint,2,opt,name=reveal_sensitive,json=revealSensitive,proto3" json:"reveal_sensitive,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -329,9 +329,9 @@ func (x *GetGroupResponse) GetGroup() *Group {
 // ListGroupsRequest is the request of ListGroups.
 type ListGroupsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most so many groups: 100 by default, 1,000 at most (more is cut to that).
+	// How many groups a page has at most. Default: 100. A number above 1,000 counts as 1,000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// next_page_token of the page before.
+	// The next_page_token of the page before.
 	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -386,7 +386,7 @@ type ListGroupsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The groups.
 	Groups []*Group `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`
-	// For the next page; empty: this is the last.
+	// The token of the next page. Empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -439,17 +439,17 @@ func (x *ListGroupsResponse) GetNextPageToken() string {
 // UpdateGroupRequest is the request of UpdateGroup.
 type UpdateGroupRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The new values. revision, where set, must be the record's.
+	// The new values. If revision is set, it must be the record's.
 	Group *Group `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
-	// What to change: any of description, parents, classification,
-	// classification.environment, classification.classes,
-	// classification.parameters, classification.sensitive. A field named but empty
-	// in group is cleared. Required. Marks as in UpdateNodeRequest.
+	// What to change. Required. Any of description, parents, classification,
+	// classification.environment, classification.classes, classification.parameters,
+	// classification.sensitive. A named field that is empty in group is cleared. Marks are kept as in
+	// UpdateNodeRequest.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// Checks everything, changes nothing.
+	// Checks the whole request and changes nothing.
 	ValidateOnly bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
-	// Shows sensitive values, and allows to take the mark off one that keeps its
-	// value, which is refused else. PERMISSION_DENIED where the caller is no admin.
+	// Shows sensitive values, and allows an update to take the mark off a value that stays. Without
+	// it, such an update is refused. PERMISSION_DENIED if the caller is no admin.
 	RevealSensitive bool `protobuf:"varint,4,opt,name=reveal_sensitive,json=revealSensitive,proto3" json:"reveal_sensitive,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -564,9 +564,9 @@ type DeleteGroupRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The group's name.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Where set, the record's revision must be this one.
+	// If set, it must be the record's revision.
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	// Checks everything, changes nothing.
+	// Checks the whole request and changes nothing.
 	ValidateOnly  bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

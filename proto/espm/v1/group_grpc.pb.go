@@ -30,28 +30,29 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// GroupService keeps the groups: named classifications that nodes and other
-// groups inherit. Errors as for NodeService.
+// GroupService keeps the groups: named classifications that nodes and other groups inherit. Errors
+// as for NodeService.
 //
-// A node beats its groups, a group beats its ancestors. Where two groups,
-// neither an ancestor of the other, set one thing to different values and
-// nothing nearer decides, the write that would bring it about is refused:
-// FAILED_PRECONDITION, CLASSIFICATION_CONFLICT, naming both and the nodes
-// affected. Values are replaced whole, never merged.
+// A value of a node beats those of its groups. A value of a group beats those of its ancestors.
+// Values are replaced whole, never merged. Two groups conflict if they set one thing to different
+// values, neither is an ancestor of the other, and nothing nearer decides. A write that would give
+// a node such a conflict is refused with FAILED_PRECONDITION, CLASSIFICATION_CONFLICT. The error
+// names both groups and the nodes concerned.
 type GroupServiceClient interface {
 	// CreateGroup creates a group.
-	// ALREADY_EXISTS, GROUP_EXISTS. NOT_FOUND, GROUP_NOT_FOUND: a parent.
+	// ALREADY_EXISTS, GROUP_EXISTS: the name is taken.
+	// NOT_FOUND, GROUP_NOT_FOUND: a parent does not exist.
 	CreateGroup(ctx context.Context, in *CreateGroupRequest, opts ...grpc.CallOption) (*CreateGroupResponse, error)
 	// GetGroup returns a group. NOT_FOUND, GROUP_NOT_FOUND.
 	GetGroup(ctx context.Context, in *GetGroupRequest, opts ...grpc.CallOption) (*GetGroupResponse, error)
 	// ListGroups returns the groups in order of name, a page at a time.
 	ListGroups(ctx context.Context, in *ListGroupsRequest, opts ...grpc.CallOption) (*ListGroupsResponse, error)
-	// UpdateGroup changes the fields that update_mask names. Every node that
-	// inherits the group is checked, so it takes longer for a group of many nodes.
-	// ABORTED, REVISION_STALE where group.revision is set and is not the record's.
+	// UpdateGroup changes the fields that update_mask names. It checks each distinct set of groups
+	// that inherits the group.
+	// ABORTED, REVISION_STALE: group.revision is set and is not the record's.
 	UpdateGroup(ctx context.Context, in *UpdateGroupRequest, opts ...grpc.CallOption) (*UpdateGroupResponse, error)
 	// DeleteGroup deletes a group that nothing inherits.
-	// FAILED_PRECONDITION, GROUP_IN_USE, naming who does.
+	// FAILED_PRECONDITION, GROUP_IN_USE: nodes or groups inherit it. The error names some.
 	DeleteGroup(ctx context.Context, in *DeleteGroupRequest, opts ...grpc.CallOption) (*DeleteGroupResponse, error)
 }
 
@@ -117,28 +118,29 @@ func (c *groupServiceClient) DeleteGroup(ctx context.Context, in *DeleteGroupReq
 // All implementations must embed UnimplementedGroupServiceServer
 // for forward compatibility.
 //
-// GroupService keeps the groups: named classifications that nodes and other
-// groups inherit. Errors as for NodeService.
+// GroupService keeps the groups: named classifications that nodes and other groups inherit. Errors
+// as for NodeService.
 //
-// A node beats its groups, a group beats its ancestors. Where two groups,
-// neither an ancestor of the other, set one thing to different values and
-// nothing nearer decides, the write that would bring it about is refused:
-// FAILED_PRECONDITION, CLASSIFICATION_CONFLICT, naming both and the nodes
-// affected. Values are replaced whole, never merged.
+// A value of a node beats those of its groups. A value of a group beats those of its ancestors.
+// Values are replaced whole, never merged. Two groups conflict if they set one thing to different
+// values, neither is an ancestor of the other, and nothing nearer decides. A write that would give
+// a node such a conflict is refused with FAILED_PRECONDITION, CLASSIFICATION_CONFLICT. The error
+// names both groups and the nodes concerned.
 type GroupServiceServer interface {
 	// CreateGroup creates a group.
-	// ALREADY_EXISTS, GROUP_EXISTS. NOT_FOUND, GROUP_NOT_FOUND: a parent.
+	// ALREADY_EXISTS, GROUP_EXISTS: the name is taken.
+	// NOT_FOUND, GROUP_NOT_FOUND: a parent does not exist.
 	CreateGroup(context.Context, *CreateGroupRequest) (*CreateGroupResponse, error)
 	// GetGroup returns a group. NOT_FOUND, GROUP_NOT_FOUND.
 	GetGroup(context.Context, *GetGroupRequest) (*GetGroupResponse, error)
 	// ListGroups returns the groups in order of name, a page at a time.
 	ListGroups(context.Context, *ListGroupsRequest) (*ListGroupsResponse, error)
-	// UpdateGroup changes the fields that update_mask names. Every node that
-	// inherits the group is checked, so it takes longer for a group of many nodes.
-	// ABORTED, REVISION_STALE where group.revision is set and is not the record's.
+	// UpdateGroup changes the fields that update_mask names. It checks each distinct set of groups
+	// that inherits the group.
+	// ABORTED, REVISION_STALE: group.revision is set and is not the record's.
 	UpdateGroup(context.Context, *UpdateGroupRequest) (*UpdateGroupResponse, error)
 	// DeleteGroup deletes a group that nothing inherits.
-	// FAILED_PRECONDITION, GROUP_IN_USE, naming who does.
+	// FAILED_PRECONDITION, GROUP_IN_USE: nodes or groups inherit it. The error names some.
 	DeleteGroup(context.Context, *DeleteGroupRequest) (*DeleteGroupResponse, error)
 	mustEmbedUnimplementedGroupServiceServer()
 }

@@ -95,12 +95,12 @@ type Node struct {
 	Uid string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
 	// How far the registration has come. Output only.
 	State NodeState `protobuf:"varint,3,opt,name=state,proto3,enum=espm.v1.NodeState" json:"state,omitempty"`
-	// The node's own part of its classification; beats that of its groups.
+	// The node's own part of its classification. It beats that of its groups.
 	Classification *Classification `protobuf:"bytes,4,opt,name=classification,proto3" json:"classification,omitempty"`
-	// Groups the node inherits directly: at most 32, each must exist.
+	// Groups that the node inherits directly: at most 32. Each must exist.
 	Groups []string `protobuf:"bytes,5,rep,name=groups,proto3" json:"groups,omitempty"`
-	// Labels, to find nodes by; not seen by Puppet. At most 64; keys match
-	// [A-Za-z0-9][A-Za-z0-9_./-]{0,62}, values [A-Za-z0-9_.:@+-]{0,128}.
+	// Labels, to find nodes by. Puppet does not see them. At most 64. A key matches
+	// [A-Za-z0-9][A-Za-z0-9_./-]{0,62}, a value [A-Za-z0-9_.:@+-]{0,128}.
 	Labels map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Serial number of the newest live certificate, in hexadecimal. Output only.
 	Serial string `protobuf:"bytes,7,opt,name=serial,proto3" json:"serial,omitempty"`
@@ -113,24 +113,27 @@ type Node struct {
 	// The store's revision that last changed the record: its etag. Output
 	// only, but for UpdateNode.
 	Revision int64 `protobuf:"varint,11,opt,name=revision,proto3" json:"revision,omitempty"`
-	// When a catalog of this registration was last asked for: espm-enc asked the
-	// daemon, and was answered. Absent: never, or only while the daemon was down, when
-	// nobody counts; or the registration is terminated. After a crash it may be up to 30 seconds early.
-	// It changes without the revision. Output only, by GetNode and ListNodes.
+	// When espm-enc last asked the daemon for the node's classification and got it. Puppet Server
+	// does so for each catalog. Unset: never, or only while the daemon was down, or the registration
+	// is terminated. After a crash the time may be up to 30 seconds early. It changes without a new
+	// revision. Output only, by GetNode and ListNodes.
 	LastSeenTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=last_seen_time,json=lastSeenTime,proto3" json:"last_seen_time,omitempty"`
-	// The launch deadline: unless it is claimed by then, the node is
-	// terminated. It may be put off; see ProvisionNodeRequest.claim_within. Output only.
+	// The launch deadline: if the node is not claimed by then, espm terminates it. espm may move the
+	// deadline to a later time: see ProvisionNodeRequest.claim_within. Output only.
 	ClaimDeadlineTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=claim_deadline_time,json=claimDeadlineTime,proto3" json:"claim_deadline_time,omitempty"`
-	// When a node with a launch deadline was claimed: its first catalog was asked for. Output only.
+	// When a node with a launch deadline was claimed, by the request for its first catalog. Output
+	// only.
 	ClaimTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=claim_time,json=claimTime,proto3" json:"claim_time,omitempty"`
-	// Why espm terminated the node by itself, such as "not claimed by
-	// 2026-01-02T03:04:05Z"; empty: a caller did, or it is alive. Output only.
+	// Why espm itself terminated the node, such as "not claimed by 2026-01-02T03:04:05Z". Empty: the
+	// node is alive, or a caller terminated it. Output only.
 	TerminateReason string `protobuf:"bytes,15,opt,name=terminate_reason,json=terminateReason,proto3" json:"terminate_reason,omitempty"`
-	// The principal that registered it or was given it, such as token:ci; its certificates and
-	// revocations are the same principal's. A provisioner sees its own alone. Empty: nobody's,
-	// for admins and readers only. Output only, but for UpdateNode.
+	// The principal that owns the node, such as token:ci: the one that registered it, or to which an
+	// admin gave it. It also owns the node's certificates and revocations. A provisioner sees only
+	// its own nodes. Empty: nobody owns the node, and only admins and readers see it. Output only,
+	// but for UpdateNode.
 	Owner string `protobuf:"bytes,16,opt,name=owner,proto3" json:"owner,omitempty"`
-	// Serial numbers of all live certificates, newest first; a terminated registration keeps the last ones. Output only.
+	// Serial numbers of all live certificates, newest first. A terminated registration keeps the last
+	// ones. Output only.
 	Serials       []string `protobuf:"bytes,17,rep,name=serials,proto3" json:"serials,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -290,14 +293,13 @@ type RegisterNodeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node; its output-only fields are ignored.
 	Node *Node `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	// Makes a retry safe: the same id with the same content returns the same
-	// registration; with other content INVALID_ARGUMENT, REQUEST_ID_REUSED. Values that
-	// are marked sensitive are not compared: those of the first call stand. Another
-	// principal's ids are other ids.
-	// At most 128 printable ASCII bytes; kept as long as the node lives and 30
-	// days more.
+	// Makes a retry safe. The same id with the same content returns the same registration. With other
+	// content the answer is INVALID_ARGUMENT, REQUEST_ID_REUSED. Values that are marked sensitive are
+	// not compared: those of the first call stay. The same text from another principal is another id.
+	// At most 128 printable ASCII bytes. espm keeps the id as long as the node lives, and 30 days
+	// more.
 	RequestId string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Checks everything, changes nothing.
+	// Checks the whole request and changes nothing.
 	ValidateOnly  bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -405,9 +407,9 @@ type GetNodeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node's certname.
 	Certname string `protobuf:"bytes,1,opt,name=certname,proto3" json:"certname,omitempty"`
-	// One registration of it; empty: the live one.
+	// A registration of the certname. Empty: the live one.
 	Uid string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
-	// Shows sensitive values. PERMISSION_DENIED where the caller is no admin.
+	// Shows sensitive values. PERMISSION_DENIED if the caller is no admin.
 	RevealSensitive bool `protobuf:"varint,3,opt,name=reveal_sensitive,json=revealSensitive,proto3" json:"reveal_sensitive,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -467,8 +469,8 @@ func (x *GetNodeRequest) GetRevealSensitive() bool {
 // GetNodeResponse is the response of GetNode.
 type GetNodeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The certificates that the registration holds, newest first, without their PEM. Of a
-	// terminated registration: those that it held last, with their state now.
+	// The certificates that the registration holds, newest first, without their PEM. A terminated
+	// registration has those that it held last, with their present state.
 	Certificates []*Certificate `protobuf:"bytes,2,rep,name=certificates,proto3" json:"certificates,omitempty"`
 	// The node.
 	Node          *Node `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -523,21 +525,21 @@ func (x *GetNodeResponse) GetNode() *Node {
 // ListNodesRequest is the request of ListNodes.
 type ListNodesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most so many nodes: 100 by default, 1,000 at most (more is cut to that).
+	// How many nodes a page has at most. Default: 100. A number above 1,000 counts as 1,000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// next_page_token of the page before; the other fields must be as they were then.
+	// The next_page_token of the page before. The other fields must be the same as for that page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Only nodes that have all these labels.
 	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Only nodes directly in this group.
 	Group string `protobuf:"bytes,4,opt,name=group,proto3" json:"group,omitempty"`
-	// Only nodes that were not seen for so long (see Node.last_seen_time), by the
-	// server's clock when it answers; one that was never seen counts from its
-	// create_time. Above 0. It is no index: a page looks at page_size of the
-	// nodes that the labels and the group select, so many pages may be short or empty though more follow.
+	// Only nodes that were not seen for this time, by the server's clock (see Node.last_seen_time).
+	// It must be above 0. For a node that was never seen, the time counts from its create_time. There
+	// is no index for it: a page checks page_size of the nodes that the labels and the group select.
+	// So many pages may be short or empty although more follow.
 	NotSeenFor *durationpb.Duration `protobuf:"bytes,5,opt,name=not_seen_for,json=notSeenFor,proto3" json:"not_seen_for,omitempty"`
-	// Only nodes of this owner. With it, labels and group are looked at in each of
-	// the owner's nodes: pages may be short or empty though more follow.
+	// Only nodes of this owner. Labels and group are then checked in each of the owner's nodes. So
+	// pages may be short or empty although more follow.
 	Owner         string `protobuf:"bytes,6,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -618,11 +620,11 @@ func (x *ListNodesRequest) GetOwner() string {
 // ListNodesResponse is the response of ListNodes.
 type ListNodesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The nodes. A page may be empty though more follow.
+	// The nodes. A page may be empty although more follow.
 	Nodes []*Node `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	// For the next page; empty: this is the last.
+	// The token of the next page. Empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// The store's revision that the page was read at: to watch from, take that of the first page.
+	// The store's revision at which the page was read. To watch, start from that of the first page.
 	Revision      int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -682,18 +684,20 @@ func (x *ListNodesResponse) GetRevision() int64 {
 // UpdateNodeRequest is the request of UpdateNode.
 type UpdateNodeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The new values. uid and revision, where set, must be the record's.
+	// The new values. If uid or revision is set, it must be the record's.
 	Node *Node `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	// What to change: any of classification, classification.environment,
-	// classification.classes, classification.parameters, classification.sensitive, groups, labels, owner.
-	// A field named but empty in node is cleared. Required. Without classification.sensitive
-	// values keep their marks, and the mark of one that goes, goes. owner is for admins: a
-	// principal's name such as token:ci, at most 256 bytes. It need not be known yet.
+	// What to change. Required. Any of classification, classification.environment,
+	// classification.classes, classification.parameters, classification.sensitive, groups, labels,
+	// owner. A named field that is empty in node is cleared.
+	//
+	// Without classification.sensitive, values keep their marks, and a value that is removed loses
+	// its mark. Only an admin may change owner: to the name of a principal, such as token:ci, at most
+	// 256 bytes. espm need not know the principal yet.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// Checks everything, changes nothing.
+	// Checks the whole request and changes nothing.
 	ValidateOnly bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
-	// Shows sensitive values, and allows to take the mark off one that keeps its
-	// value, which is refused else. PERMISSION_DENIED where the caller is no admin.
+	// Shows sensitive values, and allows an update to take the mark off a value that stays. Without
+	// it, such an update is refused. PERMISSION_DENIED if the caller is no admin.
 	RevealSensitive bool `protobuf:"varint,4,opt,name=reveal_sensitive,json=revealSensitive,proto3" json:"reveal_sensitive,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -810,27 +814,32 @@ type ProvisionNodeRequest struct {
 	Node *Node `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// What certificate to issue.
 	Certificate *CertificateSpec `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"`
-	// Makes a retry safe. With a CSR, the same certificate comes back. With a
-	// generated key, the same bundle comes back within ten minutes; after that,
-	// or after a restart, the first certificate is revoked and a new one
-	// issued. Two calls at once are one. The same id with other content:
-	// INVALID_ARGUMENT, REQUEST_ID_REUSED; values that are marked sensitive are not
-	// compared, those of the first call stand. After the node was terminated:
-	// FAILED_PRECONDITION, REQUEST_ID_SPENT. Another principal's ids are other ids. Strongly advised.
-	// At most 128 printable ASCII bytes; kept as long as the node lives and 30
-	// days more.
-	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Checks everything, changes nothing.
-	ValidateOnly bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
-	// Launch deadline: where no catalog of the node is asked for within this time
-	// from now, it is terminated like by TerminateNode, and terminate_reason says why.
-	// 1 minute to 30 days; absent: none. A retry keeps the first deadline.
+	// Makes a retry safe. Strongly advised.
 	//
-	// Catalogs that espm-enc answers while the daemon is down are not
-	// noticed. So a deadline that is open when the daemon starts is put off
-	// until agents have had time to come back: puppet.run_interval (30 minutes) and 5 minutes.
-	// Not for a node whose agent runs only once. FAILED_PRECONDITION,
-	// CERTNAME_PROTECTED: the configuration protects the node.
+	// With a CSR, a retry gets the same certificate. With a generated key, a retry gets the same
+	// bundle for ten minutes. After that, or after a restart of the daemon, espm revokes the first
+	// certificate and issues a new one. Two calls with one id at the same time count as one call.
+	//
+	// INVALID_ARGUMENT, REQUEST_ID_REUSED: the id was used with other content. Values that are marked
+	// sensitive are not compared: those of the first call stay.
+	// FAILED_PRECONDITION, REQUEST_ID_SPENT: the node of this id was terminated, or given to another
+	// owner.
+	//
+	// The same text from another principal is another id. At most 128 printable ASCII bytes. espm
+	// keeps the id as long as the node lives, and 30 days more.
+	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Checks the whole request and changes nothing.
+	ValidateOnly bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// Sets the launch deadline, this time after the registration: from 1 minute to 30 days. Unset:
+	// none. If Puppet Server has asked for no catalog of the node by then, espm terminates the node
+	// as TerminateNode does, and terminate_reason says why. A retry keeps the first deadline.
+	//
+	// espm does not notice catalogs that espm-enc answers while the daemon is down. Therefore the
+	// start of the daemon moves an open deadline to a later time, if needed, so that agents have time
+	// to come back: puppet.run_interval (default: 30 minutes) and 5 minutes.
+	//
+	// Don't use it for a node whose agent runs only once. FAILED_PRECONDITION, CERTNAME_PROTECTED:
+	// the configuration protects the node.
 	ClaimWithin   *durationpb.Duration `protobuf:"bytes,5,opt,name=claim_within,json=claimWithin,proto3" json:"claim_within,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -961,15 +970,15 @@ type TerminateNodeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node's certname.
 	Certname string `protobuf:"bytes,1,opt,name=certname,proto3" json:"certname,omitempty"`
-	// The registration to terminate; empty: the current one. Strongly
-	// advised: it keeps a late call from touching a successor.
+	// The registration to terminate. Empty: the current one. Strongly advised: with it, a late call
+	// never touches a later registration.
 	Uid string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
-	// How long to wait for the receipt of the revocation; 0: not at all, at most an hour.
+	// How long to wait for the receipts: from 0, which does not wait, to an hour.
 	Wait *durationpb.Duration `protobuf:"bytes,3,opt,name=wait,proto3" json:"wait,omitempty"`
-	// Checks everything, changes nothing.
+	// Checks the whole request and changes nothing.
 	ValidateOnly bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
-	// Why its certificates are revoked, by name, as RevokeCertificateRequest.reason; empty:
-	// keyCompromise. What was ordered stands: a call that repeats another changes no reason.
+	// Why its certificates are revoked: a name as in RevokeCertificateRequest.reason. Empty:
+	// keyCompromise. The reason of an order stands: a repeated call does not change it.
 	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1045,11 +1054,12 @@ type TerminateNodeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node as terminated.
 	Node *Node `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	// The revocations ordered for it, one for each certificate; none where it
-	// had no certificate. To poll them, call TerminateNode again with the uid.
+	// The revocations that were ordered for it, one for each certificate. None: it had no
+	// certificate. To poll them, call TerminateNode again with the uid.
 	Revocations []*Revocation `protobuf:"bytes,2,rep,name=revocations,proto3" json:"revocations,omitempty"`
-	// A certificate was being issued for it, and that has not come to its end
-	// yet: what comes of it will be revoked, and is not among revocations. Call again.
+	// A certificate was being issued for the node, and that issue is not settled yet. If it gives a
+	// certificate, espm revokes that certificate. Its revocation is not in revocations yet: call
+	// again.
 	IssueOpen     bool `protobuf:"varint,3,opt,name=issue_open,json=issueOpen,proto3" json:"issue_open,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1109,7 +1119,7 @@ func (x *TerminateNodeResponse) GetIssueOpen() bool {
 // WatchNodesRequest is the request of WatchNodes.
 type WatchNodesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Changes after this revision; 0: from now on.
+	// Changes after this revision. 0: changes from now on.
 	AfterRevision int64 `protobuf:"varint,1,opt,name=after_revision,json=afterRevision,proto3" json:"after_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1155,11 +1165,12 @@ func (x *WatchNodesRequest) GetAfterRevision() int64 {
 // WatchNodesResponse is one change.
 type WatchNodesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The revision of the change; to resume, watch after it.
+	// The revision of the change. To resume, watch after it.
 	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	// The node's certname.
 	Certname string `protobuf:"bytes,2,opt,name=certname,proto3" json:"certname,omitempty"`
-	// The live registration; absent: there is none any more, or, to a provisioner, it is another's now.
+	// The live registration. Unset: there is none any more. To a provisioner also: it belongs to
+	// another principal now.
 	Node          *Node `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -32,67 +32,69 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// NodeService keeps the nodes: one registration for each life of a certname,
-// from register or provision to terminate.
+// NodeService keeps the nodes. Each life of a certname, from register or provision to terminate, is
+// one registration.
 //
-// Errors carry google.rpc.ErrorInfo (domain "espm", a reason) and, for
-// INVALID_ARGUMENT, google.rpc.BadRequest with the field and the rule.
-// A write is durable (it survives power loss) when the call returns OK.
+// An error has a google.rpc.ErrorInfo with the domain "espm" and a reason. INVALID_ARGUMENT,
+// INVALID also has a google.rpc.BadRequest, which names each field and the rule that it breaks. A
+// write is durable when the call returns OK: it survives a power loss.
 //
-// A provisioner gets NOT_FOUND for a record that another principal owns, as if there were none.
-// PERMISSION_DENIED: the caller's role or its grant forbids the call. Where one field is the
-// cause, google.rpc.BadRequest names it.
+// To a provisioner, a record that another principal owns does not exist: a call about it returns
+// NOT_FOUND. PERMISSION_DENIED means that the caller's role or its grant forbids the call. If one
+// field is the cause, a google.rpc.BadRequest names it.
 type NodeServiceClient interface {
 	// RegisterNode registers and classifies a node, without a certificate.
 	//
-	// ALREADY_EXISTS, NODE_EXISTS: the certname is taken; rename and retry.
-	// NOT_FOUND, GROUP_NOT_FOUND. FAILED_PRECONDITION, CLASSIFICATION_CONFLICT.
+	// ALREADY_EXISTS, NODE_EXISTS: the certname is taken. Choose another name.
+	// NOT_FOUND, GROUP_NOT_FOUND: a group does not exist.
+	// FAILED_PRECONDITION, CLASSIFICATION_CONFLICT: the groups set one thing to different values.
 	RegisterNode(ctx context.Context, in *RegisterNodeRequest, opts ...grpc.CallOption) (*RegisterNodeResponse, error)
-	// GetNode returns a live registration, or with a uid that registration,
-	// terminated ones included. NOT_FOUND, NODE_NOT_FOUND otherwise.
+	// GetNode returns the live registration of a certname. With a uid it returns that registration,
+	// also if it is terminated. NOT_FOUND, NODE_NOT_FOUND: there is none.
 	GetNode(ctx context.Context, in *GetNodeRequest, opts ...grpc.CallOption) (*GetNodeResponse, error)
 	// ListNodes returns the live registrations, in order of certname, a page at a time.
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	// UpdateNode changes the fields that update_mask names.
-	// NOT_FOUND, NODE_NOT_FOUND or GROUP_NOT_FOUND. FAILED_PRECONDITION,
-	// CLASSIFICATION_CONFLICT; UID_MISMATCH where node.uid is set and is not the
-	// live registration's. ABORTED, REVISION_STALE where node.revision is set and
-	// is not the record's: get the node and decide anew. ABORTED, ISSUE_IN_PROGRESS: a new
-	// owner has to wait for the certificate that is being issued.
+	//
+	// NOT_FOUND, NODE_NOT_FOUND or GROUP_NOT_FOUND: there is no such node or group.
+	// FAILED_PRECONDITION, CLASSIFICATION_CONFLICT: the groups set one thing to different values.
+	// FAILED_PRECONDITION, UID_MISMATCH: node.uid is set and is not the live registration's.
+	// ABORTED, REVISION_STALE: node.revision is set and is not the record's. Get the node and decide
+	// anew.
+	// ABORTED, ISSUE_IN_PROGRESS: a certificate is being issued, and a new owner has to wait for it.
 	UpdateNode(ctx context.Context, in *UpdateNodeRequest, opts ...grpc.CallOption) (*UpdateNodeResponse, error)
-	// ProvisionNode registers and classifies a node, issues its certificate
-	// and returns all that the instance needs to boot trusted. It does all of
-	// it or nothing: where the server answers with an error the certname is free
-	// again, or will be as soon as the authority can be reached, and no
-	// certificate stays alive. Where no answer comes, or the client's deadline passes: with a
-	// request_id the call goes on, and a retry gets its outcome; without one it
-	// is undone.
+	// ProvisionNode registers and classifies a node, issues its certificate, and returns all that the
+	// instance needs to boot trusted.
 	//
-	// Without a CSR the private key is made here, returned once and kept
-	// nowhere but in memory, for ten minutes, to answer a retry.
+	// The call does all of it or nothing. After an error, no certificate stays alive, and the
+	// certname is free again: at once, or as soon as the authority can be reached. If no answer
+	// comes, or the client's deadline passes, the request_id decides. With one, the call goes on, and
+	// a retry gets its outcome. Without one, it is undone.
 	//
-	// Errors as for RegisterNode, and UNAVAILABLE: retry, with the same
-	// request_id. FAILED_PRECONDITION, CERTIFICATE_FOREIGN: the CA has a live
-	// certificate of that name that espm did not issue.
+	// Without a CSR, espm makes the private key and returns it once. For ten minutes espm keeps it in
+	// memory only, to answer a retry.
+	//
+	// Errors as for RegisterNode, and also:
+	// UNAVAILABLE: retry, with the same request_id.
+	// FAILED_PRECONDITION, CERTIFICATE_FOREIGN: the CA has a live certificate of that name that espm
+	// did not issue.
 	ProvisionNode(ctx context.Context, in *ProvisionNodeRequest, opts ...grpc.CallOption) (*ProvisionNodeResponse, error)
-	// TerminateNode takes a node out of the classifier, at once, and orders
-	// the revocation of all its certificates, which is then done for certain, even if
-	// the authority is down or the daemon is killed.
+	// TerminateNode takes a node out of the classifier at once, and orders the revocation of all its
+	// certificates. The order is durable: it outlives a killed daemon, and an authority that is down.
 	//
-	// Safe to repeat: terminating a registration that is terminated returns
-	// how far its revocation has come. A terminate that names the uid of an earlier
-	// registration never touches a later one.
+	// The call is safe to repeat. For a registration that is terminated, it returns how far the
+	// revocation has come. With the uid of an earlier registration, it never touches a later one.
+	//
 	// NOT_FOUND, NODE_NOT_FOUND: the certname was never registered, or its tombstone has expired.
-	// FAILED_PRECONDITION, UID_MISMATCH: the uid is not of this certname.
-	// FAILED_PRECONDITION, CERTNAME_PROTECTED: the configuration protects it.
+	// FAILED_PRECONDITION, UID_MISMATCH: the uid does not belong to this certname.
+	// FAILED_PRECONDITION, CERTNAME_PROTECTED: the configuration protects the node.
 	TerminateNode(ctx context.Context, in *TerminateNodeRequest, opts ...grpc.CallOption) (*TerminateNodeResponse, error)
-	// WatchNodes streams changes of live registrations, in order of revision,
-	// until the client ends it. A client lists first, and watches from the
-	// list's revision. A slow client may not see every state in between, but
-	// always the last one.
+	// WatchNodes streams changes of live registrations, in order of revision, until the client ends
+	// it. A client first lists, and then watches from the list's revision. A slow client may miss
+	// states in between, but never the last one.
 	//
-	// OUT_OF_RANGE, REVISION_COMPACTED: the revision is older than the history
-	// kept (10,000 revisions): list anew.
+	// OUT_OF_RANGE, REVISION_COMPACTED: the revision is older than the history, which has 10,000
+	// revisions. List again.
 	WatchNodes(ctx context.Context, in *WatchNodesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchNodesResponse], error)
 }
 
@@ -187,67 +189,69 @@ type NodeService_WatchNodesClient = grpc.ServerStreamingClient[WatchNodesRespons
 // All implementations must embed UnimplementedNodeServiceServer
 // for forward compatibility.
 //
-// NodeService keeps the nodes: one registration for each life of a certname,
-// from register or provision to terminate.
+// NodeService keeps the nodes. Each life of a certname, from register or provision to terminate, is
+// one registration.
 //
-// Errors carry google.rpc.ErrorInfo (domain "espm", a reason) and, for
-// INVALID_ARGUMENT, google.rpc.BadRequest with the field and the rule.
-// A write is durable (it survives power loss) when the call returns OK.
+// An error has a google.rpc.ErrorInfo with the domain "espm" and a reason. INVALID_ARGUMENT,
+// INVALID also has a google.rpc.BadRequest, which names each field and the rule that it breaks. A
+// write is durable when the call returns OK: it survives a power loss.
 //
-// A provisioner gets NOT_FOUND for a record that another principal owns, as if there were none.
-// PERMISSION_DENIED: the caller's role or its grant forbids the call. Where one field is the
-// cause, google.rpc.BadRequest names it.
+// To a provisioner, a record that another principal owns does not exist: a call about it returns
+// NOT_FOUND. PERMISSION_DENIED means that the caller's role or its grant forbids the call. If one
+// field is the cause, a google.rpc.BadRequest names it.
 type NodeServiceServer interface {
 	// RegisterNode registers and classifies a node, without a certificate.
 	//
-	// ALREADY_EXISTS, NODE_EXISTS: the certname is taken; rename and retry.
-	// NOT_FOUND, GROUP_NOT_FOUND. FAILED_PRECONDITION, CLASSIFICATION_CONFLICT.
+	// ALREADY_EXISTS, NODE_EXISTS: the certname is taken. Choose another name.
+	// NOT_FOUND, GROUP_NOT_FOUND: a group does not exist.
+	// FAILED_PRECONDITION, CLASSIFICATION_CONFLICT: the groups set one thing to different values.
 	RegisterNode(context.Context, *RegisterNodeRequest) (*RegisterNodeResponse, error)
-	// GetNode returns a live registration, or with a uid that registration,
-	// terminated ones included. NOT_FOUND, NODE_NOT_FOUND otherwise.
+	// GetNode returns the live registration of a certname. With a uid it returns that registration,
+	// also if it is terminated. NOT_FOUND, NODE_NOT_FOUND: there is none.
 	GetNode(context.Context, *GetNodeRequest) (*GetNodeResponse, error)
 	// ListNodes returns the live registrations, in order of certname, a page at a time.
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	// UpdateNode changes the fields that update_mask names.
-	// NOT_FOUND, NODE_NOT_FOUND or GROUP_NOT_FOUND. FAILED_PRECONDITION,
-	// CLASSIFICATION_CONFLICT; UID_MISMATCH where node.uid is set and is not the
-	// live registration's. ABORTED, REVISION_STALE where node.revision is set and
-	// is not the record's: get the node and decide anew. ABORTED, ISSUE_IN_PROGRESS: a new
-	// owner has to wait for the certificate that is being issued.
+	//
+	// NOT_FOUND, NODE_NOT_FOUND or GROUP_NOT_FOUND: there is no such node or group.
+	// FAILED_PRECONDITION, CLASSIFICATION_CONFLICT: the groups set one thing to different values.
+	// FAILED_PRECONDITION, UID_MISMATCH: node.uid is set and is not the live registration's.
+	// ABORTED, REVISION_STALE: node.revision is set and is not the record's. Get the node and decide
+	// anew.
+	// ABORTED, ISSUE_IN_PROGRESS: a certificate is being issued, and a new owner has to wait for it.
 	UpdateNode(context.Context, *UpdateNodeRequest) (*UpdateNodeResponse, error)
-	// ProvisionNode registers and classifies a node, issues its certificate
-	// and returns all that the instance needs to boot trusted. It does all of
-	// it or nothing: where the server answers with an error the certname is free
-	// again, or will be as soon as the authority can be reached, and no
-	// certificate stays alive. Where no answer comes, or the client's deadline passes: with a
-	// request_id the call goes on, and a retry gets its outcome; without one it
-	// is undone.
+	// ProvisionNode registers and classifies a node, issues its certificate, and returns all that the
+	// instance needs to boot trusted.
 	//
-	// Without a CSR the private key is made here, returned once and kept
-	// nowhere but in memory, for ten minutes, to answer a retry.
+	// The call does all of it or nothing. After an error, no certificate stays alive, and the
+	// certname is free again: at once, or as soon as the authority can be reached. If no answer
+	// comes, or the client's deadline passes, the request_id decides. With one, the call goes on, and
+	// a retry gets its outcome. Without one, it is undone.
 	//
-	// Errors as for RegisterNode, and UNAVAILABLE: retry, with the same
-	// request_id. FAILED_PRECONDITION, CERTIFICATE_FOREIGN: the CA has a live
-	// certificate of that name that espm did not issue.
+	// Without a CSR, espm makes the private key and returns it once. For ten minutes espm keeps it in
+	// memory only, to answer a retry.
+	//
+	// Errors as for RegisterNode, and also:
+	// UNAVAILABLE: retry, with the same request_id.
+	// FAILED_PRECONDITION, CERTIFICATE_FOREIGN: the CA has a live certificate of that name that espm
+	// did not issue.
 	ProvisionNode(context.Context, *ProvisionNodeRequest) (*ProvisionNodeResponse, error)
-	// TerminateNode takes a node out of the classifier, at once, and orders
-	// the revocation of all its certificates, which is then done for certain, even if
-	// the authority is down or the daemon is killed.
+	// TerminateNode takes a node out of the classifier at once, and orders the revocation of all its
+	// certificates. The order is durable: it outlives a killed daemon, and an authority that is down.
 	//
-	// Safe to repeat: terminating a registration that is terminated returns
-	// how far its revocation has come. A terminate that names the uid of an earlier
-	// registration never touches a later one.
+	// The call is safe to repeat. For a registration that is terminated, it returns how far the
+	// revocation has come. With the uid of an earlier registration, it never touches a later one.
+	//
 	// NOT_FOUND, NODE_NOT_FOUND: the certname was never registered, or its tombstone has expired.
-	// FAILED_PRECONDITION, UID_MISMATCH: the uid is not of this certname.
-	// FAILED_PRECONDITION, CERTNAME_PROTECTED: the configuration protects it.
+	// FAILED_PRECONDITION, UID_MISMATCH: the uid does not belong to this certname.
+	// FAILED_PRECONDITION, CERTNAME_PROTECTED: the configuration protects the node.
 	TerminateNode(context.Context, *TerminateNodeRequest) (*TerminateNodeResponse, error)
-	// WatchNodes streams changes of live registrations, in order of revision,
-	// until the client ends it. A client lists first, and watches from the
-	// list's revision. A slow client may not see every state in between, but
-	// always the last one.
+	// WatchNodes streams changes of live registrations, in order of revision, until the client ends
+	// it. A client first lists, and then watches from the list's revision. A slow client may miss
+	// states in between, but never the last one.
 	//
-	// OUT_OF_RANGE, REVISION_COMPACTED: the revision is older than the history
-	// kept (10,000 revisions): list anew.
+	// OUT_OF_RANGE, REVISION_COMPACTED: the revision is older than the history, which has 10,000
+	// revisions. List again.
 	WatchNodes(*WatchNodesRequest, grpc.ServerStreamingServer[WatchNodesResponse]) error
 	mustEmbedUnimplementedNodeServiceServer()
 }

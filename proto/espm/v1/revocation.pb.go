@@ -29,14 +29,14 @@ type RevocationState int32
 const (
 	// Never used.
 	RevocationState_REVOCATION_STATE_UNSPECIFIED RevocationState = 0
-	// Durable; will be done as soon as the authority can be reached.
+	// Durable. espm carries it out as soon as the authority can be reached.
 	RevocationState_REVOCATION_STATE_PENDING RevocationState = 1
-	// On a published CRL.
+	// A published CRL lists the certificate.
 	RevocationState_REVOCATION_STATE_REVOKED RevocationState = 2
-	// Dropped by an admin; the certificate was left as it is.
+	// Dropped by an admin. The certificate stays as it is.
 	RevocationState_REVOCATION_STATE_DROPPED RevocationState = 3
-	// Closed: the authority can't revoke this certificate, which stays valid until it expires. It holds up
-	// no other certificate of the name. RevokeCertificate with force orders it anew.
+	// Closed: the authority can't revoke this certificate, which stays valid until it expires. The
+	// order holds up no other certificate of the name. RevokeCertificate with force orders it anew.
 	RevocationState_REVOCATION_STATE_IMPOSSIBLE RevocationState = 4
 )
 
@@ -94,7 +94,7 @@ type Revocation struct {
 	Serial string `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"`
 	// The certname it was issued to.
 	Certname string `protobuf:"bytes,3,opt,name=certname,proto3" json:"certname,omitempty"`
-	// The registration it was issued to; empty: espm did not issue it.
+	// The registration it was issued to. Empty: espm did not issue it.
 	Uid string `protobuf:"bytes,4,opt,name=uid,proto3" json:"uid,omitempty"`
 	// How far it has come.
 	State RevocationState `protobuf:"varint,5,opt,name=state,proto3,enum=espm.v1.RevocationState" json:"state,omitempty"`
@@ -104,15 +104,15 @@ type Revocation struct {
 	PublishTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=publish_time,json=publishTime,proto3" json:"publish_time,omitempty"`
 	// Number of a CRL that lists it (RFC 5280 section 5.2.3), decimal.
 	CrlNumber string `protobuf:"bytes,8,opt,name=crl_number,json=crlNumber,proto3" json:"crl_number,omitempty"`
-	// Where that CRL was published: paths of files, or the URL of Puppet Server's.
+	// Where that CRL was published: paths of files, or the URL of Puppet Server's CRL.
 	PublishedTo []string `protobuf:"bytes,9,rep,name=published_to,json=publishedTo,proto3" json:"published_to,omitempty"`
-	// Why, by its name in RFC 5280 section 5.3.1; empty: keyCompromise.
+	// Why, by its name in RFC 5280 section 5.3.1. Empty: keyCompromise.
 	Reason string `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Why, in the words of who asked.
+	// Why, in the words of the caller that ordered it.
 	Comment string `protobuf:"bytes,11,opt,name=comment,proto3" json:"comment,omitempty"`
-	// Why the authority refused it the last time; unset: it did not.
+	// Why the authority refused it the last time. Unset: it did not.
 	Failure *RevocationFailure `protobuf:"bytes,12,opt,name=failure,proto3" json:"failure,omitempty"`
-	// Why it was dropped, in the words of who did it.
+	// Why it was dropped, in the words of the admin.
 	DropComment string `protobuf:"bytes,13,opt,name=drop_comment,json=dropComment,proto3" json:"drop_comment,omitempty"`
 	// When it was dropped.
 	DropTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=drop_time,json=dropTime,proto3" json:"drop_time,omitempty"`
@@ -122,7 +122,7 @@ type Revocation struct {
 	Owner string `protobuf:"bytes,16,opt,name=owner,proto3" json:"owner,omitempty"`
 	// Why the authority can't revoke this certificate at all; set in the state IMPOSSIBLE.
 	ImpossibleReason string `protobuf:"bytes,17,opt,name=impossible_reason,json=impossibleReason,proto3" json:"impossible_reason,omitempty"`
-	// When that was found, and the order closed.
+	// When espm found that out, and closed the order.
 	ImpossibleTime *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=impossible_time,json=impossibleTime,proto3" json:"impossible_time,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -284,16 +284,16 @@ func (x *Revocation) GetImpossibleTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// RevocationFailure is why the authority refused one revocation, or can't act at all.
+// RevocationFailure says why the authority refused one revocation, or why it can't act at all.
 type RevocationFailure struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What went wrong.
+	// The error.
 	Error string `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
 	// How often it failed in a row.
 	Attempts int32 `protobuf:"varint,2,opt,name=attempts,proto3" json:"attempts,omitempty"`
 	// When it failed last.
 	FailTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=fail_time,json=failTime,proto3" json:"fail_time,omitempty"`
-	// When it is tried next; the pause grows to five minutes.
+	// When the next try is. The pause grows to five minutes.
 	RetryTime     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -360,23 +360,24 @@ func (x *RevocationFailure) GetRetryTime() *timestamppb.Timestamp {
 // RevokeCertificateRequest is the request of RevokeCertificate.
 type RevokeCertificateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The node whose live certificates are meant, all of them; with a serial, the name it was
-	// issued to, required for a certificate that espm did not issue.
+	// The node whose live certificates are to be revoked, all of them. With a serial number: the name
+	// that the certificate was issued to, which is required if espm did not issue it.
 	Certname string `protobuf:"bytes,1,opt,name=certname,proto3" json:"certname,omitempty"`
 	// Serial number, hexadecimal. Either this or the certname is required.
 	Serial string `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"`
 	// Why, by its name in RFC 5280 section 5.3.1: unspecified, keyCompromise, cACompromise,
-	// affiliationChanged, superseded, cessationOfOperation, privilegeWithdrawn or aACompromise. Empty:
-	// keyCompromise, which is what Puppet writes. Puppet Server's own CA takes no other.
+	// affiliationChanged, superseded, cessationOfOperation, privilegeWithdrawn or aACompromise.
+	// Empty: keyCompromise, as Puppet writes it. Puppet Server's own CA records no other.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Why, in words: at most 1,024 bytes, no control characters. Kept with the revocation.
+	// Why, in words: at most 1,024 bytes, no control characters. espm keeps it with the revocation.
 	Comment string `protobuf:"bytes,4,opt,name=comment,proto3" json:"comment,omitempty"`
-	// Revokes also a protected certname's, or one that espm did not issue. One that has
-	// its receipt is ordered anew: the CRL that listed it may be lost. So is one that was IMPOSSIBLE to revoke.
+	// Also revokes a certificate of a protected certname, or one that espm did not issue. A
+	// revocation that has its receipt is ordered anew, because the CRL that listed it may be lost. So
+	// is one that was IMPOSSIBLE.
 	Force bool `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
 	// How long to wait for the receipt: from 0 to an hour.
 	Wait *durationpb.Duration `protobuf:"bytes,6,opt,name=wait,proto3" json:"wait,omitempty"`
-	// Checks everything, changes nothing.
+	// Checks the whole request and changes nothing.
 	ValidateOnly  bool `protobuf:"varint,7,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -464,9 +465,9 @@ func (x *RevokeCertificateRequest) GetValidateOnly() bool {
 // RevokeCertificateResponse is the response of RevokeCertificate.
 type RevokeCertificateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The order for the newest certificate, as it stands now.
+	// The present state of the order for the newest certificate.
 	Revocation *Revocation `protobuf:"bytes,1,opt,name=revocation,proto3" json:"revocation,omitempty"`
-	// All orders, as they stand now, newest certificate first.
+	// The present state of all orders, newest certificate first.
 	Revocations   []*Revocation `protobuf:"bytes,2,rep,name=revocations,proto3" json:"revocations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -611,17 +612,17 @@ func (x *GetRevocationResponse) GetRevocation() *Revocation {
 // ListRevocationsRequest is the request of ListRevocations.
 type ListRevocationsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most so many revocations: 100 by default, 1,000 at most (more is cut to that).
+	// How many revocations a page has at most. Default: 100. A number above 1,000 counts as 1,000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// next_page_token of the page before; the other fields must be as they were then.
+	// The next_page_token of the page before. The other fields must be the same as for that page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Only those of this certname, all its registrations.
+	// Only those of this certname, of all its registrations.
 	Certname string `protobuf:"bytes,3,opt,name=certname,proto3" json:"certname,omitempty"`
 	// Only pending ones.
 	Pending bool `protobuf:"varint,4,opt,name=pending,proto3" json:"pending,omitempty"`
 	// Only pending ones that the authority refused.
 	Failed bool `protobuf:"varint,5,opt,name=failed,proto3" json:"failed,omitempty"`
-	// Only those that the authority can't carry out at all: IMPOSSIBLE.
+	// Only IMPOSSIBLE ones, which the authority can never carry out.
 	Impossible    bool `protobuf:"varint,6,opt,name=impossible,proto3" json:"impossible,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -704,12 +705,12 @@ type ListRevocationsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The revocations.
 	Revocations []*Revocation `protobuf:"bytes,1,rep,name=revocations,proto3" json:"revocations,omitempty"`
-	// For the next page; empty: this is the last.
+	// The token of the next page. Empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// The store's revision that the list was read at, to watch from.
+	// The store's revision at which the list was read. To watch, start from it.
 	Revision int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
-	// Why no revocation at all can be carried out just now: the authority, or the
-	// store, can't act. Unset: as far as is known it can.
+	// Why the authority or the store can carry out no revocation at all now. Unset: no such failure
+	// is known.
 	AuthorityFailure *RevocationFailure `protobuf:"bytes,4,opt,name=authority_failure,json=authorityFailure,proto3" json:"authority_failure,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -969,7 +970,7 @@ func (x *DropRevocationResponse) GetRevocation() *Revocation {
 // WatchRevocationsRequest is the request of WatchRevocations.
 type WatchRevocationsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Changes after this revision; 0: from now on.
+	// Changes after this revision. 0: changes from now on.
 	AfterRevision int64 `protobuf:"varint,1,opt,name=after_revision,json=afterRevision,proto3" json:"after_revision,omitempty"`
 	// Only those of this certname.
 	Certname      string `protobuf:"bytes,2,opt,name=certname,proto3" json:"certname,omitempty"`
@@ -1024,9 +1025,9 @@ func (x *WatchRevocationsRequest) GetCertname() string {
 // WatchRevocationsResponse is one change.
 type WatchRevocationsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The revision of the change; to resume, watch after it.
+	// The revision of the change. To resume, watch after it.
 	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	// The revocation, as it stands.
+	// The present state of the revocation.
 	Revocation    *Revocation `protobuf:"bytes,2,opt,name=revocation,proto3" json:"revocation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

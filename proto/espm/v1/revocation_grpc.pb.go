@@ -37,31 +37,39 @@ const (
 // days. It ends with its receipt, when an admin drops it, or when the authority can never carry it out.
 // A certificate that is on the CRL can't be made valid again. Errors as for NodeService.
 type RevocationServiceClient interface {
-	// RevokeCertificate orders the revocation of one certificate, by its serial, or of all live
-	// ones of a node, by its certname. The registration stays, without what is revoked. Where the revocation
-	// was ordered before, that order is returned.
+	// RevokeCertificate orders the revocation of one certificate, by its serial number, or of all
+	// live certificates of a node, by its certname. The registration stays, without the revoked
+	// certificates. If a revocation was ordered before, the call returns that order.
 	//
-	// INVALID_ARGUMENT also for one serial of several that a node holds, where the authority revokes by name.
-	// NOT_FOUND: NODE_NOT_FOUND; CERTIFICATE_NOT_FOUND: the node has none, or none has the serial.
-	// FAILED_PRECONDITION, unless forced: CERTNAME_PROTECTED; CERTIFICATE_FOREIGN: espm did not issue it.
-	// ABORTED, ISSUE_IN_PROGRESS: one is being issued for the node just now.
+	// INVALID_ARGUMENT, INVALID: a field breaks a rule, or the node holds several certificates and
+	// the authority revokes by name, so that it can't revoke one serial number alone.
+	// NOT_FOUND, NODE_NOT_FOUND: the node is not registered.
+	// NOT_FOUND, CERTIFICATE_NOT_FOUND: the node has no certificate, or no certificate has the serial
+	// number.
+	// FAILED_PRECONDITION, CERTNAME_PROTECTED, unless forced.
+	// FAILED_PRECONDITION, CERTIFICATE_FOREIGN, unless forced: espm did not issue the certificate.
+	// ABORTED, ISSUE_IN_PROGRESS: another call issues a certificate for the node.
 	RevokeCertificate(ctx context.Context, in *RevokeCertificateRequest, opts ...grpc.CallOption) (*RevokeCertificateResponse, error)
 	// GetRevocation returns a revocation by its id. NOT_FOUND, REVOCATION_NOT_FOUND.
 	GetRevocation(ctx context.Context, in *GetRevocationRequest, opts ...grpc.CallOption) (*GetRevocationResponse, error)
-	// ListRevocations returns revocations, oldest first, those of one certname in order
-	// of registration, a page at a time. With a filter a page may be short although more follow.
+	// ListRevocations returns revocations, oldest first, a page at a time. Those of one certname are
+	// in order of registration. With a filter, a page may be short although more follow.
 	ListRevocations(ctx context.Context, in *ListRevocationsRequest, opts ...grpc.CallOption) (*ListRevocationsResponse, error)
-	// RetryRevocation has a pending revocation that the authority refused tried again at once.
-	// NOT_FOUND, REVOCATION_NOT_FOUND. FAILED_PRECONDITION, REVOCATION_CLOSED.
+	// RetryRevocation tries a pending revocation again at once, without the pause after the authority
+	// refused it. NOT_FOUND, REVOCATION_NOT_FOUND. FAILED_PRECONDITION, REVOCATION_CLOSED.
 	RetryRevocation(ctx context.Context, in *RetryRevocationRequest, opts ...grpc.CallOption) (*RetryRevocationResponse, error)
-	// DropRevocation closes a pending revocation without carrying it out: the certificate stays
-	// as it is, valid in most cases, and the registration that held it has it again, beside one that it got since.
-	// Errors as for RetryRevocation; REVOCATION_CLOSED also where the CRL lists it already, though it has no
-	// receipt yet. UNAVAILABLE: the authority is at work on revocations (waited for, for 5 seconds), or can't
-	// tell what became of an earlier try; nothing has changed, ask again.
+	// DropRevocation closes a pending revocation without carrying it out. The certificate stays as it
+	// is, in most cases valid. The registration that held it holds it again, beside a certificate
+	// that it got since.
+	//
+	// NOT_FOUND, REVOCATION_NOT_FOUND.
+	// FAILED_PRECONDITION, REVOCATION_CLOSED: the order is closed, or the CRL lists the certificate
+	// already, though there is no receipt yet.
+	// UNAVAILABLE: the authority is at work on revocations (the call waits 5 seconds for it), or
+	// can't tell the result of an earlier try. Nothing has changed: ask again.
 	DropRevocation(ctx context.Context, in *DropRevocationRequest, opts ...grpc.CallOption) (*DropRevocationResponse, error)
-	// WatchRevocations streams revocations that are ordered or come a step further, in
-	// order of revision, until the client ends it; as NodeService.WatchNodes.
+	// WatchRevocations streams revocations that are ordered or change, in order of revision, until
+	// the client ends it. It works like NodeService.WatchNodes.
 	WatchRevocations(ctx context.Context, in *WatchRevocationsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchRevocationsResponse], error)
 }
 
@@ -152,31 +160,39 @@ type RevocationService_WatchRevocationsClient = grpc.ServerStreamingClient[Watch
 // days. It ends with its receipt, when an admin drops it, or when the authority can never carry it out.
 // A certificate that is on the CRL can't be made valid again. Errors as for NodeService.
 type RevocationServiceServer interface {
-	// RevokeCertificate orders the revocation of one certificate, by its serial, or of all live
-	// ones of a node, by its certname. The registration stays, without what is revoked. Where the revocation
-	// was ordered before, that order is returned.
+	// RevokeCertificate orders the revocation of one certificate, by its serial number, or of all
+	// live certificates of a node, by its certname. The registration stays, without the revoked
+	// certificates. If a revocation was ordered before, the call returns that order.
 	//
-	// INVALID_ARGUMENT also for one serial of several that a node holds, where the authority revokes by name.
-	// NOT_FOUND: NODE_NOT_FOUND; CERTIFICATE_NOT_FOUND: the node has none, or none has the serial.
-	// FAILED_PRECONDITION, unless forced: CERTNAME_PROTECTED; CERTIFICATE_FOREIGN: espm did not issue it.
-	// ABORTED, ISSUE_IN_PROGRESS: one is being issued for the node just now.
+	// INVALID_ARGUMENT, INVALID: a field breaks a rule, or the node holds several certificates and
+	// the authority revokes by name, so that it can't revoke one serial number alone.
+	// NOT_FOUND, NODE_NOT_FOUND: the node is not registered.
+	// NOT_FOUND, CERTIFICATE_NOT_FOUND: the node has no certificate, or no certificate has the serial
+	// number.
+	// FAILED_PRECONDITION, CERTNAME_PROTECTED, unless forced.
+	// FAILED_PRECONDITION, CERTIFICATE_FOREIGN, unless forced: espm did not issue the certificate.
+	// ABORTED, ISSUE_IN_PROGRESS: another call issues a certificate for the node.
 	RevokeCertificate(context.Context, *RevokeCertificateRequest) (*RevokeCertificateResponse, error)
 	// GetRevocation returns a revocation by its id. NOT_FOUND, REVOCATION_NOT_FOUND.
 	GetRevocation(context.Context, *GetRevocationRequest) (*GetRevocationResponse, error)
-	// ListRevocations returns revocations, oldest first, those of one certname in order
-	// of registration, a page at a time. With a filter a page may be short although more follow.
+	// ListRevocations returns revocations, oldest first, a page at a time. Those of one certname are
+	// in order of registration. With a filter, a page may be short although more follow.
 	ListRevocations(context.Context, *ListRevocationsRequest) (*ListRevocationsResponse, error)
-	// RetryRevocation has a pending revocation that the authority refused tried again at once.
-	// NOT_FOUND, REVOCATION_NOT_FOUND. FAILED_PRECONDITION, REVOCATION_CLOSED.
+	// RetryRevocation tries a pending revocation again at once, without the pause after the authority
+	// refused it. NOT_FOUND, REVOCATION_NOT_FOUND. FAILED_PRECONDITION, REVOCATION_CLOSED.
 	RetryRevocation(context.Context, *RetryRevocationRequest) (*RetryRevocationResponse, error)
-	// DropRevocation closes a pending revocation without carrying it out: the certificate stays
-	// as it is, valid in most cases, and the registration that held it has it again, beside one that it got since.
-	// Errors as for RetryRevocation; REVOCATION_CLOSED also where the CRL lists it already, though it has no
-	// receipt yet. UNAVAILABLE: the authority is at work on revocations (waited for, for 5 seconds), or can't
-	// tell what became of an earlier try; nothing has changed, ask again.
+	// DropRevocation closes a pending revocation without carrying it out. The certificate stays as it
+	// is, in most cases valid. The registration that held it holds it again, beside a certificate
+	// that it got since.
+	//
+	// NOT_FOUND, REVOCATION_NOT_FOUND.
+	// FAILED_PRECONDITION, REVOCATION_CLOSED: the order is closed, or the CRL lists the certificate
+	// already, though there is no receipt yet.
+	// UNAVAILABLE: the authority is at work on revocations (the call waits 5 seconds for it), or
+	// can't tell the result of an earlier try. Nothing has changed: ask again.
 	DropRevocation(context.Context, *DropRevocationRequest) (*DropRevocationResponse, error)
-	// WatchRevocations streams revocations that are ordered or come a step further, in
-	// order of revision, until the client ends it; as NodeService.WatchNodes.
+	// WatchRevocations streams revocations that are ordered or change, in order of revision, until
+	// the client ends it. It works like NodeService.WatchNodes.
 	WatchRevocations(*WatchRevocationsRequest, grpc.ServerStreamingServer[WatchRevocationsResponse]) error
 	mustEmbedUnimplementedRevocationServiceServer()
 }

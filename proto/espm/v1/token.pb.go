@@ -31,9 +31,9 @@ const (
 	Role_ROLE_UNSPECIFIED Role = 0
 	// Everything.
 	Role_ROLE_ADMIN Role = 1
-	// Nodes that it registered, within its grant.
+	// The nodes that it owns, within its grant.
 	Role_ROLE_PROVISIONER Role = 2
-	// Looks at everything but tokens, changes nothing.
+	// Reads everything but tokens, changes nothing.
 	Role_ROLE_READER Role = 3
 )
 
@@ -80,7 +80,7 @@ func (Role) EnumDescriptor() ([]byte, []int) {
 	return file_espm_v1_token_proto_rawDescGZIP(), []int{0}
 }
 
-// StringList tells an empty list from none.
+// StringList is a list of strings. As a message, it can be unset, which is not the same as empty.
 type StringList struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Up to 100 values of up to 255 bytes.
@@ -126,23 +126,24 @@ func (x *StringList) GetValues() []string {
 	return nil
 }
 
-// Grant confines a provisioner. A list that is not set does not confine, an empty one allows nothing.
+// Grant confines a provisioner. A list that is unset does not confine. An empty list allows
+// nothing.
 type Grant struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Patterns of certnames: "*" stands for any characters but a dot, "**" for any.
 	Names *StringList `protobuf:"bytes,1,opt,name=names,proto3" json:"names,omitempty"`
-	// Environments; "" stands for a node that names none.
+	// Environments. "" stands for a node that sets none.
 	Environments *StringList `protobuf:"bytes,2,opt,name=environments,proto3" json:"environments,omitempty"`
 	// Groups that nodes may be in.
 	Groups *StringList `protobuf:"bytes,3,opt,name=groups,proto3" json:"groups,omitempty"`
-	// Extensions of certificates, by short name or OID. Those below 1.3.6.1.4.1.34380.1.3 are
-	// allowed only where they are listed.
+	// Extensions of certificates, by short name or OID. Those below 1.3.6.1.4.1.34380.1.3 are allowed
+	// only if they are listed.
 	Extensions *StringList `protobuf:"bytes,4,opt,name=extensions,proto3" json:"extensions,omitempty"`
 	// The longest validity of a certificate.
 	MaxTtl *durationpb.Duration `protobuf:"bytes,5,opt,name=max_ttl,json=maxTtl,proto3" json:"max_ttl,omitempty"`
-	// Requests a second; not set: 100. For readers, too.
+	// Requests a second. Unset: 100. It holds for readers, too.
 	RequestsPerSecond float64 `protobuf:"fixed64,6,opt,name=requests_per_second,json=requestsPerSecond,proto3" json:"requests_per_second,omitempty"`
-	// Provisions under way at once; not set: 32.
+	// Provisions under way at once. Unset: 32.
 	OpenProvisions int32 `protobuf:"varint,7,opt,name=open_provisions,json=openProvisions,proto3" json:"open_provisions,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -227,7 +228,7 @@ func (x *Grant) GetOpenProvisions() int32 {
 	return 0
 }
 
-// Token is a token's record. It never has the text.
+// Token is a token's record. It never has the token's text.
 type Token struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 64 of a-z, 0-9, ".", "_" and "-". The principal is "token:NAME".
@@ -242,11 +243,11 @@ type Token struct {
 	CreatePrincipal string `protobuf:"bytes,5,opt,name=create_principal,json=createPrincipal,proto3" json:"create_principal,omitempty"`
 	// When its text was last replaced.
 	RotateTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=rotate_time,json=rotateTime,proto3" json:"rotate_time,omitempty"`
-	// From when on it lets nobody in.
+	// When it expires. From then on it is refused.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	// When it was revoked; not set: it was not.
+	// When it was revoked. Unset: it is not revoked.
 	RevokeTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=revoke_time,json=revokeTime,proto3" json:"revoke_time,omitempty"`
-	// When it was last used, up to a minute late; not set: never.
+	// When it was last used, up to a minute late. Unset: never.
 	LastUseTime   *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_use_time,json=lastUseTime,proto3" json:"last_use_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -352,9 +353,10 @@ type CreateTokenRequest struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Its role.
 	Role Role `protobuf:"varint,2,opt,name=role,proto3,enum=espm.v1.Role" json:"role,omitempty"`
-	// Its limits, for a provisioner; the two of requests for a reader, too.
+	// Its limits. A provisioner may have all of them, a reader only requests_per_second and
+	// open_provisions.
 	Grant *Grant `protobuf:"bytes,3,opt,name=grant,proto3" json:"grant,omitempty"`
-	// Its life: 1 minute to 10 years; 90 days if not set.
+	// Its life: 1 minute to 10 years. Unset: 90 days.
 	Ttl           *durationpb.Duration `protobuf:"bytes,4,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -568,7 +570,7 @@ func (x *GetTokenResponse) GetToken() *Token {
 // ListTokensRequest is the request of ListTokens.
 type ListTokensRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Up to 1,000; 100 if not set.
+	// How many tokens a page has at most. Default: 100. A number above 1,000 counts as 1,000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The next_page_token of the page before.
 	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
@@ -625,7 +627,7 @@ type ListTokensResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The records.
 	Tokens []*Token `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
-	// Empty: this is the last page.
+	// The token of the next page. Empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -680,7 +682,7 @@ type RotateTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The token's name.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The new life, from now: 1 minute to 10 years; 90 days if not set.
+	// The new life, from now: 1 minute to 10 years. Unset: 90 days.
 	Ttl           *durationpb.Duration `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

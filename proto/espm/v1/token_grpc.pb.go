@@ -30,24 +30,24 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// TokenService makes and ends bearer tokens, for callers that have no client certificate. It is
-// for admins alone. A token is sent as the metadata "authorization: Bearer TOKEN", over TLS or the
-// local socket. What is answered is durable. Errors as for NodeService.
+// TokenService manages bearer tokens, for callers that have no client certificate. Only admins may
+// call it. A caller sends a token as the metadata "authorization: Bearer TOKEN", over TLS or the
+// local socket. A write is durable when the call returns OK. Errors as for NodeService.
 type TokenServiceClient interface {
-	// CreateToken makes a token and answers with its text, this once: espm keeps a hash of it.
+	// CreateToken makes a token. The answer has its text, this once: espm keeps only a hash.
 	//
-	// ALREADY_EXISTS, TOKEN_EXISTS: the name is taken, or was. It is the name of a principal, which
-	// owns nodes: RotateToken gives the same principal a new text.
+	// ALREADY_EXISTS, TOKEN_EXISTS: a token has the name, or once had it. The name is a principal's,
+	// which may own nodes. To give that principal a new text, call RotateToken.
 	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
-	// GetToken returns a token's record, a revoked one's too. NOT_FOUND, TOKEN_NOT_FOUND.
+	// GetToken returns a token's record, also of a revoked token. NOT_FOUND, TOKEN_NOT_FOUND.
 	GetToken(ctx context.Context, in *GetTokenRequest, opts ...grpc.CallOption) (*GetTokenResponse, error)
-	// ListTokens returns all records in order of name, those of revoked tokens too, a page at a time.
+	// ListTokens returns all records in order of name, also of revoked tokens, a page at a time.
 	ListTokens(ctx context.Context, in *ListTokensRequest, opts ...grpc.CallOption) (*ListTokensResponse, error)
-	// RotateToken gives a token a new text and a new life; the old text lets nobody in from then on.
-	// A revoked token lives again: it is the same principal. NOT_FOUND, TOKEN_NOT_FOUND.
+	// RotateToken gives a token a new text and a new life. The old text is refused from then on. A
+	// revoked token becomes valid again, as the same principal. NOT_FOUND, TOKEN_NOT_FOUND.
 	RotateToken(ctx context.Context, in *RotateTokenRequest, opts ...grpc.CallOption) (*RotateTokenResponse, error)
-	// RevokeToken ends a token for every call that begins after the answer, and for
-	// what a stream would send after it. A revoked one stays as it is. NOT_FOUND, TOKEN_NOT_FOUND.
+	// RevokeToken ends a token. After the answer, calls with it are refused, and open streams send no
+	// further message. To revoke it again changes nothing. NOT_FOUND, TOKEN_NOT_FOUND.
 	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error)
 }
 
@@ -113,24 +113,24 @@ func (c *tokenServiceClient) RevokeToken(ctx context.Context, in *RevokeTokenReq
 // All implementations must embed UnimplementedTokenServiceServer
 // for forward compatibility.
 //
-// TokenService makes and ends bearer tokens, for callers that have no client certificate. It is
-// for admins alone. A token is sent as the metadata "authorization: Bearer TOKEN", over TLS or the
-// local socket. What is answered is durable. Errors as for NodeService.
+// TokenService manages bearer tokens, for callers that have no client certificate. Only admins may
+// call it. A caller sends a token as the metadata "authorization: Bearer TOKEN", over TLS or the
+// local socket. A write is durable when the call returns OK. Errors as for NodeService.
 type TokenServiceServer interface {
-	// CreateToken makes a token and answers with its text, this once: espm keeps a hash of it.
+	// CreateToken makes a token. The answer has its text, this once: espm keeps only a hash.
 	//
-	// ALREADY_EXISTS, TOKEN_EXISTS: the name is taken, or was. It is the name of a principal, which
-	// owns nodes: RotateToken gives the same principal a new text.
+	// ALREADY_EXISTS, TOKEN_EXISTS: a token has the name, or once had it. The name is a principal's,
+	// which may own nodes. To give that principal a new text, call RotateToken.
 	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
-	// GetToken returns a token's record, a revoked one's too. NOT_FOUND, TOKEN_NOT_FOUND.
+	// GetToken returns a token's record, also of a revoked token. NOT_FOUND, TOKEN_NOT_FOUND.
 	GetToken(context.Context, *GetTokenRequest) (*GetTokenResponse, error)
-	// ListTokens returns all records in order of name, those of revoked tokens too, a page at a time.
+	// ListTokens returns all records in order of name, also of revoked tokens, a page at a time.
 	ListTokens(context.Context, *ListTokensRequest) (*ListTokensResponse, error)
-	// RotateToken gives a token a new text and a new life; the old text lets nobody in from then on.
-	// A revoked token lives again: it is the same principal. NOT_FOUND, TOKEN_NOT_FOUND.
+	// RotateToken gives a token a new text and a new life. The old text is refused from then on. A
+	// revoked token becomes valid again, as the same principal. NOT_FOUND, TOKEN_NOT_FOUND.
 	RotateToken(context.Context, *RotateTokenRequest) (*RotateTokenResponse, error)
-	// RevokeToken ends a token for every call that begins after the answer, and for
-	// what a stream would send after it. A revoked one stays as it is. NOT_FOUND, TOKEN_NOT_FOUND.
+	// RevokeToken ends a token. After the answer, calls with it are refused, and open streams send no
+	// further message. To revoke it again changes nothing. NOT_FOUND, TOKEN_NOT_FOUND.
 	RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error)
 	mustEmbedUnimplementedTokenServiceServer()
 }
