@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 )
 
 // Existing is the certificate that an authority has under a name, whoever asked for it.
@@ -35,7 +36,8 @@ func CheckExisting(cert *x509.Certificate, name node.Certname, issuer *x509.Cert
 	case now.After(cert.NotAfter):
 		return fmt.Errorf("it has expired, on %s", cert.NotAfter.UTC().Format(time.RFC3339))
 	}
-	if err := cert.CheckSignatureFrom(issuer); err != nil {
+	// The strength of the signature does not matter: what the CA signed must be possible to revoke.
+	if err := pemfile.CheckIssued(cert.Raw, issuer); err != nil {
 		return fmt.Errorf("it is not signed by this CA: %w", err)
 	}
 	return nil

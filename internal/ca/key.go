@@ -155,6 +155,11 @@ func KeyHash(pub crypto.PublicKey) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("hash public key: %w", err)
 	}
-	sum := sha256.Sum256(der)
-	return hex.EncodeToString(sum[:]), nil
+	return HashOf(der), nil
+}
+
+// HashOf is KeyHash of a SubjectPublicKeyInfo in DER.
+func HashOf(spki []byte) string {
+	sum := sha256.Sum256(spki)
+	return hex.EncodeToString(sum[:])
 }

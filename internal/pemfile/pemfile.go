@@ -1,15 +1,15 @@
 // Package pemfile reads and writes certificates and CRLs in PEM (RFC 7468),
-// and tells whether a file has changed since it was last read.
+// and detects whether a file has changed since it was last read.
 package pemfile
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"iter"
-	"math/big"
 )
 
 // Types of PEM blocks.
@@ -19,30 +19,113 @@ const (
 	Request     = "CERTIFICATE REQUEST"
 )
 
-// lineBytes are the bytes of a line in PEM, which has 64 characters.
-const lineBytes = 48
+// A line of PEM has 64 characters, which are 48 bytes.
+const (
+	lineBytes = 48
+	lineChars = 64
+)
 
-// Encode returns one PEM block. It takes a third of the time of encoding/pem, which would be the
-// greatest part of a revocation's where the CRL is large.
-func Encode(kind string, der []byte) []byte {
+// Encode returns one PEM block of DER, which may come in parts. It needs a third of the time of
+// encoding/pem. With a large CRL, that would be the greatest part of a revocation's time.
+func Encode(kind string, der ...[]byte) []byte {
 	begin, end := "-----BEGIN "+kind+"-----\n", "-----END "+kind+"-----\n"
-	lines := (len(der) + lineBytes - 1) / lineBytes
-	size := len(begin) + base64.StdEncoding.EncodedLen(len(der)) + lines + len(end)
-	out := append(make([]byte, 0, size), begin...)
-	for len(der) > 0 {
-		n := min(len(der), lineBytes)
-		out = append(base64.StdEncoding.AppendEncode(out, der[:n]), '\n')
-		der = der[n:]
+	length := 0
+	for _, part := range der {
+		length += len(part)
+	}
+	out := append(make([]byte, 0, encodedLen(kind, length)), begin...)
+	line := make([]byte, 0, lineBytes) // of the end of one part and the start of the next
+	for _, part := range der {
+		if len(line) > 0 {
+			n := min(len(part), lineBytes-len(line))
+			line, part = append(line, part[:n]...), part[n:]
+			if len(line) < lineBytes {
+				continue
+			}
+			out, line = appendLine(out, line), line[:0]
+		}
+		for ; len(part) >= lineBytes; part = part[lineBytes:] {
+			out = appendLine(out, part[:lineBytes])
+		}
+		line = append(line, part...)
+	}
+	if len(line) > 0 {
+		out = appendLine(out, line)
 	}
 	return append(out, end...)
+}
+
+func appendLine(out, der []byte) []byte {
+	return append(base64.StdEncoding.AppendEncode(out, der), '\n')
+}
+
+// encodedLen is the length of one PEM block.
+func encodedLen(kind string, der int) int {
+	lines := (der + lineBytes - 1) / lineBytes
+	return len("-----BEGIN -----\n-----END -----\n") + 2*len(kind) + base64.StdEncoding.EncodedLen(der) + lines
 }
 
 // Blocks yields the PEM blocks in data, in order. Text around them is skipped.
 func Blocks(data []byte) iter.Seq[*pem.Block] {
 	return func(yield func(*pem.Block) bool) {
-		for block, rest := pem.Decode(data); block != nil && yield(block); block, rest = pem.Decode(rest) {
+		for block := range Texts(data) {
+			if !yield(block) {
+				return
+			}
 		}
 	}
+}
+
+// Texts is Blocks with the text of each block as Encode spells it. That is a part of data where it
+// stands there so, as a copy of a large CRL costs much memory.
+func Texts(data []byte) iter.Seq2[*pem.Block, []byte] {
+	return func(yield func(*pem.Block, []byte) bool) {
+		for len(data) > 0 {
+			block, rest := decodePlain(data)
+			text := data[:len(data)-len(rest)]
+			if block == nil {
+				if block, rest = pem.Decode(data); block == nil {
+					return
+				}
+				text = Encode(block.Type, block.Bytes)
+			}
+			if !yield(block, text) {
+				return
+			}
+			data = rest
+		}
+	}
+}
+
+// decodePlain reads a block that stands at the start of data and is spelled as Encode does, nil for any other. It takes less than
+// half of the time of encoding/pem.
+func decodePlain(data []byte) (*pem.Block, []byte) {
+	first, body, _ := bytes.Cut(data, []byte("\n"))
+	kind, begins := bytes.CutPrefix(first, []byte("-----BEGIN "))
+	kind, begun := bytes.CutSuffix(kind, []byte("-----"))
+	end := fmt.Appendf(nil, "-----END %s-----\n", kind)
+	at := bytes.Index(body, end)
+	if !begins || !begun || at < 0 {
+		return nil, data
+	}
+	body, rest := body[:at], body[at+len(end):]
+	der := make([]byte, 0, (len(body)/(lineChars+1)+1)*lineBytes)
+	for len(body) > 0 {
+		line := body[:min(len(body), lineChars+1)]
+		body = body[len(line):]
+		n := len(line) - 1
+		if line[n] != '\n' || n < lineChars && len(body) > 0 {
+			return nil, data
+		}
+		var err error
+		if der, err = base64.StdEncoding.Strict().AppendDecode(der, line[:n]); err != nil {
+			return nil, data
+		}
+	}
+	if len(der) == 0 || encodedLen(string(kind), len(der)) != len(data)-len(rest) {
+		return nil, data
+	}
+	return &pem.Block{Type: string(kind), Bytes: der}, rest
 }
 
 // Certificates returns all certificates in data. Blocks of other types are skipped.
@@ -65,8 +148,8 @@ func Certificates(data []byte) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
-// First returns the first certificate in data and ignores what follows. In a chain that is the leaf,
-// or the CA that signs.
+// First returns the first certificate in data and ignores the rest. In a chain that is the leaf,
+// or the signing CA.
 func First(data []byte) (*x509.Certificate, error) {
 	for block := range Blocks(data) {
 		if block.Type == Certificate {
@@ -76,43 +159,9 @@ func First(data []byte) (*x509.Certificate, error) {
 	return nil, errNone
 }
 
-// ParseCRL reads one block of a file of CRLs. Whose the CRL is remains to be
-// checked (CheckSignatureFrom), and whether it is whole (CheckWhole).
-func ParseCRL(block *pem.Block) (*x509.RevocationList, error) {
-	if block.Type != CRL {
-		return nil, WrongType(block, CRL)
-	}
-	crl, err := x509.ParseRevocationList(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("parse CRL: %w", err)
-	}
-	return crl, nil
-}
-
-// CheckWhole refuses a CRL that may not list all revocations of its issuer.
-// A delta CRL, and one for a part of the certificates, says so in a critical
-// extension (RFC 5280 section 5.2).
-func CheckWhole(crl *x509.RevocationList) error {
-	for _, e := range crl.Extensions {
-		if e.Critical {
-			return fmt.Errorf("the CRL of %q has the critical extension %s, which espm does not know", crl.Issuer, e.Id)
-		}
-	}
-	return nil
-}
-
-// NumberOf returns the number of a CRL, and 0 for a CRL without one. RFC 5280
-// section 5.2.3 demands a number, but not every tool writes it.
-func NumberOf(crl *x509.RevocationList) *big.Int {
-	if crl.Number == nil {
-		return new(big.Int)
-	}
-	return crl.Number
-}
-
 var errNone = errors.New("holds no certificate in PEM")
 
-// WrongType is the error for a block whose type is not the one that was wanted.
+// WrongType is the error for a block that does not have the wanted type.
 func WrongType(block *pem.Block, want string) error {
 	return fmt.Errorf("holds a PEM block %.40q, want only %s", block.Type, want)
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/asn1"
 	"encoding/pem"
 	"math/big"
 	"os"
@@ -22,9 +21,44 @@ func FuzzEncode(f *testing.F) {
 		f.Add(bytes.Repeat([]byte{0xA5}, n))
 	}
 	f.Fuzz(func(t *testing.T, der []byte) {
-		got, want := Encode(CRL, der), pem.EncodeToMemory(&pem.Block{Type: CRL, Bytes: der})
-		if !bytes.Equal(got, want) || len(got) != cap(got) {
-			t.Errorf("got %q (room for %d), want %q", got, cap(got), want)
+		want := pem.EncodeToMemory(&pem.Block{Type: CRL, Bytes: der})
+		for _, cut := range []int{0, len(der) / 3, min(len(der), 48)} {
+			got := Encode(CRL, der[:cut], nil, der[cut:])
+			if !bytes.Equal(got, want) || len(got) != cap(got) {
+				t.Errorf("got %q (room for %d), want %q", got, cap(got), want)
+			}
+		}
+	})
+}
+
+// FuzzBlocks: the blocks are those that encoding/pem finds, and their texts are what Encode makes of them.
+func FuzzBlocks(f *testing.F) {
+	for _, n := range []int{1, 47, 48, 49, 1000} {
+		one := Encode(CRL, bytes.Repeat([]byte{0xA5}, n))
+		f.Add(slices.Concat(one, one))
+		f.Add(slices.Concat([]byte("text\n"), one, []byte("more\n\n"), one))
+		f.Add(bytes.ReplaceAll(slices.Concat(one, one), []byte("\n"), []byte("\r\n")))
+		f.Add(one[:len(one)-1])
+		f.Add(slices.Insert(one, len(one)/2, '\n'))
+	}
+	f.Add([]byte("-----BEGIN X-----\nA: b\n\nAAAA\n-----END X-----\n"))
+	f.Add([]byte("-----BEGIN X-----\n-----END X-----\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		rest := data
+		for got, text := range Texts(data) {
+			var want *pem.Block
+			if want, rest = pem.Decode(rest); want == nil {
+				t.Fatalf("encoding/pem finds no block like %+v", got)
+			}
+			if got.Type != want.Type || !bytes.Equal(got.Bytes, want.Bytes) {
+				t.Errorf("got %+v, want %+v", got, want)
+			}
+			if !bytes.Equal(text, Encode(got.Type, got.Bytes)) {
+				t.Errorf("the text of %+v is %q", got, text)
+			}
+		}
+		if more, _ := pem.Decode(rest); more != nil {
+			t.Errorf("encoding/pem finds %+v as well", more)
 		}
 	})
 }
@@ -70,35 +104,6 @@ func TestCertificates(t *testing.T) {
 		if certs, err := Certificates(data); err == nil {
 			t.Errorf("%s: %d certificates, want an error", name, len(certs))
 		}
-	}
-}
-
-func TestCRLs(t *testing.T) {
-	cert, key := issuer(t)
-	make := func(extensions ...pkix.Extension) *pem.Block {
-		t.Helper()
-		der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
-			Number: big.NewInt(7), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour), ExtraExtensions: extensions,
-		}, cert, key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return &pem.Block{Type: CRL, Bytes: der}
-	}
-	whole, err := ParseCRL(make())
-	if err != nil || CheckWhole(whole) != nil || NumberOf(whole).Int64() != 7 {
-		t.Errorf("a whole CRL: %v, %v, number %v", err, CheckWhole(whole), NumberOf(whole))
-	}
-	// issuingDistributionPoint: the CRL covers a part of the certificates.
-	part, err := ParseCRL(make(pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 28}, Critical: true, Value: []byte{0x30, 0}}))
-	if err != nil || CheckWhole(part) == nil {
-		t.Errorf("a CRL for a part of the certificates: %v, taken for whole", err)
-	}
-	if _, err := ParseCRL(&pem.Block{Type: Certificate, Bytes: whole.Raw}); err == nil {
-		t.Error("a block of another type is a CRL")
-	}
-	if n := NumberOf(&x509.RevocationList{}); n.Sign() != 0 {
-		t.Errorf("a CRL without a number has number %v", n)
 	}
 }
 

@@ -39,23 +39,28 @@ func (a *Authority) NewSerial() node.Serial {
 	}
 }
 
-// Check checks the request, the CA's end and signed/.
+// Check checks the request, the CA's end and signed/. If signed/ has a certificate that may be in force and that
+// espm can't read, the error is node.ErrForeignCertificate.
 func (a *Authority) Check(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
 	now := a.opts.Now()
 	if err := errors.Join(ctx.Err(), ca.CheckRequest(r)); err != nil {
 		return nil, fmt.Errorf("check %s: %w", r.Certname, err)
 	}
-	if _, _, err := ca.Validity(a.ttl(r.TTL, now), now, a.chain[0]); err != nil {
+	if _, _, err := ca.Validity(a.ttl(r.TTL, now), now, a.issuer); err != nil {
 		return nil, fmt.Errorf("check %s: %w", r.Certname, err)
 	}
 	cert, err := a.readSigned(r.Certname)
 	if err != nil {
 		return nil, fmt.Errorf("check %s: %w", r.Certname, err)
 	}
-	if cert == nil || now.After(cert.NotAfter) || a.revoked(node.SerialOf(cert.SerialNumber)) {
+	if cert == nil || !cert.NotAfter.IsZero() && now.After(cert.NotAfter) || a.revoked(node.SerialOf(cert.SerialNumber)) {
 		return nil, nil
 	}
-	return cert, nil
+	if cert.X509 == nil {
+		return nil, fmt.Errorf("check %s: %w: serial %s in %s, which espm can't read: %w", r.Certname,
+			node.ErrForeignCertificate, node.SerialOf(cert.SerialNumber), a.signed(r.Certname), cert.Unreadable)
+	}
+	return cert.X509, nil
 }
 
 func (a *crlKeeper) revoked(s node.Serial) bool {
@@ -68,7 +73,7 @@ func (a *Authority) ttl(asked time.Duration, now time.Time) time.Duration {
 	if asked != 0 {
 		return asked
 	}
-	return min(a.opts.TTL, a.chain[0].NotAfter.Sub(now.Truncate(time.Second)))
+	return min(a.opts.TTL, a.issuer.NotAfter.Sub(now.Truncate(time.Second)))
 }
 
 // Sign issues a certificate. It first adds the serial to the inventory, durably, and then writes
@@ -98,11 +103,11 @@ func (a *Authority) Sign(ctx context.Context, r ca.Request) (*x509.Certificate, 
 func (a *Authority) issue(r ca.Request) (*x509.Certificate, error) {
 	now := a.opts.Now()
 	r.TTL = a.ttl(r.TTL, now)
-	template, err := ca.Leaf(r, now, a.chain[0])
+	template, err := ca.Leaf(r, now, a.issuer)
 	if err != nil {
 		return nil, err
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.chain[0], r.PublicKey(), a.signer.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, a.issuer, r.PublicKey(), a.signer.key)
 	if err != nil {
 		return nil, fmt.Errorf("create certificate: %w", err)
 	}
@@ -115,11 +120,11 @@ func (a *Authority) Find(ctx context.Context, q ca.Query) (ca.Found, error) {
 		return ca.Found{}, fmt.Errorf("find certificate of %s: %w", q.Certname, err)
 	}
 	cert, err := a.readSigned(q.Certname)
-	if err != nil {
+	if err != nil && !errors.Is(err, node.ErrForeignCertificate) {
 		return ca.Found{}, fmt.Errorf("find certificate of %s: %w", q.Certname, err)
 	}
 	if cert != nil && matches(cert, q) {
-		return ca.Found{Issued: true, Serial: node.SerialOf(cert.SerialNumber), Certificate: cert}, nil
+		return ca.Found{Issued: true, Serial: node.SerialOf(cert.SerialNumber), Certificate: cert.X509}, nil
 	}
 	if q.Serial == "" {
 		return ca.Found{}, nil
@@ -134,12 +139,11 @@ func (a *Authority) Find(ctx context.Context, q ca.Query) (ca.Found, error) {
 	return ca.Found{Issued: true, Serial: q.Serial}, nil
 }
 
-func matches(cert *x509.Certificate, q ca.Query) bool {
+func matches(cert *pemfile.RawCertificate, q ca.Query) bool {
 	if q.Serial != "" {
 		return node.SerialOf(cert.SerialNumber) == q.Serial
 	}
-	hash, err := ca.KeyHash(cert.PublicKey)
-	return err == nil && hash == q.KeyHash
+	return ca.HashOf(cert.RawSubjectPublicKeyInfo) == q.KeyHash
 }
 
 // Trust returns the chain and the CRLs from memory.
@@ -147,18 +151,22 @@ func (a *Authority) Trust(context.Context) (ca.Trust, error) {
 	return ca.Trust{CertificatesPEM: a.chainPEM, CRLsPEM: a.crl.Load().pem}, nil
 }
 
-// readSigned returns the certificate in signed/, nil if the name has none.
-func (a *folder) readSigned(name node.Certname) (*x509.Certificate, error) {
+// readSigned returns the certificate in signed/, nil if the name has none. A file that is no certificate is
+// node.ErrForeignCertificate.
+func (a *folder) readSigned(name node.Certname) (*pemfile.RawCertificate, error) {
 	if _, err := node.ParseCertname(string(name)); err != nil {
 		return nil, err // the name becomes a path
 	}
 	cert, err := a.readCertificate(name)
+	if errors.Is(err, node.ErrForeignCertificate) {
+		return nil, err
+	}
 	return cert, unavailable(err)
 }
 
 // readCertificate is readSigned for a checked name. Its errors are of this one file and don't
 // wrap node.ErrUnavailable.
-func (a *folder) readCertificate(name node.Certname) (*x509.Certificate, error) {
+func (a *folder) readCertificate(name node.Certname) (*pemfile.RawCertificate, error) {
 	data, err := os.ReadFile(a.signed(name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -168,9 +176,8 @@ func (a *folder) readCertificate(name node.Certname) (*x509.Certificate, error) 
 	}
 	certs, _, err := parseCertificates(data)
 	if err != nil {
-		// Another program wrote it, as espm replaces files atomically. It must not block the name for ever.
-		a.opts.Log.WithError(err).WithField("path", a.signed(name)).Warn("the file is no certificate; espm ignores it")
-		return nil, nil
+		// Another program wrote it, as espm replaces files atomically. The name may have a certificate in force.
+		return nil, fmt.Errorf("%w: %s is no certificate (%w): find out what it is, and move it away", node.ErrForeignCertificate, a.signed(name), err)
 	}
 	return certs[0], nil
 }

@@ -69,8 +69,8 @@ func (a *caretaker) logFailure(err error) {
 
 // Care keeps the CRL and its copies correct between revocations. It
 //   - restores ca_crl.pem and its copies if another program changed them: see checkFiles;
-//   - signs a new CRL when a third of the validity is left, or when the last CRL was signed
-//     while the clock was ahead;
+//   - signs a new CRL when a third of the validity is left, when the last CRL was signed
+//     while the clock was ahead, or when another program made the last CRL and it has a flaw: see flawOf;
 //   - removes certificates from the CRL that ended longer ago than Options.KeepExpired,
 //     once a day: see ended;
 //   - logs a warning, once a day, when another issuer's CRL ends soon;
@@ -105,7 +105,7 @@ func (a *caretaker) Care(ctx context.Context) error {
 
 // renew signs a new CRL if one is due. If not, it repeats a write of ca_crl.pem that failed.
 func (a *caretaker) renew(current *crlChain, now time.Time) error {
-	due := current.nextUpdate.Sub(now) < a.opts.CRLValidity/3 || current.thisUpdate.After(now.Add(clockSkew))
+	due := current.flaw != "" || current.nextUpdate.Sub(now) < a.opts.CRLValidity/3 || current.thisUpdate.After(now.Add(clockSkew))
 	ended := a.ended(now)
 	pruning := len(ended) > 0
 	if !due && !pruning {
@@ -117,11 +117,7 @@ func (a *caretaker) renew(current *crlChain, now time.Time) error {
 	// An entry stays until one CRL that was issued after the certificate's end has had it (RFC 5280
 	// section 3.3), for those who verify old signatures.
 	ended = slices.DeleteFunc(ended, func(key serialKey) bool { return !a.listed.end(key).before(current.thisUpdate) })
-	entries, count, err := without(current, ended)
-	if err != nil {
-		return err
-	}
-	next, err := a.signer.next(following(current.number), entries, count, current.foreign, now, a.opts.CRLValidity)
+	next, err := a.signer.next(following(current.number), current.without(ended), current.foreign, now, a.opts.CRLValidity)
 	if err != nil {
 		return err
 	}
@@ -131,9 +127,13 @@ func (a *caretaker) renew(current *crlChain, now time.Time) error {
 	if pruning {
 		a.care.pruned = a.uptime()
 	}
-	a.opts.Log.WithFields(logrus.Fields{
+	log := a.opts.Log.WithFields(logrus.Fields{
 		"crl_number": next.number, "next_update": next.nextUpdate, "entries": next.count, "expired": len(ended),
-	}).Info("a new CRL was signed")
+	})
+	if current.flaw != "" {
+		log = log.WithField("flaw", current.flaw)
+	}
+	log.Info("a new CRL was signed")
 	return nil
 }
 
@@ -159,47 +159,28 @@ func (a *caretaker) ended(now time.Time) []serialKey {
 // uptime returns the time since Open.
 func (a *folder) uptime() time.Duration { return a.opts.Uptime() - a.startedAt }
 
-// without returns the entries of c except gone.
-func without(c *crlChain, gone []serialKey) (entries []byte, count int, err error) {
-	if len(gone) == 0 {
-		return c.entries, c.count, nil
-	}
-	drop := make(map[serialKey]bool, len(gone))
-	for _, key := range gone {
-		drop[key] = true
-	}
-	entries = make([]byte, 0, len(c.entries))
-	err = eachEntry(c.entries, func(der []byte, key serialKey, ok bool) {
-		if !ok || !drop[key] {
-			entries = append(entries, der...)
-			count++
-		}
-	})
-	return entries, count, err
-}
-
 // learnEnds reads from the inventory when listed certificates end. It runs without the lock, as
 // the inventory may be long.
 func (a *caretaker) learnEnds(ctx context.Context, now time.Time) error {
 	if !isDue(a.care.learned, now, learnEvery) {
 		return nil
 	}
-	if wanted := a.listed.unknown(); len(wanted) > 0 {
-		found, err := a.inventory.ends(ctx, wanted)
+	if a.listed.ask() {
+		err := a.inventory.ends(ctx, a.listed.answer)
+		a.listed.asked(err == nil)
 		if err != nil {
 			return unavailable(err)
 		}
-		a.listed.setEnds(wanted, found)
 	}
 	a.care.learned = now
 	return nil
 }
 
-// alarm logs which CRLs of other issuers end soon. espm can't sign those.
+// alarm logs which CRLs of other issuers end soon. espm can't sign those. Agents don't check issuers outside the chain.
 func (a *caretaker) alarm(c *crlChain, now time.Time) {
 	for _, f := range c.foreign {
 		left := f.nextUpdate.Sub(now)
-		if f.nextUpdate.IsZero() || left > alarmAhead || !isDue(a.care.alarmed[f.rawIssuer], now, alarmEvery) {
+		if f.outside || f.nextUpdate.IsZero() || left > alarmAhead || !isDue(a.care.alarmed[f.rawIssuer], now, alarmEvery) {
 			continue
 		}
 		if a.care.alarmed == nil {

@@ -241,7 +241,7 @@ func newPair(name string, serial int64, key crypto.Signer, parent *authorityPair
 	if err != nil {
 		return nil, err
 	}
-	return &authorityPair{key, cert, pemfile.Encode(pemfile.CRL, crl)}, nil
+	return &authorityPair{key, cert, pemfile.Encode(pemfile.CRL, crl...)}, nil
 }
 
 func (p *authorityPair) files(parent *authorityPair) ([]caFile, error) {

@@ -11,8 +11,10 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
 
 	"github.com/espm-project/espm/internal/ca"
@@ -24,34 +26,15 @@ var (
 	oidAuthorityKeyID = asn1.ObjectIdentifier{2, 5, 29, 35}
 )
 
-// certificateList and tbsCertList are defined in RFC 5280 section 5.1. The
-// entries are encoded already. x509.CreateRevocationList encodes each again, which takes most
-// of its time.
-type certificateList struct {
-	TBS       asn1.RawValue
-	Algorithm pkix.AlgorithmIdentifier
-	Signature asn1.BitString
-}
-
-type tbsCertList struct {
-	Version    int
-	Algorithm  pkix.AlgorithmIdentifier
-	Issuer     asn1.RawValue
-	ThisUpdate time.Time
-	NextUpdate time.Time
-	Entries    asn1.RawValue    `asn1:"optional"`
-	Extensions []pkix.Extension `asn1:"tag:0,explicit"`
-}
-
 // signer signs CRLs for a CA.
 type signer struct {
 	issuer *x509.Certificate
 	key    crypto.Signer
 }
 
-// newCRL returns a CRL in DER, the same as x509.CreateRevocationList would
-// return. entries are in DER, one after the other.
-func (s signer) newCRL(number *big.Int, entries []byte, thisUpdate, nextUpdate time.Time) ([]byte, error) {
+// newCRL returns a CRL in DER, the same as x509.CreateRevocationList would return, in three
+// parts. The second part is entries, in DER, one after the other: they are neither encoded again nor copied.
+func (s signer) newCRL(number *big.Int, entries []byte, thisUpdate, nextUpdate time.Time) ([][]byte, error) {
 	algorithm, hash, err := signatureAlgorithm(s.key.Public())
 	if err != nil {
 		return nil, fmt.Errorf("sign CRL: %w", err)
@@ -60,30 +43,51 @@ func (s signer) newCRL(number *big.Int, entries []byte, thisUpdate, nextUpdate t
 	if err != nil {
 		return nil, fmt.Errorf("sign CRL: %w", err)
 	}
-	tbs := tbsCertList{
-		Version: 1, Algorithm: algorithm, Issuer: asn1.RawValue{FullBytes: s.issuer.RawSubject},
-		ThisUpdate: thisUpdate.UTC(), NextUpdate: nextUpdate.UTC(), Extensions: extensions,
-	}
-	if len(entries) > 0 { // RFC 5280 section 5.1.2.6: an empty list is absent
-		tbs.Entries = asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true, Bytes: entries}
-	}
-	signed, err := asn1.Marshal(tbs)
-	if err != nil {
+	before, errBefore := marshalAll(1, algorithm, asn1.RawValue{FullBytes: s.issuer.RawSubject}, thisUpdate.UTC(), nextUpdate.UTC())
+	after, errAfter := asn1.MarshalWithParams(extensions, "tag:0,explicit")
+	identifier, errIdentifier := asn1.Marshal(algorithm)
+	if err := errors.Join(errBefore, errAfter, errIdentifier); err != nil {
 		return nil, fmt.Errorf("encode CRL: %w", err)
 	}
+	if len(entries) > 0 { // RFC 5280 section 5.1.2.6: an empty list is absent
+		before = append(before, sequence(len(entries))...)
+	}
+	before = slices.Concat(sequence(len(before)+len(entries)+len(after)), before)
 	digest := hash.New()
-	digest.Write(signed)
+	for _, part := range [][]byte{before, entries, after} {
+		digest.Write(part)
+	}
 	signature, err := s.key.Sign(rand.Reader, digest.Sum(nil), hash)
 	if err != nil {
 		return nil, fmt.Errorf("sign CRL: %w", err)
 	}
-	der, err := asn1.Marshal(certificateList{
-		asn1.RawValue{FullBytes: signed}, algorithm, asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)},
-	})
+	bits, err := asn1.Marshal(asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)})
 	if err != nil {
 		return nil, fmt.Errorf("encode CRL: %w", err)
 	}
-	return der, nil
+	after = slices.Concat(after, identifier, bits)
+	return [][]byte{slices.Concat(sequence(len(before)+len(entries)+len(after)), before), entries, after}, nil
+}
+
+// sequence returns what stands before the contents of a SEQUENCE of that length in DER.
+func sequence(length int) []byte {
+	if length < 0x80 {
+		return []byte{0x30, byte(length)}
+	}
+	digits := big.NewInt(int64(length)).Bytes()
+	return append([]byte{0x30, 0x80 | byte(len(digits))}, digits...) // #nosec G115 -- at most 8
+}
+
+// marshalAll encodes values one after the other.
+func marshalAll(values ...any) (out []byte, err error) {
+	for _, v := range values {
+		der, err := asn1.Marshal(v)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, der...)
+	}
+	return out, nil
 }
 
 func (s signer) extensions(number *big.Int) ([]pkix.Extension, error) {
@@ -119,8 +123,8 @@ func signatureAlgorithm(pub crypto.PublicKey) (pkix.AlgorithmIdentifier, crypto.
 	return pkix.AlgorithmIdentifier{}, 0, fmt.Errorf("a %T can't sign", pub)
 }
 
-// appendEntry adds the entry of a revocation, in DER.
-func appendEntry(entries []byte, t ca.Target, when time.Time) ([]byte, error) {
+// newEntry returns the entry of a revocation, in DER.
+func newEntry(t ca.Target, when time.Time) ([]byte, error) {
 	serial, ok := t.Serial.Int()
 	if !ok {
 		return nil, fmt.Errorf("%q is no serial number", t.Serial)
@@ -141,5 +145,5 @@ func appendEntry(entries []byte, t ca.Target, when time.Time) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode CRL entry: %w", err)
 	}
-	return append(entries, der...), nil
+	return der, nil
 }

@@ -11,11 +11,13 @@ import (
 	"crypto/x509/pkix"
 	"math/big"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 )
 
 func issuer(t testing.TB, key crypto.Signer) *x509.Certificate {
@@ -76,29 +78,29 @@ func TestCRLIsThatOfX509(t *testing.T) {
 			for seed := range uint64(60) {
 				random := rand.New(rand.NewPCG(seed, 1))
 				var list []x509.RevocationListEntry
-				var entries []byte
+				var entries entryList
 				for range []int{0, 1, 2, 3, 40, 500}[seed%6] {
 					target, e := randomEntry(random)
 					list = append(list, e)
-					var err error
-					if entries, err = appendEntry(entries, target, e.RevocationTime); err != nil {
+					if err := entries.revoke(target, e.RevocationTime); err != nil {
 						t.Fatal(err)
 					}
 				}
 				number := new(big.Int).Lsh(big.NewInt(random.Int64()), uint(random.IntN(90)))
 				from := time.Unix(random.Int64N(1<<32), 0)
-				compareCRLs(t, s, number, entries, list, from, from.Add(time.Duration(random.Int64N(1<<60))))
+				compareCRLs(t, s, number, entries.entries, list, from, from.Add(time.Duration(random.Int64N(1<<60))))
 			}
 		})
 	}
 }
 
-func compareCRLs(t *testing.T, s signer, number *big.Int, entries []byte, list []x509.RevocationListEntry, from, to time.Time) {
+func compareCRLs(t *testing.T, s signer, number *big.Int, entries pemfile.Entries, list []x509.RevocationListEntry, from, to time.Time) {
 	t.Helper()
-	got, err := s.newCRL(number, entries, from, to)
+	parts, err := s.newCRL(number, entries, from, to)
 	if err != nil {
 		t.Fatal(err)
 	}
+	got := slices.Concat(parts...)
 	want, err := x509.CreateRevocationList(crand.Reader, &x509.RevocationList{
 		Number: number, RevokedCertificateEntries: list, ThisUpdate: from, NextUpdate: to,
 	}, s.issuer, s.key)
@@ -123,13 +125,14 @@ func compareCRLs(t *testing.T, s signer, number *big.Int, entries []byte, list [
 		t.Errorf("the CRL differs outside of what is signed:\n%x\nwant\n%x", got, want)
 	}
 	i := 0
-	err = eachEntry(entries, func(der []byte, key serialKey, ok bool) {
-		if wanted, _ := keyOf(list[i].SerialNumber); !ok || key != wanted || !bytes.Equal(der, theirs.RevokedCertificateEntries[i].Raw) {
-			t.Errorf("entry %d is %x, %x, %v", i, der, key, ok)
+	for e := range entries.All() {
+		key, ok := e.Key()
+		if wanted, _ := pemfile.KeyOf(list[i].SerialNumber); !ok || key != wanted || !bytes.Equal(e.Raw, theirs.RevokedCertificateEntries[i].Raw) {
+			t.Errorf("entry %d is %x, %x, %v", i, e.Raw, key, ok)
 		}
 		i++
-	})
-	if err != nil || i != len(list) {
-		t.Errorf("%d entries of %d: %v", i, len(list), err)
+	}
+	if i != len(list) {
+		t.Errorf("%d entries of %d", i, len(list))
 	}
 }

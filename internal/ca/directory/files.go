@@ -122,7 +122,7 @@ func (a *crlKeeper) loadCRL() error {
 		c = c.withForeign(c.foreign)
 	}
 	a.crl.Store(c)
-	a.listed.change(delta{added: own.listed})
+	a.listed.start(own.listed)
 	a.warnOfBad(c.foreign, "espm publishes it, as it has no other: agents refuse the chain until a valid one is put into the file")
 	copies := make([]*crlContents, len(a.copies))
 	const advice = "was the CA directory restored from an old backup?"

@@ -2,7 +2,6 @@ package directory
 
 import (
 	"crypto"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/pemfile"
 )
 
 // Inspection describes a CA folder.
@@ -35,10 +35,10 @@ func Inspect(path string, inToken bool) (Inspection, error) {
 	if err != nil {
 		return Inspection{}, err
 	}
-	a := crlKeeper{folder: &folder{chain: chain}, own: &crlFile{}}
+	a := crlKeeper{folder: &folder{issuer: chain[0].X509}, own: &crlFile{}}
 	status := a.brief(crl.crlChain)
 	status.Files = nil
-	return Inspection{status, has, chain[0].PublicKey}, nil
+	return Inspection{status, has, chain[0].X509.PublicKey}, nil
 }
 
 func inspectKey(path string, inToken bool) (public crypto.PublicKey, has bool, err error) {
@@ -80,7 +80,7 @@ func NewestCRL(path string, others ...string) ([]byte, error) {
 
 // readCRLs reads ca_crt.pem and ca_crl.pem. The CA's certificate is the one with the public key, or the first
 // if public is nil.
-func readCRLs(path string, public crypto.PublicKey) ([]*x509.Certificate, *crlContents, error) {
+func readCRLs(path string, public crypto.PublicKey) ([]*pemfile.RawCertificate, *crlContents, error) {
 	certFile, listFile := filepath.Join(path, "ca_crt.pem"), filepath.Join(path, "ca_crl.pem")
 	if public == nil {
 		data, err := os.ReadFile(certFile)
@@ -91,7 +91,10 @@ func readCRLs(path string, public crypto.PublicKey) ([]*x509.Certificate, *crlCo
 		if err != nil {
 			return nil, nil, fmt.Errorf("CA certificate %s: %w", certFile, err)
 		}
-		public = certs[0].PublicKey
+		if certs[0].X509 == nil {
+			return nil, nil, fmt.Errorf("CA certificate %s: %w", certFile, certs[0].Unreadable)
+		}
+		public = certs[0].X509.PublicKey
 	}
 	chain, _, err := loadChain(certFile, public)
 	if err != nil {

@@ -3,92 +3,138 @@ package directory
 import (
 	"context"
 	"fmt"
-	"math/big"
+	"maps"
+	"math"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 )
 
-// serialKey is a serial number, right-aligned in 20 octets, the limit of RFC 5280.
-// A map of them has no pointers, so it needs little memory, and the garbage collector does not
-// scan it.
-type serialKey [20]byte
-
-// keyOf returns the key of a serial, or false if no certificate may have that serial.
-func keyOf(n *big.Int) (serialKey, bool) {
-	var key serialKey
-	if n.Sign() < 0 || n.BitLen() > 8*len(key) {
-		return key, false
-	}
-	n.FillBytes(key[:])
-	return key, true
-}
-
-// keyOfBytes is keyOf for the contents of a DER INTEGER.
-func keyOfBytes(b []byte) (serialKey, bool) {
-	var key serialKey
-	if len(b) > 0 && b[0] == 0 {
-		b = b[1:]
-	} else if len(b) == 0 || b[0]&0x80 != 0 {
-		return key, false
-	}
-	if len(b) > len(key) {
-		return key, false
-	}
-	copy(key[len(key)-len(b):], b)
-	return key, true
-}
+type serialKey = pemfile.SerialKey
 
 func keyOfSerial(s node.Serial) (serialKey, bool) {
 	n, ok := s.Int()
 	if !ok {
 		return serialKey{}, false
 	}
-	return keyOf(n)
+	return pemfile.KeyOf(n)
 }
 
 // end is when a listed certificate ends, in Unix seconds, or one of the constants below.
-type end int64
+type end uint32
 
 const (
-	unknownEnd end = 0
-	noEnd      end = -1 // the inventory does not have the certificate
+	unknownEnd end = iota
+	noEnd          // the inventory does not have the certificate
+	askedEnd       // the inventory is being read
+	firstEnd       // the smallest time
 )
 
-func endOf(t time.Time) end { return end(max(t.Unix(), 1)) }
+// endOf is noEnd for a time that does not fit, after the year 2105: so its certificate stays on the CRL.
+func endOf(t time.Time) end {
+	if t.Unix() > math.MaxUint32 {
+		return noEnd
+	}
+	return end(max(t.Unix(), int64(firstEnd))) // #nosec G115 -- it fits
+}
 
 // before reports whether the certificate is known to have ended before t.
-func (e end) before(t time.Time) bool { return e > 0 && int64(e) < t.Unix() }
+func (e end) before(t time.Time) bool { return e >= firstEnd && int64(e) < t.Unix() }
 
 // listing has the serials in the CA's own CRL, and when their certificates end.
 // Only the holder of crlKeeper.revoking may change it.
 type listing struct {
-	mu   sync.RWMutex
-	ends map[serialKey]end
+	mu     sync.RWMutex
+	serial pemfile.SerialSet
+	ends   []end             // in the order of serial
+	recent map[serialKey]end // what is not yet in serial
+}
+
+// start sets what is listed at the start.
+func (l *listing) start(listed pemfile.SerialSet) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.serial, l.ends, l.recent = listed, make([]end, listed.Len()), make(map[serialKey]end)
 }
 
 func (l *listing) has(key serialKey) bool {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	_, ok := l.ends[key]
+	_, ok := l.lookUp(key)
 	return ok
 }
+
+func (l *listing) end(key serialKey) end {
+	e, _ := l.lookUp(key)
+	return e
+}
+
+func (l *listing) lookUp(key serialKey) (end, bool) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if i, ok := l.serial.Index(key); ok {
+		return l.ends[i], true
+	}
+	e, ok := l.recent[key]
+	return e, ok
+}
+
+// recentOf: recent may have one in so many of the serials. A serial costs much more memory there, but is cheap to add.
+const recentOf = 64
 
 // change applies the difference between a new CRL and the last.
 func (l *listing) change(d delta) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.ends == nil {
-		l.ends = make(map[serialKey]end, len(d.added))
-	}
 	for _, key := range d.added {
-		if _, ok := l.ends[key]; !ok {
-			l.ends[key] = unknownEnd
+		if _, ok := l.serial.Index(key); ok {
+			continue
+		}
+		if _, ok := l.recent[key]; !ok {
+			l.recent[key] = unknownEnd
 		}
 	}
-	for _, key := range d.removed {
-		delete(l.ends, key)
+	if len(d.removed) > 0 || len(l.recent) > 1024+l.serial.Len()/recentOf {
+		l.merge(d.removed)
+	}
+}
+
+// merge makes one set of all, without those. The lock is held.
+func (l *listing) merge(removed []serialKey) {
+	gone := make(map[serialKey]bool, len(removed))
+	for _, key := range removed {
+		gone[key] = true
+	}
+	var serial pemfile.SerialSet
+	ends := make([]end, 0, len(l.ends)+len(l.recent))
+	add := func(key serialKey, e end) {
+		if !gone[key] {
+			serial.Append(key)
+			ends = append(ends, e)
+		}
+	}
+	news := slices.SortedFunc(maps.Keys(l.recent), serialKey.Compare)
+	for i, e := range l.ends {
+		key := l.serial.At(i)
+		for len(news) > 0 && news[0].Compare(key) < 0 {
+			add(news[0], l.recent[news[0]])
+			news = news[1:]
+		}
+		add(key, e)
+	}
+	for _, key := range news {
+		add(key, l.recent[key])
+	}
+	l.serial, l.ends, l.recent = serial, ends, make(map[serialKey]end)
+}
+
+// update sets an end to what change makes of it. The lock is held.
+func (l *listing) update(key serialKey, change func(end) end) {
+	if i, ok := l.serial.Index(key); ok {
+		l.ends[i] = change(l.ends[i])
+	} else if e, ok := l.recent[key]; ok {
+		l.recent[key] = change(e)
 	}
 }
 
@@ -96,31 +142,58 @@ func (l *listing) change(d delta) {
 func (l *listing) setEnd(key serialKey, e end) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, ok := l.ends[key]; ok {
-		l.ends[key] = e
+	l.update(key, func(end) end { return e })
+}
+
+// each changes all ends. The lock is held.
+func (l *listing) each(change func(end) end) {
+	for i, e := range l.ends {
+		l.ends[i] = change(e)
+	}
+	for key, e := range l.recent {
+		l.recent[key] = change(e)
 	}
 }
 
-func (l *listing) end(key serialKey) end {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	return l.ends[key]
-}
-
-// setEnds stores the ends of the wanted certificates that are listed and whose end is unknown.
-func (l *listing) setEnds(wanted map[serialKey]bool, found map[serialKey]end) {
+// ask marks the serials of which it isn't known when they end, and says whether there are any. answer is then
+// called with what the inventory has, and asked at its end.
+func (l *listing) ask() (any bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for key := range wanted {
-		if e, ok := l.ends[key]; !ok || e != unknownEnd {
-			continue
+	l.each(func(e end) end {
+		if e == unknownEnd {
+			any, e = true, askedEnd
 		}
-		if e, ok := found[key]; ok {
-			l.ends[key] = e
-		} else {
-			l.ends[key] = noEnd
+		return e
+	})
+	return any
+}
+
+// answer notes an end, the later one should a serial stand in the inventory twice.
+func (l *listing) answer(key serialKey, e end) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.update(key, func(known end) end {
+		if known == askedEnd || known >= firstEnd && e > known {
+			return e
 		}
-	}
+		return known
+	})
+}
+
+// asked ends what ask began. Where the inventory was not read to its end, what is not known is asked for again.
+func (l *listing) asked(whole bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.each(func(e end) end {
+		if e != askedEnd {
+			return e
+		}
+		if whole {
+			return noEnd
+		}
+		return unknownEnd
+	})
 }
 
 // endedBefore returns the serials of the certificates that ended before t.
@@ -128,22 +201,14 @@ func (l *listing) endedBefore(t time.Time) []serialKey {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	var keys []serialKey
-	for key, e := range l.ends {
+	for i, e := range l.ends {
 		if e.before(t) {
-			keys = append(keys, key)
+			keys = append(keys, l.serial.At(i))
 		}
 	}
-	return keys
-}
-
-// unknown returns the serials of the certificates whose end is unknown.
-func (l *listing) unknown() map[serialKey]bool {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	keys := make(map[serialKey]bool)
-	for key, e := range l.ends {
-		if e == unknownEnd {
-			keys[key] = true
+	for key, e := range l.recent {
+		if e.before(t) {
+			keys = append(keys, key)
 		}
 	}
 	return keys

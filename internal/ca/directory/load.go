@@ -7,6 +7,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"os"
 
@@ -65,8 +66,8 @@ func parseKey(block *pem.Block) (crypto.Signer, error) {
 
 // loadChain reads ca_crt.pem: the signing CA's certificate, then the issuer of each up to
 // the root. It returns the chain up to the root, and the certificates of the whole file as PEM,
-// even those after the root.
-func loadChain(path string, pub crypto.PublicKey) ([]*x509.Certificate, []byte, error) {
+// even those after the root. Of the chain, crypto/x509 need only read the signing CA's certificate.
+func loadChain(path string, pub crypto.PublicKey) ([]*pemfile.RawCertificate, []byte, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read CA certificate: %w", err)
@@ -84,36 +85,39 @@ func loadChain(path string, pub crypto.PublicKey) ([]*x509.Certificate, []byte, 
 
 // parseCertificates reads a file that has only certificates. clean is the file without
 // the text around them.
-func parseCertificates(data []byte) (certs []*x509.Certificate, clean []byte, err error) {
+func parseCertificates(data []byte) (certs []*pemfile.RawCertificate, clean []byte, err error) {
 	for block := range pemfile.Blocks(data) {
 		if block.Type != pemfile.Certificate {
 			return nil, nil, pemfile.WrongType(block, pemfile.Certificate)
 		}
 	}
-	certs, err = pemfile.Certificates(data)
+	certs, err = pemfile.RawCertificates(data)
 	for _, cert := range certs {
 		clean = append(clean, pemfile.Encode(pemfile.Certificate, cert.Raw)...)
 	}
 	return certs, clean, err
 }
 
-func checkChain(certs []*x509.Certificate, pub crypto.PublicKey) ([]*x509.Certificate, error) {
+func checkChain(certs []*pemfile.RawCertificate, pub crypto.PublicKey) ([]*pemfile.RawCertificate, error) {
 	for i, cert := range certs {
-		if !samePublicKey(cert.PublicKey, pub) {
+		if cert.X509 == nil || !samePublicKey(cert.X509.PublicKey, pub) {
 			continue
 		}
 		if i > 0 {
-			return nil, fmt.Errorf("the CA's key belongs to certificate %d, %q; it must come first", i+1, cert.Subject)
+			return nil, fmt.Errorf("the CA's key belongs to certificate %d, %q; it must come first", i+1, cert.Subject())
 		}
 		return pathToRoot(certs)
 	}
-	return nil, fmt.Errorf("the CA's key does not belong to %q", certs[0].Subject)
+	if first := certs[0]; first.X509 == nil {
+		return nil, fmt.Errorf("the certificate of %q can't be read: %w", first.Subject(), first.Unreadable)
+	}
+	return nil, fmt.Errorf("the CA's key does not belong to %q", certs[0].Subject())
 }
 
-func pathToRoot(certs []*x509.Certificate) ([]*x509.Certificate, error) {
+func pathToRoot(certs []*pemfile.RawCertificate) ([]*pemfile.RawCertificate, error) {
 	for i, cert := range certs {
-		if !cert.IsCA || (cert.KeyUsage != 0 && cert.KeyUsage&x509.KeyUsageCertSign == 0) {
-			return nil, fmt.Errorf("%q is no CA", cert.Subject)
+		if c := cert.X509; c != nil && (!c.IsCA || c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0) {
+			return nil, fmt.Errorf("%q is no CA", cert.Subject())
 		}
 		// The signature of a root is not checked: it proves nothing (RFC
 		// 5280 section 6.1), and on an old site it may be SHA-1.
@@ -121,14 +125,29 @@ func pathToRoot(certs []*x509.Certificate) ([]*x509.Certificate, error) {
 			return certs[:i+1], nil
 		}
 		if i+1 == len(certs) {
-			return nil, fmt.Errorf("the chain lacks %q, which issued %q", cert.Issuer, cert.Subject)
+			return nil, fmt.Errorf("the chain lacks %q, which issued %q", cert.Issuer(), cert.Subject())
 		}
-		if err := cert.CheckSignatureFrom(certs[i+1]); err != nil {
+		if err := checkIssued(cert, certs[i+1]); err != nil {
 			return nil, fmt.Errorf("certificate %d, %q, was not issued by the one that follows it, %q: %w",
-				i+1, cert.Subject, certs[i+1].Subject, err)
+				i+1, cert.Subject(), certs[i+1].Subject(), err)
 		}
 	}
 	panic("unreachable: every round returns or has a next")
+}
+
+// checkIssued checks a signature, and where Go has no such signatures or keys, the name.
+func checkIssued(cert, issuer *pemfile.RawCertificate) error {
+	err := error(nil)
+	if issuer.X509 != nil {
+		err = pemfile.CheckIssued(cert.Raw, issuer.X509)
+	}
+	if issuer.X509 != nil && !errors.Is(err, pemfile.ErrUnverifiable) {
+		return err
+	}
+	if !bytes.Equal(cert.RawIssuer, issuer.RawSubject) {
+		return fmt.Errorf("it names %q", cert.Issuer())
+	}
+	return nil
 }
 
 func samePublicKey(a, b crypto.PublicKey) bool {

@@ -119,19 +119,16 @@ func (a *folder) checkSameCA() error {
 // or a higher number, it writes a new CRL with all entries and a number above all.
 func (a *crlKeeper) mergeEntries(f *crlFile, theirs []*crlChain) error {
 	current := a.crl.Load()
-	entries, number := current.entries, current.number
+	list, number := current.entryList, current.number
 	var added []serialKey
 	seen := make(map[serialKey]bool)
 	for _, c := range theirs {
-		err := eachEntry(c.entries, func(der []byte, key serialKey, ok bool) {
-			if ok && !seen[key] && !a.listed.has(key) {
+		for e := range c.entries.All() {
+			if key, ok := e.Key(); ok && !seen[key] && !a.listed.has(key) {
 				seen[key] = true
 				added = append(added, key)
-				entries = append(entries, der...)
+				list.take(e)
 			}
-		})
-		if err != nil {
-			return err
 		}
 		if c.number.Cmp(number) > 0 {
 			number = c.number
@@ -140,7 +137,7 @@ func (a *crlKeeper) mergeEntries(f *crlFile, theirs []*crlChain) error {
 	if len(added) == 0 && number == current.number {
 		return nil
 	}
-	next, err := a.signer.next(following(number), entries, current.count+len(added), current.foreign, a.opts.Now(), a.opts.CRLValidity)
+	next, err := a.signer.next(following(number), list, current.foreign, a.opts.Now(), a.opts.CRLValidity)
 	if err != nil {
 		return err
 	}
@@ -180,16 +177,20 @@ func (a *crlKeeper) mergeFound(own *crlContents, copies []*crlContents) error {
 // withoutPruned returns c without the entries that were removed from a.crl after their certificates
 // ended. A copy that could not be written still has them.
 func (a *crlKeeper) withoutPruned(c *crlChain) (*crlChain, error) {
-	wanted := make(map[serialKey]bool)
-	err := eachEntry(c.entries, func(_ []byte, key serialKey, ok bool) {
-		if ok && !a.listed.has(key) {
-			wanted[key] = true
+	ends := make(map[serialKey]end) // of those that it has more
+	for e := range c.entries.All() {
+		if key, ok := e.Key(); ok && !a.listed.has(key) {
+			ends[key] = unknownEnd
+		}
+	}
+	if len(ends) == 0 {
+		return c, nil
+	}
+	err := a.inventory.ends(context.Background(), func(key serialKey, e end) {
+		if known, ok := ends[key]; ok {
+			ends[key] = max(known, e) // the later one, should a serial stand there twice
 		}
 	})
-	if err != nil || len(wanted) == 0 {
-		return c, err
-	}
-	ends, err := a.inventory.ends(context.Background(), wanted)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, unavailable(err)
 	}
@@ -204,8 +205,8 @@ func (a *crlKeeper) withoutPruned(c *crlChain) (*crlChain, error) {
 		}
 	}
 	pruned := *c
-	pruned.entries, pruned.count, err = without(c, gone)
-	return &pruned, err
+	pruned.entryList = c.without(gone)
+	return &pruned, nil
 }
 
 // latest returns theirs. A CRL of theirs is replaced by one of ours if both have the same issuer and ours

@@ -20,6 +20,7 @@ import (
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/durable"
+	"github.com/espm-project/espm/internal/pemfile"
 )
 
 // Options configure an Authority. The zero value uses the real disk,
@@ -90,8 +91,9 @@ type folder struct {
 	dir       string
 	opts      Options
 	lock      *os.File
-	chain     []*x509.Certificate // the signing CA first, the root last
+	chain     []*pemfile.RawCertificate // the signing CA first, the root last
 	chainPEM  []byte
+	issuer    *x509.Certificate // the signing CA
 	inventory *inventory
 	names     nameLocks
 	signer    signer
@@ -161,10 +163,13 @@ func (a *Authority) load() error {
 	if a.chain, a.chainPEM, err = loadChain(a.file("ca_crt.pem"), key.Public()); err != nil {
 		return err
 	}
-	if err := canSignCRLs(a.chain[0]); err != nil {
+	if a.issuer, err = withKeyID(a.chain[0].X509); err == nil {
+		err = canSignCRLs(a.issuer)
+	}
+	if err != nil {
 		return fmt.Errorf("CA certificate %s: %w", a.file("ca_crt.pem"), err)
 	}
-	a.signer = signer{issuer: a.chain[0], key: key}
+	a.signer = signer{issuer: a.issuer, key: key}
 	a.inventory = &inventory{path: a.file("inventory.txt"), disk: a.opts.Disk}
 	if err := a.loadCRL(); err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/durable"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 )
 
 // Revoke writes one CRL for all targets, publishes it, and removes the
@@ -84,7 +85,7 @@ func (a *crlKeeper) list(targets []ca.Target) (*crlChain, error) {
 // adding returns a chain that lists the targets, and the serials that current does not list.
 func (a *crlKeeper) adding(current *crlChain, targets []ca.Target) (*crlChain, []serialKey, error) {
 	now := a.opts.Now()
-	entries := current.entries
+	list := current.entryList
 	var added []serialKey
 	seen := make(map[serialKey]bool, len(targets))
 	for _, t := range targets {
@@ -92,8 +93,7 @@ func (a *crlKeeper) adding(current *crlChain, targets []ca.Target) (*crlChain, [
 		if seen[key] || a.listed.has(key) {
 			continue
 		}
-		var err error
-		if entries, err = appendEntry(entries, t, now); err != nil {
+		if err := list.revoke(t, issueTime(now)); err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", t.Certname, err)
 		}
 		seen[key] = true
@@ -102,7 +102,7 @@ func (a *crlKeeper) adding(current *crlChain, targets []ca.Target) (*crlChain, [
 	if len(added) == 0 {
 		return current, nil, nil
 	}
-	next, err := a.signer.next(following(current.number), entries, current.count+len(added), current.foreign, now, a.opts.CRLValidity)
+	next, err := a.signer.next(following(current.number), list, current.foreign, now, a.opts.CRLValidity)
 	return next, added, err
 }
 
@@ -157,10 +157,13 @@ func (a *Authority) fileOf(t ca.Target) (string, error) {
 		return "", nil
 	}
 	cert, err := a.readCertificate(t.Certname)
+	if errors.Is(err, node.ErrForeignCertificate) {
+		return "", nil // it is not that certificate
+	}
 	if err != nil || cert == nil || node.SerialOf(cert.SerialNumber) != t.Serial {
 		return "", err
 	}
-	if key, ok := keyOf(cert.SerialNumber); ok {
+	if key, ok := pemfile.KeyOf(cert.SerialNumber); ok && !cert.NotAfter.IsZero() {
 		a.listed.setEnd(key, endOf(cert.NotAfter))
 	}
 	return a.signed(t.Certname), nil

@@ -77,25 +77,20 @@ func (v *inventory) forget() {
 	v.index, v.several = nil, nil
 }
 
-// ends returns when the certificates with these serials end. Serials that the file does not have are missing.
-func (v *inventory) ends(ctx context.Context, wanted map[serialKey]bool) (map[serialKey]end, error) {
-	found := make(map[serialKey]end)
+// ends calls found with each serial in the file and when its certificate ends.
+func (v *inventory) ends(ctx context.Context, found func(serialKey, end)) error {
 	lines := 0
-	err := v.scan(func(key serialKey, rest []byte) error {
+	return v.scan(func(key serialKey, rest []byte) error {
 		if lines++; lines%1024 == 0 && ctx.Err() != nil {
 			return ctx.Err()
-		}
-		if !wanted[key] {
-			return nil
 		}
 		_, rest, _ = bytes.Cut(rest, []byte(" "))
 		notAfter, _, _ := bytes.Cut(rest, []byte(" "))
 		if t, ok := parseInventoryTime(string(notAfter)); ok {
-			found[key] = max(found[key], endOf(t)) // the later one if the file has the serial twice
+			found(key, endOf(t))
 		}
 		return nil
 	})
-	return found, err
 }
 
 // scan calls do with each line's serial and the rest of the line, until an error.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strings"
 
@@ -51,18 +50,17 @@ func (a *Authority) existing(ctx context.Context, name node.Certname) (ca.Existi
 	if err := ctx.Err(); err != nil {
 		return ca.Existing{}, err
 	}
-	data, err := os.ReadFile(a.signed(name))
-	if errors.Is(err, fs.ErrNotExist) {
-		return ca.Existing{}, nil
-	}
-	if err != nil {
-		return ca.Existing{}, unavailable(err)
-	}
-	certs, _, err := parseCertificates(data)
-	if err != nil {
+	cert, err := a.readCertificate(name)
+	if errors.Is(err, node.ErrForeignCertificate) {
 		return ca.Existing{Problem: fmt.Errorf("it can't be read: %w", err)}, nil
 	}
-	h := ca.Existing{Certificate: certs[0], Problem: ca.CheckExisting(certs[0], name, a.chain[0], a.opts.Now())}
+	if err != nil || cert == nil {
+		return ca.Existing{}, unavailable(err)
+	}
+	if cert.X509 == nil {
+		return ca.Existing{Problem: fmt.Errorf("it can't be read: %w", cert.Unreadable)}, nil
+	}
+	h := ca.Existing{Certificate: cert.X509, Problem: ca.CheckExisting(cert.X509, name, a.issuer, a.opts.Now())}
 	if h.Problem == nil && a.revoked(node.SerialOf(h.Certificate.SerialNumber)) {
 		h.Problem = ca.ErrExistingRevoked
 	}

@@ -2,9 +2,6 @@ package directory
 
 import (
 	"context"
-	"crypto/x509/pkix"
-	"encoding/asn1"
-	"errors"
 	"time"
 
 	"github.com/espm-project/espm/internal/ca"
@@ -14,9 +11,8 @@ import (
 func (a *Authority) Status(context.Context) (ca.Status, error) {
 	c := a.crl.Load()
 	s := a.brief(c)
-	var err error
-	s.CRL.Recent, err = c.recent(a.opts.Now())
-	return s, err
+	s.CRL.Recent = c.recent(a.opts.Now())
+	return s, nil
 }
 
 // Brief is Status without CRL.Recent, for which Status reads each entry.
@@ -24,16 +20,16 @@ func (a *Authority) Brief(context.Context) (ca.Status, error) { return a.brief(a
 
 func (a *crlKeeper) brief(c *crlChain) ca.Status {
 	s := ca.Status{
-		Subject:  a.chain[0].Subject.String(),
-		NotAfter: a.chain[0].NotAfter,
+		Subject:   a.issuer.Subject.String(),
+		NotBefore: a.issuer.NotBefore, NotAfter: a.issuer.NotAfter,
 		CRL: ca.CRLStatus{
-			Issuer: a.chain[0].Subject.String(), Number: c.number.String(), Entries: c.count, EntryBytes: ca.PEMBytes(len(c.entries)),
+			Issuer: a.issuer.Subject.String(), Number: c.number.String(), Entries: c.count, EntryBytes: ca.PEMBytes(len(c.entries)),
 			ThisUpdate: c.thisUpdate, NextUpdate: c.nextUpdate,
 		},
 		Bytes: len(c.pem),
 	}
 	for _, f := range c.foreign {
-		foreign := ca.CRLStatus{Issuer: f.issuer, Entries: f.entries, ThisUpdate: f.thisUpdate, NextUpdate: f.nextUpdate}
+		foreign := ca.CRLStatus{Issuer: f.issuer, Entries: f.entries, ThisUpdate: f.thisUpdate, NextUpdate: f.nextUpdate, Outside: f.outside}
 		if f.number != nil {
 			foreign.Number = f.number.String()
 		}
@@ -47,16 +43,13 @@ func (a *crlKeeper) brief(c *crlChain) ca.Status {
 }
 
 // recent counts the entries that are not older than ca.Recently.
-func (c *crlChain) recent(now time.Time) (n int, err error) {
-	failed := eachEntry(c.entries, func(der []byte, _ serialKey, _ bool) {
-		var entry pkix.RevokedCertificate
-		if _, e := asn1.Unmarshal(der, &entry); e != nil {
-			err = e
-		} else if now.Sub(entry.RevocationTime) < ca.Recently {
+func (c *crlChain) recent(now time.Time) (n int) {
+	for e := range c.entries.All() {
+		if when, ok := e.Time(); ok && now.Sub(when) < ca.Recently {
 			n++
 		}
-	})
-	return n, errors.Join(failed, err)
+	}
+	return n
 }
 
 func (f *crlFile) status() ca.CRLFile {

@@ -57,7 +57,9 @@ func (a *server) notPresented() bool {
 	}
 	pool := x509.NewCertPool()
 	for _, cert := range t.chain {
-		pool.AddCert(cert)
+		if cert.X509 != nil {
+			pool.AddCert(cert.X509)
+		}
 	}
 	_, err := a.credentials.certificate().Verify(x509.VerifyOptions{
 		Roots: pool, CurrentTime: a.opts.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},

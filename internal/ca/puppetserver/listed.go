@@ -51,16 +51,20 @@ func (t *trust) lists(serials ...node.Serial) (number string, listed map[node.Se
 	if err != nil {
 		return "", nil, fmt.Errorf("%w: %w", node.ErrUnavailable, err)
 	}
-	bytes := make(map[string]node.Serial, len(serials))
+	wanted := make(map[pemfile.SerialKey]node.Serial, len(serials))
 	for _, s := range serials {
 		if n, ok := s.Int(); ok {
-			bytes[string(n.Bytes())] = s
+			if key, ok := pemfile.KeyOf(n); ok {
+				wanted[key] = s
+			}
 		}
 	}
 	listed = make(map[node.Serial]bool, len(serials))
-	for _, e := range c.own.RevokedCertificateEntries {
-		if s, ok := bytes[string(e.SerialNumber.Bytes())]; ok {
-			listed[s] = true
+	for e := range c.own.Entries.All() {
+		if key, ok := e.Key(); ok {
+			if s, ok := wanted[key]; ok {
+				listed[s] = true
+			}
 		}
 	}
 	return pemfile.NumberOf(c.own).String(), listed, nil

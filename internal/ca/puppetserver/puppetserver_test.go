@@ -275,10 +275,11 @@ func TestPartOfACRL(t *testing.T) {
 		check(t, err)
 		return pemfile.Encode(pemfile.CRL, der)
 	}
-	if _, err := parseCRLs(list(), issuer); err != nil {
+	chain := []*pemfile.RawCertificate{{X509: issuer}}
+	if _, err := parseCRLs(list(), chain); err != nil {
 		t.Errorf("a whole CRL: %v", err)
 	}
-	_, err = parseCRLs(list(pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 28}, Critical: true, Value: []byte{0x30, 0}}), issuer)
+	_, err = parseCRLs(list(pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 28}, Critical: true, Value: []byte{0x30, 0}}), chain)
 	if err == nil || !strings.Contains(err.Error(), "critical extension") {
 		t.Errorf("a CRL for a part of the certificates: %v", err)
 	}

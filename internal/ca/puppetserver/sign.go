@@ -153,10 +153,10 @@ func (a *signer) ttl(ctx context.Context, ttl time.Duration) (time.Duration, err
 	}
 	now := a.opts.Now()
 	if ttl == 0 {
-		left := t.chain[0].NotAfter.Sub(now) - clockSlack
+		left := t.issuer.NotAfter.Sub(now) - clockSlack
 		ttl = min(a.opts.TTL, max(left.Truncate(time.Second), ca.MinTTL))
 	}
-	_, _, err = ca.Validity(ttl, now, t.chain[0])
+	_, _, err = ca.Validity(ttl, now, t.issuer)
 	return ttl, err
 }
 
@@ -181,10 +181,13 @@ func (a *signer) stateOf(ctx context.Context, name node.Certname, keyHash string
 	}()
 	cert, err := a.certificate(ctx, name)
 	csr := <-requested
+	h := nameState{current: cert}
+	if errors.Is(err, node.ErrForeignCertificate) { // crypto/x509 can't read it
+		h.foreign, err = err, nil
+	}
 	if err := errors.Join(err, csr.err); err != nil {
 		return nameState{}, err
 	}
-	h := nameState{current: cert}
 	if cert != nil {
 		if hash, err := ca.KeyHash(cert.PublicKey); err == nil && hash == keyHash {
 			h.cert = cert

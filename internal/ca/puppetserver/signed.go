@@ -80,7 +80,7 @@ func (a *listing) existing(ctx context.Context, names []node.Certname) ([]ca.Exi
 	group.SetLimit(max(1, a.opts.Concurrency/2))
 	for i, name := range names {
 		group.Go(func() (err error) {
-			out[i], err = a.existingUnder(asking, name, t.chain[0])
+			out[i], err = a.existingUnder(asking, name, t.issuer)
 			return err
 		})
 	}

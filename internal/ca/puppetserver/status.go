@@ -2,13 +2,13 @@ package puppetserver
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 )
 
 // Status returns the state of the server's certificate and CRLs, at most as old as those of
@@ -18,14 +18,13 @@ func (a *server) Status(ctx context.Context) (ca.Status, error) {
 	if err != nil {
 		return ca.Status{}, err
 	}
-	size := 0
-	for _, e := range own.RevokedCertificateEntries {
-		size += len(e.Raw)
-		if a.opts.Now().Sub(e.RevocationTime) < ca.Recently {
+	now := a.opts.Now()
+	for e := range own.Entries.All() {
+		if when, ok := e.Time(); ok && now.Sub(when) < ca.Recently {
 			s.CRL.Recent++
 		}
 	}
-	s.CRL.EntryBytes = ca.PEMBytes(size)
+	s.CRL.EntryBytes = ca.PEMBytes(len(own.Entries))
 	return s, nil
 }
 
@@ -35,7 +34,7 @@ func (a *server) Brief(ctx context.Context) (ca.Status, error) {
 	return s, err
 }
 
-func (a *server) brief(ctx context.Context) (ca.Status, *x509.RevocationList, error) {
+func (a *server) brief(ctx context.Context) (ca.Status, *pemfile.RevocationList, error) {
 	t, err := a.trusted(ctx, crlAge)
 	if err != nil {
 		return ca.Status{}, nil, fmt.Errorf("the CA's certificates and CRL: %w", err)
@@ -45,14 +44,14 @@ func (a *server) brief(ctx context.Context) (ca.Status, *x509.RevocationList, er
 		return ca.Status{}, nil, fmt.Errorf("%w: %w", node.ErrUnavailable, err)
 	}
 	return ca.Status{
-		Subject: t.chain[0].Subject.String(), NotAfter: t.chain[0].NotAfter,
+		Subject: t.issuer.Subject.String(), NotBefore: t.issuer.NotBefore, NotAfter: t.issuer.NotAfter,
 		CRL: statusOf(c.own), Foreign: slices.Clone(c.foreign), Bytes: len(t.CRLsPEM),
 	}, c.own, nil
 }
 
-func statusOf(crl *x509.RevocationList) ca.CRLStatus {
+func statusOf(crl *pemfile.RevocationList) ca.CRLStatus {
 	s := ca.CRLStatus{
-		Issuer: crl.Issuer.String(), Entries: len(crl.RevokedCertificateEntries), ThisUpdate: crl.ThisUpdate, NextUpdate: crl.NextUpdate,
+		Issuer: crl.Issuer(), Entries: crl.Entries.Count(), ThisUpdate: crl.ThisUpdate, NextUpdate: crl.NextUpdate,
 	}
 	if crl.Number != nil {
 		s.Number = crl.Number.String()

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,7 +31,8 @@ const (
 // trust is the server's chain and CRLs at some time.
 type trust struct {
 	ca.Trust
-	chain   []*x509.Certificate
+	chain   []*pemfile.RawCertificate
+	issuer  *x509.Certificate    // the signing CA
 	crls    func() (crls, error) // parses CRLsPEM, once
 	chained time.Time            // when the chain was fetched
 	asked   time.Time            // when the CRL was fetched
@@ -39,9 +41,9 @@ type trust struct {
 
 // crls are the parsed CRLs of the server.
 type crls struct {
-	own        *x509.RevocationList // the signing CA's
+	own        *pemfile.RevocationList // the signing CA's
 	foreign    []ca.CRLStatus
-	foreignErr error // why one of foreign can't be read; revocations don't need it
+	foreignErr error // why one of them is no CRL; revocations don't need it
 }
 
 // Trust returns the chain and the CRLs. They are at most five seconds old, or a day
@@ -96,14 +98,17 @@ func (a *server) fetchChain(ctx context.Context, t *trust) error {
 	if err != nil {
 		return err
 	}
-	chain, err := pemfile.Certificates(pemBytes)
+	chain, err := pemfile.RawCertificates(pemBytes)
+	if err == nil {
+		err = chain[0].Unreadable // of those above it nothing is asked
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %s: %w: is this the CA server?", node.ErrUnavailable, chainPath, err)
 	}
-	if t.chain != nil && !t.chain[0].Equal(chain[0]) {
+	if t.chain != nil && !t.issuer.Equal(chain[0].X509) {
 		t.since = time.Time{} // another CA: fetch its CRL even if it is older
 	}
-	t.chain, t.chained, t.CertificatesPEM = chain, now, pemBytes
+	t.chain, t.issuer, t.chained, t.CertificatesPEM = chain, chain[0].X509, now, pemBytes
 	return nil
 }
 
@@ -138,34 +143,37 @@ func (a *server) fetchCRL(ctx context.Context, t *trust) error {
 	if block, _ := pem.Decode(got.body); block == nil || block.Type != pemfile.CRL {
 		return fmt.Errorf("%w: %s is no CRL", node.ErrUnavailable, crlPath)
 	}
-	issuer, text := t.chain[0], got.body
+	chain, text := t.chain, got.body
 	t.CRLsPEM, t.asked, t.since = text, now, got.start
-	t.crls = sync.OnceValues(func() (crls, error) { return parseCRLs(text, issuer) })
+	t.crls = sync.OnceValues(func() (crls, error) { return parseCRLs(text, chain) })
 	return nil
 }
 
 // parseCRLs parses the CRLs and finds that of the signing CA. That CRL must be complete, as receipts
 // depend on it.
-func parseCRLs(text []byte, issuer *x509.Certificate) (crls, error) {
+func parseCRLs(text []byte, chain []*pemfile.RawCertificate) (crls, error) {
 	var c crls
 	for block := range pemfile.Blocks(text) {
 		if c.own != nil && bytes.Equal(block.Bytes, c.own.Raw) {
 			continue
 		}
 		crl, err := pemfile.ParseCRL(block)
-		switch {
-		case err != nil:
+		if err != nil {
 			c.foreignErr = fmt.Errorf("%s: %w", crlPath, err)
-		case c.own == nil && crl.CheckSignatureFrom(issuer) == nil:
-			c.own = crl
-		default:
-			c.foreign = append(c.foreign, statusOf(crl))
+			continue
 		}
+		if c.own == nil && crl.CheckSignatureFrom(chain[0].X509) == nil {
+			c.own = crl
+			continue
+		}
+		foreign := statusOf(crl)
+		foreign.Outside = !slices.ContainsFunc(chain, func(c *pemfile.RawCertificate) bool { return bytes.Equal(c.RawSubject, crl.RawIssuer) })
+		c.foreign = append(c.foreign, foreign)
 	}
 	if c.own == nil {
-		return crls{}, errors.Join(fmt.Errorf("%s: none is signed by %s", crlPath, issuer.Subject), c.foreignErr)
+		return crls{}, errors.Join(fmt.Errorf("%s: none is signed by %s", crlPath, chain[0].Subject()), c.foreignErr)
 	}
-	if err := pemfile.CheckWhole(c.own); err != nil {
+	if err := c.own.CheckWhole(); err != nil {
 		return crls{}, fmt.Errorf("%s: %w", crlPath, err)
 	}
 	return c, nil

@@ -1,0 +1,87 @@
+package pemfile
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/big"
+	"time"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+)
+
+// RawCertificate is a certificate as DER, with what can be told of it even where package x509
+// refuses it: keys on brainpool curves and secp256k1, negative serials, malformed extensions.
+type RawCertificate struct {
+	Raw                     []byte
+	RawSubject, RawIssuer   []byte // names, in DER
+	RawSubjectPublicKeyInfo []byte
+	SerialNumber            *big.Int  // may be negative
+	NotBefore, NotAfter     time.Time // zero: can't be read
+
+	X509       *x509.Certificate // nil: package x509 refuses it
+	Unreadable error             // why it does
+}
+
+// Subject spells the subject's name.
+func (c *RawCertificate) Subject() string { return nameOf(c.RawSubject) }
+
+// Issuer spells the issuer's name.
+func (c *RawCertificate) Issuer() string { return nameOf(c.RawIssuer) }
+
+// RawCertificates returns all certificates in data, whatever package x509 says of each. Blocks of
+// other types are skipped. Bytes that are no certificate at all, and data without one, are errors.
+func RawCertificates(data []byte) ([]*RawCertificate, error) {
+	var certs []*RawCertificate
+	for block := range Blocks(data) {
+		if block.Type != Certificate {
+			continue
+		}
+		cert, err := parseRaw(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %d: %w", len(certs)+1, err)
+		}
+		certs = append(certs, cert)
+	}
+	if len(certs) == 0 {
+		return nil, errNone
+	}
+	return certs, nil
+}
+
+func parseRaw(der []byte) (*RawCertificate, error) {
+	c := &RawCertificate{Raw: der, SerialNumber: new(big.Int)}
+	c.X509, c.Unreadable = x509.ParseCertificate(der)
+	input := cryptobyte.String(der)
+	var whole, tbs, version, subject, issuer, key, validity, skipped cryptobyte.String
+	if !input.ReadASN1(&whole, cbasn1.SEQUENCE) || !input.Empty() || !whole.ReadASN1(&tbs, cbasn1.SEQUENCE) ||
+		!tbs.ReadOptionalASN1(&version, nil, cbasn1.Tag(0).Constructed().ContextSpecific()) ||
+		!tbs.ReadASN1Element(&skipped, cbasn1.INTEGER) || !readSerial(skipped, c.SerialNumber) ||
+		!tbs.SkipASN1(cbasn1.SEQUENCE) || !tbs.ReadASN1Element(&issuer, cbasn1.SEQUENCE) ||
+		!tbs.ReadASN1(&validity, cbasn1.SEQUENCE) || !tbs.ReadASN1Element(&subject, cbasn1.SEQUENCE) ||
+		!tbs.ReadASN1Element(&key, cbasn1.SEQUENCE) {
+		return nil, errors.Join(errors.New("it is no certificate in DER"), c.Unreadable)
+	}
+	c.RawIssuer, c.RawSubject, c.RawSubjectPublicKeyInfo = issuer, subject, key
+	if isTime(validity) {
+		c.NotBefore = skipTime(&validity)
+	}
+	if isTime(validity) {
+		c.NotAfter = skipTime(&validity)
+	}
+	return c, nil
+}
+
+// readSerial reads an INTEGER, minimally encoded or not.
+func readSerial(der cryptobyte.String, into *big.Int) bool {
+	var contents cryptobyte.String
+	if !der.ReadASN1(&contents, cbasn1.INTEGER) || contents.Empty() {
+		return false
+	}
+	into.SetBytes(contents)
+	if contents[0]&0x80 != 0 { // two's complement
+		into.Sub(into, new(big.Int).Lsh(big.NewInt(1), uint(8*len(contents))))
+	}
+	return true
+}
