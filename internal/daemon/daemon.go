@@ -269,6 +269,7 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 	d.sources.Brief = func(ctx context.Context) (ca.Status, error) { return ca.Brief(ctx, authority) }
 	d.sources.Down, d.sources.Keys = queue.Down, pool.Stats
 	d.wg.Go(func() { queue.Run(ctx) })
+	d.wg.Go(func() { logNotInForce(ctx, d.sources.Brief, time.Now, logAgain, d.log) })
 	d.wg.Go(func() { d.registry.Run(ctx) })
 	return nil
 }

@@ -64,8 +64,10 @@ type Host struct {
 
 // CA is how an authority stands.
 type CA struct {
-	Subject  string
-	NotAfter time.Time
+	Subject string
+	// NotBefore and NotAfter are of the CA's certificate.
+	NotBefore, NotAfter time.Time
+
 	CRLs     []CRL
 	Version  string    // of Puppet Server; "": espm is the CA
 	Clock    time.Time // of Puppet Server; zero: not known

@@ -167,6 +167,9 @@ func checkAuthority(ctx context.Context, h *Host) []Finding {
 	}
 	switch left := c.NotAfter.Sub(now); {
 	case c.NotAfter.IsZero():
+	case now.Before(c.NotBefore):
+		all = append(all, found(Failure, "timedatectl set-ntp true", "the certificate of %s is not valid before %s: is this host's clock right?",
+			c.Subject, c.NotBefore.Format(time.RFC3339)))
 	case left <= 0:
 		all = append(all, found(Failure, "", "the certificate of %s ended %s: no agent trusts anything any more; the CA needs a new one", c.Subject, c.NotAfter.Format(time.RFC3339)))
 	case left < caSoon:

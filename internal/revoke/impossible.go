@@ -14,8 +14,8 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// closeImpossible closes the orders that the authority can never carry out, and returns the
-// others that it refused. A closed order holds up no certificate of its name.
+// closeImpossible closes the orders that the authority can never carry out. It returns the other refused orders. A
+// closed order does not delay the next certificate of its name.
 func (q *Queue) closeImpossible(ctx context.Context, refused []refusal) ([]refusal, error) {
 	var impossible, others []refusal
 	for _, r := range refused {
@@ -56,12 +56,12 @@ func (q *Queue) closePart(ctx context.Context, refused []refusal) error {
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("closing %d revocations that the CA can't carry out: %w", len(refused), err)
+		return fmt.Errorf("close %d revocations that the CA can't carry out: %w", len(refused), err)
 	}
-	q.ended()
+	q.wakeWaiters()
 	for _, r := range refused {
 		q.log.WithError(r.why).WithFields(logrus.Fields{"id": r.order.ID, "certname": r.order.Certname, "serial": r.order.Serial}).
-			Error("a certificate can't be revoked by the CA, and stays valid until it expires")
+			Error("the CA can't revoke a certificate, which stays valid until it expires")
 	}
 	return nil
 }
