@@ -165,7 +165,7 @@ func TestPublishedFolderMissing(t *testing.T) {
 	h.add(s.provision(t, "kept.test"))
 	doomed := s.provision(t, "doomed.test")
 	s.pending(t, doomed)
-	if !strings.Contains(s.log(t), "revocations are waiting") {
+	if !strings.Contains(s.log(t), "revocations can't be carried out yet") {
 		t.Error("the log does not say that revocations wait")
 	}
 	if err := os.Mkdir(missing, 0o755); err != nil {

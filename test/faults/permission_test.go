@@ -71,7 +71,7 @@ func TestFolderOfTheCAReadOnly(t *testing.T) {
 		t.Errorf("provision: got %v, want UNAVAILABLE for want of permission", err)
 	}
 	s.serving(t)
-	if log := s.log(t); !strings.Contains(log, "revocations are waiting") || !strings.Contains(log, "permission denied") {
+	if log := s.log(t); !strings.Contains(log, "revocations can't be carried out yet") || !strings.Contains(log, "permission denied") {
 		t.Errorf("the log does not say that revocations wait, and why:\n%s", log)
 	}
 
