@@ -1,11 +1,11 @@
-// Package backup is the form of a backup: a tar archive that any tar can
-// unpack. Its last file, MANIFEST.json, lists the others with their SHA-256, so that an archive
-// that was cut short or damaged is told from a whole one. That protects
-// against accidents, not against somebody who can write a backup of his own.
+// Package backup reads and writes the format of a backup: a tar archive that any tar can
+// unpack. Its last file, MANIFEST.json, lists the others with their SHA-256, so that Read detects an
+// incomplete or damaged archive. That protects
+// against accidents, not against attackers, who can write a manifest of their own.
 //
 //	espm.yaml      the configuration
 //	espm.db        the store
-//	ca/...         the CA folder, where espm owns one; its private key only where asked for
+//	ca/...         the CA folder, if espm owns one; its private key only on request
 //	MANIFEST.json
 package backup
 
@@ -34,13 +34,13 @@ const (
 	manifestName = "MANIFEST.json"
 )
 
-// format is the version of this form.
+// format is the version of this format.
 const format = 1
 
-// maxManifest bounds a manifest: some 200 bytes for each file of a CA with a million.
+// maxManifest is the longest manifest. A file needs about 200 bytes, and a CA may have a million files.
 const maxManifest = 512 << 20
 
-// Manifest says what a backup holds.
+// Manifest describes a backup.
 type Manifest struct {
 	Format     int            `json:"format"`
 	CreatedAt  time.Time      `json:"created_at"`
@@ -68,7 +68,7 @@ type Writer struct {
 	Manifest Manifest // written by Close
 }
 
-// NewWriter returns a Writer of a backup that is made now.
+// NewWriter returns a Writer. The backup has the time now.
 func NewWriter(w io.Writer, m Manifest) *Writer {
 	m.Format = format
 	return &Writer{tar.NewWriter(w), m}
@@ -97,7 +97,7 @@ func (w *Writer) put(name string, mode fs.FileMode, size int64, r io.Reader) err
 	return err
 }
 
-// Close ends the backup. Without it, it is not one.
+// Close writes the manifest. Without it, the backup is invalid.
 func (w *Writer) Close() error {
 	data, err := json.MarshalIndent(w.Manifest, "", "  ") // #nosec G117 -- names of files, no keys
 	if err != nil {
@@ -109,20 +109,20 @@ func (w *Writer) Close() error {
 	return w.tar.Close()
 }
 
-// Read reads a backup to its end, hands each file to take, which may leave
-// a part unread, and checks all of it. What take was given is worth something
-// only once Read returned without an error.
-func Read(r io.Reader, take func(f File, r io.Reader) error) (Manifest, error) {
-	m, err := read(r, take)
+// Read reads a whole backup and checks it. It calls each with each file, which may leave
+// a part unread. The caller must not use the files
+// before Read has returned without an error.
+func Read(r io.Reader, each func(f File, r io.Reader) error) (Manifest, error) {
+	m, err := read(r, each)
 	if err != nil {
-		return m, fmt.Errorf("the backup is damaged or none: %w", err)
+		return m, fmt.Errorf("the file is no backup, or damaged: %w", err)
 	}
-	// What follows the archive's end is padding; who sent it wants it read.
+	// Padding may follow the archive's end. It must be read, or the sender gets an error.
 	_, err = io.Copy(io.Discard, r)
 	return m, err
 }
 
-func read(r io.Reader, take func(f File, r io.Reader) error) (m Manifest, err error) {
+func read(r io.Reader, each func(f File, r io.Reader) error) (m Manifest, err error) {
 	archive := tar.NewReader(r)
 	var have []File
 	for {
@@ -140,7 +140,7 @@ func read(r io.Reader, take func(f File, r io.Reader) error) (m Manifest, err er
 		}
 		f := File{Name: h.Name, Mode: fs.FileMode(h.Mode & 0o777), Size: h.Size} // #nosec G115 -- of 9 bits
 		sum := sha256.New()
-		if err := takeWhole(f, archive, sum, take); err != nil {
+		if err := readWhole(f, archive, sum, each); err != nil {
 			return m, fmt.Errorf("%s: %w", f.Name, err)
 		}
 		f.SHA256 = hex.EncodeToString(sum.Sum(nil))
@@ -148,16 +148,16 @@ func read(r io.Reader, take func(f File, r io.Reader) error) (m Manifest, err er
 	}
 }
 
-func takeWhole(f File, r io.Reader, sum hash.Hash, take func(f File, r io.Reader) error) error {
+func readWhole(f File, r io.Reader, sum hash.Hash, each func(f File, r io.Reader) error) error {
 	body := io.TeeReader(r, sum)
-	if err := take(f, body); err != nil {
+	if err := each(f, body); err != nil {
 		return err
 	}
 	_, err := io.Copy(io.Discard, body)
 	return err
 }
 
-// sound: a name must not lead out of the folder that a backup is restored to.
+// sound reports whether a name stays in the folder that a backup is restored to.
 func sound(name string) bool {
 	switch {
 	case name == StoreName, name == ConfigName, name == manifestName:
@@ -167,7 +167,7 @@ func sound(name string) bool {
 	return ok && fs.ValidPath(rest) && rest != "." && path.Clean(name) == name
 }
 
-// check reads the manifest and compares it with what was there.
+// check compares the manifest with the files of the archive.
 func (m *Manifest) check(r io.Reader, have []File, archive *tar.Reader) error {
 	if err := json.NewDecoder(r).Decode(m); err != nil {
 		return fmt.Errorf("%s: %w", manifestName, err)

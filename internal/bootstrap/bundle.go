@@ -1,4 +1,4 @@
-// Package bootstrap makes what an instance needs to run its agent trusted
+// Package bootstrap makes the bundle of an instance: the files with which its agent is trusted
 // from the first boot.
 package bootstrap
 
@@ -15,31 +15,31 @@ import (
 	"github.com/espm-project/espm/internal/secret"
 )
 
-// Bundle is all that an agent needs.
+// Bundle has the data that an agent needs.
 type Bundle struct {
 	CertificatePEM []byte
-	PrivateKeyPEM  secret.Text // none where the caller holds the key
+	PrivateKeyPEM  secret.Text // empty if the caller has the key
 	CAPEM          []byte      // the signing CA first
 	CRLPEM         []byte
 	PuppetConf     string
 	MasterURL      string // of the Puppet Server, https://HOST:PORT
 }
 
-// file is one of a bundle, under a folder that an agent can use as its --confdir.
+// file is a file of a bundle. Its name is relative to the agent's --confdir.
 type file struct {
 	path string
 	data []byte
 	mode os.FileMode
 }
 
-// dirs are the folders that the files of a bundle are in.
+// dirs are the folders of a bundle.
 var dirs = []file{
 	{path: "ssl", mode: 0o755},
 	{path: "ssl/certs", mode: 0o755},
 	{path: "ssl/private_keys", mode: 0o750},
 }
 
-// files are the bundle's; what it has not is not among them.
+// files returns the files of the bundle that have data.
 func (b Bundle) files(name node.Certname) []file {
 	all := []file{
 		{keyPath(name), b.PrivateKeyPEM.Bytes(), 0o600},
@@ -51,7 +51,7 @@ func (b Bundle) files(name node.Certname) []file {
 	return slices.DeleteFunc(all, func(f file) bool { return f.data == nil })
 }
 
-// Where files of a bundle are in its folder.
+// Paths of files in a bundle.
 const (
 	caPath   = "ssl/certs/ca.pem"
 	crlPath  = "ssl/crl.pem"
@@ -61,9 +61,9 @@ const (
 func keyPath(name node.Certname) string         { return "ssl/private_keys/" + string(name) + ".pem" }
 func certificatePath(name node.Certname) string { return "ssl/certs/" + string(name) + ".pem" }
 
-// Write lays a bundle down under dir so that an agent can use it as its
-// --confdir: puppet.conf and ssl/. Each file is durable when it returns, and the private
-// key readable by its owner alone. See CheckFree for what may stand there.
+// Write writes a bundle, puppet.conf and ssl/, to dir, which an agent can use as its
+// --confdir. Each file is durable when Write returns. Only the owner can read the private
+// key. See CheckFree for the files that may exist already.
 func (b Bundle) Write(dir string, name node.Certname) error {
 	for _, sub := range dirs {
 		if err := os.MkdirAll(filepath.Join(dir, sub.path), 0o755); err != nil {
@@ -81,8 +81,8 @@ func (b Bundle) Write(dir string, name node.Certname) error {
 	return nil
 }
 
-// CheckFree makes sure that Write would overwrite no bundle that stands in
-// dir. Ask before the certificate is issued. A private key of the caller's may stand there.
+// CheckFree returns an error if Write would overwrite a bundle in
+// dir. Call it before the certificate is issued. The caller's private key may exist already.
 func CheckFree(dir string, name node.Certname) error {
 	for _, path := range []string{certificatePath(name), confPath} {
 		if err := checkFree(filepath.Join(dir, path), "folder"); err != nil {

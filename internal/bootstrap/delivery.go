@@ -16,18 +16,18 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Delivery is a bundle on its way to an instance, as one document.
+// Delivery is a bundle as one document, to be sent to an instance.
 type Delivery struct {
 	Certname   node.Certname
 	UID        string
 	Serial     string
 	RequestID  string
 	Bundle     Bundle
-	Recipients []age.Recipient // who can open it; none: everyone
+	Recipients []age.Recipient // who can decrypt it; none: the document is not encrypted
 
-	// Of user data alone.
+	// Only for user data.
 	Script   []byte // packaging/bootstrap's, or the site's
-	Identity string // where the instance has an age identity, where there are Recipients
+	Identity string // the path of the instance's age identity; needed if there are Recipients
 }
 
 // ParseRecipients reads age recipients, age1..., that one document can be sealed to.
@@ -43,12 +43,12 @@ func ParseRecipients(names []string) ([]age.Recipient, error) {
 	if len(all) == 0 {
 		return nil, nil
 	}
-	_, err := age.Encrypt(io.Discard, all...) // not all kinds go together
+	_, err := age.Encrypt(io.Discard, all...) // fails if the kinds of recipients can't be mixed
 	return all, err
 }
 
-// Tar returns the bundle's files as a tar archive; sealed, as a gzipped one
-// that age has encrypted.
+// Tar returns the bundle's files as a tar archive. With Recipients, the archive is gzipped and
+// encrypted with age.
 func (d Delivery) Tar() ([]byte, error) {
 	if len(d.Recipients) > 0 {
 		return d.sealed()
@@ -77,7 +77,7 @@ func (d Delivery) archive() ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// sealed compresses first, as user data is small and what is encrypted can't be made smaller.
+// sealed compresses and then encrypts, as encrypted data can't be compressed.
 func (d Delivery) sealed() ([]byte, error) {
 	archive, err := d.archive()
 	if err != nil {
@@ -112,8 +112,8 @@ func compress(data []byte) ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// JSON returns one object whose values are all strings: the parts of the
-// bundle or, sealed, what Tar returns in base64, and what a caller keeps of the node.
+// JSON returns one object whose values are all strings. It has the parts of the
+// bundle or, with Recipients, the result of Tar in base64. It also has the data that a caller stores of the node.
 func (d Delivery) JSON() ([]byte, error) {
 	doc := map[string]string{
 		"certname": string(d.Certname), "uid": d.UID, "serial": d.Serial, "request_id": d.RequestID, "master_url": d.Bundle.MasterURL,

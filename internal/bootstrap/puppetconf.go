@@ -12,7 +12,7 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Server is the Puppet Server that agents are to use.
+// Server is the Puppet Server that agents use.
 type Server struct {
 	Name     string
 	Port     int
@@ -20,16 +20,16 @@ type Server struct {
 	Template string // of a puppet.conf, see CheckTemplate; "": DefaultTemplate
 }
 
-// DefaultTemplate is the template of a puppet.conf whose every path is under
-// the folder that it stands in.
+// DefaultTemplate is the template of a puppet.conf. All its paths are below
+// the folder of the file.
 //
 //go:embed puppet.conf
 var DefaultTemplate string
 
 const maxTemplate = 64 << 10
 
-// CheckTemplate says whether a text may be the template of a puppet.conf: at most 64 KiB of
-// UTF-8 that sets the certname by its placeholder, as an agent of another name has no certificate.
+// CheckTemplate checks the template of a puppet.conf. It must be at most 64 KiB of
+// UTF-8. It must set certname with the placeholder, as the agent has no certificate for another name.
 func CheckTemplate(text string) error {
 	switch {
 	case len(text) > maxTemplate:
@@ -46,13 +46,13 @@ func CheckTemplate(text string) error {
 	return errors.New("must have the line 'certname = ES_NODE_NAME'")
 }
 
-// URL is where the server is, as the first-boot script wants it.
+// URL returns the server's URL for the first-boot script.
 func (s Server) URL() string {
 	return "https://" + net.JoinHostPort(s.Name, strconv.Itoa(s.Port))
 }
 
-// PuppetConf returns a node's puppet.conf: the template with its placeholders
-// filled. A line with a placeholder that has no value is left out.
+// PuppetConf returns a node's puppet.conf, made from the template. A line whose
+// placeholder has no value is left out.
 func (s Server) PuppetConf(name node.Certname, environment string) string {
 	values := []struct{ placeholder, value string }{
 		{"ES_NODE_NAME", string(name)},

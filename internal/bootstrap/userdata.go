@@ -11,7 +11,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// InstanceDir is where user data lays a bundle down. It is gone when the first run went well.
+// InstanceDir is the bundle's folder on the instance. The script removes it after the first successful run.
 const InstanceDir = "/var/lib/espm-first-boot"
 
 const (
@@ -19,7 +19,7 @@ const (
 	sealedName = "bundle.tar.gz.age"
 )
 
-// CheckIdentity says whether a path can be that of the age identity on the instance.
+// CheckIdentity checks the path of the age identity on the instance.
 func CheckIdentity(path string) error {
 	if !strings.HasPrefix(path, "/") || strings.Trim(path, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._/-") != "" {
 		return fmt.Errorf("%q: must be an absolute path of letters, digits, . _ - and /", path)
@@ -27,8 +27,8 @@ func CheckIdentity(path string) error {
 	return nil
 }
 
-// payload is what user data lays down: the bundle or what it is sealed in, the
-// script, and what runs both.
+// payload has the files that user data writes: the bundle, perhaps encrypted, the
+// script, and the program that runs both.
 func (d Delivery) payload() ([]file, error) {
 	if d.Bundle.PrivateKeyPEM.IsZero() {
 		return nil, errors.New("user data needs the private key, which the caller holds")
@@ -46,8 +46,8 @@ func (d Delivery) payload() ([]file, error) {
 	return append(files, file{scriptName, d.Script, 0o755}, file{"first-boot", d.firstBoot(), 0o755}), nil
 }
 
-// firstBoot is a shell script. What goes into it has been checked: certnames,
-// DNS names and CheckIdentity leave nothing to quote.
+// firstBoot is a shell script. Its values need no quotes: certnames,
+// DNS names and the path that CheckIdentity has checked.
 func (d Delivery) firstBoot() []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "#!/bin/sh\n# Written by espm for %s. Run it again if it failed: %s goes when it went well.\n", d.Certname, InstanceDir)
@@ -64,7 +64,7 @@ func (d Delivery) firstBoot() []byte {
 	return b.Bytes()
 }
 
-// packed says which files are worth compressing: user data is small, in most clouds 16 KiB.
+// packed reports whether to compress a file. Most clouds limit user data to 16 KiB.
 func packed(f file) bool { return f.path == scriptName || f.path == crlPath }
 
 type cloudConfig struct {
@@ -79,7 +79,7 @@ type cloudFile struct {
 	Content     string `yaml:"content"`
 }
 
-// CloudInit returns user data for cloud-init that lays the bundle down and runs the script.
+// CloudInit returns user data for cloud-init that writes the bundle and runs the script.
 func (d Delivery) CloudInit() ([]byte, error) {
 	files, err := d.payload()
 	if err != nil {
@@ -153,7 +153,7 @@ WantedBy=multi-user.target
 `
 
 // Ignition returns user data for Ignition (specification 3.0.0, which every later 2.x reads)
-// that lays the bundle down and has systemd run the script, at each boot until it went well.
+// that writes the bundle and has systemd run the script, at each boot until it succeeds.
 func (d Delivery) Ignition() ([]byte, error) {
 	files, err := d.payload()
 	if err != nil {

@@ -12,9 +12,9 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Network says where the API is served over TLS. Files that are "" are the
-// ones that Puppet on this host uses; of the CA and its CRL, those of the
-// directory where espm owns one.
+// Network configures the API's TLS listener. Files that are "" are those of
+// this host's Puppet. If espm owns a CA directory, CA and CRL are those of the
+// directory.
 type Network struct {
 	Listen      string `yaml:"listen"`
 	Certificate string `yaml:"certificate"`
@@ -26,13 +26,13 @@ type Network struct {
 	MaxConnectionsPerAddress int `yaml:"max_connections_per_address"`
 }
 
-// Principal lets callers in by their certificate. One of Certname and AuthRole is set.
+// Principal admits callers with a certificate. One of Certname and AuthRole is set.
 type Principal struct {
 	Certname string `yaml:"certname"`
 	AuthRole string `yaml:"auth_role"`
 	Role     string `yaml:"role"`
 
-	// What a provisioner is confined to; a list that is not set does not confine.
+	// The lists restrict a provisioner. A list that is not set allows all.
 	Names        []string `yaml:"names"`
 	Environments []string `yaml:"environments"`
 	Groups       []string `yaml:"groups"`
@@ -43,7 +43,7 @@ type Principal struct {
 	OpenProvisions    int     `yaml:"open_provisions"`
 }
 
-// Bounds of network.max_connections.
+// The limits of network.max_connections.
 const (
 	defaultConnections = 4096
 	defaultPerAddress  = 512
@@ -91,7 +91,7 @@ func (c *Config) checkAccess() error {
 	return err
 }
 
-// Access returns the principals that the file lists.
+// Access returns the principals of the configuration.
 func (c *Config) Access() (auth.Principals, error) {
 	var list []auth.Principal
 	for i, p := range c.Principals {

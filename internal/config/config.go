@@ -1,5 +1,5 @@
-// Package config reads espm's configuration: one YAML file, in which an
-// unknown key is an error.
+// Package config reads espm's configuration, a YAML file. An unknown key is
+// an error.
 package config
 
 import (
@@ -24,7 +24,7 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Where things are on a system that was installed from a package.
+// The default paths. The package installs these files there.
 const (
 	DefaultFile   = "/etc/espm/espm.yaml"
 	DefaultListen = "unix:///run/espm/espm.sock"
@@ -51,12 +51,12 @@ type Config struct {
 	File string `yaml:"-"` // where Load read it, absolute; "": it was made otherwise
 }
 
-// Store says where records are kept.
+// Store configures the store.
 type Store struct {
 	Path string `yaml:"path"`
 }
 
-// ENC configures what Puppet Server asks.
+// ENC configures the external node classifier, which Puppet Server asks.
 type ENC struct {
 	Socket       string `yaml:"socket"`
 	Group        string `yaml:"group"`
@@ -64,14 +64,14 @@ type ENC struct {
 	Command      string `yaml:"command"`
 }
 
-// Authority says what signs and revokes. Exactly one kind is set.
+// Authority configures the authority that signs and revokes. Exactly one kind is set.
 type Authority struct {
 	Directory    *Directory    `yaml:"directory"`
 	PuppetServer *PuppetServer `yaml:"puppetserver"`
 }
 
 // PuppetServer is a running Puppet Server that keeps its CA. Files that are ""
-// are the ones that Puppet on this host uses.
+// are those of this host's Puppet.
 type PuppetServer struct {
 	URL         string `yaml:"url"`
 	Certificate string `yaml:"certificate"`
@@ -87,7 +87,7 @@ type Directory struct {
 	CRL     CRL      `yaml:"crl"`
 }
 
-// CRL says how the directory's CRL is kept.
+// CRL configures the CRL of the directory.
 type CRL struct {
 	Validity    Duration `yaml:"validity"`
 	KeepExpired Duration `yaml:"keep_expired"`
@@ -100,7 +100,7 @@ type Issue struct {
 	KeyPool      *int     `yaml:"key_pool"`
 }
 
-// Puppet is the server that provisioned nodes are told to use.
+// Puppet is the server that provisioned nodes are to use.
 type Puppet struct {
 	Server      string   `yaml:"server"`
 	Port        int      `yaml:"port"`
@@ -109,19 +109,19 @@ type Puppet struct {
 	RunInterval Duration `yaml:"run_interval"`
 }
 
-// Audit says how much of the audit log is kept.
+// Audit limits the age and size of the audit log.
 type Audit struct {
 	Keep       Duration `yaml:"keep"`
 	MaxSizeMiB int      `yaml:"max_size_mib"`
 }
 
-// Log says what is logged, and how.
+// Log configures the log.
 type Log struct {
 	Level  string `yaml:"level"`
 	Format string `yaml:"format"`
 }
 
-// Metrics says where metrics and health are served.
+// Metrics configures the listener for metrics and health.
 type Metrics struct {
 	Listen string `yaml:"listen"` // "": nowhere
 }
@@ -260,7 +260,8 @@ func (c *Config) check() error {
 	return nil
 }
 
-// A day, as no line leaves for its age in the first 24 hours of a daemon: its clock may be wrong.
+// The audit log removes no line for its age in a daemon's first 24 hours, as the clock may be wrong. So a shorter
+// time has no effect.
 const minAuditKeep = 24 * time.Hour
 
 func (a Audit) check() error {
@@ -278,7 +279,7 @@ func (p Puppet) check() error {
 		return errors.New("puppet.server: must be set: the Puppet Server that provisioned nodes are to use")
 	}
 	if err := node.CheckDNSName("puppet.server", p.Server); err != nil {
-		return err // a port or a URL here would only fail on every instance
+		return err // with a port or a URL here, the agent of every instance would fail
 	}
 	if p.CAServer != "" {
 		if err := node.CheckDNSName("puppet.ca_server", p.CAServer); err != nil {
@@ -323,8 +324,8 @@ func (a Authority) check() error {
 	return nil
 }
 
-// ParseURL reads authority.puppetserver.url. A port has to be there, as
-// without one it would be 443, where no Puppet Server listens.
+// ParseURL reads authority.puppetserver.url. The URL must have a port: the default
+// would be 443, but no Puppet Server listens there.
 func ParseURL(s string) (*url.URL, error) {
 	u, err := url.Parse(s)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.Port() == "" || u.User != nil ||
@@ -334,9 +335,9 @@ func ParseURL(s string) (*url.URL, error) {
 	return u, nil
 }
 
-// An agent of Puppet 8 fetches the CRL once a day, and may get one that has but
-// a third of its validity left: that it lasts until the next takes three days.
-// Clocks may be a day behind: Puppet backdates its certificates for that.
+// The shortest CRL validity is three days. An agent of Puppet 8 fetches the CRL once a day, and a CRL may have only
+// a third of its validity left. An expired certificate stays on the CRL for at least a day, as
+// clocks may be a day behind.
 const (
 	minCRLValidity = 72 * time.Hour
 	minKeepExpired = 24 * time.Hour
@@ -367,7 +368,7 @@ func (c *Config) checkListen() error {
 	return checkSocket("listen", path)
 }
 
-// checkSocket: the kernel's sockaddr_un has 108 bytes, one of them NUL.
+// checkSocket checks a socket's path. The kernel's sockaddr_un has 108 bytes, one of them NUL.
 func checkSocket(setting, path string) error {
 	if path == "" || len(path) > 107 {
 		return fmt.Errorf("%s: %q: a socket's path has 1 to 107 bytes", setting, path)

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Diff names the settings in which two configurations differ, as the file has
-// them, in order: "log.level". A list is one setting.
+// Diff returns the names of the settings in which two configurations differ, such as "log.level", sorted.
+// A list counts as one setting.
 func Diff(a, b Config) []string {
 	changed := map[string]bool{}
 	diff("", reflect.ValueOf(a), reflect.ValueOf(b), changed)

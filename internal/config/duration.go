@@ -8,10 +8,10 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Duration is a time span as the file has it, such as 400d or 12h.
+// Duration is a time span. In the file it has a form such as 400d or 12h.
 type Duration node.Duration
 
-// UnmarshalYAML implements yaml.Unmarshaler: an error names the line.
+// UnmarshalYAML implements yaml.Unmarshaler. Errors have the line number.
 func (d *Duration) UnmarshalYAML(value *yaml.Node) error {
 	parsed, err := node.ParseDuration(value.Value)
 	if err != nil || value.Kind != yaml.ScalarNode {

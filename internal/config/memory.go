@@ -11,15 +11,15 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Memory is an amount of memory in bytes. The file has it in MiB or GiB, such as 512MiB.
+// Memory is an amount of memory in bytes. In the file it has a unit, such as 512MiB or 2GiB.
 type Memory int64
 
-// minMemory is what espm needs to serve a small site. Under less the collector would run all the time.
+// minMemory is what espm needs for a small site. With less, the garbage collector would run all the time.
 const minMemory Memory = 64 << 20
 
 var memoryUnits = map[string]int64{"MiB": 1 << 20, "GiB": 1 << 30}
 
-// UnmarshalYAML implements yaml.Unmarshaler: an error names the line.
+// UnmarshalYAML implements yaml.Unmarshaler. Errors have the line number.
 func (m *Memory) UnmarshalYAML(value *yaml.Node) error {
 	for suffix, unit := range memoryUnits {
 		number, found := strings.CutSuffix(value.Value, suffix)

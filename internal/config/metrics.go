@@ -16,7 +16,7 @@ func (m Metrics) check() error {
 		return fmt.Errorf("metrics.listen: %q: must be ADDRESS:PORT, such as 127.0.0.1:9645 or [::1]:9645", m.Listen)
 	}
 	if !at.Addr().IsLoopback() {
-		return fmt.Errorf("metrics.listen: %q: must be a loopback address, such as 127.0.0.1:9645, as it asks nobody who they are", m.Listen)
+		return fmt.Errorf("metrics.listen: %q: must be a loopback address, such as 127.0.0.1:9645, as the port has neither TLS nor authentication", m.Listen)
 	}
 	return nil
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/espm-project/espm/internal/site"
 )
 
-// authority is what signs and revokes, and tells what it has signed.
+// authority signs and revokes certificates, and lists those that it has issued.
 type authority interface {
 	ca.Authority
 	registry.Signed
@@ -54,7 +54,7 @@ func (d *daemon) authority(ctx context.Context) (authority, error) {
 	return authority, nil
 }
 
-// token opens the token that holds the CA's key, nil where a file does.
+// token opens the token that has the CA's key, and returns nil if a file has it.
 func (d *daemon) token(setting string) (crypto.Signer, error) {
 	if setting == "" {
 		return nil, nil
@@ -67,14 +67,35 @@ func (d *daemon) token(setting string) (crypto.Signer, error) {
 	return key, nil
 }
 
-// recheck is how long what was found at the start is left alone.
+// logAgain is how often the log says that the CA's certificate is not in force.
+const logAgain = time.Hour
+
+// logNotInForce logs, at the start and then periodically, that the CA's certificate has ended or is not valid yet.
+func logNotInForce(ctx context.Context, brief func(context.Context) (ca.Status, error), now func() time.Time, period time.Duration, log logrus.FieldLogger) {
+	for {
+		wait := min(recheck, period) // the authority may not answer yet
+		if status, err := brief(ctx); err == nil {
+			wait = period
+			if err := status.CheckInForce(now()); err != nil {
+				log.WithError(err).WithFields(logrus.Fields{"ca": status.Subject, "not_before": status.NotBefore, "not_after": status.NotAfter}).
+					Error("no certificate of this CA is valid now, and none can be issued")
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// recheck is the time between two checks of a Puppet Server that is not ready.
 const recheck = 30 * time.Second
 
-// checkServer says in the log what the server lacks, again when that changes,
-// until it lacks nothing. It does not hold up the start: a server that is down
-// now is asked again when it is needed.
+// checkServer checks Puppet Server until it has no problem, and logs each new problem once. It runs in the
+// background, so espm starts even if the server is down.
 func (d *daemon) checkServer(ctx context.Context, authority *puppetserver.Authority, url string) {
-	var said []string
+	var logged []string
 	for {
 		version, problems := authority.Probe(ctx)
 		if ctx.Err() != nil {
@@ -88,11 +109,11 @@ func (d *daemon) checkServer(ctx context.Context, authority *puppetserver.Author
 		var found []string
 		for _, problem := range problems {
 			found = append(found, problem.Error())
-			if !slices.Contains(said, problem.Error()) {
+			if !slices.Contains(logged, problem.Error()) {
 				log.WithError(problem).Error("the authority is not ready")
 			}
 		}
-		said = found
+		logged = found
 		select {
 		case <-ctx.Done():
 			return

@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// forbidCoreDumps keeps the private keys in memory off the disk, whatever kills the process. The limit
-// does not hold where core_pattern names a program (core(5)); the attribute does, and keeps
-// a debugger of the same user out as well.
+// forbidCoreDumps prevents core dumps, as they would write private keys to the disk. The kernel ignores the
+// limit if core_pattern names a program (core(5)), but not the attribute PR_SET_DUMPABLE. The attribute also
+// stops debuggers of the same user.
 func forbidCoreDumps() error {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_CORE, &limit); err != nil {

@@ -1,5 +1,5 @@
-// Package daemon puts espm together from its parts and runs it. It alone
-// names the store's engine and the authority.
+// Package daemon builds espm from its parts and serves. It chooses
+// the store's engine and the authority.
 package daemon
 
 import (
@@ -36,14 +36,17 @@ import (
 	"github.com/espm-project/espm/internal/store/bolt"
 )
 
-// drain is how long calls under way may take when the daemon stops.
+// drain is how long running calls may take when the daemon stops.
 const drain = 10 * time.Second
 
 // Run serves until ctx is done, and returns nil after an orderly stop.
 //
-// The order of the start: the store, so that nobody else can write it; the
-// ENC socket, so that catalogs compile while the rest starts; the store's migration,
-// if a new version asks for one; the authority, with what an earlier run left open; the API, last.
+// Run starts the parts in this order:
+//  1. the store, which locks out other writers;
+//  2. the ENC socket, so that catalogs compile while the rest starts;
+//  3. the store's migration, if a new version needs one;
+//  4. the authority, which continues unfinished issues and revocations;
+//  5. the API.
 func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 	if err := forbidCoreDumps(); err != nil {
 		return err
@@ -58,7 +61,7 @@ func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 	if err := d.openStore(ctx); err != nil {
 		return err
 	}
-	d.keepAudit(ctx)
+	d.runAudit(ctx)
 	d.countSightings(ctx)
 	if err := d.serveENC(ctx, cancel); err != nil {
 		return err
@@ -101,8 +104,8 @@ type daemon struct {
 	closers    []func() error
 }
 
-// close stops the parts in the reverse of the order they were started in. What
-// runs in the background has ended by itself, with the context of Run.
+// close stops the parts in the reverse order of their start. It first waits for the background work, which
+// ends with the context of Run.
 func (d *daemon) close() error {
 	d.wg.Wait()
 	var errs []error
@@ -129,7 +132,7 @@ func setLog(log *logrus.Logger, c config.Log) {
 	}
 }
 
-// openStore refuses a store that others could have read, or could put another in place of.
+// openStore refuses a store that other users can read, or a folder in which they can replace it.
 func (d *daemon) openStore(ctx context.Context) error {
 	path := d.config.Store.Path
 	if err := errors.Join(
@@ -144,9 +147,9 @@ func (d *daemon) openStore(ctx context.Context) error {
 	}
 	d.closers = append(d.closers, engine.Close)
 	if n, err := snapshot.RemoveStale(path); err != nil {
-		d.log.WithError(err).Warn("can't remove what a killed backup left")
+		d.log.WithError(err).Warn("can't remove temporary files of a killed backup")
 	} else if n > 0 {
-		d.log.WithFields(logrus.Fields{"store": path, "files": n}).Info("removed what a killed backup left")
+		d.log.WithFields(logrus.Fields{"store": path, "files": n}).Info("removed temporary files of a killed backup")
 	}
 	if err := giveGroup(path, d.config.ENC.Group, 0o640); err != nil {
 		return fmt.Errorf("enc.group: %w", err)
@@ -157,12 +160,12 @@ func (d *daemon) openStore(ctx context.Context) error {
 	}
 	d.backups = snapshot.NewMaker(d.config, engine)
 	d.sources = metrics.Sources{Store: d.store, StoreBytes: engine.Size, Now: time.Now}
-	return d.keepENC(ctx, d.config)
+	return d.storeENC(ctx, d.config)
 }
 
-// keepENC writes the ENC's settings where espm-enc finds them while the
-// daemon is down. Not needlessly: with a full disk the daemon would not start.
-func (d *daemon) keepENC(ctx context.Context, c config.Config) error {
+// storeENC stores the ENC's settings for espm-enc, which reads them while the
+// daemon is down. It writes only changes, so that the daemon starts with a full disk.
+func (d *daemon) storeENC(ctx context.Context, c config.Config) error {
 	want := site.ENCSettings(c)
 	if have, err := d.store.ENC(ctx); err == nil && have == want {
 		return nil
@@ -170,15 +173,15 @@ func (d *daemon) keepENC(ctx context.Context, c config.Config) error {
 	return d.store.SetENC(ctx, want)
 }
 
-// keepAudit seals audit lines; for the last time when nothing can make more.
-func (d *daemon) keepAudit(ctx context.Context) {
+// runAudit seals audit lines, the last time when no other part can add any.
+func (d *daemon) runAudit(ctx context.Context) {
 	d.audit = audit.New(d.store, audit.Options{
 		Keep: time.Duration(d.config.Audit.Keep), MaxBytes: int64(d.config.Audit.MaxSizeMiB) << 20, Now: time.Now, Log: d.log,
 	})
 	d.untilClosed(ctx, d.audit.Run)
 }
 
-// untilClosed runs something in the background until its turn in close has come.
+// untilClosed runs a function in the background until close stops it, in its turn.
 func (d *daemon) untilClosed(ctx context.Context, run func(context.Context)) {
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan struct{})
@@ -193,7 +196,7 @@ func (d *daemon) untilClosed(ctx context.Context, run func(context.Context)) {
 	})
 }
 
-// countSightings stores when nodes were last seen; for the last time after the
+// countSightings stores when each node was last classified, the last time after the
 // ENC socket is closed.
 func (d *daemon) countSightings(ctx context.Context) {
 	d.sightings = registry.NewSightings(d.store, registry.SeenInStore(d.store), time.Now, d.log)
@@ -213,7 +216,7 @@ func (d *daemon) serveENC(ctx context.Context, cancel context.CancelCauseFunc) e
 		Answered:  d.metrics.Answered,
 	}
 	d.enc = server
-	// It serves on while the API drains, as nobody else can read the store then.
+	// It serves while the API drains, as espm-enc can't open the store yet.
 	d.untilClosed(ctx, func(serving context.Context) {
 		if err := server.Serve(serving, l); err != nil {
 			cancel(err)
@@ -266,11 +269,12 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 	d.sources.Brief = func(ctx context.Context) (ca.Status, error) { return ca.Brief(ctx, authority) }
 	d.sources.Down, d.sources.Keys = queue.Down, pool.Stats
 	d.wg.Go(func() { queue.Run(ctx) })
+	d.wg.Go(func() { logNotInForce(ctx, d.sources.Brief, time.Now, logAgain, d.log) })
 	d.wg.Go(func() { d.registry.Run(ctx) })
 	return nil
 }
 
-// puppetServer is what provisioned nodes are told to use.
+// puppetServer returns the Puppet Server that provisioned nodes are to use.
 func puppetServer(c config.Puppet) (bootstrap.Server, error) {
 	server := bootstrap.Server{Name: c.Server, Port: c.Port, CAServer: c.CAServer}
 	if c.Template == "" {

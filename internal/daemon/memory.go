@@ -11,16 +11,16 @@ import (
 )
 
 const (
-	// memoryShare is the part of the machine's memory that the daemon keeps to: the rest is Puppet Server's.
+	// memoryShare: the daemon uses one part in so many of the machine's memory. Puppet Server needs the rest.
 	memoryShare = 4
-	// The heap is small and its garbage short-lived. Collecting it a quarter as often
-	// gives some 20 % more registrations a second.
+	// The heap is small and its garbage short-lived. With a quarter of the collections, espm does some 20 % more
+	// registrations a second.
 	gcPercent = 400
 )
 
-// limitMemory tells the collector how much memory the daemon may use. Near the limit it
-// collects more often; the limit is no bound that an allocation fails at. GOMEMLIMIT and
-// GOGC in the environment go first.
+// limitMemory sets the garbage collector's memory limit. Near the limit, the collector
+// runs more often, but allocations do not fail. GOMEMLIMIT and
+// GOGC in the environment override it.
 func limitMemory(configured config.Memory, log logrus.FieldLogger) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
@@ -39,7 +39,7 @@ func limitMemory(configured config.Memory, log logrus.FieldLogger) {
 	log.WithField("memory_limit", configured).Debug("the daemon's memory is limited")
 }
 
-// defaultMemory is the daemon's share of the smallest amount that a source gives, 0 if none gives one.
+// defaultMemory returns the daemon's share of the smallest amount that a source has, or 0 if none has one.
 func defaultMemory(sources ...memlimit.Provider) config.Memory {
 	var least uint64
 	for _, source := range sources {

@@ -15,11 +15,11 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// reportEvery is how often the log tells how far a migration has come.
+// reportEvery is how often the log has the progress of a migration.
 const reportEvery = 10 * time.Second
 
-// migrate brings the store up to date. The ENC is answered meanwhile, from records of both
-// versions. The API is not served yet.
+// migrate migrates the store to the current schema. Meanwhile the ENC answers from records of both
+// versions, and the API does not serve.
 func (d *daemon) migrate(ctx context.Context) error {
 	outdated, err := d.store.Outdated(ctx)
 	if err != nil || !outdated {
@@ -48,8 +48,8 @@ func (d *daemon) migrate(ctx context.Context) error {
 	return nil
 }
 
-// keepStore copies the store beside itself, as it is before a migration: the way back to the espm that wrote it.
-// It refuses where the file system lacks room for the copy and for the growth of the store.
+// keepStore copies the store before a migration, into the same folder. With the copy, the operator can go back to the
+// older espm. keepStore returns an error if the file system has no room for the copy and for the store's growth.
 func (d *daemon) keepStore(ctx context.Context, version int) error {
 	path := d.config.Store.Path
 	size, err := d.engine.Size()

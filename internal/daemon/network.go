@@ -20,7 +20,7 @@ import (
 	"github.com/espm-project/espm/internal/site"
 )
 
-// defaultAdmins is the group whose members are admins where the configuration names none.
+// defaultAdmins is the group whose members are admins if the configuration names none.
 const defaultAdmins = "espm"
 
 // gate puts together whom the API lets in, and the tokens.
@@ -53,7 +53,7 @@ func (d *daemon) gate(ctx context.Context) (*auth.Gate, *auth.Tokens, error) {
 	return auth.NewGate(o), o.Tokens, nil
 }
 
-// served are the names that the network listener is reached by. The API asks, which begins after gate.
+// served returns the names of the network listener, which is not known before gate has run.
 func (d *daemon) served() []string {
 	if trust := d.trust.Load(); trust != nil {
 		return trust.Names()
@@ -61,7 +61,7 @@ func (d *daemon) served() []string {
 	return nil
 }
 
-// refusing is an authority whose revocations count for the gate when Revoke returns, which is before there is a receipt.
+// refusing is an authority that reports revocations to the gate as soon as Revoke returns, before the receipt is stored.
 type refusing struct {
 	authority
 	trust *atomic.Pointer[auth.Trust]
@@ -85,7 +85,7 @@ func adminGroup(c config.Config) string {
 	return site.UsableGroup(defaultAdmins)
 }
 
-// networkFiles fills in the files that are not set.
+// networkFiles returns the network settings with all files set.
 func networkFiles(ctx context.Context, c config.Config) (auth.Files, error) {
 	set := *c.Network
 	if dir := c.Authority.Directory; dir != nil && set.CA == "" {
@@ -94,7 +94,7 @@ func networkFiles(ctx context.Context, c config.Config) (auth.Files, error) {
 	if set.Certificate == "" || set.CA == "" {
 		settings, err := site.Settings(ctx, append(site.Identity, "hostcrl")...)
 		if err != nil {
-			return auth.Files{}, fmt.Errorf("network: certificate, key, ca and crl are not all set, and Puppet on this host was asked in vain: %w", err)
+			return auth.Files{}, fmt.Errorf("network: certificate, key, ca and crl are not all set, and Puppet on this host does not have them: %w", err)
 		}
 		if set.Certificate == "" {
 			set.Certificate, set.Key = settings["hostcert"], settings["hostprivkey"]
@@ -106,10 +106,10 @@ func networkFiles(ctx context.Context, c config.Config) (auth.Files, error) {
 	return auth.Files{Certificate: set.Certificate, Key: set.Key, CA: set.CA, CRL: set.CRL}, nil
 }
 
-// localConnections are apart from those of the network, so that no stranger keeps an admin out.
+// localConnections has a limit of its own, so that network clients can't lock out a local admin.
 const localConnections = 1024
 
-// serveOn serves on all listeners of the configuration. Each that ends is told.
+// serveOn serves on all listeners of the configuration. The channel gets the error of each that ends.
 func (d *daemon) serveOn(server *grpc.Server, local net.Listener, limits rpc.Limits) (ended chan error, network net.Addr, err error) {
 	listeners := []net.Listener{rpc.Listen(local, rpc.Limits{Connections: localConnections}, d.log)}
 	if d.config.Network != nil {
@@ -127,7 +127,7 @@ func (d *daemon) serveOn(server *grpc.Server, local net.Listener, limits rpc.Lim
 	return ended, network, nil
 }
 
-// limits are the defaults and what the configuration says.
+// limits returns the limits of the configuration, or else the defaults.
 func limits(c config.Config) rpc.Limits {
 	l := rpc.DefaultLimits
 	if n := c.Network; n != nil {

@@ -9,18 +9,18 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// supervisor is the service manager that started espm, if one did.
+// supervisor is the service manager that started espm, if any.
 type supervisor struct{ log *logrus.Logger }
 
-// tell says what state espm is in. A supervisor that can't be told is logged, and espm goes on.
+// tell reports espm's state. An error is only logged.
 func (s supervisor) tell(state string) {
 	if _, err := sd.SdNotify(false, state); err != nil {
 		s.log.WithError(err).WithField("state", state).Warning("the service manager can't be told")
 	}
 }
 
-// alive answers the watchdog for as long as the store answers, reading and writing. A daemon
-// whose store hangs is of no use; the supervisor then starts a new one.
+// alive answers the watchdog while reads and writes of the store work. If the
+// store hangs, the supervisor restarts the daemon.
 func (s supervisor) alive(ctx context.Context, answers func(context.Context) error) {
 	every, err := sd.SdWatchdogEnabled(false)
 	if err != nil {
@@ -35,7 +35,7 @@ func (s supervisor) alive(ctx context.Context, answers func(context.Context) err
 		if err := within(ctx, every/3, answers); err == nil {
 			s.tell(sd.SdNotifyWatchdog)
 		} else if ctx.Err() == nil {
-			s.log.WithError(err).Error("the store does not answer; the service manager's watchdog is not either")
+			s.log.WithError(err).Error("the store does not answer, so espm does not answer the watchdog of the service manager")
 		}
 		select {
 		case <-ctx.Done():
@@ -45,17 +45,17 @@ func (s supervisor) alive(ctx context.Context, answers func(context.Context) err
 	}
 }
 
-// within bounds a call.
+// within calls a function with a time limit.
 func within(ctx context.Context, bound time.Duration, call func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	return call(ctx)
 }
 
-// moreTime is what a long start asks for, again and again: it may take that long from then on.
+// moreTime is the extension that a long start requests repeatedly. It counts from the request.
 const moreTime = time.Minute
 
-// askForTime keeps the supervisor from ending a start that works.
+// askForTime extends the supervisor's time limit while the start makes progress.
 func (s supervisor) askForTime(ctx context.Context) {
 	tick := time.NewTicker(moreTime / 4)
 	defer tick.Stop()

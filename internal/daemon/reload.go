@@ -12,8 +12,8 @@ import (
 	"github.com/espm-project/espm/internal/enc"
 )
 
-// hangup starts to take SIGHUP, which would else end the process. One that comes
-// during the start is acted upon after it.
+// hangup catches SIGHUP, which would otherwise end the process. A SIGHUP during the start
+// causes a reload after it.
 func (d *daemon) hangup() {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGHUP)
@@ -38,16 +38,16 @@ func (d *daemon) reload(ctx context.Context) {
 	}
 }
 
-// part is a setting that takes effect at once, and what makes it. Settings that belong together share one.
+// part is a group of settings that a reload applies, and the function that applies them.
 type part struct {
 	settings []string
 	apply    func(ctx context.Context, d *daemon, c config.Config) error
 }
 
-// Only the first may fail, so that a reload is done as a whole or not at all.
+// Only the first may fail, so that a reload applies all changes or none.
 var parts = []part{
 	{[]string{"enc.unknown_nodes", "enc.command"}, func(ctx context.Context, d *daemon, c config.Config) error {
-		if err := d.keepENC(ctx, c); err != nil { // first, as it may fail: espm-enc is to say the same while the daemon is down
+		if err := d.storeENC(ctx, c); err != nil { // first, as it may fail
 			return err
 		}
 		d.enc.SetUnknown(enc.Unknown{Policy: c.ENC.UnknownNodes, Command: c.ENC.Command})
@@ -63,7 +63,7 @@ var parts = []part{
 	}},
 }
 
-// reread takes over what changed in the configuration. After an error nothing has.
+// reread applies the changes of the configuration. After an error, nothing has changed.
 func (d *daemon) reread(ctx context.Context, running *config.Config) error {
 	if running.File == "" {
 		return errors.New("it came from no file")
@@ -94,8 +94,8 @@ func (d *daemon) reread(ctx context.Context, running *config.Config) error {
 	return nil
 }
 
-// mix returns what runs with what takes effect at once of what is in the file now. The
-// rest is told again at every reload, as long as espm was not restarted.
+// mix returns the running configuration with the settings of the file that a reload can apply. The
+// log names the others at every reload until espm is restarted.
 func mix(running, fresh config.Config) config.Config {
 	running.ENC.UnknownNodes, running.ENC.Command = fresh.ENC.UnknownNodes, fresh.ENC.Command
 	running.Protected, running.Log = fresh.Protected, fresh.Log

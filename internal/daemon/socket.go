@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// listen makes a local socket that its owner and, where given, a group may
-// use. A socket that nobody listens on any more, left by a killed daemon, is replaced.
+// listen makes a local socket for its owner and a group, if one is
+// given. It replaces the socket of a killed daemon.
 func listen(path, group string) (net.Listener, error) {
 	if err := clearSocket(path); err != nil {
 		return nil, err
@@ -22,7 +22,7 @@ func listen(path, group string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	// No one may connect before the mode is set.
+	// Nobody may connect before the mode is set.
 	old := syscall.Umask(0o177)
 	l, err := net.Listen("unix", path)
 	syscall.Umask(old)
@@ -35,8 +35,8 @@ func listen(path, group string) (net.Listener, error) {
 	return l, nil
 }
 
-// clearSocket removes a dead socket. One that takes no connection for another
-// reason than that nobody listens, such as being busy, is not dead.
+// clearSocket removes a socket that no process listens on. A socket that refuses connections for another
+// reason, such as load, stays.
 func clearSocket(path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -59,7 +59,7 @@ func clearSocket(path string) error {
 	return fmt.Errorf("%s is in use: another espm serves there", path)
 }
 
-// giveGroup sets a file's mode and, where a group is named, its group.
+// giveGroup sets a file's mode, and its group if one is given.
 func giveGroup(path, group string, mode os.FileMode) error {
 	if group != "" {
 		g, err := user.LookupGroup(group)

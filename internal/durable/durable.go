@@ -1,5 +1,5 @@
-// Package durable is the project's one way to write a file: what it has
-// written survives a killed process and a power cut, or was never seen.
+// Package durable writes files. All of espm uses it. After a killed process or a power cut, a file
+// has either its old or its new content.
 package durable
 
 import (
@@ -17,29 +17,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Disk writes files durably. When a method returns nil the change is on the
-// disk, and so is the name that leads to it. When it returns an error the
-// change may have been applied or not, but never in part: a reader sees the
-// file as it was or as it was to be. Errors keep the operating system's
-// number for errors.Is (unix.ENOSPC) and name the path. Calls on different
-// paths may be made at once; calls on one path are the caller's to order.
+// Disk writes files durably. When a method returns nil, the change is on the
+// disk, and so is the file's name. After an error, the
+// change may be applied or not, but never in part: a reader sees either the
+// old or the new file. Errors wrap the operating system's
+// error for errors.Is (unix.ENOSPC) and name the path. Calls on different
+// paths may run concurrently. The caller must order calls on the same path.
 type Disk interface {
-	// WriteFile replaces path with data in one step. The file gets exactly
-	// mode, whatever the umask; running as root, it keeps the owner of the
-	// file that it replaces, unless everybody may put files into the folder. A symbolic link is replaced, not followed.
+	// WriteFile replaces path with data, atomically. The file gets exactly
+	// mode, independent of the umask. As root, WriteFile keeps the owner of the
+	// old file, unless everybody may write in the folder. WriteFile replaces a symbolic link, not its target.
 	WriteFile(path string, data []byte, mode fs.FileMode) error
 
-	// Append adds data to the end of path, which gets mode if it is new. A
-	// write that fails is undone, so that no half of data stays; only a
-	// killed process can leave one.
+	// Append adds data to the end of path. A new file gets mode. If the
+	// write fails, Append removes the part of data that was written. Only a
+	// killed process can leave a part.
 	Append(path string, data []byte, mode fs.FileMode) error
 
 	// Truncate cuts path to size bytes.
 	Truncate(path string, size int64) error
 
-	// Remove removes files of one folder, which it syncs once; one that is
-	// not there is no error. One that can't be removed does not stop the others:
-	// a *RemoveError tells which; any other error may concern them all.
+	// Remove removes files of one folder, which it syncs once. A missing file
+	// is no error. If a file can't be removed, Remove still removes the others, and returns
+	// a *RemoveError with the failures. Any other error may concern all files.
 	Remove(paths ...string) error
 }
 
@@ -55,7 +55,7 @@ func (osDisk) WriteFile(path string, data []byte, mode fs.FileMode) error {
 	return SyncFolder(filepath.Dir(path))
 }
 
-// WriteStream is OS.WriteFile with what write writes. Unless that returns nil, path stays as it was.
+// WriteStream is OS.WriteFile for data that write produces. If write returns an error, path does not change.
 func WriteStream(path string, mode fs.FileMode, write func(w io.Writer) error) error {
 	if err := replaceWith(path, mode, write); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
@@ -72,10 +72,10 @@ func replace(path string, data []byte, mode fs.FileMode) error {
 
 func replaceWith(path string, mode fs.FileMode, write func(w io.Writer) error) error {
 	dir := filepath.Dir(path)
-	// The folder itself holds the temporary file, never $TMPDIR: renameio's
-	// guess that both share a file system costs two files a call.
-	// It starts at 0600, so that a key is never open to others, not even for
-	// an instant; the owner changes before the mode widens.
+	// The temporary file is always in the same folder, not in $TMPDIR: renameio would make two files
+	// a call to find out whether both are on the same file system.
+	// It has mode 0600 at first, so that others can never read a key. The
+	// owner is set before the final mode.
 	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(dir), renameio.WithStaticPermissions(0o600))
 	if err != nil {
 		return nameless(err)
@@ -96,8 +96,8 @@ func replaceWith(path string, mode fs.FileMode, write func(w io.Writer) error) e
 	return nil
 }
 
-// nameless leaves out the temporary file's random name: who logs an error once must
-// be able to tell that it is the same one again.
+// nameless removes the temporary file's random name from an error. So the same failure has the same text, and a
+// caller can log it only once.
 func nameless(err error) error {
 	if e, ok := errors.AsType[*fs.PathError](err); ok {
 		return fmt.Errorf("%s: %w", e.Op, e.Err)
@@ -108,8 +108,8 @@ func nameless(err error) error {
 	return err
 }
 
-// keepOwner gives f the owner of the file at path. Only root may; a daemon
-// that runs as root in a folder of the user puppet must not take files away.
+// keepOwner gives f the owner of the file at path. Only root can do so. A daemon
+// that runs as root in a folder of the user puppet must not change the owner of puppet's files.
 func keepOwner(f *os.File, path string) error {
 	if os.Geteuid() != 0 {
 		return nil
@@ -149,8 +149,8 @@ func (osDisk) Append(path string, data []byte, mode fs.FileMode) (err error) {
 		err = f.Sync()
 	}
 	if err != nil {
-		// A full disk takes a part of the data: undo it, for the next append
-		// would go on in the middle of a line.
+		// A full disk may have got a part of the data. Remove it, or the next append
+		// would continue in the middle of a line.
 		return errors.Join(err, f.Truncate(st.Size()), f.Sync())
 	}
 	if st.Size() == 0 { // perhaps new: its name must last too
@@ -195,7 +195,7 @@ func (osDisk) Remove(paths ...string) error {
 	return nil
 }
 
-// RemoveError is what Remove could not remove, and why; the other files are gone for good.
+// RemoveError has the files that Remove could not remove, and why. The others are durably removed.
 type RemoveError struct {
 	Paths map[string]error
 }
@@ -210,8 +210,8 @@ func (e *RemoveError) Unwrap() []error {
 	return errs
 }
 
-// SyncFolder makes names created in, renamed into and removed from a folder
-// durable; renameio leaves that out.
+// SyncFolder makes creations, renames and removals in a folder
+// durable. renameio does not do that.
 func SyncFolder(dir string) (err error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -224,9 +224,9 @@ func SyncFolder(dir string) (err error) {
 	return nil
 }
 
-// RemoveStale removes the temporary files that a killed WriteFile left in dir
-// for the names that ours accepts. Nothing may be writing those names. It
-// returns how many it removed; a dir that is not there has none.
+// RemoveStale removes the temporary files that a killed WriteFile left in dir,
+// for the names that ours accepts. No process may write these names meanwhile. It
+// returns how many it removed. A missing dir is no error.
 func RemoveStale(dir string, ours func(name string) bool) (int, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -246,7 +246,7 @@ func RemoveStale(dir string, ours func(name string) bool) (int, error) {
 	return removed, nil
 }
 
-// target tells which file a temporary file of renameio, "." NAME DIGITS, was to become.
+// target returns the final name of a temporary file of renameio, whose name is "." NAME DIGITS.
 func target(temp string) (string, bool) {
 	hidden, ok := strings.CutPrefix(temp, ".")
 	name := strings.TrimRight(hidden, "0123456789")

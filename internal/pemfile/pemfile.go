@@ -1,5 +1,5 @@
 // Package pemfile reads and writes certificates and CRLs in PEM (RFC 7468),
-// and tells whether a file has changed since it was last read.
+// and detects whether a file has changed since it was last read.
 package pemfile
 
 import (
@@ -25,8 +25,8 @@ const (
 	lineChars = 64
 )
 
-// Encode returns one PEM block of DER, which may come in parts. It takes a third of the time of
-// encoding/pem, which would be the greatest part of a revocation's where the CRL is large.
+// Encode returns one PEM block of DER, which may come in parts. It needs a third of the time of
+// encoding/pem. With a large CRL, that would be the greatest part of a revocation's time.
 func Encode(kind string, der ...[]byte) []byte {
 	begin, end := "-----BEGIN "+kind+"-----\n", "-----END "+kind+"-----\n"
 	length := 0
@@ -148,8 +148,8 @@ func Certificates(data []byte) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
-// First returns the first certificate in data and ignores what follows. In a chain that is the leaf,
-// or the CA that signs.
+// First returns the first certificate in data and ignores the rest. In a chain that is the leaf,
+// or the signing CA.
 func First(data []byte) (*x509.Certificate, error) {
 	for block := range Blocks(data) {
 		if block.Type == Certificate {
@@ -161,7 +161,7 @@ func First(data []byte) (*x509.Certificate, error) {
 
 var errNone = errors.New("holds no certificate in PEM")
 
-// WrongType is the error for a block whose type is not the one that was wanted.
+// WrongType is the error for a block that does not have the wanted type.
 func WrongType(block *pem.Block, want string) error {
 	return fmt.Errorf("holds a PEM block %.40q, want only %s", block.Type, want)
 }

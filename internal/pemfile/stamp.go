@@ -6,17 +6,17 @@ import (
 	"syscall"
 )
 
-// Stamp is the state of a file: equal stamps mean that it has not changed. A
-// file that is rewritten with the same size and the same time of modification has
-// another stamp, as the kernel sets the time of change. The zero Stamp is of no file.
+// Stamp is the state of a file. Equal stamps mean that the file has not changed. A
+// file that is rewritten with the same size and modification time has
+// another stamp, as the kernel sets the change time. No file has the zero Stamp.
 type Stamp struct {
 	inode           uint64
 	size            int64
 	written, change syscall.Timespec
 }
 
-// StampOf returns the stamp of a file, the zero Stamp with an error. Take it before the file is
-// read, so that a change in between shows the next time.
+// StampOf returns the stamp of a file, or the zero Stamp and an error. Call it before the file is
+// read, so that the next call detects a change during the read.
 func StampOf(path string) (Stamp, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -29,8 +29,8 @@ func StampOf(path string) (Stamp, error) {
 	return Stamp{s.Ino, s.Size, s.Mtim, s.Ctim}, nil
 }
 
-// Stamps returns the stamps of files that are read together. A file that can't be
-// looked at has the zero Stamp.
+// Stamps returns the stamps of files that are read together. After an error, a file
+// has the zero Stamp.
 func Stamps(paths ...string) []Stamp {
 	stamps := make([]Stamp, len(paths))
 	for i, path := range paths {

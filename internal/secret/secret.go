@@ -1,4 +1,4 @@
-// Package secret holds what must not show itself by accident: private keys, tokens.
+// Package secret has a type for private keys and tokens, which must not be printed by accident.
 package secret
 
 import (
@@ -8,13 +8,13 @@ import (
 
 const redacted = "[redacted]"
 
-// Text is a secret that prints, logs and encodes as "[redacted]". It lies behind
-// a function, as fmt asks no method of a value in an unexported field: from there
-// it prints what it finds, through pointers too, but of a function the address. The
-// zero Text is none. Bytes alone gives it away.
+// Text is a secret that prints, logs and encodes as "[redacted]". The secret is in
+// a closure, because fmt calls no methods on unexported fields: it would print
+// the bytes there, even behind a pointer, but of a function it prints only the address. The
+// zero Text has no secret. Only Bytes returns the secret.
 type Text struct{ reveal func() []byte }
 
-// New keeps a secret, without a copy; none where it is nil.
+// New returns a Text with the secret, which it does not copy. nil gives the zero Text.
 func New(text []byte) Text {
 	if text == nil {
 		return Text{}
@@ -22,7 +22,7 @@ func New(text []byte) Text {
 	return Text{func() []byte { return text }}
 }
 
-// Bytes gives the secret away; nil where there is none.
+// Bytes returns the secret, nil if there is none.
 func (t Text) Bytes() []byte {
 	if t.reveal == nil {
 		return nil
@@ -30,7 +30,7 @@ func (t Text) Bytes() []byte {
 	return t.reveal()
 }
 
-// IsZero tells that there is no secret.
+// IsZero reports whether there is no secret.
 func (t Text) IsZero() bool { return t.reveal == nil }
 
 // String redacts the secret.

@@ -1,5 +1,5 @@
 // Package secretfile reads files that hold a secret, a private key or a PIN,
-// and refuses those that others could have read.
+// and refuses files that other users can read.
 package secretfile
 
 import (
@@ -17,17 +17,17 @@ import (
 	"github.com/espm-project/espm/internal/shell"
 )
 
-// MaxSize of a file. A chain and an RSA key of 16384 bits have 20 KiB.
+// MaxSize is the longest file. A chain with an RSA key of 16384 bits has 20 KiB.
 const MaxSize = 64 << 10
 
-// Read returns what a file holds, at most MaxSize bytes, if its mode keeps the secret:
-//   - others have no access at all;
-//   - its group may not write it, and may read it only where that is what Puppet makes:
-//     its keys are 0640 (private-key-perms in Puppet Server's certificate_authority.clj), of
-//     the group puppet or pe-puppet, or, of an agent without Puppet Server, root's.
+// Read returns the content of a file of at most MaxSize bytes, if its mode is safe:
+//   - Others have no access.
+//   - Its group may not write it. The group may read it only if it is one of Puppet's:
+//     Puppet's keys have the mode 0640 (private-key-perms in Puppet Server's certificate_authority.clj), and
+//     the group puppet or pe-puppet or, without Puppet Server, root.
 //
-// what names the file in errors, such as "CA key". A mode that is refused comes with the
-// command that mends it. Errors of the operating system are wrapped.
+// what names the file in errors, such as "CA key". The error of an unsafe mode has the
+// command that corrects it. Errors of the operating system are wrapped.
 func Read(what, path string) (data []byte, err error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrPermission) {
@@ -37,7 +37,7 @@ func Read(what, path string) (data []byte, err error) {
 		return nil, fmt.Errorf("cannot read %s: %w", what, err)
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	info, err := f.Stat() // of what was opened: the name may lead elsewhere by now
+	info, err := f.Stat() // of the open file, as the name may lead to another file now
 	if err != nil {
 		return nil, fmt.Errorf("cannot read %s: %w", what, err)
 	}
@@ -57,8 +57,8 @@ func Read(what, path string) (data []byte, err error) {
 	return data, nil
 }
 
-// CheckMode refuses a file or folder that others have one of these permissions on, such as
-// 0o002, and names the command that mends it. One that is not there is no error.
+// CheckMode returns an error if a file or folder has one of these permissions, such as
+// 0o002. The error has the command that corrects it. A missing file is no error.
 func CheckMode(what, path string, forbidden fs.FileMode) error {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -73,7 +73,7 @@ func CheckMode(what, path string, forbidden fs.FileMode) error {
 	return nil
 }
 
-// puppetGroups are those of Puppet Server's user; 0 is root's.
+// puppetGroups are the groups of Puppet Server's user; 0 is root.
 var puppetGroups = []string{"puppet", "pe-puppet"}
 
 func check(what, path string, info fs.FileInfo, groupName func(gid uint32) string) error {

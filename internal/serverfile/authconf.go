@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// ErrForm is an auth.conf that is not in the form that AddRules knows: valid for Puppet Server, perhaps.
+// ErrForm means that AddRules can't read the auth.conf, although Puppet Server may accept it.
 var ErrForm = errors.New("is not in the form that espm knows, one object authorization with one array rules")
 
-// AddRules returns an auth.conf with those of the rules that it does not have, before
-// the others: which of them counts is what sort-order says. All else stays byte for byte.
+// AddRules adds the missing rules to an auth.conf, before the existing ones. The place does not matter, as rules
+// have a sort-order. All other bytes stay the same.
 func AddRules(text []byte, rules []string) ([]byte, error) {
 	open, have, err := findRules(text)
 	if err != nil {
@@ -55,10 +55,10 @@ func RemoveRules(text []byte, ours func(rule string) bool) ([]byte, error) {
 // place is where a rule stands in a file, and where its comma ends.
 type place struct{ from, to, behind int }
 
-// rulesIndent is that of the file that comes with Puppet Server.
+// rulesIndent is the indentation in Puppet Server's own auth.conf.
 const rulesIndent = "        "
 
-// findRules returns where the array of rules has its first element, and the place of each.
+// findRules returns the position of the first rule, and the place of each rule.
 func findRules(text []byte) (open int, have []place, err error) {
 	p := hocon{text: text}
 	if !p.scan() {

@@ -2,17 +2,17 @@ package serverfile
 
 import "bytes"
 
-// hocon is as much of HOCON as it takes to find a place in a file: tokens with their
-// places, and which bracket closes which.
-// Its rules are in https://github.com/lightbend/config/blob/main/HOCON.md.
+// hocon is a minimal parser of HOCON, which finds positions in a file. It has the tokens with their
+// positions, and the pairs of brackets.
+// The format is described in https://github.com/lightbend/config/blob/main/HOCON.md.
 type hocon struct {
 	text   []byte
 	tokens []token
 	pairs  map[int]int // of the opening to the closing token
 }
 
-// token is a part of the text. Its kind is one of {}[], ':' for = too, ',' and '\n', which separate
-// fields; '"' a string in quotes, and 'w' a word without.
+// token is a part of the text. Its kind is a bracket of {}[]; ':' for both : and =; ',' or '\n', which separate
+// fields; '"' for a quoted string; or 'w' for a word without quotes.
 type token struct {
 	kind     byte
 	from, to int
@@ -45,7 +45,7 @@ func (p *hocon) scan() bool {
 	return len(open) == 0
 }
 
-// token returns the one that begins at a place; of kind 0 is what means nothing, and with to < 0 what has no end.
+// token returns the token at a position. Spaces and comments have the kind 0. A token without an end has to < 0.
 func (p *hocon) token(at int) token {
 	rest := p.text[at:]
 	switch c := rest[0]; {
@@ -86,7 +86,7 @@ func (p *hocon) token(at int) token {
 
 const blank = " \t\r\f\v"
 
-// until returns how far it is to the first of some bytes, or to the end.
+// until returns the distance to the first of some bytes, or to the end.
 func until(text []byte, stops string) int {
 	if i := bytes.IndexAny(text, stops); i >= 0 {
 		return i
@@ -94,7 +94,7 @@ func until(text []byte, stops string) int {
 	return len(text)
 }
 
-// skip returns the next token, from i on, that is no separator.
+// skip returns the first token from i on that is no separator.
 func (p *hocon) skip(i int) int {
 	for i < len(p.tokens) && (p.tokens[i].kind == '\n' || p.tokens[i].kind == ',') {
 		i++
@@ -107,9 +107,9 @@ func (p *hocon) opens(i int) bool { return p.tokens[i].kind == '{' || p.tokens[i
 // match returns the token that closes token i.
 func (p *hocon) match(i int) int { return p.pairs[i] }
 
-// field returns the value of a field among the tokens from i to end: a bracket of that kind.
-// It is not found where anything but plain fields stands there, where the name, or a path that
-// begins with it, stands twice, or where the value is made of several.
+// field returns the value of a field among the tokens from i to end. The value must begin with a bracket of that kind.
+// ok is false if there is anything but plain fields, if the name or a path that
+// begins with it occurs twice, or if the value has several parts.
 func (p *hocon) field(i, end int, name string, kind byte) (at int, ok bool) {
 	for i = p.skip(i); i < end; i = p.skip(i) {
 		if p.tokens[i].kind != 'w' && p.tokens[i].kind != '"' {

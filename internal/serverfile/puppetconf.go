@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// TakenError is a setting of puppet.conf that has another value than it is to have.
+// TakenError means that a setting of puppet.conf already has another value.
 type TakenError struct {
 	Section, Name, Value, Want string
 }
@@ -17,25 +17,25 @@ func (e *TakenError) Error() string {
 	return fmt.Sprintf("[%s] has %s = %s, not %s: it is left as it is", e.Section, e.Name, e.Value, e.Want)
 }
 
-// Setting is one of puppet.conf.
+// Setting is a setting of puppet.conf.
 type Setting struct{ Name, Value string }
 
-// ENC are the settings by which Puppet Server asks a command what a node is.
+// ENC returns the settings that make a command Puppet Server's ENC.
 func ENC(command string) []Setting {
 	return []Setting{{"node_terminus", "exec"}, {"external_nodes", command}}
 }
 
-// Lines are read as Puppet does (puppet/settings/ini_file.rb): no comment behind a value.
+// Lines are read like in Puppet (puppet/settings/ini_file.rb): a value has no comment behind it.
 var (
 	sectionLine = regexp.MustCompile(`^\s*\[(\w+)\]\s*$`)
 	settingLine = regexp.MustCompile(`^\s*(\w+)\s*=\s*(.*?)\s*$`)
 )
 
-// searched are the sections that count for Puppet Server, the first that has a setting
-// wins. master is the old name of server. Lines before any section are main's.
+// searched are the sections that Puppet Server reads. The first section that has a setting
+// wins. master is the old name of server. Lines before the first section belong to main.
 var searched = []string{"server", "master", "main"}
 
-// puppetConf is what is to be known of a puppet.conf.
+// puppetConf is a parsed puppet.conf.
 type puppetConf struct {
 	settings map[string]map[string]string // by section and name
 	end      int                          // behind the last setting of [server], or its header; -1: there is no such section
@@ -117,7 +117,7 @@ func UnsetENC(text []byte, ours func(program string) bool, former string) []byte
 	return rest
 }
 
-// unquoted takes away the quotes around a value, as Puppet does.
+// unquoted removes the quotes around a value, like Puppet.
 func unquoted(value string) string {
 	for _, quote := range []string{`"`, `'`} {
 		if len(value) > 1 && strings.HasPrefix(value, quote) && strings.HasSuffix(value, quote) {
@@ -127,8 +127,8 @@ func unquoted(value string) string {
 	return value
 }
 
-// SetPuppetConf returns text with what is missing of the settings in section [server]. A *TakenError says
-// that one counts already with another value.
+// SetPuppetConf adds the missing settings to the section [server]. It returns a *TakenError if Puppet Server
+// already has another value for one of them.
 func SetPuppetConf(text []byte, settings []Setting) ([]byte, error) {
 	conf := readPuppetConf(text)
 	var missing strings.Builder

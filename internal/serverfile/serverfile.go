@@ -1,6 +1,6 @@
-// Package serverfile changes two files of a Puppet Server that espm is set up beside,
-// puppet.conf and auth.conf, as little as can be: what stands in them stays, byte for byte,
-// and what somebody has set otherwise is never overwritten.
+// Package serverfile changes two files of a Puppet Server on the same host,
+// puppet.conf and auth.conf. It only adds lines: all existing bytes stay the same,
+// and it never overwrites a setting.
 package serverfile
 
 import (
@@ -16,21 +16,21 @@ import (
 	"github.com/espm-project/espm/internal/durable"
 )
 
-// Change is a file as it is to be.
+// Change is a planned change of a file.
 type Change struct {
-	Path   string // with symbolic links followed
-	Backup string // where Apply keeps it as it was; "" before that, and where the file was not there
+	Path   string // with symbolic links resolved
+	Backup string // the path of the backup; "" before Apply, and if the file is new
 	Done   bool   // Apply has changed it
 
 	was, is []byte
-	info    fs.FileInfo // nil: it is not there
+	info    fs.FileInfo // nil: the file is new
 }
 
-// Needed reports whether the file is not yet as it is to be.
+// Needed reports whether the change would change the file.
 func (c *Change) Needed() bool { return !bytes.Equal(c.was, c.is) }
 
-// Plan reads the file at path, which is empty if it is not there, and has edit say how it is to be. It
-// writes nothing. An error of edit comes back with the path before it.
+// Plan calls edit with the content of the file at path, or with nothing if there is no file. edit returns the new
+// content. Plan writes nothing. It adds the path to an error of edit.
 func Plan(path string, edit func(text []byte) ([]byte, error)) (*Change, error) {
 	c := &Change{Path: path}
 	real, err := filepath.EvalSymlinks(path)
@@ -49,9 +49,9 @@ func Plan(path string, edit func(text []byte) ([]byte, error)) (*Change, error) 
 	return c, nil
 }
 
-// Apply replaces the file in one step, if that is needed, and keeps it as it was beside it, with the same
-// mode and owner. Once it returns nil both are on the disk. After an error or a crash the file
-// is as it was or as it is to be, and a second Plan and Apply finish.
+// Apply replaces the file atomically, if that is needed, and writes a backup beside it with the same
+// mode and owner. Both are durable when it returns nil. After an error or a crash, the file
+// has its old or its new content, and a second Plan and Apply complete the change.
 func (c *Change) Apply(disk durable.Disk, now time.Time) error {
 	if !c.Needed() {
 		return nil
@@ -59,7 +59,7 @@ func (c *Change) Apply(disk durable.Disk, now time.Time) error {
 	mode := fs.FileMode(0o644)
 	if c.info != nil {
 		mode = c.info.Mode().Perm()
-		if err := c.keep(disk, now); err != nil {
+		if err := c.backUp(disk, now); err != nil {
 			return err
 		}
 	}
@@ -70,8 +70,8 @@ func (c *Change) Apply(disk durable.Disk, now time.Time) error {
 	return nil
 }
 
-// keep writes the backup, over no other. Its name ends in nothing that Puppet Server reads in conf.d.
-func (c *Change) keep(disk durable.Disk, now time.Time) error {
+// backUp writes the backup and overwrites no other. Puppet Server does not read files with such names in conf.d.
+func (c *Change) backUp(disk durable.Disk, now time.Time) error {
 	name := c.Path + ".espm-" + now.UTC().Format("20060102T150405Z")
 	backup := name
 	for n := 2; ; n++ {

@@ -16,13 +16,13 @@ import (
 	"github.com/espm-project/espm/internal/site"
 )
 
-// PuppetHost is this host, as far as it is a Puppet Server's.
+// PuppetHost is the Puppet on this host.
 type PuppetHost struct {
-	settings func() (map[string]string, error) // those that Init needs
+	settings func() (map[string]string, error) // the settings that Init needs
 	disk     durable.Disk
 }
 
-// FindPuppet returns this host. Its Puppet is asked once, when something of it is needed.
+// FindPuppet returns this host's Puppet. It reads the settings once, when they are needed.
 func FindPuppet(ctx context.Context) *PuppetHost {
 	return &PuppetHost{sync.OnceValues(func() (map[string]string, error) {
 		return site.Settings(ctx, append(slices.Clone(site.Identity), "certname", "serverport", "ca_server", "ca_port", "cacert", "config",
@@ -30,14 +30,14 @@ func FindPuppet(ctx context.Context) *PuppetHost {
 	}), durable.OS}
 }
 
-// Conf is the puppet.conf of this host.
+// Conf returns the path of this host's puppet.conf.
 func (h *PuppetHost) Conf() (string, error) {
 	settings, err := h.settings()
 	return settings["config"], err
 }
 
-// CA is the certificate's file of the CA that Puppet Server on this host has; "" where there is no
-// Puppet, or none with a CA.
+// CA returns the path of the CA certificate of the Puppet Server on this host, or "" if there is no
+// Puppet, or no CA.
 func (h *PuppetHost) CA() (string, error) {
 	settings, err := h.settings()
 	if errors.Is(err, site.ErrNoPuppet) || err == nil && !site.Exists(settings["cacert"]) {
@@ -46,7 +46,7 @@ func (h *PuppetHost) CA() (string, error) {
 	return settings["cacert"], err
 }
 
-// Certname is that of the Puppet Server on this host: Puppet's, or else the host's name.
+// Certname returns the certname of the Puppet Server on this host, or else the host's name.
 func (h *PuppetHost) Certname() (string, error) {
 	settings, err := h.settings()
 	if errors.Is(err, site.ErrNoPuppet) {
@@ -55,10 +55,10 @@ func (h *PuppetHost) Certname() (string, error) {
 	return settings["certname"], err
 }
 
-// Apply lets Puppet Server ask command, which is espm-enc with its arguments, what a node is, and lets espm sign and revoke:
-// what is missing for that in puppet.conf, and the rules that Init has found missing in auth.conf. It
-// returns the files with what became of them. Where one can't be changed, or has another value, it is an
-// error and none is. After any other error a second call does the rest. It restarts nothing.
+// Apply changes puppet.conf so that Puppet Server uses command, which is espm-enc with its arguments, as its ENC. It
+// adds to auth.conf the rules that Init has found missing, so that espm may sign and revoke. It
+// returns the changed files. If a file can't be changed, or a setting has another value, Apply returns an
+// error and changes no file. After any other error, a second call completes the work. Apply restarts nothing.
 func (h *PuppetHost) Apply(made Initialized, command string) ([]*serverfile.Change, error) {
 	settings, err := h.settings()
 	if err != nil {
@@ -66,7 +66,7 @@ func (h *PuppetHost) Apply(made Initialized, command string) ([]*serverfile.Chan
 	}
 	program, _, _ := strings.Cut(command, " ")
 	if _, err := os.Stat(program); err != nil {
-		return nil, fmt.Errorf("the program that Puppet Server is to ask: %w", err)
+		return nil, fmt.Errorf("the program for external_nodes: %w", err)
 	}
 	var all []*serverfile.Change
 	if s := made.PuppetServer; s != nil && len(s.Rules) > 0 {
@@ -88,13 +88,13 @@ func (h *PuppetHost) Apply(made Initialized, command string) ([]*serverfile.Chan
 	all = append(all, c)
 	for _, c := range all {
 		if err := c.Apply(h.disk, time.Now()); err != nil {
-			return all, fmt.Errorf("%w; run this again when that is mended", err)
+			return all, fmt.Errorf("%w; solve this and run the command again", err)
 		}
 	}
 	return all, nil
 }
 
-// moveOver says how a site leaves what it has set.
+// moveOver returns the advice for a setting that has another value.
 func moveOver(taken serverfile.TakenError, config string) string {
 	if taken.Name != "external_nodes" || strings.Contains(taken.Value, "espm-enc") {
 		return "Set it yourself, or take the line out and run this again"
@@ -103,7 +103,7 @@ func moveOver(taken serverfile.TakenError, config string) string {
 		taken.Value, config)
 }
 
-// planRules adds the rules to the auth.conf of the server on this host, if it is the one that was asked.
+// planRules plans the rules for auth.conf. The server must be on this host.
 func planRules(settings map[string]string, s PuppetServer) (*serverfile.Change, error) {
 	if !site.Exists(settings["cacert"]) || s.URL != caURL(settings) {
 		return nil, fmt.Errorf("the CA at %s is not this host's (%s), so its auth.conf is not here", s.URL, settings["certname"])

@@ -16,7 +16,7 @@ import (
 	"github.com/espm-project/espm/internal/site"
 )
 
-// Examine looks for what is wrong on this host, with the daemon running or not. It changes nothing.
+// Examine finds the problems on this host, with the daemon running or not. It changes nothing.
 func Examine(ctx context.Context, file string) []doctor.Finding {
 	c, err := config.Load(file)
 	if err != nil {
@@ -54,7 +54,7 @@ func examineDirectory(dir *config.Directory) (doctor.CA, error) {
 	return out, nil
 }
 
-// examineToken opens the token's key, as the daemon does at its start, and compares it with the CA's certificate.
+// examineToken opens the key in the token and compares it with the CA's certificate.
 func examineToken(dir *config.Directory) (err error) {
 	key, err := site.OpenToken(dir.Key)
 	if errors.Is(err, pkcs11.ErrNotBuiltIn) {
@@ -75,8 +75,11 @@ func examineToken(dir *config.Directory) (err error) {
 }
 
 func examined(s ca.Status) doctor.CA {
-	out := doctor.CA{Subject: s.Subject, NotAfter: s.NotAfter}
+	out := doctor.CA{Subject: s.Subject, NotBefore: s.NotBefore, NotAfter: s.NotAfter}
 	for _, c := range append([]ca.CRLStatus{s.CRL}, s.Foreign...) {
+		if c.Outside {
+			continue
+		}
 		out.CRLs = append(out.CRLs, doctor.CRL{Issuer: c.Issuer, ThisUpdate: c.ThisUpdate, NextUpdate: c.NextUpdate})
 	}
 	return out

@@ -1,5 +1,5 @@
-// Package setup is the operator's work on a host that needs no daemon: init makes what espm needs, apply lets
-// Puppet Server ask it, and the doctor's questions are answered here.
+// Package setup does the operator's work on a host without the daemon. Init makes the files that espm needs, Apply changes
+// Puppet Server's configuration, and Examine answers the doctor's questions.
 package setup
 
 import (
@@ -28,34 +28,34 @@ import (
 	"github.com/espm-project/espm/internal/store/bolt"
 )
 
-// InitOptions say what Init makes.
+// InitOptions configure Init.
 type InitOptions struct {
-	Puppet   *PuppetHost // asked for what is not given; a trial with a CA of its own needs none
+	Puppet   *PuppetHost // gives the settings that are not set; not used with Dir and a CA of espm's
 	Dir      string      // "": the system's folders
-	Certname string      // of the Puppet Server; with PuppetServer "": the one of this host, or its URL's host
+	Certname string      // of the Puppet Server; "" with PuppetServer: this host's certname, or the host in the URL
 
 	// The CA that espm makes and owns, unless PuppetServer is set.
 	CAKey        string // "": RSA-4096
-	CAKeyURI     string // of the token that has the key, or is to make it; "": a file
+	CAKeyURI     string // the key in a token, which Init makes if it is not there; "": a file
 	Intermediate bool
 
-	PuppetServer *config.PuppetServer // a server that keeps its CA; what is "" is found out
-	Unasked      bool                 // don't ask that server whether it lets espm in
+	PuppetServer *config.PuppetServer // a server that keeps its CA; fields that are "" are set from this host's Puppet
+	Unasked      bool                 // don't check whether that server allows espm's calls
 }
 
-// Initialized tells what Init made and what stood already.
+// Initialized is the result of Init.
 type Initialized struct {
 	Steps    []Step
 	Config   string // the configuration file
-	Listen   string // where the daemon will listen; "" if Init did not come to its end
-	ENC      string // where espm-enc will ask
+	Listen   string // the daemon's socket; "" after an error
+	ENC      string // the ENC's socket
 	Store    string // the store's file
 	Certname string // of the Puppet Server
 
 	PuppetServer *PuppetServer // nil: espm owns the CA
 }
 
-// Step is one thing that Init made or found.
+// Step is one file or folder that Init made or found.
 type Step struct {
 	What, Path string
 	Stood      bool
@@ -104,13 +104,13 @@ protected_certnames:
 {{- end}}
 `))
 
-// scalar writes a string as YAML.
+// scalar encodes a string as YAML.
 func scalar(s string) (string, error) {
 	b, err := yaml.Marshal(s)
 	return strings.TrimSpace(string(b)), err
 }
 
-// layout is what the configuration is made of.
+// layout has the values for the configuration's template.
 type layout struct {
 	Config, Store, CA, Run string
 	Key                    string // of the CA, in a token
@@ -128,10 +128,10 @@ func (o InitOptions) layout() layout {
 	return l
 }
 
-// Init makes a configuration, the folders that it names, an empty store and,
-// unless a Puppet Server has one, a new CA. What stands already is kept: a second call
-// completes what the first did not. A Puppet Server that does not answer, or
-// not to this client, is an error before anything is made; one that lacks rules for it is not.
+// Init makes a configuration, the folders in it, an empty store and,
+// unless Puppet Server keeps its CA, a new CA. It keeps existing files, so a second call
+// completes the first. If Puppet Server does not answer, or refuses the client certificate, Init returns an
+// error before it makes anything. Missing rules in auth.conf are no error.
 func Init(ctx context.Context, o InitOptions) (Initialized, error) {
 	if err := o.check(); err != nil {
 		return Initialized{}, err
@@ -151,7 +151,7 @@ func Init(ctx context.Context, o InitOptions) (Initialized, error) {
 			return done, err
 		}
 	}
-	// From here on what the file says counts, also if it stood already.
+	// From here on, the values are those of the file, which may be older than this call.
 	c, err := config.Load(l.Config)
 	if err != nil && !stood { // such as a --dir too long for a socket's path: leave nothing to stumble over
 		return Initialized{}, errors.Join(err, os.Remove(l.Config))
@@ -208,7 +208,7 @@ func writeConfig(l layout) error {
 	return durable.OS.WriteFile(l.Config, b.Bytes(), 0o644)
 }
 
-// make makes what the configuration names.
+// make makes the files and folders in the configuration.
 func (o InitOptions) make(ctx context.Context, c config.Config, done *Initialized) error {
 	steps := []func() (Step, error){func() (Step, error) { return initStore(ctx, c) }}
 	if c.Authority.Directory != nil { // else Puppet Server has the CA
@@ -274,7 +274,7 @@ func initCA(c config.Config, o InitOptions) (Step, error) {
 	return step, directory.Create(path, options)
 }
 
-// createInToken creates a CA with the token's key, which is made if it is not there.
+// createInToken creates a CA with a key in the token. It makes the key if it is not there.
 func createInToken(path, setting string, o directory.CreateOptions) error {
 	uri, err := pkcs11.ParseURI(setting)
 	if err != nil {
@@ -293,8 +293,8 @@ func createInToken(path, setting string, o directory.CreateOptions) error {
 	return err
 }
 
-// handOver gives what root made to the owner of the folder that it was made in:
-// a package has given /var/lib/espm to the user that the daemon runs as.
+// handOver changes the owner of files that root made to the owner of their folder.
+// The package makes /var/lib/espm for the daemon's user.
 func handOver(path string) error {
 	var folder unix.Stat_t
 	if err := unix.Stat(filepath.Dir(path), &folder); err != nil {

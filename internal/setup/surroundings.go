@@ -18,40 +18,40 @@ import (
 	"github.com/espm-project/espm/internal/site"
 )
 
-// surroundings are what a configuration says of the Puppet Server beside espm.
+// surroundings are the settings of a new configuration that depend on Puppet Server.
 type surroundings struct {
-	Server    string // what nodes are told to use
+	Server    string // the server that nodes use
 	Port      int
 	Protected []string
-	Group     string // of the server's user; "": none that this user may give a file
+	Group     string // of the server's user; "": none that this user may set
 	Unknown   string // enc.unknown_nodes and enc.command
 	Command   string
 
 	PuppetServer *config.PuppetServer // with the files that were found; nil: espm owns the CA
-	given        config.PuppetServer  // the same, without them
+	given        config.PuppetServer  // the same, but only with the files in InitOptions
 	puppetConf   string               // the server's puppet.conf; "": not known
 }
 
-// PuppetServer is what a server that keeps its CA said of itself.
+// PuppetServer describes a server that keeps its CA.
 type PuppetServer struct {
 	URL        string
-	Version    string   // of its CA service; "": it was not asked, or may not say
-	Client     string   // the certname that it knows espm by; "": it was not asked
-	Rules      []string // what is missing in its auth.conf
+	Version    string   // of its CA service; "": unknown
+	Client     string   // the certname in espm's client certificate; "": the server was not asked
+	Rules      []string // the rules that its auth.conf lacks
 	PuppetConf string   // its puppet.conf; "": not known
 }
 
-// asks bounds the questions to a server.
+// asks is the time limit of the calls to a server.
 const asks = time.Minute
 
-// surroundings finds out what a new configuration says.
+// surroundings returns the settings of a new configuration.
 func (o InitOptions) surroundings() (surroundings, error) {
 	if o.PuppetServer == nil {
 		return o.ownSurroundings()
 	}
 	set := *o.PuppetServer
 	for _, file := range []*string{&set.Certificate, &set.Key, &set.CA} {
-		if *file != "" { // else it would be relative to the configuration's folder
+		if *file != "" { // in the configuration, a relative path is relative to its folder
 			abs, err := filepath.Abs(*file)
 			if err != nil {
 				return surroundings{}, err
@@ -73,7 +73,7 @@ func (o InitOptions) surroundings() (surroundings, error) {
 	if err != nil {
 		return surroundings{}, fmt.Errorf("--url: %w", err)
 	}
-	// The files are written down: the daemon may run as a user whom Puppet tells others.
+	// The configuration names the files, as Puppet has other paths for the daemon's user.
 	s := surroundings{PuppetServer: new(site.WithIdentity(set, settings)), given: set, puppetConf: settings["config"]}
 	s.Unknown, s.Command = classifier(settings)
 	s.Group = site.UsableGroup(cmp.Or(settings["group"], "puppet"))
@@ -88,12 +88,12 @@ func (o InitOptions) surroundings() (surroundings, error) {
 	s.Protected = []string{s.Server}
 	host := base.Hostname()
 	if _, err := node.ParseCertname(host); err == nil && host != s.Server && node.CheckDNSName("", host) == nil {
-		s.Protected = append(s.Protected, host) // the CA's host, where the two are not one
+		s.Protected = append(s.Protected, host) // the CA's host, if that is another one
 	}
 	return s, nil
 }
 
-// ownSurroundings are for a CA of espm's. A trial, in a folder of its own, knows nothing of this host.
+// ownSurroundings returns the settings if espm owns the CA. With Dir, they do not depend on this host.
 func (o InitOptions) ownSurroundings() (surroundings, error) {
 	s := surroundings{Server: o.Certname, Port: 8140, Protected: []string{o.Certname}, Unknown: enc.Fail}
 	if o.Dir != "" {
@@ -107,8 +107,8 @@ func (o InitOptions) ownSurroundings() (surroundings, error) {
 	return s, err
 }
 
-// caURL returns where the CA is that Puppet on this host uses. Where the CA's
-// files are here it is this host by its certname, as ca_server may be a name of agents only.
+// caURL returns the URL of the CA of this host's Puppet. If the CA's files are on this host, it has the
+// host's certname, as ca_server may be a name for agents only.
 func caURL(settings map[string]string) string {
 	host := settings["ca_server"]
 	if site.Exists(settings["cacert"]) {
@@ -117,9 +117,9 @@ func caURL(settings map[string]string) string {
 	return "https://" + net.JoinHostPort(host, settings["ca_port"])
 }
 
-// classifier returns what to do about nodes that espm does not know, so that
-// nothing changes for those that the server has: an ENC that it has goes on
-// answering, and without one site.pp applies.
+// classifier returns the settings for nodes that espm does not know. Nothing changes for
+// them: the ENC that the server has still answers, and without one, site.pp
+// applies.
 func classifier(settings map[string]string) (unknown, command string) {
 	words := strings.Fields(settings["external_nodes"])
 	if settings["node_terminus"] == "exec" && len(words) > 0 && filepath.IsAbs(words[0]) && filepath.Base(words[0]) != "espm-enc" {
@@ -128,8 +128,8 @@ func classifier(settings map[string]string) (unknown, command string) {
 	return enc.Blank, ""
 }
 
-// ask asks the server what Init has to know. Missing rules are for the
-// operator to add; anything else that is wrong is an error.
+// ask checks the server. It returns the rules that are missing. Any other problem
+// is an error.
 func (o InitOptions) ask(ctx context.Context, s surroundings) (*PuppetServer, error) {
 	if s.PuppetServer == nil {
 		return nil, nil
@@ -151,7 +151,7 @@ func (o InitOptions) ask(ctx context.Context, s surroundings) (*PuppetServer, er
 	for _, problem := range problems {
 		forbidden, ok := errors.AsType[*puppetserver.ForbiddenError](problem)
 		if !ok || forbidden.Rule == "" || forbidden.NotPresented != "" {
-			return nil, fmt.Errorf("%w; --no-check goes on without asking the server", problem)
+			return nil, fmt.Errorf("%w; --no-check skips this check of the server", problem)
 		}
 		about.Rules = append(about.Rules, forbidden.Rule)
 	}

@@ -14,7 +14,7 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// unrevoked asks the daemon on a local socket for the certificates that the CA could not revoke, and that have not expired.
+// unrevoked asks the daemon for the unexpired certificates that the CA could not revoke.
 func unrevoked(ctx context.Context, socket string) (all []doctor.Unrevoked, err error) {
 	conn, err := grpc.NewClient(socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -31,7 +31,7 @@ func unrevoked(ctx context.Context, socket string) (all []doctor.Unrevoked, err 
 			u := doctor.Unrevoked{Serial: r.GetSerial(), Certname: r.GetCertname()}
 			cert, err := espmv1.NewCertificateServiceClient(conn).GetCertificate(ctx, &espmv1.GetCertificateRequest{Serial: u.Serial})
 			if status.Code(err) == codes.NotFound {
-				continue // forgotten, as it has expired
+				continue // the store has removed it, as it has expired
 			}
 			if err != nil {
 				return nil, err

@@ -1,9 +1,9 @@
-// Package shell writes words for a POSIX shell, in commands that an operator is told to run.
+// Package shell quotes words for a POSIX shell, in commands that espm prints for an operator.
 package shell
 
 import "strings"
 
-// Quote makes a text one word of a shell, and leaves one that is a word already as it is.
+// Quote returns a text as one word of a shell. It adds quotes only if they are needed.
 func Quote(s string) string {
 	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+@:"
 	if s != "" && strings.Trim(s, plain) == "" {

@@ -23,7 +23,7 @@ func OpenToken(setting string) (*pkcs11.Key, error) {
 	return key, nil
 }
 
-// OpenPuppetServer fills in what is not set and opens the authority.
+// OpenPuppetServer sets the missing settings and opens the authority.
 func OpenPuppetServer(ctx context.Context, set config.PuppetServer, o puppetserver.Options) (*puppetserver.Authority, error) {
 	p, err := FromPuppet(ctx, set)
 	if err != nil {
@@ -34,7 +34,7 @@ func OpenPuppetServer(ctx context.Context, set config.PuppetServer, o puppetserv
 	return authority, FoundBy(set, err)
 }
 
-// ENCSettings are what espm-enc has to know while the daemon is down.
+// ENCSettings returns the settings that espm-enc needs while the daemon is down.
 func ENCSettings(c config.Config) store.ENCSettings {
 	return store.ENCSettings{UnknownNodes: c.ENC.UnknownNodes, Command: c.ENC.Command}
 }

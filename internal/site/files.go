@@ -10,14 +10,14 @@ import (
 	"strconv"
 )
 
-// Exists tells whether there is something at path; a link counts, wherever it leads.
+// Exists reports whether path exists. A symbolic link exists even if its target does not.
 func Exists(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
 }
 
-// GiveTo gives a file, or a folder and what is in it, to an owner. Who may write there
-// can't lead it out of the folder that the path is in, by a link made meanwhile.
+// GiveTo changes the owner of a file, or of a folder with all in it. Another user who may write there
+// can't use a symbolic link to make it change files outside of the path's folder.
 func GiveTo(path string, uid, gid int) (err error) {
 	root, err := os.OpenRoot(filepath.Dir(path))
 	if err != nil {
@@ -32,7 +32,7 @@ func GiveTo(path string, uid, gid int) (err error) {
 	})
 }
 
-// UsableGroup returns the group if it exists and this user may give it files.
+// UsableGroup returns the group if it exists and this user may set it on files, else "".
 func UsableGroup(name string) string {
 	g, err := user.LookupGroup(name)
 	if err != nil {

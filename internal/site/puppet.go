@@ -1,6 +1,5 @@
-// Package site knows the host that espm is on: what Puppet there says of itself, the authority that
-// a configuration names, and what files and groups there are. The daemon and the operator's work
-// without it (setup, snapshot) share it.
+// Package site reads the host: the settings of its Puppet, the authority of a
+// configuration, files and groups. The daemon, setup and snapshot share it.
 package site
 
 import (
@@ -15,14 +14,14 @@ import (
 	"github.com/espm-project/espm/internal/config"
 )
 
-// vendorPuppet is where the vendor's packages have it, which is in few a service's PATH.
+// vendorPuppet is the path in the vendor's packages. The PATH of a service seldom has it.
 const vendorPuppet = "/opt/puppetlabs/bin/puppet"
 
 var ErrNoPuppet = errors.New("there is no command puppet on this host, in PATH or as " + vendorPuppet)
 
-// Settings asks Puppet on this host for settings of its server. It
-// starts a Ruby, which takes seconds: ask for all at once, and for two at least, as
-// the answer to one has another form.
+// Settings asks this host's Puppet for settings of its server. That
+// starts Ruby, which takes seconds: ask for all at once. Ask for at least two, as Puppet prints a
+// single value in another form.
 func Settings(ctx context.Context, names ...string) (map[string]string, error) {
 	puppet, err := exec.LookPath("puppet")
 	if err != nil {
@@ -34,7 +33,7 @@ func Settings(ctx context.Context, names ...string) (map[string]string, error) {
 	defer cancel()
 	args := append(append([]string{"config", "print"}, names...), "--section", "server", "--color=false")
 	said := "puppet " + strings.Join(args, " ")
-	cmd := exec.CommandContext(ctx, puppet, args...) // #nosec G204 -- no shell, and nothing of a caller in it
+	cmd := exec.CommandContext(ctx, puppet, args...) // #nosec G204 -- no shell, and no input of a caller
 	cmd.WaitDelay = time.Second                      // what it started may keep the output open
 	out, err := cmd.Output()
 	if cause := context.Cause(ctx); cause != nil {
@@ -61,17 +60,17 @@ func Settings(ctx context.Context, names ...string) (map[string]string, error) {
 	return settings, nil
 }
 
-// Identity are the settings that say who Puppet Server on this host is, and whom it trusts.
+// Identity are the settings with the files of this host's Puppet Server: certificate, key and CA.
 var Identity = []string{"hostcert", "hostprivkey", "localcacert"}
 
-// FromPuppet fills in the files that are not set: those of Puppet Server on this host.
+// FromPuppet sets the files that are "" to those of this host's Puppet Server.
 func FromPuppet(ctx context.Context, p config.PuppetServer) (config.PuppetServer, error) {
 	if p.Certificate != "" && p.CA != "" { // and then the key, too
 		return p, nil
 	}
 	settings, err := Settings(ctx, Identity...)
 	if err != nil {
-		return p, fmt.Errorf("authority.puppetserver: certificate, key and ca are not all set, and Puppet on this host was asked in vain: %w", err)
+		return p, fmt.Errorf("authority.puppetserver: certificate, key and ca are not all set, and Puppet on this host does not have them: %w", err)
 	}
 	return WithIdentity(p, settings), nil
 }
@@ -86,7 +85,7 @@ func WithIdentity(p config.PuppetServer, settings map[string]string) config.Pupp
 	return p
 }
 
-// FoundBy adds to an error where the files come from that it is about.
+// FoundBy adds to an error that its files come from Puppet's settings.
 func FoundBy(set config.PuppetServer, err error) error {
 	if err == nil || set.Certificate != "" && set.CA != "" {
 		return err
@@ -98,7 +97,7 @@ func FoundBy(set config.PuppetServer, err error) error {
 	return err
 }
 
-// Files returns the certificate, the key and the CA of Puppet on this host, to call with.
+// Files returns the paths of the certificate, the key and the CA of this host's Puppet.
 func Files(ctx context.Context) (config.PuppetServer, error) {
 	settings, err := Settings(ctx, Identity...)
 	return WithIdentity(config.PuppetServer{}, settings), err

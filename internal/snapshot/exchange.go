@@ -16,11 +16,12 @@ import (
 	"github.com/espm-project/espm/internal/site"
 )
 
-// rootKey is the file of an intermediate CA's root, which espm never needs.
+// rootKey is the private key of an intermediate CA's root. espm never uses it.
 const rootKey = "root_key.pem"
 
-// switchOver puts what was staged in its place. Each of the two is replaced in one step.
-// The CA goes first: with the old store it is a CA that knows less of what was signed, but all that was revoked.
+// switchOver moves the staged CA folder and store to their places, each atomically. The CA goes first. A kill
+// between the two leaves the restored CA with the old store. That CA may lack newer certificates, but
+// its CRL lacks no revocation.
 func (t *restore) switchOver(done *Restored) error {
 	if t.ca != "" {
 		if err := giveOwner(t.ca+staged, t.ca); err != nil {
@@ -37,16 +38,16 @@ func (t *restore) switchOver(done *Restored) error {
 	if err := t.exchange(t.store); err != nil {
 		return err
 	}
-	done.Store, done.Kept = t.store, t.kept
-	for _, kept := range t.kept {
-		if root := filepath.Join(kept, rootKey); site.Exists(root) && !site.Exists(filepath.Join(t.ca, rootKey)) {
+	done.Store, done.Kept = t.store, t.replaced
+	for _, old := range t.replaced {
+		if root := filepath.Join(old, rootKey); site.Exists(root) && !site.Exists(filepath.Join(t.ca, rootKey)) {
 			done.RootKey = root
 		}
 	}
 	return nil
 }
 
-// exchange moves the staged file or folder to path, and sets the old one aside.
+// exchange moves the staged file or folder to path, and renames the old one.
 func (t *restore) exchange(path string) error {
 	next := path + staged
 	if !site.Exists(path) {
@@ -59,20 +60,21 @@ func (t *restore) exchange(path string) error {
 	if err != nil {
 		return err
 	}
-	// RENAME_EXCHANGE leaves the old file under the name that the new one had. Therefore the name says the new
-	// file's inode: after a kill, settle removes the file of that inode, and keeps any other as the old one.
-	turn := next + number
-	if err := t.rename(next, turn, unix.RENAME_NOREPLACE); err != nil {
+	// RENAME_EXCHANGE leaves the old file under the new file's name. So this name has the inode number of the new
+	// file. After a kill, settle compares: a file with this inode is the new one, and settle removes it. A file with
+	// another inode is the old one, and settle keeps it.
+	numbered := next + number
+	if err := t.rename(next, numbered, unix.RENAME_NOREPLACE); err != nil {
 		return err
 	}
-	if err := t.rename(turn, path, unix.RENAME_EXCHANGE); err != nil {
+	if err := t.rename(numbered, path, unix.RENAME_EXCHANGE); err != nil {
 		return err
 	}
 	return t.settle(path)
 }
 
-// settle ends the exchanges for path, also those of a restore that was killed. The replaced file gets its
-// lasting name. A new file that never reached its place is removed.
+// settle completes the exchanges for path, also those of a killed restore. It renames the replaced file to its
+// final name, and removes a new file that was not moved to path.
 func (t *restore) settle(path string) error {
 	names, err := beside(path, staged)
 	if err != nil {
@@ -93,19 +95,19 @@ func (t *restore) settle(path string) error {
 			}
 			continue
 		}
-		aside := path + before + t.stamp
-		for n := 2; site.Exists(aside); n++ {
-			aside = fmt.Sprintf("%s%s%s-%d", path, before, t.stamp, n)
+		final := path + before + t.stamp
+		for n := 2; site.Exists(final); n++ {
+			final = fmt.Sprintf("%s%s%s-%d", path, before, t.stamp, n)
 		}
-		if err := t.rename(name, aside, unix.RENAME_NOREPLACE); err != nil {
+		if err := t.rename(name, final, unix.RENAME_NOREPLACE); err != nil {
 			return err
 		}
-		t.kept = append(t.kept, aside)
+		t.replaced = append(t.replaced, final)
 	}
 	return durable.SyncFolder(filepath.Dir(path))
 }
 
-// inode is the number of a file or folder, which it keeps under another name.
+// inode returns the inode number of a file or folder, which a rename does not change.
 func inode(path string) (string, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
@@ -114,7 +116,8 @@ func inode(path string) (string, error) {
 	return strconv.FormatUint(st.Ino, 10), nil
 }
 
-// beside returns what is in the folder of path and begins with its name and more; none where there is no folder.
+// beside returns the files in the folder of path whose names begin with path's name and more. Without the folder,
+// there are none.
 func beside(path, more string) ([]string, error) {
 	entries, err := os.ReadDir(filepath.Dir(path))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -129,7 +132,8 @@ func beside(path, more string) ([]string, error) {
 	return found, nil
 }
 
-// giveOwner gives all below path the owner that place has, or its folder. Only root may.
+// giveOwner changes the owner of path and everything below to the owner of place or, if that does not exist, of its
+// folder. Only root can do so; for others giveOwner does nothing.
 func giveOwner(path, place string) error {
 	if os.Geteuid() != 0 {
 		return nil

@@ -78,12 +78,12 @@ func TestRestoreCutShort(t *testing.T) {
 func cutShort(t *testing.T, r *restore, whole []byte, at int, killed bool) {
 	t.Helper()
 	var done Restored
-	err := r.take(true)
+	err := r.lock(true)
 	if err == nil {
 		done.Manifest, err = backup.Read(bytes.NewReader(whole), r.stage)
 	}
 	if err == nil {
-		err = r.prove(context.Background(), &done)
+		err = r.check(context.Background(), &done)
 	}
 	if err != nil {
 		t.Fatal(err)

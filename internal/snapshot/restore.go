@@ -25,41 +25,41 @@ import (
 	"github.com/espm-project/espm/internal/store/bolt"
 )
 
-// Restored tells what Restore did.
+// Restored is the result of Restore.
 type Restored struct {
 	Manifest backup.Manifest
-	Store    string               // where it is now
-	CA       string               // the same; "": the backup has none
-	Held     directory.Inspection // of the CA
-	Audit    audit.Verified       // of the audit chain; a flaw was in it when the backup was made
-	InToken  bool                 // the CA's key is to be in a token
-	RootKey  string               // the root's private key, which is only in what was kept; "": it is not
-	NewerCRL bool                 // the CRL is not that of the backup: there was a newer one of the same CA
-	Kept     []string             // what stood before is there now; also what a restore that was killed had replaced
+	Store    string               // the path of the store
+	CA       string               // the path of the CA folder; "": the backup has none
+	Held     directory.Inspection // of the restored CA
+	Audit    audit.Verified       // of the audit chain; a flaw in it is older than the backup
+	InToken  bool                 // the configuration has the CA's key in a token
+	RootKey  string               // path of the root's private key, if only a replaced CA folder has it; else ""
+	NewerCRL bool                 // the CRL is newer than the backup's
+	Kept     []string             // paths of the replaced files and folders, also those of a killed restore
 }
 
 const (
-	staged = ".restore-" // what is on its way in; in its turn, the number of its inode follows
+	staged = ".restore-" // suffix of staged files; during the exchange their inode number follows
 	before = ".before-restore-"
 )
 
-// Restore puts a backup where the configuration says. No daemon may run. What stands there is not
-// replaced unless overwrite says so, and kept under another name then. Before anything is replaced all of the
-// backup was read and proven, beside its place: a failure, or a kill, up to there changes nothing.
+// Restore restores the files of a backup to the paths in the configuration. No daemon may run. Restore
+// replaces existing files only if overwrite is set, and keeps them under another name. It first reads and checks the
+// whole backup, in files beside the final paths. A failure or a kill up to then changes nothing.
 //
-// A certificate that was revoked after the backup stays revoked: where a newer CRL of the
-// same CA is found, in the CA's folder or at a published copy, it is taken. So is the CA's private key,
-// from the folder that is replaced, where the backup has none and no token has it.
+// A certificate that was revoked after the backup stays revoked: if the replaced CA folder or a published copy
+// has a newer CRL of the same CA, Restore uses that. If the backup has no private key of the CA, and no token has it,
+// Restore uses the key in the replaced folder.
 func Restore(ctx context.Context, c config.Config, r io.Reader, overwrite bool) (done Restored, err error) {
 	t := newRestore(c)
 	defer func() { err = errors.Join(err, t.close()) }()
-	if err := t.take(overwrite); err != nil {
+	if err := t.lock(overwrite); err != nil {
 		return done, err
 	}
 	if done.Manifest, err = backup.Read(r, t.stage); err != nil {
 		return done, err
 	}
-	if err := t.prove(ctx, &done); err != nil {
+	if err := t.check(ctx, &done); err != nil {
 		return done, fmt.Errorf("nothing was changed: %w", err)
 	}
 	if err := t.switchOver(&done); err != nil {
@@ -75,9 +75,10 @@ type restore struct {
 	ca     string // "": none
 	hasCA  bool   // the backup has one
 	locks  []io.Closer
-	mine   bool // all locks are held: what is staged is of this restore
-	kept   []string
-	rename func(from, to string, flags uint) error
+	locked bool // all locks are locked, so all staged files are of this restore
+
+	replaced []string // the final names of replaced files and folders
+	rename   func(from, to string, flags uint) error
 }
 
 func newRestore(c config.Config) *restore {
@@ -88,11 +89,11 @@ func newRestore(c config.Config) *restore {
 	return t
 }
 
-// close gives the locks free, and removes what was staged before that, as another restore may
-// stage its own from then on.
+// close removes the staged files, and then unlocks. After that, another restore may stage its
+// own files.
 func (t *restore) close() error {
 	var errs []error
-	if t.mine {
+	if t.locked {
 		errs = append(errs, t.clear())
 	}
 	return errors.Join(append(errs, t.unlock())...)
@@ -106,50 +107,50 @@ func (t *restore) unlock() error {
 	return errors.Join(errs...)
 }
 
-// take makes sure that no daemon runs, and none starts, on what stands there, that it may be replaced,
-// and that no other restore is under way, also where nothing stands.
-func (t *restore) take(overwrite bool) error {
-	stand, err := t.lockStanding()
+// lock locks out daemons and other restores. If a store or a CA folder exists, it is an error unless overwrite is
+// set.
+func (t *restore) lock(overwrite bool) error {
+	existing, err := t.lockExisting()
 	if err != nil {
 		return err
 	}
-	if len(stand) > 0 && !overwrite {
-		return fmt.Errorf("already there: %s; nothing was changed; --overwrite replaces them, and keeps what they are under another name", strings.Join(stand, " and "))
+	if len(existing) > 0 && !overwrite {
+		return fmt.Errorf("already there: %s; nothing was changed; --overwrite replaces them, and keeps the old ones under another name", strings.Join(existing, " and "))
 	}
 	for _, path := range t.places() {
 		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 			return err
 		}
 	}
-	// A lock on what stands goes aside with it; the folder's stays until the end.
+	// The folder is locked too, as the locks of the replaced files do not protect the new ones.
 	folder := filepath.Dir(t.store)
-	if err := t.flock(folder, os.O_RDONLY, "another restore is under way in "+folder); err != nil {
+	if err := t.flock(folder, os.O_RDONLY, "another restore is running in "+folder); err != nil {
 		return err
 	}
-	t.mine = true
-	return t.clear() // of a restore that was killed
+	t.locked = true
+	return t.clear() // after a killed restore
 }
 
-func (t *restore) lockStanding() (stand []string, err error) {
+func (t *restore) lockExisting() (existing []string, err error) {
 	if site.Exists(t.store) {
-		stand = append(stand, t.store)
+		existing = append(existing, t.store)
 		if err := t.flock(t.store, os.O_RDWR, fmt.Sprintf("store %s is in use: stop espm first", t.store)); err != nil {
 			return nil, err
 		}
 	}
 	if t.ca != "" && site.Exists(t.ca) {
-		stand = append(stand, t.ca)
+		existing = append(existing, t.ca)
 		l, err := directory.Lock(t.ca)
 		if err != nil {
 			return nil, err
 		}
 		t.locks = append(t.locks, l)
 	}
-	return stand, nil
+	return existing, nil
 }
 
-// flock locks a file or a folder; where somebody else has it locked, held is the error.
-func (t *restore) flock(path string, flag int, held string) error {
+// flock locks a file or a folder. inUse is the error if another process has locked it.
+func (t *restore) flock(path string, flag int, inUse string) error {
 	f, err := os.OpenFile(path, flag, 0)
 	if err != nil {
 		return err
@@ -157,14 +158,14 @@ func (t *restore) flock(path string, flag int, held string) error {
 	t.locks = append(t.locks, f)
 	switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
 	case errors.Is(err, unix.EWOULDBLOCK):
-		return errors.New(held)
+		return errors.New(inUse)
 	case err != nil:
 		return fmt.Errorf("lock %s: %w", path, err)
 	}
 	return nil
 }
 
-// places are what is restored, the CA first.
+// places returns the paths to restore, the CA first.
 func (t *restore) places() []string {
 	if t.ca == "" {
 		return []string{t.store}
@@ -172,7 +173,7 @@ func (t *restore) places() []string {
 	return []string{t.ca, t.store}
 }
 
-// clear removes what was staged, and keeps what stood.
+// clear removes the staged files, and settles unfinished exchanges.
 func (t *restore) clear() error {
 	var errs []error
 	for _, path := range t.places() {
@@ -182,47 +183,47 @@ func (t *restore) clear() error {
 	return errors.Join(append(errs, err)...)
 }
 
-// stage writes one file of the backup beside its place.
+// stage writes one file of the backup to a name beside its final path.
 func (t *restore) stage(f backup.File, r io.Reader) error {
 	copied := func(w io.Writer) error { _, err := io.Copy(w, r); return err }
 	switch rel, isCA := strings.CutPrefix(f.Name, backup.CAFolder); {
 	case f.Name == backup.StoreName:
 		return durable.WriteStream(t.store+staged, f.Mode, copied)
 	case isCA && t.ca == "":
-		return errors.New("the backup has a CA folder, and the configuration has no authority.directory to put it")
+		return errors.New("the backup has a CA folder, but the configuration has no authority.directory to restore it to")
 	case isCA:
 		t.hasCA = true
 		path := filepath.Join(t.ca+staged, filepath.FromSlash(rel))
 		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 			return err
 		}
-		return durable.WriteStream(path, ownersAlone(f.Mode), copied)
+		return durable.WriteStream(path, ownerOnly(f.Mode), copied)
 	}
-	return nil // the configuration, which is the operator's
+	return nil // Restore does not write the configuration
 }
 
-// ownersAlone takes the group's rights from a file that is not for everybody, such as a
-// key: it gets the folder's group, which may be no group that keeps secrets.
-func ownersAlone(mode fs.FileMode) fs.FileMode {
+// ownerOnly removes the group's permissions from a file that others may not read, such as a
+// key. The restored file gets the folder's group, which may not be allowed to read secrets.
+func ownerOnly(mode fs.FileMode) fs.FileMode {
 	if mode&0o004 == 0 {
 		return mode & 0o700
 	}
 	return mode
 }
 
-// prove opens what was staged and compares it with what the backup says of itself.
-func (t *restore) prove(ctx context.Context, done *Restored) error {
-	if err := withStore(ctx, t.store+staged, func(r *bolt.Reader, v store.View) error { return prove(ctx, r, v, done) }); err != nil {
+// check checks the staged files, and compares them with the manifest.
+func (t *restore) check(ctx context.Context, done *Restored) error {
+	if err := withStore(ctx, t.store+staged, func(r *bolt.Reader, v store.View) error { return checkStore(ctx, r, v, done) }); err != nil {
 		return err
 	}
 	if t.ca == "" {
 		return nil
 	}
-	return t.proveCA(done)
+	return t.checkCA(done)
 }
 
-// prove looks at every page of the store, walks the audit chain in it, and counts its records.
-func prove(ctx context.Context, r *bolt.Reader, v store.View, done *Restored) (err error) {
+// checkStore checks every page of the store and the audit chain, and counts the records.
+func checkStore(ctx context.Context, r *bolt.Reader, v store.View, done *Restored) (err error) {
 	if err := r.Check(); err != nil {
 		return err
 	}
@@ -239,9 +240,9 @@ func prove(ctx context.Context, r *bolt.Reader, v store.View, done *Restored) (e
 	return nil
 }
 
-func (t *restore) proveCA(done *Restored) (err error) {
+func (t *restore) checkCA(done *Restored) (err error) {
 	if !t.hasCA {
-		return errors.New("the configuration has authority.directory, but the backup no CA folder: it was made with Puppet Server's own CA")
+		return errors.New("the configuration has authority.directory, but the backup has no CA folder: it was made with Puppet Server's own CA")
 	}
 	if done.NewerCRL, err = t.newerCRL(); err != nil {
 		return err
@@ -270,7 +271,7 @@ func (t *restore) newerCRL() (bool, error) {
 	return true, durable.OS.WriteFile(filepath.Join(t.ca+staged, "ca_crl.pem"), data, 0o644)
 }
 
-// Records puts the counts of a backup into words, in order of kind.
+// Records formats the counts of a backup's records, sorted by kind.
 func Records(records map[string]int) string {
 	var words []string
 	for _, kind := range slices.Sorted(maps.Keys(records)) {

@@ -202,7 +202,7 @@ func TestSecondRestoreIsRefused(t *testing.T) {
 		says   string
 	}{
 		"over what stands":    {true, "in use"},
-		"where nothing stood": {false, "another restore is under way"},
+		"where nothing stood": {false, "another restore is running"},
 	} {
 		t.Run(what, func(t *testing.T) {
 			dir, conf := trial(t)

@@ -1,5 +1,5 @@
-// Package snapshot makes backups of a running store and of the CA beside it, and puts a backup back where
-// no daemon runs. internal/backup has their form.
+// Package snapshot makes backups of a running store and its CA, and restores a backup while
+// no daemon runs. internal/backup has the format.
 package snapshot
 
 import (
@@ -24,29 +24,29 @@ import (
 	"github.com/espm-project/espm/internal/version"
 )
 
-// Maker makes backups of a running daemon.
+// Maker makes backups while the daemon runs.
 type Maker struct {
 	config config.Config
 	engine Engine
 	one    sync.Mutex
 }
 
-// Engine copies the store as it is at one moment.
+// Engine copies a consistent state of the store.
 type Engine interface {
 	Snapshot(ctx context.Context, w io.Writer) error
 }
 
-// NewMaker returns a maker for the store that the engine has open.
+// NewMaker returns a Maker for the engine's store.
 func NewMaker(c config.Config, e Engine) *Maker { return &Maker{config: c, engine: e} }
 
 const (
-	backupLimit = time.Hour // for a client that does not read
+	backupLimit = time.Hour // ends the backup of a client that does not read
 	spoolName   = ".backup-"
 )
 
-// Snapshot writes a backup. The store is copied to its own folder first, and sent from there, so
-// that a slow client holds up nothing. The CA's folder comes after the store: a revocation that
-// the store has a receipt of is on the CRL.
+// Snapshot writes a backup. It first copies the store, in the store's folder, so that a slow client
+// does not block the store. The CA folder comes after the store: so the CRL has every revocation
+// that the store has a receipt of.
 func (s *Maker) Snapshot(ctx context.Context, w io.Writer, privateKey bool) error {
 	if !s.one.TryLock() {
 		return fmt.Errorf("%w: another backup is under way", node.ErrUnavailable)
@@ -99,8 +99,8 @@ func (s *Maker) snapshot(ctx context.Context, w io.Writer, privateKey bool) (err
 	return out.Close()
 }
 
-// RemoveStale removes the copies of the store that a process left which was killed at a backup. The caller has
-// the store locked.
+// RemoveStale removes the copies of the store that a killed process left. The caller must have
+// locked the store.
 func RemoveStale(store string) (int, error) {
 	stale, err := beside(store, spoolName)
 	for _, file := range stale {
@@ -109,7 +109,7 @@ func RemoveStale(store string) (int, error) {
 	return len(stale), err
 }
 
-// spool copies the store.
+// spool copies the store to a temporary file.
 func (s *Maker) spool(ctx context.Context) (*os.File, error) {
 	pattern := s.config.Store.Path + spoolName
 	f, err := os.CreateTemp(filepath.Dir(pattern), filepath.Base(pattern)+"*") // with mode 0600
@@ -126,7 +126,7 @@ func (s *Maker) spool(ctx context.Context) (*os.File, error) {
 	return f, nil
 }
 
-// withStore opens a store that nobody has open, for as long as do takes.
+// withStore opens a store, which no process uses, for one call of do.
 func withStore(ctx context.Context, path string, do func(r *bolt.Reader, v store.View) error) (err error) {
 	r, err := bolt.OpenReader(path, 0)
 	if err != nil {
@@ -140,7 +140,7 @@ func withStore(ctx context.Context, path string, do func(r *bolt.Reader, v store
 	return do(r, v)
 }
 
-// count reads all records of a store, and tells what it holds.
+// count counts all records of a store, by kind.
 func count(ctx context.Context, v store.View) (revision int64, records map[string]int, err error) {
 	if revision, err = v.Revision(ctx); err != nil {
 		return 0, nil, err
@@ -149,8 +149,8 @@ func count(ctx context.Context, v store.View) (revision int64, records map[strin
 	return revision, records, err
 }
 
-// caOrder: the files that tell of others come after them, so that what they tell of is there. The
-// CRL is the newest of all.
+// caOrder is the order of the CA's files in a backup. A file that names others comes after them, so that the backup
+// has all that it names. The CRL comes last, so that it is the newest.
 var caOrder = []string{"inventory.txt", "espm_crl_number", "ca_crl.pem"}
 
 func addCA(ctx context.Context, out *backup.Writer, dir string, privateKey bool) error {
@@ -195,7 +195,7 @@ func addCAFile(out *backup.Writer, dir, rel string, privateKey bool) error {
 	return err
 }
 
-// addFile adds a file as it is at one moment, unless want says no.
+// addFile adds a file, unless want refuses it. It reads the file at once, as the file may change.
 func addFile(out *backup.Writer, name, path string, want func([]byte) bool) error {
 	info, err := os.Stat(path)
 	if err != nil {

@@ -1,6 +1,5 @@
-// Package store keeps espm's records: their keys, their encoding, their
-// indexes and the schema version, over a small ordered key-value interface.
-// Engines are sub-packages; the one suite that each passes is storetest.
+// Package store has espm's records: their keys, their encoding, their indexes and the schema version, over a small
+// ordered key-value interface. Engines are sub-packages. Each engine passes the suite storetest.
 package store
 
 import (

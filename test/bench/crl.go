@@ -22,8 +22,8 @@ const (
 	starts       = 5
 )
 
-// benchCRL runs the Go benchmarks of the directory authority, which do the
-// bare work in turns with their own, and starts the daemon.
+// benchCRL runs the Go benchmarks of the directory authority, which compare it with the
+// minimal work, in turns. It also measures the daemon's start.
 func benchCRL(ctx context.Context, l lab, _ options) error {
 	fmt.Println("\nThe CA directory: one revocation of 20 certificates (BenchmarkRevoke) and the start (BenchmarkOpen)")
 	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^Benchmark(Revoke|Open)$", "-benchtime", "3s", "-count", "3", "./internal/ca/directory")
