@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"slices"
 	"time"
@@ -16,7 +17,8 @@ import (
 // issuers are the CAs that client certificates may come from, each with its CRL.
 type issuers struct {
 	options x509.VerifyOptions
-	crls    map[string]crl // by issuerKey
+	crls    map[string]crl  // by issuerKey
+	above   map[string]link // by issuerKey, of the CAs that are trusted although another has issued them
 }
 
 // crl is one CA's list of revoked certificates.
@@ -26,17 +28,22 @@ type crl struct {
 	revoked pemfile.SerialSet
 }
 
-func issuerKey(ca *x509.Certificate) string {
-	return string(ca.RawSubject) + "\x00" + string(ca.RawSubjectPublicKeyInfo)
+// link is a CA's certificate, and that of the CA which issued it.
+type link struct{ cert, issuer *pemfile.RawCertificate }
+
+func issuerKey(subject, publicKey []byte) string { return string(subject) + "\x00" + string(publicKey) }
+
+func rawKey(ca *pemfile.RawCertificate) string {
+	return issuerKey(ca.RawSubject, ca.RawSubjectPublicKeyInfo)
 }
 
 // readCAs returns the certificates of a file of CAs.
-func readCAs(path string) ([]*x509.Certificate, error) {
+func readCAs(path string) ([]*pemfile.RawCertificate, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("ca: %w", err)
 	}
-	cas, err := pemfile.Certificates(data)
+	cas, err := pemfile.RawCertificates(data)
 	if err != nil {
 		return nil, fmt.Errorf("ca: %s: %w", path, err)
 	}
@@ -48,20 +55,13 @@ func readIssuers(caPath, crlPath string) (*issuers, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &issuers{crls: map[string]crl{}}
+	s := &issuers{crls: map[string]crl{}, above: map[string]link{}}
 	s.options = x509.VerifyOptions{
 		Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(),
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}
 	for _, ca := range cas {
-		// The topmost are what is trusted by itself; those below have a CRL of another to be on.
-		if slices.ContainsFunc(cas, func(above *x509.Certificate) bool {
-			return !bytes.Equal(ca.RawSubject, above.RawSubject) && bytes.Equal(ca.RawIssuer, above.RawSubject)
-		}) {
-			s.options.Intermediates.AddCert(ca)
-		} else {
-			s.options.Roots.AddCert(ca)
-		}
+		s.addCA(ca, cas)
 	}
 	if err := s.readCRLs(crlPath, cas); err != nil {
 		return nil, fmt.Errorf("crl: %w", err)
@@ -69,8 +69,39 @@ func readIssuers(caPath, crlPath string) (*issuers, error) {
 	return s, nil
 }
 
+// addCA adds one CA of a file. The topmost CAs are trusted; those below must be on no CRL of another. A CA whose issuer
+// crypto/x509 can't verify by (a key or a hash that it refuses) is trusted too, and looked up in that issuer's CRL.
+func (s *issuers) addCA(ca *pemfile.RawCertificate, all []*pemfile.RawCertificate) {
+	i := slices.IndexFunc(all, func(above *pemfile.RawCertificate) bool {
+		return !bytes.Equal(ca.RawSubject, above.RawSubject) && bytes.Equal(ca.RawIssuer, above.RawSubject)
+	})
+	trusted := i < 0 || !verifiable(ca, all[i])
+	if trusted && i >= 0 {
+		s.above[rawKey(ca)] = link{ca, all[i]}
+	}
+	switch {
+	case ca.X509 == nil:
+	case trusted:
+		s.options.Roots.AddCert(ca.X509)
+	default:
+		s.options.Intermediates.AddCert(ca.X509)
+	}
+}
+
+// verifiable reports whether crypto/x509 can tell that issuer has issued a certificate, or has not.
+func verifiable(ca, issuer *pemfile.RawCertificate) bool {
+	if ca.X509 == nil || issuer.X509 == nil {
+		return false
+	}
+	if ca.X509.CheckSignatureFrom(issuer.X509) == nil {
+		return true
+	}
+	issued := pemfile.CheckIssued(ca.Raw, issuer.X509)
+	return issued != nil && !errors.Is(issued, pemfile.ErrUnverifiable)
+}
+
 // readCRLs reads a file of CRLs. Blocks of other types are skipped.
-func (s *issuers) readCRLs(path string, cas []*x509.Certificate) error {
+func (s *issuers) readCRLs(path string, cas []*pemfile.RawCertificate) error {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return err
@@ -93,26 +124,35 @@ func (s *issuers) readCRLs(path string, cas []*x509.Certificate) error {
 
 // addCRL adds a CRL that one of the CAs has signed. The CRL of another CA is
 // ignored: no certificate is checked against it.
-func (s *issuers) addCRL(block *pem.Block, cas []*x509.Certificate) error {
+func (s *issuers) addCRL(block *pem.Block, cas []*pemfile.RawCertificate) error {
 	list, err := pemfile.ParseCRL(block)
 	if err != nil {
 		return err
 	}
-	if err := list.CheckWhole(); err != nil {
-		return err
-	}
 	for _, ca := range cas {
-		if !bytes.Equal(ca.RawSubject, list.RawIssuer) || list.CheckSignatureFrom(ca) != nil {
+		if !bytes.Equal(ca.RawSubject, list.RawIssuer) || !mayHaveSigned(ca, list) {
 			continue
 		}
-		if _, again := s.crls[issuerKey(ca)]; again {
+		if err := list.CheckWhole(); err != nil {
+			return err
+		}
+		if _, again := s.crls[rawKey(ca)]; again {
 			return fmt.Errorf("there are two lists of %q", list.Issuer())
 		}
 		c := crl{number: pemfile.NumberOf(list).String(), until: list.NextUpdate}
 		c.revoked, _ = list.Entries.Serials()
-		s.crls[issuerKey(ca)] = c
+		s.crls[rawKey(ca)] = c
 	}
 	return nil
+}
+
+// mayHaveSigned checks the signature of a CRL. One of a kind that espm can't verify counts: such a CRL only refuses more.
+func mayHaveSigned(ca *pemfile.RawCertificate, list *pemfile.RevocationList) bool {
+	if ca.X509 == nil {
+		return true
+	}
+	err := list.CheckSignatureFrom(ca.X509)
+	return err == nil || errors.Is(err, pemfile.ErrUnverifiable)
 }
 
 // verify returns the chains from a client's certificate to a trusted CA: one or more, or an error.
@@ -125,16 +165,32 @@ func (s *issuers) verify(leaf *x509.Certificate, now time.Time) ([][]*x509.Certi
 	return leaf.Verify(options)
 }
 
-// refused looks a certificate up in the CRL of its issuer.
+// refused looks a certificate up in the CRL of its issuer, and the issuer in those of the CAs that crypto/x509 can't
+// verify by, which are no part of a verified chain.
 func (s *issuers) refused(cert, issuer *x509.Certificate, now time.Time) error {
-	list, found := s.crls[issuerKey(issuer)]
+	key := issuerKey(issuer.RawSubject, issuer.RawSubjectPublicKeyInfo)
+	err := s.listed(cert.SerialNumber, cert.Subject.String(), key, issuer.Subject.String(), now)
+	for range s.above { // no more steps than links, should they make a circle
+		up, found := s.above[key]
+		if err != nil || !found {
+			break
+		}
+		key = rawKey(up.issuer)
+		err = s.listed(up.cert.SerialNumber, up.cert.Subject(), key, up.issuer.Subject(), now)
+	}
+	return err
+}
+
+// listed looks a serial up in the CRL of one issuer.
+func (s *issuers) listed(serial *big.Int, subject, issuerKey, issuer string, now time.Time) error {
+	list, found := s.crls[issuerKey]
 	switch {
 	case !found:
-		return fmt.Errorf("there is no CRL of %q", issuer.Subject)
+		return fmt.Errorf("there is no CRL of %q", issuer)
 	case !list.until.After(now): // also where it has no nextUpdate, which RFC 5280 wants
-		return fmt.Errorf("the CRL of %q expired at %s", issuer.Subject, list.until.UTC().Format(time.RFC3339))
-	case list.revoked.Has(cert.SerialNumber):
-		return fmt.Errorf("certificate %X of %q is revoked by CRL %s", cert.SerialNumber, cert.Subject, list.number)
+		return fmt.Errorf("the CRL of %q expired at %s", issuer, list.until.UTC().Format(time.RFC3339))
+	case list.revoked.Has(serial):
+		return fmt.Errorf("certificate %X of %q is revoked by CRL %s", serial, subject, list.number)
 	default:
 		return nil
 	}

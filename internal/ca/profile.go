@@ -77,9 +77,8 @@ func Leaf(r Request, now time.Time, issuer *x509.Certificate) (*x509.Certificate
 // TTL that reaches beyond the CA's end is refused.
 func Validity(ttl time.Duration, now time.Time, issuer *x509.Certificate) (notBefore, notAfter time.Time, err error) {
 	now = now.UTC().Truncate(time.Second)
-	if !now.Before(issuer.NotAfter) {
-		return notBefore, notAfter, fmt.Errorf("%w: the CA's certificate ended at %s",
-			node.ErrUnavailable, issuer.NotAfter.Format(time.RFC3339))
+	if err := checkInForce(issuer.NotBefore, issuer.NotAfter, now); err != nil {
+		return notBefore, notAfter, fmt.Errorf("%w: %w", node.ErrUnavailable, err)
 	}
 	notAfter = now.Add(ttl)
 	if ttl == 0 {

@@ -1,11 +1,15 @@
 package ca
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // Status is the state of an authority's certificate and CRLs.
 type Status struct {
-	Subject  string    // of the CA's certificate
-	NotAfter time.Time // of the CA's certificate
+	Subject string // of the CA's certificate
+	// NotBefore and NotAfter are of the CA's certificate.
+	NotBefore, NotAfter time.Time
 
 	CRL     CRLStatus   // the CA's own
 	Foreign []CRLStatus // of the other CAs in the chain; espm can't sign these
@@ -13,6 +17,19 @@ type Status struct {
 
 	// Files are the files with CRLs: the CA's own first, then the published copies.
 	Files []CRLFile
+}
+
+// CheckInForce returns an error if the CA's certificate has ended or is not valid yet.
+func (s Status) CheckInForce(now time.Time) error { return checkInForce(s.NotBefore, s.NotAfter, now) }
+
+func checkInForce(notBefore, notAfter, now time.Time) error {
+	switch {
+	case now.Before(notBefore):
+		return fmt.Errorf("the CA's certificate is not valid before %s: is the clock right?", notBefore.UTC().Format(time.RFC3339))
+	case !now.Before(notAfter):
+		return fmt.Errorf("the CA's certificate ended at %s", notAfter.UTC().Format(time.RFC3339))
+	}
+	return nil
 }
 
 // CRLStatus is the state of one CRL.

@@ -1,6 +1,5 @@
-// Package classify decides what a node is: what its own part, its groups and
-// their ancestors make together, where each value comes from, and what the
-// groups disagree on. Its functions are pure: the caller has read the groups.
+// Package classify merges a node's own values with those of its groups and their ancestors. It returns the merged
+// classification, the origin of each value, and all conflicts. Its functions are pure: the caller reads the groups.
 // It is linked by espm-enc, which Puppet Server starts for every catalog, so it
 // imports little.
 package classify
@@ -16,7 +15,7 @@ import (
 // MaxGroups is how many groups one node may inherit, directly or not.
 const MaxGroups = 256
 
-// CheckReach makes sure that a node inherits at most MaxGroups groups. The error is a *node.InvalidError on field "groups".
+// CheckReach checks that a node inherits at most MaxGroups groups. The error is a *node.InvalidError on field "groups".
 func CheckReach(groups int) error {
 	if groups > MaxGroups {
 		return node.Invalid("groups", "a node inherits at most %d groups, directly or not", MaxGroups)
@@ -24,10 +23,9 @@ func CheckReach(groups int) error {
 	return nil
 }
 
-// CheckSize makes sure that groups leave room for any node's own part in what
-// Puppet takes: size is the sum of their Classification.Size. So the bound of a set of groups and
-// the bound of a node hold together, whatever the nodes of the set have of their
-// own. The error is a *node.InvalidError on field "groups".
+// CheckSize checks the size of all groups that a node inherits: the sum of their Classification.Size. The bound
+// leaves room for the largest values of a node itself, so that the merged answer is within Puppet's limit. The
+// error is a *node.InvalidError on field "groups".
 func CheckSize(size int) error {
 	if size > node.MaxGroupsSize {
 		return node.Invalid("groups", "the groups that a node inherits have together at most %d characters as YAML, these have up to %d",
@@ -36,7 +34,7 @@ func CheckSize(size int) error {
 	return nil
 }
 
-// Size returns the sum that CheckSize takes.
+// Size returns the sum that CheckSize checks.
 func Size(groups map[string]node.Group) int {
 	size := 0
 	for _, g := range groups {
@@ -45,13 +43,12 @@ func Size(groups map[string]node.Group) int {
 	return size
 }
 
-// Answer is what a node is classified as.
+// Answer is a node's merged classification.
 type Answer struct {
 	settings settings
 	sources  []string // groups, by value.source-1
 
-	// Conflicts is all that the groups disagree on and the node does not
-	// decide, in order of what is set.
+	// Conflicts are all conflicts of the groups that the node's own values do not decide, sorted by setting.
 	Conflicts []Conflict
 }
 
@@ -59,20 +56,19 @@ type Answer struct {
 // set to different values.
 type Conflict struct {
 	Setting Setting
-	Groups  [2]string // in order of name
+	Groups  [2]string // sorted
 }
 
 // Origin says where a value comes from.
 type Origin struct {
 	Setting string // "environment", "classes[ntp]", "classes[ntp].servers" or "parameters[role]"
-	Group   string // empty: the node's own part
+	Group   string // empty: the node itself
 }
 
-// Node returns what a node's own part and its groups make together: the node
-// beats its groups, a group beats its ancestors. Classes add up. An
-// environment and the value of a parameter are taken whole from the nearest
-// that sets them, and so does the mark that it is sensitive. groups has all
-// that the node inherits, by name; a group that is missing there sets nothing.
+// Node merges a node's own values with those of its groups. The node's values override those of its groups, and a
+// group's values override those of its ancestors. The answer has the classes of all. An environment or a
+// parameter comes whole, with its sensitive mark, from the nearest that sets it. groups has all groups that the
+// node inherits, by name; a missing group sets nothing.
 func Node(n node.Node, groups map[string]node.Group) Answer {
 	names := slices.Sorted(maps.Keys(groups))
 	f := newForest(len(groups))
@@ -94,7 +90,7 @@ func Node(n node.Node, groups map[string]node.Group) Answer {
 	return a
 }
 
-// Classification returns the answer as Puppet gets it. What Conflicts names is not in it.
+// Classification returns the answer as Puppet gets it, without the settings in Conflicts.
 func (a Answer) Classification() node.Classification { return a.settings.classification() }
 
 // Err returns the first conflict as a *node.ConflictError that names the node, nil if there is none.
@@ -110,7 +106,7 @@ func (c Conflict) Of(nodes ...node.Certname) *node.ConflictError {
 	return &node.ConflictError{Setting: c.Setting.String(), Groups: c.Groups, Nodes: nodes}
 }
 
-// Origins returns where each value comes from, in order of what is set.
+// Origins returns where each value comes from, sorted by setting.
 func (a Answer) Origins() []Origin {
 	all := make([]Origin, 0, len(a.settings))
 	for key, v := range a.settings {
@@ -124,7 +120,7 @@ func (a Answer) Origins() []Origin {
 	return all
 }
 
-// Undecided returns the conflicts that a node's own part does not decide.
+// Undecided returns the conflicts that a node's own values do not decide.
 func Undecided(conflicts []Conflict, c node.Classification) []Conflict {
 	decided := flatten(c, own)
 	return slices.DeleteFunc(slices.Clone(conflicts), func(c Conflict) bool { _, ok := decided[c.Setting]; return ok })

@@ -8,8 +8,8 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// forest is groups with their ancestors. Groups have no cycles: a write that
-// would make one is refused. In a damaged store a cycle ends all the same.
+// forest is groups with their ancestors. A write that would make a cycle is refused. In a damaged store with a
+// cycle the functions still end.
 type forest struct {
 	parents   map[string][]string
 	settings  map[string]settings
@@ -24,7 +24,7 @@ func (f *forest) add(g node.Group, s settings) {
 	f.parents[g.Name], f.settings[g.Name] = g.Parents, s
 }
 
-// setters returns which of the groups set each thing, in the order of the names.
+// setters returns for each setting the groups that set it, in the order of names.
 func (f *forest) setters(names []string) map[Setting][]string {
 	all := map[Setting][]string{}
 	for _, name := range names {
@@ -35,8 +35,8 @@ func (f *forest) setters(names []string) map[Setting][]string {
 	return all
 }
 
-// decide returns the value of the setter nearest to the node. Where several
-// are nearest, none an ancestor of another, they must agree. The value is sensitive if one of them says so.
+// decide returns the value of the group nearest to the node. If several are nearest, none an ancestor of another,
+// their values must be equal. The value is sensitive if one of them marks it.
 func (f *forest) decide(key Setting, setters []string) (value, *Conflict) {
 	var nearest []string
 	for _, s := range setters {
@@ -80,7 +80,7 @@ func (f *forest) reach(set []string) []string {
 	return slices.Sorted(maps.Keys(all))
 }
 
-// conflicts returns what the groups of a set disagree on.
+// conflicts returns the settings on which the groups of a set conflict.
 func (f *forest) conflicts(set []string) map[Setting]bool {
 	all := map[Setting]bool{}
 	for key, setters := range f.setters(f.reach(set)) {

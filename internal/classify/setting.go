@@ -6,8 +6,8 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Setting is one thing that can be set: the environment, a class (its
-// presence), a class parameter or a top-scope parameter.
+// Setting names a value of a classification: the environment, the presence of a class, a class parameter or a
+// top-scope parameter.
 type Setting struct {
 	kind        kind
 	class, name string
@@ -43,7 +43,7 @@ type value struct {
 	source    source
 }
 
-// source is own or, from 1 on, which group a value comes from.
+// source says where a value comes from: own, or the number of a group, from 1 on.
 type source int32
 
 const own source = 0

@@ -9,27 +9,26 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Write checks sets of groups against one write of a group. A set is the groups
-// that a node is in; many nodes are in the same one. Only what the write can
-// change is looked at, so that 50,000 sets take a fraction of a second.
+// Write checks sets of groups against one write of a group. A set is the groups that a node is in; many nodes have
+// the same set. Write checks only the settings that the write can affect, so that 50,000 sets take a fraction of a
+// second.
 //
-// A setting can change for an heir only if the written group sets it
-// differently or, where its parents change, if the group or one of its
-// ancestors, before or after, sets it.
+// A setting is affected if the write changes the group's value for it. If the write changes the group's parents, all
+// settings of the group and of its old and new ancestors are affected.
 type Write struct {
-	now, before *forest // with the affected settings alone
+	now, before *forest // only the affected settings
 
 	written  node.Group      // as it will be
 	was      node.Group      // as it is
-	affected map[Setting]int // a bit each
+	affected map[Setting]int // the number of each setting's bit
 	keys     []Setting       // by bit
 
 	index   map[string]int
 	members []member
 
-	// Of Check, kept to be used again.
+	// Memory of Check, reused by the next call.
 	round       int
-	seen        []int // by member: the last round that came by
+	visited     []int // by member: the last round that reached it
 	closure     []int
 	once, twice []uint64
 }
@@ -38,12 +37,12 @@ type Write struct {
 type member struct {
 	name  string
 	size  int
-	sets  []uint64 // of the affected settings; nil: none
-	above []int    // itself and its ancestors, once they are known
+	sets  []uint64 // bits of the affected settings that it sets; nil: none
+	above []int    // itself and its ancestors; nil until above has found them
 }
 
-// NewWrite returns the write of a group in place of was. groups has was, and all that
-// the group inherits before and after, by name. Add tells of the other groups.
+// NewWrite returns the write that replaces the group was by now. groups has was, and all that the group inherits
+// before and after the write, by name. Call Add for all other groups.
 func NewWrite(was, now node.Group, groups map[string]node.Group) *Write {
 	w := &Write{now: newForest(0), before: newForest(0), written: now, was: was, affected: map[Setting]int{}, index: map[string]int{}}
 	for _, key := range affected(was, now, groups) {
@@ -84,10 +83,10 @@ func affected(was, now node.Group, groups map[string]node.Group) []Setting {
 	return slices.Collect(maps.Keys(keys))
 }
 
-// Knows tells whether Add was called for the group.
+// Knows reports whether Add was called for the group.
 func (w *Write) Knows(name string) bool { _, known := w.index[name]; return known }
 
-// Add tells of a group that a set to be checked can reach. Of the written group, either form may be given.
+// Add adds a group that a set reaches. For the written group, the old or the new form may be given.
 func (w *Write) Add(g node.Group) {
 	if g.Name == w.written.Name {
 		w.before.add(w.was, w.only(w.was))
@@ -107,21 +106,19 @@ func (w *Write) Add(g node.Group) {
 	}
 	w.index[g.Name] = len(w.members)
 	w.members = append(w.members, m)
-	w.seen = append(w.seen, 0)
+	w.visited = append(w.visited, 0)
 }
 
-// only returns what a group sets of the affected settings.
+// only returns a group's values of the affected settings.
 func (w *Write) only(g node.Group) settings {
 	all := flatten(g.Classification, own)
 	maps.DeleteFunc(all, func(key Setting, _ value) bool { _, ok := w.affected[key]; return !ok })
 	return all
 }
 
-// Check returns what the write makes a set of groups disagree on that it did not
-// disagree on before; the nodes of the set may decide it. The error says that
-// the set would be beyond what a node may inherit, whatever its nodes have of their own; it
-// is that of CheckReach or CheckSize. All groups that the set reaches have been added. A group
-// that was not is taken for one that sets nothing.
+// Check returns the conflicts that the write adds to a set of groups. The nodes of the set may decide them. The
+// error is that of CheckReach or CheckSize: the set exceeds what a node may inherit. All groups that the set
+// reaches must be added before; a group that was not added sets nothing.
 func (w *Write) Check(set []string) ([]Conflict, error) {
 	size := w.walk(set)
 	if err := node.Join(CheckReach(len(w.closure)), CheckSize(size)); err != nil {
@@ -145,7 +142,7 @@ func (w *Write) Check(set []string) ([]Conflict, error) {
 	return found, nil
 }
 
-// walk finds the groups that a set reaches, and what two of them set. It returns their size.
+// walk finds the groups that a set reaches, and the settings that two of them set. It returns the groups' size.
 func (w *Write) walk(set []string) (size int) {
 	w.round++
 	w.closure = w.closure[:0]
@@ -157,10 +154,10 @@ func (w *Write) walk(set []string) (size int) {
 			continue
 		}
 		for _, i := range w.above(start) {
-			if w.seen[i] == w.round {
+			if w.visited[i] == w.round {
 				continue
 			}
-			w.seen[i] = w.round
+			w.visited[i] = w.round
 			w.closure = append(w.closure, i)
 			size += w.members[i].size
 			for word, sets := range w.members[i].sets {
@@ -186,7 +183,7 @@ func (w *Write) above(i int) []int {
 	return m.above
 }
 
-// setters returns which groups of the closure set a thing, in order of name.
+// setters returns the groups of the closure that set a setting, sorted.
 func (w *Write) setters(bit int) []string {
 	var names []string
 	for _, i := range w.closure {

@@ -81,6 +81,28 @@ func (d *daemon) token(setting string) (crypto.Signer, error) {
 	return key, nil
 }
 
+// logAgain is how often the log says that the CA's certificate is not in force.
+const logAgain = time.Hour
+
+// logNotInForce logs, at the start and then periodically, that the CA's certificate has ended or is not valid yet.
+func logNotInForce(ctx context.Context, brief func(context.Context) (ca.Status, error), now func() time.Time, period time.Duration, log logrus.FieldLogger) {
+	for {
+		wait := min(recheck, period) // the authority may not answer yet
+		if status, err := brief(ctx); err == nil {
+			wait = period
+			if err := status.CheckInForce(now()); err != nil {
+				log.WithError(err).WithFields(logrus.Fields{"ca": status.Subject, "not_before": status.NotBefore, "not_after": status.NotAfter}).
+					Error("no certificate of this CA is valid now, and none can be issued")
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
 // recheck is the time between two checks of a Puppet Server that is not ready.
 const recheck = 30 * time.Second
 

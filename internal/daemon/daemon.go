@@ -278,6 +278,7 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 	d.accepting = accepting{d.clock, queue.Kick}
 	d.wg.Go(func() { d.clock.Run(ctx) })
 	d.wg.Go(func() { queue.Run(ctx) })
+	d.wg.Go(func() { logNotInForce(ctx, d.sources.Brief, time.Now, logAgain, d.log) })
 	d.wg.Go(func() { d.registry.Run(ctx) })
 	return nil
 }

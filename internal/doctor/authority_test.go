@@ -34,6 +34,7 @@ func TestAuthority(t *testing.T) {
 		"down":                {err: fmt.Errorf("%w: refused", node.ErrUnavailable), worst: Failure, says: "refused", mend: "systemctl start puppetserver"},
 		"no CA":               {err: errors.New("no CA certificate"), worst: Failure, says: "no CA certificate"},
 		"CA ends soon":        {change: func(c *CA) { c.NotAfter = now.Add(caSoon - 1) }, worst: Warning, says: "ends 2026-04-02"},
+		"CA not begun":        {change: func(c *CA) { c.NotBefore = now.Add(time.Second) }, worst: Failure, says: "not valid before", mend: "timedatectl set-ntp true"},
 		"CA ended":            {change: func(c *CA) { c.NotAfter = now }, worst: Failure, says: "ended 2026-01-02"},
 		"CRL runs out soon":   {change: func(c *CA) { c.CRLs[1].NextUpdate = now.Add(crlSoon) }, worst: Warning, says: "CRL of CN=root runs out"},
 		"CRL ran out":         {change: func(c *CA) { c.CRLs[1].NextUpdate = now }, worst: Failure, says: "CRL of CN=root ran out"},

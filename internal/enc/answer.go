@@ -8,20 +8,20 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// What to do about a node that espm does not know.
+// The policies for a node that is not registered.
 const (
 	Fail    = "fail"    // refuse the catalog
-	Blank   = "empty"   // a known node with no classes: site.pp still applies
+	Blank   = "empty"   // answer with no classes: site.pp still applies
 	Command = "command" // ask another ENC
 )
 
-// Unknown says what to do about a node that espm does not know.
+// Unknown is the setting for nodes that are not registered.
 type Unknown struct {
 	Policy  string
-	Command string // its path, with Policy Command; called as Puppet calls an ENC
+	Command string // path of the other ENC, for the policy Command; it is called as Puppet calls an ENC
 }
 
-// Status says what kind of answer espm has for a name.
+// Status is the kind of an answer.
 type Status byte
 
 // The kinds of answers. They are the first byte of an answer on the ENC socket.
@@ -31,16 +31,15 @@ const (
 	StatusCommand Status = 'C' // Text is the path of the ENC to ask instead
 )
 
-// Answer is what espm says about one name.
+// Answer is espm's answer for one name.
 type Answer struct {
 	Status Status
 	Text   string
-	Err    error // of StatusFail, in the process that asked the store; not part of what goes over the socket
+	Err    error // of StatusFail; it is not sent over the socket
 }
 
-// Ask answers for a name as it came from Puppet Server. The node is the one
-// that the answer classifies, nil where it is none's. To redact is to answer somebody else:
-// sensitive values are not told.
+// Ask answers for a name as Puppet Server sends it. It also returns the node that the answer classifies, nil if
+// there is none. With redact, the answer has no sensitive values.
 func Ask(ctx context.Context, src Source, unknown Unknown, name string, redact bool) (Answer, *node.Node) {
 	certname, err := node.ParseCertname(name)
 	if err != nil {

@@ -28,7 +28,7 @@ func TestAsk(t *testing.T) {
 		{"unknown, empty", known, Unknown{Policy: Blank}, "web02", Answer{Status: StatusYAML, Text: "---\nclasses: {}\n"}},
 		{"unknown, command", known, command, "web02", Answer{Status: StatusCommand, Text: "/usr/local/bin/old-enc -v"}},
 		{"conflict, not unknown", conflict, Unknown{Policy: Blank}, "web01",
-			Answer{Status: StatusFail, Text: `espm: classifying "web01": groups "l" and "r" set environment to different values: affects web01`}},
+			Answer{Status: StatusFail, Text: `espm: classify "web01": groups "l" and "r" set environment to different values: affects web01`}},
 		{"store fails, not unknown", broken, command, "web01", Answer{Status: StatusFail, Text: "espm: disk on fire"}},
 		{"no certname, never asked elsewhere", known, command, "../x",
 			Answer{Status: StatusFail, Text: `espm: certname: "../x": labels must not be empty (no leading, trailing or double ".")`}},

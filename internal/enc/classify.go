@@ -13,19 +13,19 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Groups finds groups by name; node.ErrGroupNotFound where there is none.
+// Groups returns groups by name; node.ErrGroupNotFound if there is none.
 type Groups interface {
 	Group(ctx context.Context, name string) (node.Group, error)
 }
 
-// Source is where nodes and groups are found.
+// Source returns nodes and groups by name.
 type Source interface {
 	Groups
 	Node(ctx context.Context, name node.Certname) (node.Node, error)
 }
 
-// Classify returns a node's merged classification. node.ErrNodeNotFound where
-// the certname has no live registration.
+// Classify returns a node's merged classification. Error: node.ErrNodeNotFound if the certname has no live
+// registration.
 func Classify(ctx context.Context, src Source, name node.Certname) (node.Classification, error) {
 	_, c, err := classified(ctx, src, name)
 	return c, err
@@ -41,17 +41,17 @@ func classified(ctx context.Context, src Source, name node.Certname) (node.Node,
 	if err == nil {
 		return n, merged, nil
 	}
-	// A group may have gone between the two reads, after the node had left it: look again.
+	// Between the two reads the node may have left a group, which was then deleted. So read the node again.
 	again, rerr := src.Node(ctx, name)
 	if rerr != nil || again.Revision == n.Revision {
-		return n, merged, fmt.Errorf("classifying %q: %w", name, err)
+		return n, merged, fmt.Errorf("classify %q: %w", name, err)
 	}
 	merged, err = Merge(ctx, src, again)
 	return again, merged, err
 }
 
-// Merge returns what a node is classified as; see classify.Node. The errors
-// are those of Reach and, where groups disagree, a *node.ConflictError.
+// Merge merges a node's values with those of its groups; see classify.Node. Errors: those of Reach, and a
+// *node.ConflictError if groups conflict.
 func Merge(ctx context.Context, src Groups, n node.Node) (node.Classification, error) {
 	if len(n.Groups) == 0 {
 		return n.Classification, nil
@@ -67,8 +67,7 @@ func Merge(ctx context.Context, src Groups, n node.Node) (node.Classification, e
 	return answer.Classification(), nil
 }
 
-// Reach reads groups and all their ancestors. The errors are
-// node.ErrGroupNotFound and that of classify.CheckReach.
+// Reach reads groups and all their ancestors. Errors: node.ErrGroupNotFound and that of classify.CheckReach.
 func Reach(ctx context.Context, src Groups, names []string) (map[string]node.Group, error) {
 	groups := map[string]node.Group{}
 	for queue := slices.Clone(names); len(queue) > 0; queue = queue[1:] {

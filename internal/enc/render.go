@@ -11,14 +11,12 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Empty is the answer for a node that is known but has nothing: site.pp
-// still applies to it.
+// Empty is the answer for a node without classes: site.pp still applies to it.
 const Empty = "---\nclasses: {}\n"
 
 // Render writes a classification as the YAML that Puppet's external node
-// terminus reads. The order is fixed and every string is double-quoted:
-// YAML 1.1, which Ruby's loader speaks, takes bare yes, 0755, 12:30:45, 1,000,
-// :foo and dates for something else.
+// terminus reads. The order is fixed. Every string is double-quoted: Ruby's loader reads YAML 1.1, where an
+// unquoted yes, 0755, 12:30:45, 1,000, :foo or date is not a string.
 func Render(c node.Classification) []byte {
 	var b strings.Builder
 	b.WriteString("---\n")
@@ -40,7 +38,7 @@ func Render(c node.Classification) []byte {
 	return []byte(b.String())
 }
 
-// write writes a value that follows a key or a dash, with the line's end.
+// write writes a value after a key or a dash, and the end of the line.
 func write(b *strings.Builder, v any, depth int) {
 	switch v := v.(type) {
 	case map[string]any:
@@ -100,8 +98,8 @@ func scalar(b *strings.Builder, v any) {
 	}
 }
 
-// number writes a number so that Ruby's loader takes it for the same: its
-// floats need a point, and a sign in the exponent.
+// number writes a number that Ruby's loader reads as the same number: floats need a point, and a sign in the
+// exponent.
 func number(b *strings.Builder, n json.Number) {
 	s := string(n)
 	if !strings.ContainsAny(s, ".eE") {
@@ -120,8 +118,8 @@ func number(b *strings.Builder, n json.Number) {
 	}
 }
 
-// quote writes a double-quoted YAML string. Whatever YAML does not count as
-// printable is escaped, and so is 0x7F, on which Ruby's loader fails.
+// quote writes a double-quoted YAML string. It escapes all characters that YAML does not call printable, and 0x7F,
+// on which Ruby's loader fails.
 func quote(b *strings.Builder, s string) {
 	b.WriteByte('"')
 	for _, r := range s {
@@ -146,8 +144,8 @@ func quote(b *strings.Builder, s string) {
 	b.WriteByte('"')
 }
 
-// printable is YAML 1.1's c-printable above ASCII, but for the line and
-// paragraph separators, which are breaks there, and the byte order mark.
+// printable reports whether r is c-printable of YAML 1.1, above ASCII. The line and paragraph separators, which
+// YAML reads as line breaks, and the byte order mark are not.
 func printable(r rune) bool {
 	return r >= 0xa0 && r != 0x2028 && r != 0x2029 && r != 0xfeff && r != 0xfffe && r != 0xffff && r != utf8.RuneError
 }

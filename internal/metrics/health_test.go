@@ -30,8 +30,9 @@ func (s *fakeStore) CountImpossible(context.Context) (int, error) { return 0, s.
 func TestHealth(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	good := ca.Status{Subject: "CN=ca", NotAfter: now.Add(time.Hour), CRL: ca.CRLStatus{NextUpdate: now.Add(time.Hour)}}
-	ended, ranOut := good, good
+	ended, early, ranOut := good, good, good
 	ended.NotAfter = now.Add(-time.Second)
+	early.NotBefore = now.Add(time.Second)
 	ranOut.CRL.NextUpdate = now.Add(-time.Second)
 	for what, c := range map[string]struct {
 		store       fakeStore
@@ -49,7 +50,8 @@ func TestHealth(t *testing.T) {
 		"authority is down": {failed: errors.New("refused"), live: true, authority: "refused"},
 		"can't revoke":      {status: good, down: &node.Failure{Error: "no space"}, live: true, authority: "revocations wait: no space"},
 		"clock is wrong":    {status: good, clock: errors.New("years ahead"), live: true, authority: "ok"},
-		"CA ended":          {status: ended, live: true, authority: "the CA's certificate ended 2026-01-02T03:04:04Z"},
+		"CA ended":          {status: ended, live: true, authority: "the CA's certificate ended at 2026-01-02T03:04:04Z"},
+		"CA not begun":      {status: early, live: true, authority: "the CA's certificate is not valid before 2026-01-02T03:04:06Z: is the clock right?"},
 		"CRL ran out":       {status: ranOut, live: true, authority: "the CA's CRL ran out 2026-01-02T03:04:04Z"},
 	} {
 		w := &watch{failed: errNotChecked, Sources: Sources{

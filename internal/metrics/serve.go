@@ -55,8 +55,8 @@ func (w *watch) health(ctx context.Context) Health {
 		h.Authority = w.failed.Error()
 	case down != nil:
 		h.Authority = "revocations wait: " + down.Error
-	case now.After(w.status.NotAfter):
-		h.Authority = fmt.Sprintf("the CA's certificate ended %s", w.status.NotAfter.UTC().Format(time.RFC3339))
+	case w.status.CheckInForce(now) != nil:
+		h.Authority = w.status.CheckInForce(now).Error()
 	case !w.status.CRL.NextUpdate.IsZero() && now.After(w.status.CRL.NextUpdate):
 		h.Authority = fmt.Sprintf("the CA's CRL ran out %s", w.status.CRL.NextUpdate.UTC().Format(time.RFC3339))
 	}

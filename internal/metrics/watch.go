@@ -174,7 +174,7 @@ func (w *watch) collectCA(gauge func(d *prometheus.Desc, v float64, labels ...st
 	gauge(crlBytes, float64(s.Bytes))
 	done := map[string]bool{} // the CRL file may hold two CRLs of one issuer, and two equal series fail the scrape
 	for _, c := range append([]ca.CRLStatus{s.CRL}, s.Foreign...) {
-		if !c.NextUpdate.IsZero() && !done[c.Issuer] {
+		if !c.Outside && !c.NextUpdate.IsZero() && !done[c.Issuer] {
 			gauge(crlEnd, float64(c.NextUpdate.Unix()), c.Issuer)
 		}
 		done[c.Issuer] = true

@@ -9,23 +9,22 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Who may see and do what: all decisions on ownership and confinement are here.
+// All decisions on who may see and do what are in this file.
 //
-// A registration belongs to the principal that made it. Admins and readers see
-// all; anybody else sees what is his own, and of the rest learns no more than of
-// what does not exist, in the same words. Certificates and revocations
-// carry the owner of their registration, so that lists and watches of one owner are read
-// from an index. What espm does by itself (node.AsSelf) is never confined.
-// Where no caller is known, or it has none of the roles, every use case refuses.
+// A registration is owned by the principal that made it. Admins and readers see all records. Every other caller
+// sees only its own; for all others it gets the same error as for a record that does not exist. Certificates
+// and revocations have the owner of their registration, so an index lists the records of one owner. Work that
+// espm does for itself (node.AsSelf) is not confined. Every use case refuses a context without a caller, and a
+// caller without a role.
 //
-// docs/ownership.md says what a provisioner can learn nevertheless.
+// docs/ownership.md says what a provisioner can still learn about others.
 
-// access is what one caller may see and do.
+// access decides what one caller may see and do.
 type access struct{ node.Caller }
 
 func accessOf(ctx context.Context) access { return access{node.CallerOf(ctx)} }
 
-// confined tells a caller that sees its own alone. A role that is new here is confined.
+// confined reports whether the caller sees only its own records. An unknown role is confined.
 func (a access) confined() bool { return a.Role != node.Admin && a.Role != node.Reader }
 
 // known refuses a caller without a role, and work without a caller.
@@ -36,13 +35,13 @@ func (a access) known() error {
 	return node.NotPermitted("", "the caller has no role")
 }
 
-// sees tells whether a record is there for the caller. One without an owner is there for
-// those who see all.
+// sees reports whether the caller may see a record of an owner. Only callers that are not confined see a record
+// without an owner.
 func (a access) sees(owner string) bool {
 	return !a.confined() || owner != "" && owner == a.Name
 }
 
-// scope returns the owner whose records alone the caller sees, "" where it sees all.
+// scope returns the only owner whose records the caller sees; empty if it sees all.
 func (a access) scope() (string, error) {
 	if err := a.known(); err != nil {
 		return "", err
@@ -57,7 +56,7 @@ func (a access) scope() (string, error) {
 	}
 }
 
-// all refuses those who do not see all.
+// all refuses a caller that does not see all records.
 func (a access) all() error {
 	if err := a.known(); err != nil || !a.confined() {
 		return err
@@ -65,7 +64,7 @@ func (a access) all() error {
 	return node.NotPermitted("", "only admins and readers see the state of the CA")
 }
 
-// write refuses those who may only read.
+// write refuses a caller that may only read.
 func (a access) write() error {
 	if a.Role == node.Reader {
 		return node.NotPermitted("", "a reader changes nothing")
@@ -73,7 +72,7 @@ func (a access) write() error {
 	return a.known()
 }
 
-// admin refuses all but admins.
+// admin refuses every caller but an admin.
 func (a access) admin(field, what string) error {
 	if a.Role == node.Admin {
 		return nil
@@ -85,8 +84,8 @@ func (a access) named(name string) bool {
 	return a.Grant.Names == nil || slices.ContainsFunc(a.Grant.Names, func(pattern string) bool { return matches(pattern, name) })
 }
 
-// extended tells whether a certificate may have an extension. One that Puppet's
-// own authorization goes by must be listed.
+// extended reports whether a certificate may have an extension. Puppet grants rights by some extensions: these
+// must be in the grant.
 func (a access) extended(e ca.Extension) bool {
 	if a.Grant.Extensions == nil {
 		return !e.GrantsAuthorization()
@@ -94,8 +93,8 @@ func (a access) extended(e ca.Extension) bool {
 	return slices.Contains(a.Grant.Extensions, ca.ExtensionName(e.ID)) || slices.Contains(a.Grant.Extensions, e.ID.String())
 }
 
-// mayJoin checks the groups that a write puts a node into, or takes it out of: those that an
-// admin put it into stay.
+// mayJoin checks the groups that a write adds to a node or removes from it. The caller can't remove a group that
+// is not in its grant, as an admin added it.
 func (a access) mayJoin(old *node.Node, n node.Node) error {
 	if !a.confined() || a.Grant.Groups == nil {
 		return nil
@@ -114,8 +113,8 @@ func (a access) mayJoin(old *node.Node, n node.Node) error {
 	return nil
 }
 
-// mayLive checks the environment that a write brings a node into, also one that comes
-// from its groups: else a group would be a way around.
+// mayLive checks the environment that a node has after a write. It checks an inherited environment, too: a
+// caller could otherwise reach any environment through a group.
 func (a access) mayLive(environment string, old *node.Node, n node.Node) error {
 	if !a.confined() || a.Grant.Environments == nil {
 		return nil
@@ -129,8 +128,8 @@ func (a access) mayLive(environment string, old *node.Node, n node.Node) error {
 	return nil
 }
 
-// reads tells whether a caller may look at a group. What a granted group
-// inherits shows in the classification of nodes alone.
+// reads reports whether the caller may read a group. The parents of a granted group are not granted; their
+// values show only in the classification of nodes.
 func (a access) reads(group string) bool {
 	return !a.confined() || a.Grant.Groups == nil || slices.Contains(a.Grant.Groups, group)
 }
@@ -152,11 +151,11 @@ func (a access) mayChangeOwner(from, to string) error {
 
 const maxOwner = 256
 
-// matches tells whether a name fits a pattern as a whole: "*" stands for any
-// characters but a dot, none included, "**" for any. Certnames are lower case, so patterns are read as such.
+// matches reports whether a pattern matches a whole name. "*" matches any characters but a dot, or none; "**"
+// matches any characters. Certnames are lower case, so patterns are converted to lower case.
 func matches(pattern, name string) bool {
 	pattern = strings.ToLower(pattern)
-	at := make([]bool, len(name)+1) // at[i]: the pattern so far fits name[:i]
+	at := make([]bool, len(name)+1) // at[i]: the pattern so far matches name[:i]
 	at[0] = true
 	for pattern != "" {
 		next := make([]bool, len(name)+1)

@@ -11,19 +11,20 @@ import (
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 	"github.com/espm-project/espm/internal/store"
 )
 
-// candidate is a certificate that may be adopted, and what becomes of it.
+// candidate is a certificate that may be adopted, with its outcome.
 type candidate struct {
 	Imported
 	notBefore time.Time
-	pem       string // "": the authority has no copy of it
-	past      bool   // espm has dealt with it before: it is no certificate of a live registration
+	pem       string // empty if the authority has no copy
+	past      bool   // espm has a record of it, and no live registration has it
 }
 
-// importName adopts what an authority holds under one name. It fills in what became of the
-// certificate that stands there, and returns what became of the others.
+// importName adopts the authority's certificates of one name. It sets the outcome of the newest in in, and
+// returns the outcomes of the others.
 func (im *importer) importName(ctx context.Context, in *Imported, held ca.Existing, s ImportSpec) ([]Imported, error) {
 	if held.Certificate != nil {
 		in.Serial, in.NotAfter = node.SerialOf(held.Certificate.SerialNumber), held.Certificate.NotAfter
@@ -36,12 +37,15 @@ func (im *importer) importName(ctx context.Context, in *Imported, held ca.Existi
 		in.Outcome, in.Reason = NotFound, "the CA has no certificate of that name"
 		return nil, nil
 	case held.Certificate == nil:
-		in.skip("it has gone since the import began")
+		in.skip("the CA removed it after the import began")
 		return nil, nil
 	}
 	all := candidates(*in, held)
 	if err := retry(func() error { return im.adopt(ctx, node.Certname(in.Certname), all, s) }); err != nil {
-		return nil, fmt.Errorf("importing %q: %w", in.Certname, err)
+		return nil, fmt.Errorf("import %q: %w", in.Certname, err)
+	}
+	if hash := pemfile.WeakHash(held.Certificate.Raw); hash != "" && all[0].Outcome != Skipped {
+		all[0].Reason = weakSignature(hash)
 	}
 	*in = all[0].Imported
 	var others []Imported
@@ -56,7 +60,13 @@ func (im *importer) importName(ctx context.Context, in *Imported, held ca.Existi
 	return others, nil
 }
 
-// candidates has the certificate that stands under the name first.
+// weakSignature is the warning for a certificate that the CA signed with a hash that is broken. Such a
+// certificate is imported and revoked like any other.
+func weakSignature(hash string) string {
+	return fmt.Sprintf("warning: it is signed with %s, which many clients refuse; issue a new certificate", hash)
+}
+
+// candidates returns the authority's certificates of a name, the newest first.
 func candidates(in Imported, held ca.Existing) []*candidate {
 	all := []*candidate{{in, held.Certificate.NotBefore, string(encodeCertificate(held.Certificate)), false}}
 	for _, o := range held.Others {
@@ -65,8 +75,8 @@ func candidates(in Imported, held ca.Existing) []*candidate {
 	return all
 }
 
-// adopt commits certificates of a name and their registration, unless something of the
-// name stands in the way.
+// adopt commits certificates of a name and their registration. It skips certificates that known or unblocked
+// refuse.
 func (im *importer) adopt(ctx context.Context, name node.Certname, all []*candidate, s ImportSpec) error {
 	n, isLive, err := im.live(ctx, name)
 	if err != nil {
@@ -86,7 +96,7 @@ func (im *importer) adopt(ctx context.Context, name node.Certname, all []*candid
 			fresh = append(fresh, c)
 		}
 	}
-	// A registration that appears after this has its own certificate, or none: the guards of the commit tell.
+	// If a registration of the name is committed after this check, the guards of the commit below fail.
 	if fresh, err = im.unblocked(ctx, name, fresh, live); err != nil || len(fresh) == 0 {
 		return err
 	}
@@ -105,7 +115,7 @@ func (im *importer) adopt(ctx context.Context, name node.Certname, all []*candid
 	return nil
 }
 
-// commitAdopted commits what a registration holds from now on.
+// commitAdopted commits a registration with the adopted certificates.
 func (im *importer) commitAdopted(ctx context.Context, live *node.Node, n node.Node, fresh []*candidate, validateOnly bool) (node.Node, error) {
 	var certs []node.Certificate
 	c := store.NewChange()
@@ -140,7 +150,7 @@ func (im *importer) commitAdopted(ctx context.Context, live *node.Node, n node.N
 	return n, im.commit(ctx, c, live, &n, validateOnly)
 }
 
-// known decides on a certificate whose serial number espm has a record of.
+// known sets the outcome of a certificate that espm has a record of.
 func (im *importer) known(ctx context.Context, c *candidate, live *node.Node) error {
 	have, err := im.store.Certificate(ctx, c.Serial)
 	if errors.Is(err, node.ErrCertificateNotFound) {
@@ -152,13 +162,13 @@ func (im *importer) known(ctx context.Context, c *candidate, live *node.Node) er
 	c.past = true
 	switch {
 	case string(have.Certname) != c.Certname || c.pem != "" && have.PEM != "" && c.pem != have.PEM:
-		c.skip("espm knows another certificate with its serial number")
+		c.skip("espm has a record of another certificate with its serial number")
 	case live != nil && live.UID == have.UID && live.Holds(c.Serial):
 		c.Outcome, c.UID, c.past = Already, live.UID, false
 	case have.Receipt != nil:
 		c.skip("espm has revoked it")
 	case have.Impossible:
-		c.skip("espm was to revoke it, which the CA can't")
+		c.skip("its revocation was ordered, and the CA can't carry it out")
 	case have.Revocation != "":
 		c.skip("its revocation is ordered")
 	default:
@@ -167,12 +177,12 @@ func (im *importer) known(ctx context.Context, c *candidate, live *node.Node) er
 	return nil
 }
 
-// unblocked decides on certificates beside which espm has other business under the name, and returns the rest.
+// unblocked skips certificates of a name with an unfinished issue or a revocation, and returns the rest.
 func (im *importer) unblocked(ctx context.Context, name node.Certname, fresh []*candidate, live *node.Node) ([]*candidate, error) {
 	if len(fresh) == 0 {
 		return nil, nil
 	}
-	// The revocations last: an unfinished issue turns into one, never the reverse.
+	// The revocations are read last: an unfinished issue may become a revocation, never the reverse.
 	_, open, err := im.unfinished(ctx, name, "")
 	if err != nil {
 		return nil, err

@@ -14,13 +14,12 @@ const (
 	maxAnswers = 4096
 )
 
-// answers keeps private keys, in memory only, so that a retry of a call whose
-// answer was lost gets the same one.
+// answers holds private keys, in memory only. If an answer was lost, a retry of the call gets the same answer.
 type answers struct {
 	now func() time.Time
 
 	mu    sync.Mutex
-	byKey map[string]answer // by Request.Key: one caller's are not another's
+	byKey map[string]answer // by Request.Key, which names the caller: no caller gets another's keys
 	order []string          // Request.Key, oldest first
 }
 
@@ -46,7 +45,7 @@ func (a *answers) put(request string, serial node.Serial, key secret.Text) {
 	}
 }
 
-// get returns the key answered to a request, if it is that of the serial.
+// get returns the private key of a request's answer, if that answer had the certificate with the serial.
 func (a *answers) get(request string, serial node.Serial) (secret.Text, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -57,7 +56,7 @@ func (a *answers) get(request string, serial node.Serial) (secret.Text, bool) {
 	return found.key, true
 }
 
-// prune drops what has expired.
+// prune drops expired keys.
 func (a *answers) prune() {
 	a.mu.Lock()
 	defer a.mu.Unlock()

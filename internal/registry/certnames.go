@@ -11,8 +11,8 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// certnames knows which names are not like others: those that are never
-// terminated, and those of which only an admin has certificates issued.
+// certnames has the reserved names: those that are never terminated, and those whose certificates only an admin
+// may get.
 type certnames struct {
 	core
 	puppet     string                   // the Puppet Server's own
@@ -23,10 +23,10 @@ type certnames struct {
 	ttl        time.Duration            // of a certificate whose request names none
 }
 
-// SetProtected changes the certnames that are never terminated, of Options.Protected. What is under way may go by the old ones.
+// SetProtected replaces Options.Protected. A call that has begun may still use the old names.
 func (cs *certnames) SetProtected(names []string) { cs.protected.Store(&names) }
 
-// protection says why a name is never terminated, "" where it may be.
+// protection returns why a name is never terminated; empty if it may be terminated.
 func (cs *certnames) protection(name node.Certname) string {
 	switch {
 	case string(name) == cs.puppet:
@@ -34,7 +34,7 @@ func (cs *certnames) protection(name node.Certname) string {
 	case slices.Contains(*cs.protected.Load(), string(name)):
 		return "it is listed in protected_certnames"
 	case slices.Contains(cs.traits().Protected, name):
-		return "the CA is reached by that name, or works with it"
+		return "it is a name of the CA's host, or one that the CA works with"
 	}
 	return ""
 }
@@ -47,7 +47,7 @@ func (cs *certnames) unprotected(name node.Certname) error {
 	return nil
 }
 
-// offLimits says why nobody but an admin gets a certificate of a name, "" where others do.
+// offLimits returns why only an admin may get a certificate of a name; empty if others may.
 func (cs *certnames) offLimits(name node.Certname) string {
 	switch {
 	case cs.protection(name) != "":
@@ -62,7 +62,7 @@ func (cs *certnames) offLimits(name node.Certname) string {
 	return ""
 }
 
-// mayName checks the name of a node that the caller registers or has a certificate of.
+// mayName checks whether the caller may register a name or get a certificate of it.
 func (cs *certnames) mayName(ctx context.Context, name node.Certname) error {
 	a := accessOf(ctx)
 	if err := a.write(); err != nil || !a.confined() {
@@ -77,8 +77,8 @@ func (cs *certnames) mayName(ctx context.Context, name node.Certname) error {
 	return nil
 }
 
-// mayOrder checks what certificate the caller asks for, with what its CSR asks
-// for. Where it asks for no TTL, it gets the longest that it may have, if the default is longer.
+// mayOrder checks the certificate that the caller asks for, including the contents of its CSR. If the caller
+// asks for no TTL and the default exceeds its limit, mayOrder sets the TTL to the limit.
 func (cs *certnames) mayOrder(ctx context.Context, o *order) error {
 	if err := cs.mayName(ctx, o.request.Certname); err != nil {
 		return err
@@ -108,8 +108,8 @@ func (cs *certnames) mayOrder(ctx context.Context, o *order) error {
 	return nil
 }
 
-// mayAltName checks a name that a certificate is to be good for as well: it must
-// not be one under which somebody else, or the Puppet Server, is reached.
+// mayAltName checks a DNS alt name. It must not be the name of the Puppet Server, of espm, or of a node that
+// the caller does not own.
 func (cs *certnames) mayAltName(ctx context.Context, a access, name string) error {
 	if why := cs.offLimits(node.Certname(name)); why != "" {
 		return node.NotPermitted("dns_alt_names", "%q: %s", name, why)

@@ -11,13 +11,13 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// Launch deadlines. A node with one is open until it is seen (claimed) or the
-// deadline has passed (terminated). docs/durability.md has the states, and what a crash in each leaves.
+// A node with a launch deadline is unclaimed until espm sees its first look-up, which claims it. If the deadline
+// passes first, espm terminates it. docs/durability.md lists the states and what a crash leaves in each.
 
 const (
 	launchCheck        = time.Minute     // the deadlines and the clock are checked at least this often
-	launchSlack        = 5 * time.Minute // for an agent whose run comes late, or takes long
-	clockStep          = 5 * time.Second // a clock that differs by more between two checks was set
+	launchSlack        = 5 * time.Minute // added to the run interval, for an agent whose run is late or slow
+	clockStep          = 5 * time.Second // if the wall clock deviates by more between two checks, it was set
 	defaultRunInterval = 30 * time.Minute
 )
 
@@ -33,18 +33,17 @@ type launches struct {
 	kick        func() // the queue of revocations
 }
 
-// missed is when a look-up may have been missed. Nodes whose
-// look-ups it may have missed are waited for.
+// missed holds the nodes whose look-ups this process may have missed. They are not terminated before sureAt.
 type missed struct {
 	begun    bool
-	wall     time.Time     // at the last check
-	uptime   time.Duration // at the last check
-	missable map[node.UID]bool
-	sureAt   time.Duration // the uptime at which they would have been seen
+	wall     time.Time         // at the last check
+	uptime   time.Duration     // at the last check
+	missable map[node.UID]bool // registrations whose look-up may have been missed
+	sureAt   time.Duration     // the uptime by which a running agent of them has made another look-up
 }
 
-// claim commits that a node with a launch deadline was seen. That it is
-// gone, or claimed, is no error.
+// claim commits the claim of a node with a launch deadline. It returns nil if the registration is no longer live
+// or already claimed.
 func claim(ctx context.Context, s *store.Store, seen node.Node, at time.Time) error {
 	return retry(func() error {
 		old, err := s.Node(ctx, seen.Certname)
@@ -61,7 +60,7 @@ func claim(ctx context.Context, s *store.Store, seen node.Node, at time.Time) er
 		c.Audit(audit.OfNode(ctx, at, node.ActionClaim, n))
 		c.PutNode(&old, n)
 		if _, err = s.Commit(ctx, c); err != nil {
-			return fmt.Errorf("claiming %q: %w", n.Certname, err)
+			return fmt.Errorf("claim %q: %w", n.Certname, err)
 		}
 		return nil
 	})
@@ -72,7 +71,7 @@ func (l *launches) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		wait, err := l.check(ctx)
 		if err != nil && ctx.Err() == nil {
-			l.log.WithError(err).Error("checking the launch deadlines")
+			l.log.WithError(err).Error("check the launch deadlines")
 		}
 		t := time.NewTimer(wait)
 		select {
@@ -83,8 +82,7 @@ func (l *launches) run(ctx context.Context) {
 	}
 }
 
-// check terminates the nodes whose launch deadline has passed, and
-// returns how long to wait before the next check.
+// check terminates the nodes whose launch deadline has passed, and returns the wait until the next check.
 func (l *launches) check(ctx context.Context) (time.Duration, error) {
 	now, uptime := l.now(), l.uptime()
 	if err := l.watchClock(ctx, now, uptime); err != nil {
@@ -116,9 +114,8 @@ func (l *launches) check(ctx context.Context) (time.Duration, error) {
 	return next, nil
 }
 
-// watchClock notes which nodes may have been looked up, or have run out of
-// time, without this process knowing: all that are open when it starts, and
-// when the clock was set or stood still (a machine suspended).
+// watchClock records the nodes whose look-ups this process may have missed: all unclaimed nodes when the process
+// starts, and all again when the clock was set or the machine was suspended.
 func (l *launches) watchClock(ctx context.Context, now time.Time, uptime time.Duration) error {
 	m := &l.missed
 	passed := now.Round(0).Sub(m.wall) // by the wall clock
@@ -139,14 +136,13 @@ func (l *launches) watchClock(ctx context.Context, now time.Time, uptime time.Du
 	}
 	if len(missable) > 0 {
 		l.log.WithField("nodes", len(missable)).WithField("not_before", now.Add(l.runInterval+launchSlack).UTC().Format(time.RFC3339)).
-			Info("launch deadlines are put off, as look-ups may have been missed")
+			Info("launch deadlines are extended, as espm may have missed look-ups")
 	}
 	*m = missed{begun: true, wall: now.Round(0), uptime: uptime, missable: missable, sureAt: uptime + l.runInterval + launchSlack}
 	return nil
 }
 
-// endLaunch terminates a node whose launch deadline has passed, unless it was
-// seen after all.
+// endLaunch terminates a node whose launch deadline has passed. If the node was seen, endLaunch claims it instead.
 func (l *launches) endLaunch(ctx context.Context, due node.Node) error {
 	err := retry(func() error {
 		n, err := l.store.Node(ctx, due.Certname)
@@ -160,7 +156,7 @@ func (l *launches) endLaunch(ctx context.Context, due node.Node) error {
 		if err != nil {
 			return err
 		}
-		if !seen.IsZero() { // its claim could not be stored at the time
+		if !seen.IsZero() { // the look-up was counted, and its claim could not be committed then
 			return claim(ctx, l.store, n, seen)
 		}
 		if l.protection(n.Certname) != "" {
@@ -173,7 +169,7 @@ func (l *launches) endLaunch(ctx context.Context, due node.Node) error {
 	return err
 }
 
-// liftDeadline takes the launch deadline off a node that was put under protection since.
+// liftDeadline removes the launch deadline of a node whose name has become protected.
 func (l *launches) liftDeadline(ctx context.Context, old node.Node) error {
 	n := old.Clone()
 	n.ClaimBy, n.UpdatedAt = time.Time{}, l.now().UTC()
@@ -182,7 +178,7 @@ func (l *launches) liftDeadline(ctx context.Context, old node.Node) error {
 	c.PutNode(&old, n)
 	_, err := l.store.Commit(ctx, c)
 	if err == nil {
-		l.log.WithField("certname", n.Certname).Warn("the launch deadline of a node that is protected now was lifted")
+		l.log.WithField("certname", n.Certname).Warn("the launch deadline of a node was removed, as its name has become protected")
 	}
 	return err
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// core is in each part of the registry: the records, the clock and the log.
+// core is what every part of the registry needs: the records, the clock and the log.
 type core struct {
 	store *store.Store
 	now   func() time.Time
@@ -22,11 +22,10 @@ type core struct {
 	log   logrus.FieldLogger
 }
 
-// maxAttempts bounds how often a change is computed anew because another was
-// committed in between.
+// maxAttempts bounds how often a change is retried because another writer changed its records first.
 const maxAttempts = 20
 
-// retry calls change until it does not fail for being stale.
+// retry calls change again while it fails with node.ErrStale, up to maxAttempts times.
 func retry(change func() error) error {
 	var err error
 	for range maxAttempts {
@@ -34,7 +33,7 @@ func retry(change func() error) error {
 			return err
 		}
 	}
-	return fmt.Errorf("%w: others keep changing the same records, try again (%v)", node.ErrUnavailable, err)
+	return fmt.Errorf("%w: other calls changed the same records %d times in a row; try again (%v)", node.ErrUnavailable, maxAttempts, err)
 }
 
 // line returns the audit line of an act on a registration.
@@ -44,12 +43,12 @@ func (k core) line(ctx context.Context, action node.Action, n node.Node) node.Au
 
 func newUID() node.UID { return node.UID(uuid.Must(uuid.NewV7()).String()) }
 
-// newNode returns a registration of the caller's.
+// newNode returns a new registration, owned by the caller.
 func (k core) newNode(ctx context.Context, spec node.Node) node.Node {
 	return node.Register(spec, newUID(), node.CallerOf(ctx).Name, k.now())
 }
 
-// live returns the live registration of a name, whoever owns it; false if there is none.
+// live returns the live registration of a name, whoever owns it. It returns false if there is none.
 func (k core) live(ctx context.Context, name node.Certname) (node.Node, bool, error) {
 	n, err := k.store.Node(ctx, name)
 	if errors.Is(err, node.ErrNodeNotFound) {

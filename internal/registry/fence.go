@@ -10,11 +10,11 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// retryAfter is when to come back for a name whose revocation is pending: a
-// few batches of revocations later.
+// retryAfter is the pause that a caller should make if its name has a pending revocation: the time of a few
+// batches of revocations.
 const retryAfter = 5 * time.Second
 
-// fence holds up an issue while something may revoke its certificate by the name alone.
+// fence delays an issue while an earlier order may revoke the new certificate by its name.
 type fence struct {
 	core
 	traits func() ca.Traits
@@ -25,21 +25,21 @@ type fence struct {
 	settleSoon func()
 }
 
-// wait waits until nothing is left that may revoke, by the name alone, the
-// certificate that is about to be issued for n. It gives up shortly before
-// patience ends, so that the caller still gets the answer: a *node.BusyError.
-func (f *fence) wait(patience context.Context, n node.Node) error {
+// wait waits until no pending revocation and no open intent of an earlier registration could revoke n's next
+// certificate by its name. It returns a *node.BusyError shortly before the caller's deadline, so that the
+// caller still gets this answer.
+func (f *fence) wait(caller context.Context, n node.Node) error {
 	if !f.traits().RevokesByName {
 		return nil
 	}
 	limit := time.Now().Add(issueTimeout / 2) // the rest is for the issue itself
-	if deadline, ok := patience.Deadline(); ok && deadline.Before(limit) {
+	if deadline, ok := caller.Deadline(); ok && deadline.Before(limit) {
 		limit = deadline.Add(-min(time.Until(deadline)/10, time.Second))
 	}
-	ctx, cancel := context.WithDeadline(patience, limit)
+	ctx, cancel := context.WithDeadline(caller, limit)
 	defer cancel()
 	for {
-		pending, open, err := f.unfinished(patience, n.Certname, n.UID)
+		pending, open, err := f.unfinished(caller, n.Certname, n.UID)
 		if err != nil || len(pending)+len(open) == 0 {
 			return err
 		}
@@ -61,8 +61,8 @@ func (f *fence) wait(patience context.Context, n node.Node) error {
 	}
 }
 
-// check makes sure that what wait waited for did not come again before
-// the intent was committed: a whole other life of the name fits in between.
+// check repeats the condition of wait after the intent is committed: another registration of the name may have
+// been made and terminated between wait and the commit.
 func (f *fence) check(ctx context.Context, intent node.IssueIntent) error {
 	if !f.traits().RevokesByName {
 		return nil
@@ -82,8 +82,8 @@ func busy(name node.Certname, pending, open int) error {
 	}
 }
 
-// unfinished returns the pending revocations of a name, and the registrations
-// beside one that have an open intent.
+// unfinished returns the pending revocations of a name, and its registrations with an open intent, other than
+// the registration but.
 func (f *fence) unfinished(ctx context.Context, name node.Certname, but node.UID) (pending []node.Revocation, open []node.UID, err error) {
 	for intent, err := range f.store.Intents(ctx) {
 		if err != nil {
@@ -93,7 +93,7 @@ func (f *fence) unfinished(ctx context.Context, name node.Certname, but node.UID
 			open = append(open, intent.UID)
 		}
 	}
-	// After the intents: an intent turns into a revocation, never the reverse.
+	// The revocations are read last: an intent may become a revocation, never the reverse.
 	pending, err = f.store.PendingOf(ctx, name)
 	return pending, open, err
 }

@@ -16,17 +16,17 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// groups keeps groups, and nodes in agreement with them.
+// groups writes groups, and checks nodes against them.
 type groups struct {
 	core
 
-	// Writers of groups take turns, as of two at once one would have to start over. Writers
-	// of nodes never wait for them: the guards of each commit keep the result right.
-	turn sync.Mutex
+	// writing serializes writers of groups: of two concurrent ones, one would have to start over. Writers of nodes
+	// never wait for it: the guards of each commit keep the result right.
+	writing sync.Mutex
 }
 
-// admit checks a node against its groups. It guards the change against writes of groups,
-// and says whether the node's set of groups is known. It returns what they make together.
+// admit checks a node against its groups, and guards the change against concurrent writes of groups. It tells the
+// change if the node's set of groups is known. It returns the merged classification.
 func (g *groups) admit(ctx context.Context, c *store.Change, n node.Node) (node.Classification, error) {
 	if len(n.Groups) == 0 {
 		return n.Classification, nil
@@ -46,8 +46,7 @@ func (g *groups) admit(ctx context.Context, c *store.Change, n node.Node) (node.
 	return checkNode(ctx, g.store, n)
 }
 
-// commitNode checks a node against its groups, and against what the caller is
-// confined to, and commits it with the change. n gets its revision.
+// commitNode implements the type commitNode.
 func (g *groups) commitNode(ctx context.Context, c *store.Change, old *node.Node, n *node.Node, validateOnly bool) error {
 	a := accessOf(ctx)
 	if err := a.mayJoin(old, *n); err != nil {
@@ -72,8 +71,8 @@ func (g *groups) commitNode(ctx context.Context, c *store.Change, old *node.Node
 	return nil
 }
 
-// checkNode makes sure that a node's groups exist and agree, and that the
-// result is one that Puppet takes. It returns what they make together.
+// checkNode checks that a node's groups exist and do not conflict, and that Puppet accepts the merged
+// classification, which it returns.
 func checkNode(ctx context.Context, groups enc.Groups, n node.Node) (node.Classification, error) {
 	if len(n.Groups) == 0 {
 		return n.Classification, nil
@@ -86,7 +85,7 @@ func checkNode(ctx context.Context, groups enc.Groups, n node.Node) (node.Classi
 	return answer.Classification(), answer.Err(n.Certname)
 }
 
-// reach reads groups with all that they inherit, and makes sure that a node may inherit so much.
+// reach reads groups with all that they inherit, and checks that their size is within the bounds for a node.
 func reach(ctx context.Context, groups enc.Groups, names []string) (map[string]node.Group, error) {
 	reached, err := enc.Reach(ctx, groups, names)
 	if errors.Is(err, node.ErrGroupNotFound) {
@@ -98,9 +97,8 @@ func reach(ctx context.Context, groups enc.Groups, names []string) (map[string]n
 	return reached, classify.CheckSize(classify.Size(reached))
 }
 
-// CreateGroup creates a group. Groups are written by admins alone: what one sets
-// reaches the nodes of all. Errors: node.ErrNotPermitted, ErrInvalid, ErrGroupExists, and
-// ErrGroupNotFound for a parent.
+// CreateGroup creates a group. Only admins may write groups, as a group's values reach the nodes of all owners.
+// Errors: node.ErrNotPermitted, ErrInvalid, ErrGroupExists, and ErrGroupNotFound for a parent.
 func (g *groups) CreateGroup(ctx context.Context, group node.Group, validateOnly bool) (node.Group, error) {
 	if err := node.Join(accessOf(ctx).admin("", "write groups"), group.Validate()); err != nil {
 		return group, err
@@ -108,8 +106,8 @@ func (g *groups) CreateGroup(ctx context.Context, group node.Group, validateOnly
 	slices.Sort(group.Parents)
 	group.CreatedAt = g.now().UTC()
 	group.UpdatedAt = group.CreatedAt
-	g.turn.Lock()
-	defer g.turn.Unlock()
+	g.writing.Lock()
+	defer g.writing.Unlock()
 	err := retry(func() error {
 		mark, err := g.store.GroupsMark(ctx)
 		if err != nil {
@@ -130,16 +128,16 @@ func (g *groups) CreateGroup(ctx context.Context, group node.Group, validateOnly
 	return group, err
 }
 
-// UpdateGroup changes a group by applying edit to it; revision as in Update. It checks the nodes
-// that inherit it, see review.
-// Errors: edit's, node.ErrInvalid (a cycle too), ErrGroupNotFound, ErrStale, ErrConflict naming the nodes.
+// UpdateGroup applies edit to a group. If revision is not 0, it must be the group's. UpdateGroup checks the nodes
+// that inherit the group; see review. Errors: edit's, node.ErrInvalid (a cycle, too), ErrGroupNotFound, ErrStale,
+// and ErrConflict, which names the nodes.
 func (g *groups) UpdateGroup(ctx context.Context, name string, revision int64, edit func(*node.Group) error, validateOnly bool) (node.Group, error) {
 	var group node.Group
 	if err := accessOf(ctx).admin("", "write groups"); err != nil {
 		return group, err
 	}
-	g.turn.Lock()
-	defer g.turn.Unlock()
+	g.writing.Lock()
+	defer g.writing.Unlock()
 	var checked *review
 	err := retry(func() error {
 		mark, err := g.store.GroupsMark(ctx)
@@ -181,14 +179,14 @@ func (g *groups) UpdateGroup(ctx context.Context, name string, revision int64, e
 	return group, asStale(err)
 }
 
-// DeleteGroup deletes a group that nothing inherits; revision as in Update.
+// DeleteGroup deletes a group that nothing inherits. If revision is not 0, it must be the group's.
 // Errors: node.ErrGroupNotFound, ErrStale, ErrGroupInUse.
 func (g *groups) DeleteGroup(ctx context.Context, name string, revision int64, validateOnly bool) error {
 	if err := accessOf(ctx).admin("", "write groups"); err != nil {
 		return err
 	}
-	g.turn.Lock()
-	defer g.turn.Unlock()
+	g.writing.Lock()
+	defer g.writing.Unlock()
 	return asStale(retry(func() error {
 		old, err := g.store.Group(ctx, name)
 		if err != nil {
@@ -205,7 +203,8 @@ func (g *groups) DeleteGroup(ctx context.Context, name string, revision int64, v
 		if err := g.checkUnused(ctx, name); err != nil || validateOnly {
 			return err
 		}
-		// The sets had no node since they were read, if they go. From then on no node is in the group, unless by a new set.
+		// RemoveSets fails if a node joined a set after the sets were read. Once it succeeds, a node can join the
+		// group only by a new set, which remove checks.
 		if err := g.store.RemoveSets(ctx, sets); err != nil {
 			return err
 		}
@@ -213,7 +212,7 @@ func (g *groups) DeleteGroup(ctx context.Context, name string, revision int64, v
 	}))
 }
 
-// remove removes a group that no known set has.
+// remove removes a group that is in no known set.
 func (g *groups) remove(ctx context.Context, old node.Group, with func(store.GroupSet) bool) error {
 	mark, err := g.store.GroupsMark(ctx)
 	if err != nil {
@@ -227,7 +226,7 @@ func (g *groups) remove(ctx context.Context, old node.Group, with func(store.Gro
 		return errors.Join(err, fmt.Errorf("%w: a node joined group %q", node.ErrStale, old.Name))
 	}
 	for child, err := range g.store.Children(ctx, old.Name) {
-		return errors.Join(err, fmt.Errorf("%w: group %q has come to inherit %q", node.ErrStale, child, old.Name))
+		return errors.Join(err, fmt.Errorf("%w: group %q inherits %q now", node.ErrStale, child, old.Name))
 	}
 	c := store.NewChange()
 	c.Audit(g.groupLine(ctx, node.ActionGroupDelete, old.Name))
@@ -237,7 +236,7 @@ func (g *groups) remove(ctx context.Context, old node.Group, with func(store.Gro
 	return err
 }
 
-// sets returns the known sets that are wanted.
+// sets returns the known sets for which wanted returns true.
 func (g *groups) sets(ctx context.Context, wanted func(store.GroupSet) bool) ([]store.GroupSet, error) {
 	var all []store.GroupSet
 	for set, err := range g.store.Sets(ctx) {
@@ -251,7 +250,7 @@ func (g *groups) sets(ctx context.Context, wanted func(store.GroupSet) bool) ([]
 	return all, nil
 }
 
-// sweep forgets the sets that have no nodes any more.
+// sweep removes the sets without nodes.
 func (g *groups) sweep(ctx context.Context) error {
 	var empty []store.GroupSet
 	for set, err := range g.store.Sets(ctx) {
@@ -268,7 +267,7 @@ func (g *groups) sweep(ctx context.Context) error {
 	}
 	err := g.store.RemoveSets(ctx, empty)
 	if errors.Is(err, node.ErrStale) {
-		return nil // a node joined one: the next sweep looks again
+		return nil // a node joined a set: the next sweep checks again
 	}
 	return err
 }
@@ -307,7 +306,7 @@ func (g *groups) checkUnused(ctx context.Context, name string) error {
 	return fmt.Errorf("%w: %q is inherited by %s", node.ErrGroupInUse, name, strings.Join(users, ", "))
 }
 
-// commit commits a group that was checked. now gets its revision.
+// commit commits a group that was checked, and sets now's revision.
 func (g *groups) commit(ctx context.Context, c *store.Change, mark store.GroupsMark, old, now *node.Group, validateOnly bool) error {
 	c.PutGroup(mark, old, *now)
 	if err := c.Err(); err != nil || validateOnly {
@@ -326,26 +325,26 @@ func (g *groups) commit(ctx context.Context, c *store.Change, mark store.GroupsM
 	return nil
 }
 
-// changesHeirs tells whether a write can change what nodes inherit.
+// changesHeirs reports whether a write can change what nodes inherit.
 func changesHeirs(old, g node.Group) bool {
 	return !slices.Equal(old.Parents, g.Parents) || !reflect.DeepEqual(old.Classification, g.Classification)
 }
 
-// checkParents makes sure that all ancestors exist and that there is no cycle.
-// Whether they agree shows on the nodes, which may decide by themselves.
+// checkParents checks that all ancestors exist and that there is no cycle. It does not check for conflicts
+// between the ancestors, as a node's own values may decide them.
 func checkParents(ctx context.Context, groups enc.Groups, g node.Group) error {
 	path := []string{g.Name}
-	seen := map[string]bool{}
+	visited := map[string]bool{}
 	var walk func(parents []string) error
 	walk = func(parents []string) error {
 		for _, p := range parents {
 			if p == g.Name {
 				return node.Invalid("parents", "would make a cycle: %s", strings.Join(append(path, p), " -> "))
 			}
-			if seen[p] {
+			if visited[p] {
 				continue
 			}
-			seen[p] = true
+			visited[p] = true
 			parent, err := groups.Group(ctx, p)
 			if err != nil {
 				return fmt.Errorf("parents of group %q: %w", g.Name, err)

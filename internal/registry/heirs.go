@@ -13,21 +13,22 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// review checks what one write of a group does to its heirs. It looks at each
-// set of groups that nodes are in once, and at nodes only where the write makes a set disagree. It holds no lock:
+// review checks how one write of a group affects its heirs: the groups and nodes that inherit it. It checks each
+// set of groups that nodes are in once. It reads nodes only if the write makes their set conflict. It holds no
+// lock; guards keep the result right:
 //
-//   - who writes a node guards the mark of groups, so a node that was checked
-//     against the groups as they were can't be committed after the write;
-//   - who brings a set that was not known changes the mark of sets, which the write guards;
-//   - a set that comes to disagree is guarded itself, as a node may join it without
-//     deciding. A set that does not is not: whatever joins it does no harm.
+//   - A write of a node guards the mark of groups. So a node that was checked against the old groups can't be
+//     committed after the write of the group.
+//   - A node in a new set changes the mark of sets, which the write of the group guards.
+//   - The write guards each set that it makes conflict: a node may join it without a value of its own that
+//     decides the conflict. It need not guard a set without conflicts, as any node may join that.
 type review struct {
 	store    *store.Store
 	was, now node.Group
 	mark     store.GroupsMark
 	heirs    map[string]bool // the group, and all that inherit it
 	write    *classify.Write
-	harmless map[string]bool // sets by name, of earlier tries too
+	harmless map[string]bool // names of sets without conflicts; earlier tries of the same write count
 }
 
 func newReview(ctx context.Context, s *store.Store, mark store.GroupsMark, was, now node.Group) (*review, error) {
@@ -59,13 +60,13 @@ func newReview(ctx context.Context, s *store.Store, mark store.GroupsMark, was, 
 	return v, nil
 }
 
-// of tells whether this is the review of a write, which is tried again: the groups have not changed since.
+// of reports whether this review still holds for a write that is retried: the groups have not changed meanwhile.
 func (v *review) of(mark store.GroupsMark, now node.Group) bool {
 	return v != nil && v.mark == mark && slices.Equal(v.now.Parents, now.Parents) && reflect.DeepEqual(v.now.Classification, now.Classification)
 }
 
-// read reads groups, and all that they inherit, that are not known. One that is gone is left
-// out: it went since the names were read, and the mark of groups tells.
+// read reads the groups that are not known, and all that they inherit. It leaves out a group that was deleted
+// after its name was read: the commit fails by the mark of groups.
 func (v *review) read(ctx context.Context, names []string, known func(string) bool, add func(node.Group)) error {
 	for queue := slices.Clone(names); len(queue) > 0; queue = queue[1:] {
 		if known(queue[0]) {
@@ -84,7 +85,7 @@ func (v *review) read(ctx context.Context, names []string, known func(string) bo
 	return nil
 }
 
-// check checks all sets, and guards the change. Its errors are a *node.ConflictError that names all nodes of
+// check checks all sets, and adds the guards to the change. Errors: a *node.ConflictError that names all nodes of
 // the first conflict, and *node.InvalidError.
 func (v *review) check(ctx context.Context, c *store.Change) error {
 	mark, err := v.store.SetsMark(ctx)
@@ -123,7 +124,7 @@ func (v *review) check(ctx context.Context, c *store.Change) error {
 	return nil
 }
 
-// checkSet tells whether nodes may go on to join a set. It gathers the nodes that meet the first conflict.
+// checkSet reports whether a set is without conflicts. It adds to clash the nodes that have the first conflict.
 func (v *review) checkSet(ctx context.Context, set store.GroupSet, clash **node.ConflictError) (harmless bool, err error) {
 	groups := set.Groups()
 	if !slices.ContainsFunc(groups, func(name string) bool { return v.heirs[name] }) {
@@ -150,7 +151,7 @@ func (v *review) checkSet(ctx context.Context, set store.GroupSet, clash **node.
 	return false, nil
 }
 
-// refuse returns why no node may be in a set, if one is.
+// refuse returns why no node may be in a set, if the set has a node.
 func (v *review) refuse(ctx context.Context, set store.GroupSet, why error) error {
 	name, found, err := v.store.FirstOf(ctx, set)
 	if err != nil || !found {
@@ -159,11 +160,11 @@ func (v *review) refuse(ctx context.Context, set store.GroupSet, why error) erro
 	return fmt.Errorf("node %q: %w", name, why)
 }
 
-// checkNode checks whether a node of a set decides what the set disagrees on.
+// checkNode checks whether a node's own values decide the conflicts of its set.
 func (v *review) checkNode(ctx context.Context, set store.GroupSet, name node.Certname, conflicts []classify.Conflict, clash **node.ConflictError) error {
 	n, err := v.store.Node(ctx, name)
 	if errors.Is(err, node.ErrNodeNotFound) {
-		return nil // terminated since the index was read
+		return nil // terminated after the index was read
 	}
 	if err != nil {
 		return err

@@ -9,18 +9,18 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// housekeeping forgets what is past its time.
+// housekeeping removes expired records.
 type housekeeping struct {
 	core
 	groups *groups
-	swept  time.Time // the last time
+	swept  time.Time // of the last sweep
 }
 
-// retention is how long a terminated registration is remembered after all
-// its certificates are revoked.
+// retention is the time from a termination until its records may be removed. They stay longer if a certificate
+// is not revoked yet.
 const retention = 30 * 24 * time.Hour
 
-// run forgets what it can, once an hour.
+// run removes expired records, once an hour.
 func (h *housekeeping) run(ctx context.Context) {
 	now := h.now()
 	if now.Sub(h.swept) < time.Hour || h.clock() != nil {
@@ -28,31 +28,32 @@ func (h *housekeeping) run(ctx context.Context) {
 	}
 	h.swept = now
 	if err := h.sweep(ctx); err != nil && ctx.Err() == nil {
-		h.log.WithError(err).Error("forgetting old registrations")
+		h.log.WithError(err).Error("remove the records of registrations that were terminated long ago")
 	}
 	if err := h.groups.sweep(ctx); err != nil && ctx.Err() == nil {
-		h.log.WithError(err).Error("forgetting sets of groups that have no nodes")
+		h.log.WithError(err).Error("remove the sets of groups that no node is in")
 	}
 }
 
-// sweep forgets registrations that were terminated long ago and owe nothing.
+// sweep removes the records of registrations that were terminated before the retention.
 func (h *housekeeping) sweep(ctx context.Context) error {
 	for n, err := range h.store.TombstonesBefore(ctx, h.now().Add(-retention)) {
 		if err != nil {
 			return err
 		}
 		if err := retry(func() error { return h.forget(ctx, n) }); err != nil && ctx.Err() == nil {
-			h.log.WithError(err).WithField("certname", n.Certname).Error("forgetting an old registration")
+			h.log.WithError(err).WithField("certname", n.Certname).Error("remove the records of a registration that was terminated long ago")
 		}
 	}
 	return nil
 }
 
-// forget removes what is left of a registration, once it owes nothing: a
-// certificate whose revocation was dropped can be revoked by its serial until it expires.
+// forget removes the records of a terminated registration. It does nothing while an issue or a revocation is
+// open, or while a certificate is valid: a certificate whose revocation was dropped may still be revoked by its
+// serial.
 func (h *housekeeping) forget(ctx context.Context, n node.Node) error {
-	// The revocations last: an intent turns into one, never the reverse, and of one that is
-	// ordered after its certificate was read, the commit's guard tells.
+	// The revocations are read last: an intent may become a revocation, never the reverse. If a revocation is
+	// ordered after its certificate was read, the guard of the commit fails.
 	if _, open, err := h.store.Intent(ctx, n.UID); err != nil || open {
 		return err
 	}
@@ -75,7 +76,7 @@ func (h *housekeeping) forget(ctx context.Context, n node.Node) error {
 	for _, rev := range revs {
 		parts = append(parts, func(c *store.Change) { c.RemoveRevocation(rev) })
 	}
-	// The tombstone goes last: as long as it is there, the next sweep goes on with the rest.
+	// The tombstone is removed last: the next sweep finds the other records by it.
 	parts = append(parts, func(c *store.Change) { c.RemoveTombstone(n) })
 	for some := range slices.Chunk(parts, h.store.Fit(len(parts), 1)) {
 		c := store.NewChange()

@@ -15,58 +15,58 @@ import (
 )
 
 const (
-	// importBatch is how many certificates are looked at and committed at once:
-	// enough to share the wait for the disk, few enough to see that it goes on.
+	// importBatch is how many names are read and committed in parallel: enough to share the wait for the disk,
+	// few enough to show progress.
 	importBatch = 200
-	// maxImportNames bounds the names of one request, not what the CA has.
+	// maxImportNames bounds the names in one request. An import of all the CA's certificates has no bound.
 	maxImportNames = 10_000
 )
 
-// Signed tells what an authority has signed, whoever asked it to. Errors
-// wrap node.ErrUnavailable where it can't tell now.
+// Signed lists the certificates that an authority has signed, with espm or without. Errors wrap
+// node.ErrUnavailable if the authority does not answer.
 type Signed interface {
-	// SignedNames returns the names that have a certificate, in order, as the
-	// authority spells them: they may break espm's rules.
+	// SignedNames returns the names that have a certificate, sorted, in the authority's spelling. They may break
+	// espm's rules.
 	SignedNames(ctx context.Context) ([]string, error)
-	// Existing returns the certificate under each name, in order.
+	// Existing returns the certificates of each name, in the order of names.
 	Existing(ctx context.Context, names []node.Certname) ([]ca.Existing, error)
 }
 
-// ImportSpec says what to adopt, and as what.
+// ImportSpec says which certificates to adopt, and how to register their nodes.
 type ImportSpec struct {
-	Certnames    []string          // empty: all that the authority has
-	Groups       []string          // of registrations that the import makes
-	Labels       map[string]string // likewise
+	Certnames    []string          // if empty, all names that the authority has
+	Groups       []string          // of new registrations
+	Labels       map[string]string // of new registrations
 	ValidateOnly bool
 }
 
-// Outcome is what became of one certificate in an import.
+// Outcome is the outcome of one certificate in an import.
 type Outcome string
 
 // The outcomes.
 const (
 	Adopted    Outcome = "imported"
 	WouldAdopt Outcome = "would_import" // with ValidateOnly
-	Already    Outcome = "already"      // espm holds it, as that name's live certificate
-	Skipped    Outcome = "skipped"      // for a reason
-	NotFound   Outcome = "not_found"    // asked for by name, and the authority has none
+	Already    Outcome = "already"      // the live registration of the name has it already
+	Skipped    Outcome = "skipped"      // not adopted; Imported.Reason says why
+	NotFound   Outcome = "not_found"    // the request names it, and the authority has no certificate of the name
 )
 
 // Imported is one certificate of an import.
 type Imported struct {
 	Certname string      // as the authority spells it
-	Serial   node.Serial // "" where there is no certificate, or none that was looked at
-	UID      node.UID    // of the registration that holds it
+	Serial   node.Serial // empty if there is no certificate, or if the name was skipped
+	UID      node.UID    // of the registration that has it
 	NotAfter time.Time
 	Outcome  Outcome
-	Reason   string // why it was skipped
+	Reason   string // why it was skipped; otherwise a warning, or empty
 }
 
 func (i *Imported) skip(format string, args ...any) {
 	i.Outcome, i.Reason = Skipped, printable(fmt.Sprintf(format, args...))
 }
 
-// importer adopts certificates that others had the authority sign.
+// importer adopts certificates that the authority signed without espm.
 type importer struct {
 	core
 	signed     Signed
@@ -75,17 +75,15 @@ type importer struct {
 	commit     commitNode
 }
 
-// Import adopts certificates that the authority has signed already: each
-// becomes a certificate of a new registration, or of the live one of its name, beside those
-// that it holds. Nothing is asked of the authority but what it has, and nothing is
-// revoked. What is not in force, or protected, is skipped.
+// Import adopts certificates that the authority has already signed. Each is added to the live registration of
+// its name, or to a new one. Import only reads from the authority, and revokes nothing. It skips certificates
+// that are expired, revoked or not valid yet, and protected names.
 //
-// The certificates of a name are one commit, so an import that is cut short is
-// called again; what was adopted is Already then. report gets what is done, a
-// batch at a time, each durable, and how many names there are in all; an error of
-// its ends the import. Only an admin may: who adopts a certificate can have it
-// revoked, and it is none of those that espm issued to him. Errors are node.ErrNotPermitted,
-// ErrInvalid, ErrGroupNotFound, ErrConflict, with nothing done, and node.ErrUnavailable.
+// The certificates of one name are one commit. After an interruption Import can be called again: it reports the
+// adopted ones as Already. report gets the outcomes of each batch when they are durable, and the number of all
+// names; an error from report ends the import. Only an admin may import: the owner of an adopted certificate can
+// revoke it, although espm did not issue it to that owner. Errors: node.ErrNotPermitted, ErrInvalid,
+// ErrGroupNotFound and ErrConflict before anything is done, and node.ErrUnavailable.
 func (im *importer) Import(ctx context.Context, s ImportSpec, report func(done []Imported, total int) error) error {
 	if err := accessOf(ctx).admin("", "import certificates"); err != nil {
 		return err
@@ -117,14 +115,14 @@ func (im *importer) importNames(ctx context.Context, s ImportSpec) ([]string, er
 			bad = append(bad, node.Invalid(fmt.Sprintf("certnames[%d]", i), "%s", rule(err)))
 		}
 	}
-	// Any valid name: all that the import registers is alike.
-	like := node.Node{Certname: "import", Groups: s.Groups, Labels: s.Labels}
-	if err := node.Join(append(bad, like.Validate())...); err != nil {
+	// One check with any valid name does for all: the registrations differ in nothing else.
+	sample := node.Node{Certname: "import", Groups: s.Groups, Labels: s.Labels}
+	if err := node.Join(append(bad, sample.Validate())...); err != nil {
 		return nil, err
 	}
-	if _, err := checkNode(ctx, im.store, like); err != nil {
+	if _, err := checkNode(ctx, im.store, sample); err != nil {
 		if conflict, ok := errors.AsType[*node.ConflictError](err); ok {
-			conflict.Nodes = nil // there is no node of that name
+			conflict.Nodes = nil // the sample is no node
 		}
 		return nil, err
 	}
@@ -142,7 +140,7 @@ func rule(err error) string {
 	return err.Error()
 }
 
-// importBatch imports some names and returns what is done with them, also beside an error.
+// importBatch imports some names and returns their outcomes, even with an error.
 func (im *importer) importBatch(ctx context.Context, names []string, s ImportSpec) ([]Imported, error) {
 	all := make([]Imported, len(names))
 	var ask []node.Certname
@@ -163,26 +161,27 @@ func (im *importer) importBatch(ctx context.Context, names []string, s ImportSpe
 	}
 	held, err := im.signed.Existing(ctx, ask)
 	if err != nil {
-		return nil, fmt.Errorf("asking the authority for its certificates: %w", err)
+		return nil, fmt.Errorf("ask the authority for its certificates: %w", err)
 	}
 	errs := make([]error, len(ask))
 	others := make([][]Imported, len(ask))
 	var wg sync.WaitGroup
-	for i := range ask { // at once, so that their commits go together
+	for i := range ask { // in parallel, so that their commits share a wait for the disk
 		wg.Go(func() { others[i], errs[i] = im.importName(ctx, at[i], held[i], s) })
 	}
 	wg.Wait()
 	all = slices.DeleteFunc(append(all, slices.Concat(others...)...), func(in Imported) bool { return in.Outcome == "" })
 	slices.SortStableFunc(all, func(a, b Imported) int { return strings.Compare(a.Certname, b.Certname) })
 	for _, err := range errs {
-		if err != nil { // one says enough: a disk that is full is so for all
+		if err != nil { // the first one only: a full disk fails all in the same way
 			return all, err
 		}
 	}
 	return all, nil
 }
 
-// printable keeps what others chose, such as a file's name, from spoiling a message or a terminal.
+// printable replaces unprintable characters: text from outside, such as a file's name, must not spoil a message or
+// a terminal.
 func printable(s string) string {
 	return strings.Map(func(c rune) rune {
 		if c == unicode.ReplacementChar || !unicode.IsPrint(c) {

@@ -15,17 +15,17 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// issuance is one call on its way to a certificate. Its steps are recall, begin, sign, keep
-// and answer. The package comment says what a crash between them leaves.
+// issuance is one call that issues a certificate. Its steps are recall, begin, sign, commit and answer. The
+// package comment says what a crash between them leaves.
 type issuance struct {
 	*issuer
-	patience context.Context // the caller's own: an issue that has not begun waits no longer
-	order    order
-	request  *node.Request    // nil where the caller gave no id
-	intent   node.IssueIntent // from begin on
+	caller  context.Context // ends when the caller has gone: an issue that has not begun stops then
+	order   order
+	request *node.Request    // nil if the caller sent no request id
+	intent  node.IssueIntent // set by begin
 }
 
-// run takes the steps from one to the next.
+// run does all steps, and starts over if another writer changed the records first.
 func (i *issuance) run(ctx context.Context, begin func(context.Context) error) (Provisioned, error) {
 	for range maxAttempts {
 		earlier, err := i.registrations.earlier(ctx, i.request)
@@ -36,7 +36,7 @@ func (i *issuance) run(ctx context.Context, begin func(context.Context) error) (
 			if err := i.settlement.settleNode(ctx, *earlier); err != nil {
 				return Provisioned{}, fmt.Errorf("an earlier issue for %q is not settled yet: %w", earlier.Certname, err)
 			}
-			continue // adopted, or gone
+			continue // the certificate is adopted, or the registration removed
 		}
 		if earlier != nil {
 			p, ok, err := i.recall(ctx, *earlier)
@@ -57,15 +57,15 @@ func (i *issuance) run(ctx context.Context, begin func(context.Context) error) (
 		i.stage(stageRegistered, time.Since(begun))
 		return i.finish(ctx)
 	}
-	return Provisioned{}, fmt.Errorf("%w: others keep changing the node", node.ErrUnavailable)
+	return Provisioned{}, fmt.Errorf("%w: other calls changed the node %d times in a row; try again", node.ErrUnavailable, maxAttempts)
 }
 
-// finish takes the steps after begin. On an error the intent is settled, now or in Run.
+// finish does the steps after begin. After an error it settles the intent, or leaves that to Run.
 func (i *issuance) finish(ctx context.Context) (Provisioned, error) {
 	cert, err := i.sign(ctx)
 	var n node.Node
 	if err == nil {
-		n, err = i.keep(ctx, cert)
+		n, err = i.commit(ctx, cert)
 	}
 	if err != nil {
 		err = fmt.Errorf("issuing a certificate for %q: %w", i.intent.Certname, err)
@@ -76,9 +76,9 @@ func (i *issuance) finish(ctx context.Context) (Provisioned, error) {
 	return i.answer(ctx, n, cert)
 }
 
-// recall answers a call that was answered before, false where it can't be:
-// the certificate was never issued, or its private key is gone. A certificate that
-// another request issued meanwhile is not this call's to give out, or to replace.
+// recall repeats the answer to an earlier call with the same request id. It returns false if it can't: the
+// certificate was never issued, or espm no longer has its private key. It returns an error if another request
+// issued the node's certificate: this call must not return that certificate, or replace it.
 func (i *issuance) recall(ctx context.Context, n node.Node) (Provisioned, bool, error) {
 	if n.State != node.Provisioned {
 		return Provisioned{}, false, nil
@@ -103,7 +103,7 @@ func (i *issuance) recall(ctx context.Context, n node.Node) (Provisioned, bool, 
 
 // beginNew commits a new registration with its intent, locked for this call.
 func (i *issuance) beginNew(ctx context.Context, n node.Node) error {
-	// Before a key is made for it, which may take seconds.
+	// First, as generating a key may take seconds.
 	if err := i.registrations.addNode(ctx, &n, nil, nil, true); err != nil {
 		return err
 	}
@@ -114,19 +114,18 @@ func (i *issuance) beginNew(ctx context.Context, n node.Node) error {
 	return i.commitLocked(n, func() error { return i.registrations.addNode(ctx, &n, i.request, &i.intent, false) })
 }
 
-// beginAgain commits an intent for a live node, locked for this call, with the
-// request where that is new. The certificates that the node has are revoked: the private
-// key of the newest was lost with the answer. An authority that revokes by name has to be
-// done with that before it signs.
+// beginAgain commits an intent for a live node, locked for this call, and the request if it is new. It orders
+// the revocation of the node's certificates: the private key of the newest was lost with the answer. An
+// authority that revokes by name must have carried out these orders before it signs.
 func (i *issuance) beginAgain(ctx context.Context, old node.Node, isNew bool) error {
 	if err := i.names.unprotected(old.Certname); len(old.Serials) > 0 && err != nil {
-		return fmt.Errorf("the answer for %q can't be had again, and %s is not revoked: %w", old.Certname, old.Newest(), err)
+		return fmt.Errorf("espm no longer has the private key of the earlier answer for %q, and may not revoke %s to issue another: %w", old.Certname, old.Newest(), err)
 	}
 	if len(old.Serials) > 0 && i.authority.Traits().RevokesByName {
 		if err := i.orders.revokeLife(ctx, old.Certname, old.UID); err != nil {
 			return err
 		}
-		return fmt.Errorf("%w: %q has lost its certificates %v", node.ErrStale, old.Certname, old.Serials)
+		return fmt.Errorf("%w: the certificates %[3]v of %[2]q are to be revoked first", node.ErrStale, old.Certname, old.Serials)
 	}
 	if err := i.prepare(ctx, old); err != nil {
 		return err
@@ -162,8 +161,8 @@ func (i *issuance) beginAgain(ctx context.Context, old node.Node, isNew bool) er
 	return err
 }
 
-// commitLocked commits an intent that is locked for this call: nothing settles it before the
-// caller calls unlockIntent. After an error the intent is not locked.
+// commitLocked commits an intent that is locked for this call: nobody settles it before the caller calls
+// unlockIntent. After an error the intent is not locked.
 func (i *issuance) commitLocked(n node.Node, commit func() error) error {
 	if !i.settlement.lockIntent(n.UID) {
 		return fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)
@@ -173,18 +172,18 @@ func (i *issuance) commitLocked(n node.Node, commit func() error) error {
 		i.settlement.unlockIntent(n.UID)
 	}
 	if errors.Is(err, store.ErrUnknownOutcome) {
-		i.settlement.settleSoon() // the intent may be there, and this call does not go on with it
+		i.settlement.settleSoon() // the intent may be committed, and this call ends here
 	}
 	return err
 }
 
-// prepare waits until the name is free, asks the authority what it would refuse, and makes the intent, and the key where
-// the caller sent none.
+// prepare waits for the fence, has the authority check the request, generates a key unless the caller sent a
+// CSR, and sets the intent.
 func (i *issuance) prepare(ctx context.Context, n node.Node) error {
 	if err := i.clock(); err != nil {
 		return fmt.Errorf("issue a certificate for %q: %w", n.Certname, err)
 	}
-	if err := i.fence.wait(i.patience, n); err != nil {
+	if err := i.fence.wait(i.caller, n); err != nil {
 		return err
 	}
 	if err := i.vetIssue(ctx, i.order); err != nil {
@@ -193,7 +192,7 @@ func (i *issuance) prepare(ctx context.Context, n node.Node) error {
 	if i.order.request.CSR == nil && i.order.request.Key == nil {
 		key, err := i.keys.NewKey(ctx, i.order.algorithm)
 		if err != nil {
-			return fmt.Errorf("%w: making a %s key for %q: %w", node.ErrUnavailable, i.order.algorithm, n.Certname, err)
+			return fmt.Errorf("%w: generate a %s key for %q: %w", node.ErrUnavailable, i.order.algorithm, n.Certname, err)
 		}
 		i.order.request.Key = key
 	}
@@ -219,7 +218,7 @@ func (i *issuance) prepare(ctx context.Context, n node.Node) error {
 	return nil
 }
 
-// sign has the authority sign. The certificate comes with an error, too, where it is not the intent's.
+// sign has the authority sign. If the certificate does not match the intent, sign returns it with the error.
 func (i *issuance) sign(ctx context.Context) (*x509.Certificate, error) {
 	if err := i.fence.check(ctx, i.intent); err != nil {
 		return nil, err
@@ -233,8 +232,8 @@ func (i *issuance) sign(ctx context.Context) (*x509.Certificate, error) {
 	return cert, verify(cert, i.intent)
 }
 
-// keep commits a certificate and closes its intent.
-func (i *issuance) keep(ctx context.Context, cert *x509.Certificate) (node.Node, error) {
+// commit commits a certificate and closes its intent.
+func (i *issuance) commit(ctx context.Context, cert *x509.Certificate) (node.Node, error) {
 	begun := time.Now()
 	var n node.Node
 	err := retry(func() error {
@@ -243,14 +242,14 @@ func (i *issuance) keep(ctx context.Context, cert *x509.Certificate) (node.Node,
 			return err
 		}
 		if old.UID != i.intent.UID {
-			return fmt.Errorf("%w: registration %s of %q is gone", node.ErrNodeNotFound, i.intent.UID, i.intent.Certname)
+			return fmt.Errorf("%w: registration %s of %q was removed meanwhile", node.ErrNodeNotFound, i.intent.UID, i.intent.Certname)
 		}
 		open, ok, err := i.store.Intent(ctx, i.intent.UID)
 		if err != nil {
 			return err
 		}
 		if !ok {
-			return errors.New("its intent was settled by another")
+			return errors.New("another call has settled its intent")
 		}
 		if n, err = old.Hold(node.SerialOf(cert.SerialNumber), i.now()); err != nil {
 			return err
@@ -271,7 +270,7 @@ func (i *issuance) keep(ctx context.Context, cert *x509.Certificate) (node.Node,
 	return n, err
 }
 
-// answer makes the bundle, and keeps its private key in memory for a retry.
+// answer makes the bundle, and holds its private key in memory for a retry.
 func (i *issuance) answer(ctx context.Context, n node.Node, cert *x509.Certificate) (Provisioned, error) {
 	var key secret.Text
 	if i.order.request.Key != nil {

@@ -15,7 +15,7 @@ import (
 	"github.com/espm-project/espm/internal/secret"
 )
 
-// mayBegin tells what a provision would be refused for.
+// mayBegin returns the error that would refuse a provision.
 func (i *issuer) mayBegin(ctx context.Context, n node.Node, o order) error {
 	if err := i.registrations.addNode(ctx, &n, nil, nil, true); err != nil {
 		return err
@@ -23,7 +23,7 @@ func (i *issuer) mayBegin(ctx context.Context, n node.Node, o order) error {
 	return i.vet(ctx, o)
 }
 
-// vetIssue is vet before an issue: what the authority finds out when it signs is not asked.
+// vetIssue is vet before an issue. It leaves out the checks that the authority repeats when it signs.
 func (i *issuer) vetIssue(ctx context.Context, o order) error {
 	if authority, ok := i.authority.(ca.FormChecker); ok {
 		return authority.CheckForm(ctx, o.request)
@@ -31,8 +31,8 @@ func (i *issuer) vetIssue(ctx context.Context, o order) error {
 	return i.vet(ctx, o)
 }
 
-// vet asks the authority what it would refuse, and refuses a name whose
-// certificate there was not issued by espm: nobody would know of it any more.
+// vet asks the authority whether it would refuse the request. It also refuses a name whose certificate at the
+// authority was not issued by espm: a new certificate would hide it.
 func (i *issuer) vet(ctx context.Context, o order) error {
 	if err := i.clock(); err != nil {
 		return fmt.Errorf("issue a certificate for %q: %w", o.request.Certname, err)
@@ -47,13 +47,13 @@ func (i *issuer) vet(ctx context.Context, o order) error {
 	}
 	for intent, err := range i.store.Intents(ctx) {
 		if err != nil || intent.Certname == o.request.Certname {
-			return err // its own, cut short and not settled yet
+			return err // the certificate may be of an unfinished issue, which is not settled yet
 		}
 	}
 	return fmt.Errorf("%w: serial %s of %q, valid until %s", node.ErrForeignCertificate, serial, o.request.Certname, current.NotAfter.Format(time.RFC3339))
 }
 
-// verify makes sure that the certificate is what the intent is for.
+// verify checks a certificate against the intent.
 func verify(cert *x509.Certificate, intent node.IssueIntent) error {
 	return ca.Wanted{
 		Certname:    intent.Certname,

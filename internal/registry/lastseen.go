@@ -10,22 +10,23 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// LastSeen keeps when registrations were last seen. It is apart from the
-// store, as a daemon that may not write the store sees nodes as well.
+// LastSeen stores when registrations were last seen. It is an interface of its own: a daemon that may not write
+// the store must be able to record look-ups elsewhere.
 type LastSeen interface {
-	// PutSeen keeps sightings, and forgets those of registrations that are gone. It returns those that it did not keep.
+	// PutSeen stores sightings, and ignores those of registrations that are no longer live. It returns the
+	// sightings that it could not store.
 	PutSeen(ctx context.Context, all []store.Seen) (left []store.Seen, err error)
 
-	// LastSeen returns when a registration was last seen; zero for never.
+	// LastSeen returns when a registration was last seen; zero if never.
 	LastSeen(ctx context.Context, name node.Certname, uid node.UID) (time.Time, error)
 }
 
-// SeenInStore keeps when registrations were last seen in the store.
+// SeenInStore returns a LastSeen that writes to the store.
 func SeenInStore(s *store.Store) LastSeen { return seenInStore{s} }
 
 type seenInStore struct{ store *store.Store }
 
-const flushBatch = 1000 // nodes to a commit, as other writers wait for it
+const flushBatch = 1000 // the most nodes of one commit, as other writers wait for it
 
 func (s seenInStore) LastSeen(ctx context.Context, name node.Certname, uid node.UID) (time.Time, error) {
 	return s.store.LastSeen(ctx, name, uid)
@@ -45,8 +46,8 @@ func (s seenInStore) PutSeen(ctx context.Context, all []store.Seen) (left []stor
 	return left, err
 }
 
-// put stores a batch, without the nodes that are gone. A batch in which a node changed
-// since is halved, so that nodes that keep changing do not hold up the others.
+// put stores a batch, without the nodes that are no longer live. If a node changed after its look-up, put halves
+// the batch, so that a node that changes often does not delay the others.
 func (s seenInStore) put(ctx context.Context, batch []store.Seen) (left []store.Seen, err error) {
 	err = s.store.PutSeen(ctx, batch)
 	for range maxAttempts {
@@ -73,7 +74,7 @@ func (s seenInStore) put(ctx context.Context, batch []store.Seen) (left []store.
 	return left, err
 }
 
-// reread brings a batch up to date with the nodes' records.
+// reread returns the batch with the current revisions, without the nodes that are no longer live.
 func (s seenInStore) reread(ctx context.Context, batch []store.Seen) ([]store.Seen, error) {
 	var live []store.Seen
 	for _, seen := range batch {

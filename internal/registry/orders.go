@@ -9,8 +9,8 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// orders puts into a change the orders to revoke certificates, and takes the certificates
-// from their registration. Package node has the inverse, Hold.
+// orders adds to a change the orders to revoke certificates, and removes the certificates from their
+// registration. node.Node.Hold is the inverse.
 type orders struct {
 	core
 	queue interface {
@@ -19,7 +19,7 @@ type orders struct {
 	}
 }
 
-// lose takes from a live registration a certificate, whose revocation is in the same change.
+// lose removes from a live registration a certificate whose revocation is ordered in the same change.
 func (o *orders) lose(c *store.Change, old node.Node, serial node.Serial) error {
 	n, err := old.Lose(serial, o.now())
 	if err == nil {
@@ -28,8 +28,8 @@ func (o *orders) lose(c *store.Change, old node.Node, serial node.Serial) error 
 	return err
 }
 
-// ofNode adds the orders to revoke all certificates that a live registration holds, newest
-// first. What like says of an order is in each.
+// ofNode adds the orders to revoke all certificates that a live registration holds, newest first. Each order is
+// a copy of like, with the certificate's serial, name and owner.
 func (o *orders) ofNode(ctx context.Context, c *store.Change, n node.Node, like node.Revocation) ([]node.Revocation, error) {
 	var revs []node.Revocation
 	for _, serial := range n.Serials {
@@ -52,7 +52,7 @@ func (o *orders) add(c *store.Change, cert node.Certificate, order node.Revocati
 	return order
 }
 
-// revokeAll adds the orders of ofNode, and takes the certificates from the registration.
+// revokeAll adds the orders of ofNode, and removes the certificates from the registration.
 func (o *orders) revokeAll(ctx context.Context, c *store.Change, n node.Node, like node.Revocation) ([]node.Revocation, error) {
 	revs, err := o.ofNode(ctx, c, n, like)
 	if err != nil {
@@ -66,7 +66,8 @@ func (o *orders) revokeAll(ctx context.Context, c *store.Change, n node.Node, li
 	return revs, nil
 }
 
-// revokeLife commits the orders to revoke the certificates that a live registration holds, if it does.
+// revokeLife commits the orders to revoke the certificates of a registration. It does nothing if the registration
+// is not live or holds no certificate.
 func (o *orders) revokeLife(ctx context.Context, name node.Certname, uid node.UID) error {
 	n, live, err := o.live(ctx, name)
 	if err != nil || !live || n.UID != uid || len(n.Serials) == 0 {
@@ -83,7 +84,7 @@ func (o *orders) revokeLife(ctx context.Context, name node.Certname, uid node.UI
 	return err
 }
 
-// audit adds the lines of orders to their change.
+// audit adds the audit lines of orders to their change.
 func (o *orders) audit(ctx context.Context, c *store.Change, revs []node.Revocation, force bool) {
 	for _, rev := range revs {
 		line := audit.OfRevocation(ctx, o.now(), node.ActionOrder, rev)

@@ -16,7 +16,7 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// issueTimeout bounds an issue, which goes on when its caller has gone.
+// issueTimeout bounds an issue. An issue does not end with its caller's context, so it needs its own bound.
 const issueTimeout = 2 * time.Minute
 
 // The stages of an issue; Options.Stage is given their names.
@@ -29,7 +29,7 @@ const (
 // Stages returns the names of all stages.
 func Stages() []string { return []string{stageRegistered, stageSigned, stageCommitted} }
 
-// issuer issues certificates, for new registrations and for those that have none.
+// issuer issues certificates, for new registrations and for live ones without a certificate.
 type issuer struct {
 	core
 	authority signer
@@ -46,12 +46,12 @@ type issuer struct {
 	orders        *orders
 	terminate     func(ctx context.Context, n node.Node, reason node.Reason, why string) (Terminated, error)
 
-	shared  singleflight.Group // issues by request id
-	calls   sync.WaitGroup     // shared ones that a caller waits for, or waited for until it had gone
+	shared  singleflight.Group // running issues, by request id
+	calls   sync.WaitGroup     // running calls with a request id; a call whose caller has gone counts until its issue ends
 	answers answers
 }
 
-// signer is the authority, as far as an issue needs it.
+// signer is the part of the authority that an issue needs.
 type signer interface {
 	Check(ctx context.Context, r ca.Request) (*x509.Certificate, error)
 	NewSerial() node.Serial
@@ -60,10 +60,10 @@ type signer interface {
 	Traits() ca.Traits
 }
 
-// Spec says what certificate to issue.
+// Spec describes the certificate to issue.
 type Spec struct {
-	CSRPEM       []byte // the caller's; empty: a key is made
-	KeyAlgorithm string // "": the default
+	CSRPEM       []byte // the caller's CSR; if empty, espm generates the key
+	KeyAlgorithm string // if empty, the default
 	TTL          time.Duration
 	DNSAltNames  []string
 	Extensions   map[string]string
@@ -81,7 +81,7 @@ type order struct {
 	algorithm ca.KeyAlgorithm
 }
 
-// parse returns what a Spec asks for. Its errors are *node.InvalidError.
+// parse checks a Spec. Its errors are *node.InvalidError.
 func (i *issuer) parse(name node.Certname, s Spec) (order, error) {
 	o := order{algorithm: i.algorithm}
 	var algErr error
@@ -89,7 +89,7 @@ func (i *issuer) parse(name node.Certname, s Spec) (order, error) {
 		o.algorithm, algErr = ca.ParseKeyAlgorithm(s.KeyAlgorithm)
 	}
 	if s.KeyAlgorithm != "" && len(s.CSRPEM) > 0 {
-		algErr = node.Invalid("key_algorithm", "has no meaning with a CSR, whose key is made already")
+		algErr = node.Invalid("key_algorithm", "must be empty with a CSR, which brings its own key")
 	}
 	exts, extErr := ca.ParseExtensions(s.Extensions)
 	o.request = ca.Request{
@@ -112,10 +112,10 @@ func (i *issuer) parse(name node.Certname, s Spec) (order, error) {
 	return o, err
 }
 
-// Provision registers and classifies a node and issues its certificate: all
-// of it, or nothing. See the package comment for what a crash leaves. It goes
-// on when ctx is cancelled, as the caller may come back for the answer. Errors
-// are those of Register, node.ErrUnavailable, and ErrProtected for a launch deadline.
+// Provision registers and classifies a node and issues its certificate. If one of the three fails, none is
+// done. The package comment says what a crash leaves. Provision does not stop when ctx is cancelled, as the
+// caller may ask for the answer again. Errors: those of Register, node.ErrUnavailable, and node.ErrProtected if
+// a protected name has a launch deadline.
 func (i *issuer) Provision(ctx context.Context, n node.Node, s Spec, requestID string, validateOnly bool) (Provisioned, error) {
 	o, specErr := i.parse(n.Certname, s)
 	if err := node.Join(n.Validate(), CheckRequestID(requestID), specErr); err != nil {
@@ -137,11 +137,11 @@ func (i *issuer) Provision(ctx context.Context, n node.Node, s Spec, requestID s
 	}
 	if validateOnly {
 		if earlier, err := i.registrations.earlier(ctx, request); err != nil || earlier != nil {
-			return Provisioned{Node: pick(earlier, n)}, err
+			return Provisioned{Node: earlierOr(earlier, n)}, err
 		}
 		return Provisioned{Node: n}, i.mayBegin(ctx, n, o)
 	}
-	one := &issuance{issuer: i, patience: ctx, order: o, request: request}
+	one := &issuance{issuer: i, caller: ctx, order: o, request: request}
 	work := func(ctx context.Context) (Provisioned, error) {
 		return one.run(ctx, func(ctx context.Context) error { return one.beginNew(ctx, n) })
 	}
@@ -157,15 +157,15 @@ func (i *issuer) Provision(ctx context.Context, n node.Node, s Spec, requestID s
 	return i.shareCall(ctx, request, work, undo)
 }
 
-func pick(earlier *node.Node, n node.Node) node.Node {
+func earlierOr(earlier *node.Node, n node.Node) node.Node {
 	if earlier != nil {
 		return *earlier
 	}
 	return n
 }
 
-// Issue issues a certificate for a node that is registered and has none, as
-// uid where that is given. Errors: node.ErrInvalid, ErrNotPermitted, ErrNodeNotFound, ErrUIDMismatch,
+// Issue issues a certificate for a registered node that has none. If uid is not empty, it must be the uid of
+// the live registration. Errors: node.ErrInvalid, ErrNotPermitted, ErrNodeNotFound, ErrUIDMismatch,
 // ErrCertificateExists, ErrIssuing, ErrRequestReused, ErrRequestSpent, ErrUnavailable.
 func (i *issuer) Issue(ctx context.Context, name node.Certname, uid node.UID, s Spec, requestID string, validateOnly bool) (Provisioned, error) {
 	o, specErr := i.parse(name, s)
@@ -188,12 +188,12 @@ func (i *issuer) Issue(ctx context.Context, name node.Certname, uid node.UID, s 
 	}
 	if validateOnly {
 		if earlier, err := i.registrations.earlier(ctx, request); err != nil || earlier != nil {
-			return Provisioned{Node: pick(earlier, n)}, err
+			return Provisioned{Node: earlierOr(earlier, n)}, err
 		}
 		_, err := n.BeginIssue(i.now())
 		return Provisioned{Node: n}, node.Join(err, i.vet(ctx, o))
 	}
-	one := &issuance{issuer: i, patience: ctx, order: o, request: request}
+	one := &issuance{issuer: i, caller: ctx, order: o, request: request}
 	work := func(ctx context.Context) (Provisioned, error) {
 		return one.run(ctx, func(ctx context.Context) error {
 			now, err := i.view.node(ctx, name)
@@ -212,17 +212,17 @@ func (i *issuer) Issue(ctx context.Context, name node.Certname, uid node.UID, s 
 	return i.shareCall(ctx, request, work, func(ctx context.Context) error { return i.orders.revokeLife(ctx, name, n.UID) })
 }
 
-// shareCall carries out once what one caller asks for in several calls at the same time with one
-// request id. The work goes on when the callers have gone, as they may come back for the answer.
-// Without a request id they can't come back, so the work is undone.
+// shareCall calls do once for all concurrent calls of one caller with the same request id. do does not stop
+// when a caller has gone, as the caller may ask for the answer again. A caller without a request id can't ask
+// again, so shareCall then calls undo.
 func (i *issuer) shareCall(ctx context.Context, request *node.Request, do func(context.Context) (Provisioned, error), undo func(context.Context) error) (Provisioned, error) {
 	detached := func() (p Provisioned, err error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), issueTimeout)
 		defer cancel()
 		defer func() {
-			if recover() != nil { // singleflight would end the process; its value may hold a secret
+			if recover() != nil { // singleflight would end the process. The value is not logged: it may hold a secret
 				i.log.WithField("stack", string(debug.Stack())).Error("issuing a certificate panicked")
-				err = errors.New("espm failed on this call; its log says where")
+				err = errors.New("espm failed on this call by a fault of its own; see espm's log")
 				i.settlement.settleSoon()
 			}
 		}()
@@ -231,13 +231,13 @@ func (i *issuer) shareCall(ctx context.Context, request *node.Request, do func(c
 	if request == nil {
 		p, err := detached()
 		if err == nil && ctx.Err() != nil {
-			gone := fmt.Errorf("the caller for %q is gone: %w", p.Node.Certname, ctx.Err())
+			gone := fmt.Errorf("the call for %q ended before its answer: %w", p.Node.Certname, ctx.Err())
 			return Provisioned{}, errors.Join(gone, retry(func() error { return undo(context.WithoutCancel(ctx)) }))
 		}
 		return p, err
 	}
 	i.calls.Add(1)
-	// Of the same content, too: who asks for something else must not be answered for the others.
+	// The key has the hash of the content: a call with other content must not get this call's answer.
 	done := i.shared.DoChan(request.Key()+" "+request.Hash, func() (any, error) { return detached() })
 	select {
 	case res := <-done:
@@ -248,10 +248,9 @@ func (i *issuer) shareCall(ctx context.Context, request *node.Request, do func(c
 			<-done
 			i.calls.Done()
 		}()
-		return Provisioned{}, fmt.Errorf("the call for %q goes on without its caller: %w", request.Certname, ctx.Err())
+		return Provisioned{}, fmt.Errorf("the issue for %q continues after its call ended; repeat the call with the same request_id: %w", request.Certname, ctx.Err())
 	}
 }
 
-// Wait waits for the issues that go on although their callers have gone. No
-// other call may be under way.
+// Wait waits for the issues that still run although their callers have gone. No other call may run meanwhile.
 func (i *issuer) Wait() { i.calls.Wait() }

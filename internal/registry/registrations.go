@@ -17,12 +17,12 @@ type registrations struct {
 	commit commitNode
 }
 
-// commitNode checks a node against its groups and what its writer is confined to,
-// and commits it with the change. n gets its revision.
+// commitNode checks a node against its groups and against the caller's grant, and commits it with the change. It
+// sets n's revision.
 type commitNode func(ctx context.Context, c *store.Change, old *node.Node, n *node.Node, validateOnly bool) error
 
-// Register registers and classifies a node that has no certificate; it is the
-// caller's. Errors: node.ErrInvalid, ErrNotPermitted, ErrNodeExists, ErrGroupNotFound, ErrConflict,
+// Register registers and classifies a node without a certificate. The caller becomes its owner.
+// Errors: node.ErrInvalid, ErrNotPermitted, ErrNodeExists, ErrGroupNotFound, ErrConflict,
 // ErrRequestReused, ErrRequestSpent.
 func (r *registrations) Register(ctx context.Context, n node.Node, requestID string, validateOnly bool) (node.Node, error) {
 	if err := node.Join(n.Validate(), CheckRequestID(requestID)); err != nil {
@@ -50,8 +50,7 @@ func (r *registrations) Register(ctx context.Context, n node.Node, requestID str
 	return n, err
 }
 
-// addNode commits a new registration, with an issue intent where it is being
-// provisioned. n gets its revision.
+// addNode commits a new registration, and the intent of a provision if there is one. It sets n's revision.
 func (r *registrations) addNode(ctx context.Context, n *node.Node, request *node.Request, intent *node.IssueIntent, validateOnly bool) error {
 	_, err := r.store.Node(ctx, n.Certname)
 	if err == nil {
@@ -75,8 +74,8 @@ func (r *registrations) addNode(ctx context.Context, n *node.Node, request *node
 	return r.commit(ctx, c, nil, n, validateOnly)
 }
 
-// changeOwner adds to a change that the certificates and revocations of a registration get its new
-// owner. It refuses a registration that is being issued a certificate, which the change would miss.
+// changeOwner adds to a change the new owner of a registration's certificates and revocations. It refuses a
+// registration with an issue under way: the change would miss the certificate of that issue.
 func (r *registrations) changeOwner(ctx context.Context, c *store.Change, n node.Node, owner string) error {
 	if n.State == node.Issuing {
 		return fmt.Errorf("%w: for %q", node.ErrIssuing, n.Certname)

@@ -10,35 +10,33 @@
 //	3  certificate committed, intent closed   a provisioned node
 //	4  answered                               the same
 //
-// An intent that is found at start, or that could not be brought to its end,
-// is settled: the authority is asked what became of it. Where the caller holds the
-// private key (it sent a CSR) the certificate is adopted. Else the key is lost, so
-// the certificate is revoked, and a registration that came with the intent
-// goes with it. A crash between 3 and 4 leaves a provisioned node whose caller has no
-// answer: a retry with the same request id revokes that certificate and issues another.
+// An open intent is settled at the start, or after a failed issue: espm asks the authority whether it
+// signed a certificate for the intent. If the caller has the private key (it sent a CSR), espm adopts the
+// certificate. Otherwise the key is lost: espm revokes the certificate, and removes a registration that was
+// committed with the intent. A crash between 3 and 4 leaves a provisioned node whose caller has no answer.
+// A retry with the same request id revokes that certificate and issues another.
 //
 // # Importing
 //
-// A certificate that the authority signed for others is adopted in one commit,
-// with its registration; see Import. Nothing is revoked, so there is nothing to settle.
-// Once adopted it is a certificate like any other: a terminate revokes it.
+// Import adopts a certificate that the authority signed without espm, and its registration, in one commit.
+// Nothing is signed or revoked, so there is nothing to settle. Terminate revokes an adopted certificate
+// like any other.
 //
 // # Terminating
 //
-//	1  one commit: the node is out, its tombstone and the order to revoke are in
+//	1  one commit: the node is removed, its tombstone and the orders to revoke are added
 //	2  the authority has revoked and published      (package revoke)
 //	3  the receipt is committed
 //
-// A node whose launch deadline passed is terminated in the same way; see
-// docs/durability.md for the states and crashes.
+// A node whose launch deadline has passed is terminated in the same way. docs/durability.md lists the states
+// and what a crash leaves in each.
 //
-// # Names that live again
+// # Names that are used again
 //
-// An authority that can only revoke by name (ca.Traits) must be done with
-// all earlier certificates of a name before it signs the next. So such an issue waits for
-// the name's pending revocations and for its open intents, which may yet become
-// revocations: see fence. The queue checks it once more: it refuses to revoke, by the name, a
-// certificate whose name has a newer one.
+// An authority that can only revoke by name (ca.Traits) must have revoked all earlier certificates of a name
+// before it signs the next. Therefore an issue at such an authority waits for the name's pending revocations,
+// and for its open intents, which may become revocations; see fence. The queue of revocations makes a second
+// check: it refuses an order whose name has a newer certificate.
 package registry
 
 import (
@@ -56,7 +54,7 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// Keys makes private keys.
+// Keys generates private keys.
 type Keys interface {
 	NewKey(ctx context.Context, alg ca.KeyAlgorithm) (crypto.Signer, error)
 }
@@ -71,8 +69,8 @@ type Revocations interface {
 	Wait(ctx context.Context, revs []node.Revocation) ([]node.Revocation, error)
 }
 
-// Options are a Registry's parts and settings. All but Protected, and what has
-// a default, are required; Signed for Import alone.
+// Options are a Registry's parts and settings. Required are all but Protected, Principals and the fields with
+// a default. Only Import needs Signed.
 type Options struct {
 	Store       *store.Store
 	Authority   ca.Authority
@@ -80,21 +78,21 @@ type Options struct {
 	Keys        Keys
 	Revocations Revocations
 	Puppet      bootstrap.Server
-	Algorithm   ca.KeyAlgorithm // of a key, where the caller names none
+	Algorithm   ca.KeyAlgorithm // of a key, if the caller names no algorithm
 	Protected   []string        // certnames that are never terminated, besides Puppet.Name and the authority's own
-	Principals  []string        // certnames that callers are known by: only an admin has certificates of them issued
-	Served      func() []string // names that espm's own certificate is good for, likewise; the default has none
-	TTL         time.Duration   // of a certificate whose request names none; default ca.DefaultTTL
+	Principals  []string        // certnames by which espm identifies callers: only an admin may get certificates of them
+	Served      func() []string // names in espm's own certificate, reserved like Principals; default none
+	TTL         time.Duration   // of a certificate, if the request names none; default ca.DefaultTTL
 	Now         func() time.Time
 	// Clock returns why Now can't be believed, an error that wraps node.ErrUnavailable. Meanwhile nothing is issued, no launch
 	// deadline ends and nothing is forgotten. The default believes Now.
 	Clock func() error
 	Log   logrus.FieldLogger
 
-	Sightings   *Sightings                             // the default knows what is stored
-	RunInterval time.Duration                          // between two runs of an agent, at most; default half an hour
+	Sightings   *Sightings                             // default: one that counts for this Registry alone
+	RunInterval time.Duration                          // the longest time between two runs of an agent; default half an hour
 	Stage       func(stage string, took time.Duration) // is called after each stage of an issue that succeeded, with one of Stages; nil is allowed
-	Uptime      func() time.Duration                   // does not go back or jump as a clock may; the default is Now's monotonic clock
+	Uptime      func() time.Duration                   // monotonic: setting the clock does not change it; default Now's monotonic clock
 }
 
 const (
@@ -102,11 +100,11 @@ const (
 	housekeepEvery = time.Minute
 )
 
-// Registry is espm's use cases, each in the part that has it. A part has what it needs of the
-// others, and no part has the Registry. Its methods may be called at once. What a
-// method has changed is durable when it returns nil.
+// Registry has espm's use cases. Each use case is a method of one part. A part holds the parts that it needs,
+// and no part holds the Registry. The methods may be called concurrently. A change is durable when its method
+// returns nil.
 type Registry struct {
-	*view          // Get, List, Certificates, WatchNodes and what else callers read
+	*view          // Get, List, Certificates, WatchNodes and all other reads
 	*registrations // Register, Update
 	*issuer        // Provision, Issue, Wait
 	*importer      // Import
@@ -131,7 +129,7 @@ func New(o Options) *Registry {
 	names := &certnames{core: c, puppet: o.Puppet.Name, traits: o.Authority.Traits, principals: o.Principals, served: o.Served, ttl: o.TTL}
 	names.SetProtected(o.Protected)
 	registrations := &registrations{core: c, view: view, names: names, commit: groups.commitNode}
-	settlement := &settlement{core: c, authority: o.Authority, queue: o.Revocations, busy: map[node.UID]bool{}, soon: make(chan struct{}, 1)}
+	settlement := &settlement{core: c, authority: o.Authority, queue: o.Revocations, locked: map[node.UID]bool{}, soon: make(chan struct{}, 1)}
 	fence := &fence{core: c, traits: o.Authority.Traits, queue: o.Revocations, settleSoon: settlement.settleSoon}
 	orders := &orders{core: c, queue: o.Revocations}
 	terminations := &terminations{core: c, view: view, names: names, orders: orders, queue: o.Revocations, settleSoon: settlement.settleSoon, ended: ended}
@@ -179,9 +177,8 @@ func (o *Options) setDefaults() {
 	}
 }
 
-// Run settles the intents that are open and no call is at work on, those of
-// an earlier process first, and forgets what is past its time, until ctx is
-// done. Beside that it sees to launch deadlines. It is called once.
+// Run works in the background until ctx is done: it settles the open intents that no call has locked, removes
+// expired records, and checks launch deadlines. It must be called once only.
 func (r *Registry) Run(ctx context.Context) {
 	defer close(r.ended)
 	ctx = node.AsSelf(ctx)

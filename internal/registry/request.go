@@ -11,9 +11,9 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// newRequest returns the record of the caller's request id, nil where it gave
-// none: another's ids are not there for it. The content is what must be the same when it is used again.
-// Sensitive values must not be in it: whoever reads the store could guess them from the hash, long after they are gone.
+// newRequest returns the record of a request id, nil if id is empty. The record has the caller's name, as each
+// caller has request ids of its own. A call that uses the id again must have the same content. The content must
+// have no sensitive values: a reader of the store could guess them from the hash, even after their removal.
 func newRequest(ctx context.Context, n node.Node, id, method string, content ...any) (*node.Request, error) {
 	if id == "" {
 		return nil, nil
@@ -26,16 +26,15 @@ func newRequest(ctx context.Context, n node.Node, id, method string, content ...
 	return &node.Request{ID: id, Principal: node.CallerOf(ctx).Name, Hash: hex.EncodeToString(sum[:]), Certname: n.Certname, UID: n.UID, CreatedAt: n.CreatedAt}, nil
 }
 
-// earlier returns the registration that an earlier call with the request id
-// made, nil if the id is new. node.ErrRequestReused where that had other
-// content, node.ErrRequestSpent where the registration is terminated, or was
-// given to another.
+// earlier returns the registration that an earlier call with the request id made, nil if the id is new. Errors:
+// node.ErrRequestReused if that call had other content; node.ErrRequestSpent if the registration is terminated
+// or has another owner now.
 func (r *registrations) earlier(ctx context.Context, request *node.Request) (*node.Node, error) {
 	if request == nil {
 		return nil, nil
 	}
 	was, ok, err := r.store.Request(ctx, request.Key())
-	if err == nil && !ok && accessOf(ctx).Role == node.Admin { // all callers were admins before ids had a principal
+	if err == nil && !ok && accessOf(ctx).Role == node.Admin { // a record from before ids had a principal: all callers were admins then
 		if was, ok, err = r.store.Request(ctx, request.ID); ok {
 			request.Principal = ""
 		}
@@ -53,7 +52,7 @@ func (r *registrations) earlier(ctx context.Context, request *node.Request) (*no
 	return &n, err
 }
 
-// CheckRequestID keeps request ids printable and short; none is as good. The error is node.ErrInvalid.
+// CheckRequestID checks that a request id is printable ASCII of at most 128 bytes, or empty. Error: node.ErrInvalid.
 func CheckRequestID(id string) error {
 	if len(id) > 128 {
 		return node.Invalid("request_id", "at most 128 bytes, has %d", len(id))

@@ -16,7 +16,7 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// revoker revokes what callers name, also what espm did not issue.
+// revoker revokes certificates for callers, including those that espm did not issue.
 type revoker struct {
 	core
 	view      *view
@@ -31,21 +31,22 @@ type revoker struct {
 	}
 }
 
-// RevokeRequest names the certificate to revoke: by its serial, or all live ones of
-// a certname. A certificate that espm did not issue needs the certname.
+// RevokeRequest names the certificates to revoke: the one with the serial or, if the serial is empty, all live
+// ones of the certname. A certificate that espm did not issue needs the certname.
 type RevokeRequest struct {
 	Certname node.Certname
 	Serial   node.Serial
 	Reason   node.Reason
 	Comment  string
-	// Force revokes what is protected, what was not issued by espm, and anew what has a receipt or was impossible to revoke.
+	// Force revokes protected certificates and those that espm did not issue. It orders the revocation again if
+	// there is a receipt, or if the revocation was impossible.
 	Force bool
 }
 
-// Revoke orders the revocation of certificates and waits up to wait for the
-// receipts. It returns the orders, newest certificate first. The registration that holds the certificates
-// stays, without them. A certificate whose revocation was ordered before gives that order; with Force, one
-// that has its receipt is ordered anew, as the CRL that listed it may be lost. Errors:
+// Revoke orders the revocation of certificates and waits for the receipts, at most for wait. It returns the
+// orders, newest certificate first. The registration stays, without the certificates. For a certificate with an
+// earlier order, Revoke returns that order. With Force it orders a revoked certificate again, as the CRL that
+// listed it may be lost. Errors:
 // node.ErrNotPermitted, ErrNodeNotFound, ErrCertificateNotFound, ErrProtected,
 // ErrForeignCertificate (espm did not issue it, and Force is not set), ErrIssuing, and ErrInvalid
 // for one of several certificates where the authority revokes by name.
@@ -74,7 +75,7 @@ func (r *revoker) Revoke(ctx context.Context, req RevokeRequest, wait time.Durat
 	if validateOnly {
 		for i := range revs {
 			if revs[i].Revision == 0 {
-				revs[i].ID = "" // there is no such order
+				revs[i].ID = "" // the order was not committed
 			}
 		}
 		return revs, nil
@@ -105,16 +106,16 @@ func (r *revoker) mayRevoke(ctx context.Context, req RevokeRequest) error {
 	return nil
 }
 
-// RetryRevocation has an open revocation tried again at once. Errors: node.ErrNotPermitted, ErrRevocationNotFound, ErrRevocationClosed.
+// RetryRevocation makes an open revocation due at once. Errors: node.ErrNotPermitted, ErrRevocationNotFound, ErrRevocationClosed.
 func (r *revoker) RetryRevocation(ctx context.Context, id string) (node.Revocation, error) {
-	if err := accessOf(ctx).admin("", "have a revocation tried again"); err != nil {
+	if err := accessOf(ctx).admin("", "retry a revocation"); err != nil {
 		return node.Revocation{}, err
 	}
 	return r.queue.Retry(ctx, id)
 }
 
-// DropRevocation closes an open revocation without carrying it out: its certificate
-// stays valid. The comment says why, and is required. Errors: node.ErrNotPermitted, and those of revoke.Queue.Drop.
+// DropRevocation closes an open revocation without carrying it out: its certificate stays valid. A comment with
+// the reason is required. Errors: node.ErrInvalid, ErrNotPermitted, and those of revoke.Queue.Drop.
 func (r *revoker) DropRevocation(ctx context.Context, id, comment string) (node.Revocation, error) {
 	if err := accessOf(ctx).admin("", "drop a revocation"); err != nil {
 		return node.Revocation{}, err
@@ -138,7 +139,7 @@ func checkComment(comment string) error {
 	return nil
 }
 
-// revoke adds the orders to a change, newest certificate first, or returns those that there are.
+// revoke adds the orders to a change, newest certificate first, or returns the existing orders.
 func (r *revoker) revoke(ctx context.Context, c *store.Change, req RevokeRequest) (revs []node.Revocation, isNew bool, err error) {
 	order := node.Revocation{Serial: req.Serial, Certname: req.Certname, Reason: req.Reason, Comment: req.Comment}
 	if order.Serial != "" {
@@ -148,7 +149,7 @@ func (r *revoker) revoke(ctx context.Context, c *store.Change, req RevokeRequest
 	n, err := r.view.node(ctx, req.Certname)
 	switch {
 	case errors.Is(err, node.ErrNodeNotFound) && req.Force:
-		rev, isNew, err := r.revokeStanding(ctx, c, order)
+		rev, isNew, err := r.revokeUnregistered(ctx, c, order)
 		return []node.Revocation{rev}, isNew, err
 	case err != nil:
 		return nil, false, err
@@ -164,24 +165,25 @@ func (r *revoker) revoke(ctx context.Context, c *store.Change, req RevokeRequest
 	return revs, true, err
 }
 
-// revokeStanding orders the revocation of what stands at the authority under a name that has no live registration.
-func (r *revoker) revokeStanding(ctx context.Context, c *store.Change, order node.Revocation) (rev node.Revocation, isNew bool, err error) {
+// revokeUnregistered orders the revocation of the authority's certificate of a name without a live registration.
+func (r *revoker) revokeUnregistered(ctx context.Context, c *store.Change, order node.Revocation) (rev node.Revocation, isNew bool, err error) {
 	if p, err := r.pendingForeign(ctx, order); p.ID != "" || err != nil {
 		return p, false, err
 	}
-	standing, err := r.foreign(ctx, order.Certname, "")
+	current, err := r.foreign(ctx, order.Certname, "")
 	if err != nil {
 		return rev, false, err
 	}
-	order.Serial = node.SerialOf(standing.SerialNumber) // which espm may know after all
-	return r.revokeSerial(ctx, c, order, standing, true)
+	order.Serial = node.SerialOf(current.SerialNumber) // espm may have a record of this serial
+	return r.revokeSerial(ctx, c, order, current, true)
 }
 
-// revokeSerial orders the revocation of one certificate. Standing is that certificate, where the authority was asked for it already.
-func (r *revoker) revokeSerial(ctx context.Context, c *store.Change, order node.Revocation, standing *x509.Certificate, force bool) (rev node.Revocation, isNew bool, err error) {
+// revokeSerial orders the revocation of one certificate. current is that certificate, or nil if the authority was
+// not asked for it yet.
+func (r *revoker) revokeSerial(ctx context.Context, c *store.Change, order node.Revocation, current *x509.Certificate, force bool) (rev node.Revocation, isNew bool, err error) {
 	cert, err := r.view.certificate(ctx, order.Serial)
 	if errors.Is(err, node.ErrCertificateNotFound) && order.Certname != "" && !accessOf(ctx).confined() {
-		rev, err = r.revokeForeign(ctx, c, order, standing, force)
+		rev, err = r.revokeForeign(ctx, c, order, current, force)
 		return rev, rev.Revision == 0, err
 	}
 	if err != nil {
@@ -213,9 +215,9 @@ func (r *revoker) revokeSerial(ctx context.Context, c *store.Change, order node.
 	return r.orders.add(c, cert, order), true, nil
 }
 
-// revokeForeign orders the revocation of a certificate that the authority issued, but not
-// through espm, or returns the order that there is. With it comes a record, where the
-// certificate can be had, so that an import at the same moment does not adopt it.
+// revokeForeign orders the revocation of a certificate that the authority issued without espm, or returns the
+// existing order. It adds a record of the certificate if the authority returns it, so that a concurrent import
+// does not adopt it.
 func (r *revoker) revokeForeign(ctx context.Context, c *store.Change, order node.Revocation, cert *x509.Certificate, force bool) (node.Revocation, error) {
 	if p, err := r.pendingForeign(ctx, order); p.ID != "" || err != nil {
 		return p, err
@@ -227,7 +229,7 @@ func (r *revoker) revokeForeign(ctx context.Context, c *store.Change, order node
 		}
 	}
 	if !force {
-		return order, fmt.Errorf("%w: serial %s of %q; it is revoked only if that is forced", node.ErrForeignCertificate, order.Serial, order.Certname)
+		return order, fmt.Errorf("%w: serial %s of %q; use force to revoke it", node.ErrForeignCertificate, order.Serial, order.Certname)
 	}
 	order = r.queue.Order(c, order)
 	if cert != nil {
@@ -243,8 +245,8 @@ func (r *revoker) revokeForeign(ctx context.Context, c *store.Change, order node
 	return order, nil
 }
 
-// pendingForeign returns the open order for a foreign certificate of that name, and of
-// that serial if there is one; the zero value where there is none.
+// pendingForeign returns the open order for a foreign certificate of order's name and, if order has a serial, of
+// that serial. It returns the zero value if there is none.
 func (r *revoker) pendingForeign(ctx context.Context, order node.Revocation) (node.Revocation, error) {
 	pending, err := r.store.PendingOf(ctx, order.Certname)
 	for _, p := range pending {
@@ -255,35 +257,38 @@ func (r *revoker) pendingForeign(ctx context.Context, order node.Revocation) (no
 	return node.Revocation{}, err
 }
 
-// foreign asks the authority for a name's certificate, "" for the serial of the one that
-// stands under it. It is nil where the authority issued the serial for the name and no longer has it.
+// foreign asks the authority for a certificate of a name: the one with the serial or, if the serial is empty, the
+// current one. It returns nil if the authority issued the serial for the name and has no copy.
 func (r *revoker) foreign(ctx context.Context, name node.Certname, serial node.Serial) (*x509.Certificate, error) {
 	current, err := r.authority.Check(ctx, ca.Request{Certname: name})
-	if err != nil {
+	byName := r.authority.Traits().RevokesByName
+	if unreadable := errors.Is(err, node.ErrForeignCertificate); err != nil && (!unreadable || serial == "" || byName) {
 		return nil, err
 	}
 	if current != nil && (serial == "" || serial == node.SerialOf(current.SerialNumber)) {
 		return current, r.checkForeign(ctx, name, current)
 	}
 	if serial == "" {
-		return nil, fmt.Errorf("%w: the CA has no valid one of %q", node.ErrCertificateNotFound, name)
+		return nil, fmt.Errorf("%w: the CA has no valid certificate of %q", node.ErrCertificateNotFound, name)
 	}
 	var found ca.Found
-	if !r.authority.Traits().RevokesByName {
+	err = nil
+	if !byName {
 		found, err = r.authority.Find(ctx, ca.Query{Certname: name, Serial: serial})
 	}
 	switch {
 	case err != nil:
 		return nil, err
 	case !found.Issued:
-		return nil, fmt.Errorf("%w: the CA has no serial %s of %q", node.ErrCertificateNotFound, serial, name)
+		return nil, fmt.Errorf("%w: the CA issued no serial %s of %q", node.ErrCertificateNotFound, serial, name)
 	case found.Certificate != nil:
 		return found.Certificate, r.checkForeign(ctx, name, found.Certificate)
 	}
 	return nil, nil
 }
 
-// checkForeign says why what stands under a name is not the name's: somebody may have put it there.
+// checkForeign refuses a certificate that the CA did not issue for the name: anybody with access to the CA's
+// folder may have put it there.
 func (r *revoker) checkForeign(ctx context.Context, name node.Certname, cert *x509.Certificate) error {
 	trust, err := r.authority.Trust(ctx)
 	if err != nil {
@@ -294,7 +299,7 @@ func (r *revoker) checkForeign(ctx context.Context, name node.Certname, cert *x5
 		return fmt.Errorf("the CA's certificate: %w", err)
 	}
 	if why := ca.CheckExisting(cert, name, issuer, r.now()); why != nil {
-		return fmt.Errorf("%w: serial %s, which stands under %q: %w", node.ErrCertificateNotFound, node.SerialOf(cert.SerialNumber), name, why)
+		return fmt.Errorf("%w: serial %s, stored under %q: %w", node.ErrCertificateNotFound, node.SerialOf(cert.SerialNumber), name, why)
 	}
 	return nil
 }

@@ -16,33 +16,33 @@ import (
 
 const (
 	flushEvery = 30 * time.Second
-	// claimPatience is how long an answer waits for a claim to be durable.
+	// claimPatience bounds how long an answer waits until the claim is durable.
 	claimPatience = 500 * time.Millisecond
 )
 
-// Sightings knows when nodes were last seen: their look-ups are counted in
-// memory and stored in batches. Its methods may be called at once.
+// Sightings records when nodes were last seen: it notes look-ups in memory and stores them in batches. Its
+// methods may be called concurrently.
 type Sightings struct {
 	store  *store.Store
-	kept   LastSeen
+	stored LastSeen
 	now    func() time.Time
 	log    logrus.FieldLogger
 	claims singleflight.Group // by uid
 
 	mu       sync.Mutex
 	fresh    map[node.Certname]store.Seen // not stored yet
-	flushing map[node.Certname]store.Seen // being stored; not changed any more
+	flushing map[node.Certname]store.Seen // being stored; read-only
 }
 
-// NewSightings returns a Sightings. Run has kept what it counts; the first
-// look-up of a node with a launch deadline is a change in the store.
-func NewSightings(s *store.Store, kept LastSeen, now func() time.Time, log logrus.FieldLogger) *Sightings {
-	return &Sightings{store: s, kept: kept, now: now, log: log, fresh: map[node.Certname]store.Seen{}}
+// NewSightings returns a Sightings. Run stores its sightings in stored; claims of launch deadlines are committed
+// to s.
+func NewSightings(s *store.Store, stored LastSeen, now func() time.Time, log logrus.FieldLogger) *Sightings {
+	return &Sightings{store: s, stored: stored, now: now, log: log, fresh: map[node.Certname]store.Seen{}}
 }
 
-// Saw counts a look-up of a node, as it was read. The first one of a node with
-// a launch deadline is durable when Saw returns, if that takes half a second at
-// most: the node may be running its only catalog.
+// Saw notes a look-up of a node; n is the record that was read. The first look-up of a node with a launch
+// deadline claims the node. Saw waits until the claim is durable, at most claimPatience: the agent may be
+// running its only catalog.
 func (s *Sightings) Saw(_ context.Context, n node.Node) {
 	at := s.now()
 	s.note(store.Seen{Certname: n.Certname, UID: n.UID, At: at, NodeRevision: n.Revision})
@@ -51,12 +51,12 @@ func (s *Sightings) Saw(_ context.Context, n node.Node) {
 	}
 }
 
-// claim has it stored that a node was seen within its launch deadline, and waits for that a while.
+// claim commits a claim, and waits for that at most claimPatience.
 func (s *Sightings) claim(n node.Node, at time.Time) {
 	done := s.claims.DoChan(string(n.UID), func() (any, error) {
 		err := claim(node.AsSelf(context.Background()), s.store, n, at)
-		if err != nil { // the caller may have gone on
-			s.log.WithError(err).WithField("certname", n.Certname).Error("a node was seen within its launch deadline, which can't be stored yet")
+		if err != nil { // logged here, as the caller may no longer wait
+			s.log.WithError(err).WithField("certname", n.Certname).Error("the claim of a node within its launch deadline can't be stored yet")
 		}
 		return nil, err
 	})
@@ -65,31 +65,31 @@ func (s *Sightings) claim(n node.Node, at time.Time) {
 	select {
 	case <-done:
 	case <-patience.C:
-		s.log.WithField("certname", n.Certname).Warn("a node was seen within its launch deadline; storing that takes long")
+		s.log.WithField("certname", n.Certname).Warn("storing the claim of a node within its launch deadline takes long")
 	}
 }
 
 func (s *Sightings) note(seen store.Seen) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.fresh[seen.Certname].NodeRevision <= seen.NodeRevision { // else a look-up of an earlier life that was slow
+	if s.fresh[seen.Certname].NodeRevision <= seen.NodeRevision { // otherwise a slow look-up of an earlier registration
 		s.fresh[seen.Certname] = seen
 	}
 }
 
-// last returns when a registration was last seen; zero for never.
+// last returns when a registration was last seen; zero if never.
 func (s *Sightings) last(ctx context.Context, n node.Node) (time.Time, error) {
 	if at, ok := s.recent(n); ok {
 		return at, nil
 	}
-	at, err := s.kept.LastSeen(ctx, n.Certname, n.UID)
-	if at.Before(n.ClaimedAt) { // a crash came before the time was stored, but after the claim
+	at, err := s.stored.LastSeen(ctx, n.Certname, n.UID)
+	if at.Before(n.ClaimedAt) { // after a crash the store may have the claim and not the sighting
 		at = n.ClaimedAt
 	}
 	return at, err
 }
 
-// recent is last, as far as it is in memory.
+// recent returns when a registration was last seen, if that is in memory.
 func (s *Sightings) recent(n node.Node) (time.Time, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -101,8 +101,8 @@ func (s *Sightings) recent(n node.Node) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// Run stores what was counted, every 30 seconds, until ctx is done, and once
-// more then. It is called once.
+// Run stores the sightings every 30 seconds until ctx is done, and once more at the end. It must be called once
+// only.
 func (s *Sightings) Run(ctx context.Context) {
 	tick := time.NewTicker(flushEvery)
 	defer tick.Stop()
@@ -110,29 +110,29 @@ func (s *Sightings) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			if err := s.flush(context.WithoutCancel(ctx)); err != nil {
-				s.log.WithError(err).Error("when nodes were last seen is lost, from up to 30 seconds ago")
+				s.log.WithError(err).Error("the last-seen times of the last 30 seconds can't be stored and are lost")
 			}
 			return
 		case <-tick.C:
 			if err := s.flush(ctx); err != nil && ctx.Err() == nil {
-				s.log.WithError(err).Warn("when nodes were last seen can't be stored yet")
+				s.log.WithError(err).Warn("last-seen times can't be stored yet")
 			}
 		}
 	}
 }
 
-// flush stores what was counted. What it could not store stays.
+// flush stores the sightings. Those that it can't store stay in memory.
 func (s *Sightings) flush(ctx context.Context) error {
 	s.mu.Lock()
 	s.flushing, s.fresh = s.fresh, map[node.Certname]store.Seen{}
 	s.mu.Unlock()
 	all := make([]store.Seen, 0, len(s.flushing))
-	for _, name := range slices.Sorted(maps.Keys(s.flushing)) { // in order: neighbours share a page of the store
+	for _, name := range slices.Sorted(maps.Keys(s.flushing)) { // sorted: neighbours share a page of the store
 		seen := s.flushing[name]
 		seen.At = seen.At.UTC()
 		all = append(all, seen)
 	}
-	left, err := s.kept.PutSeen(ctx, all)
+	left, err := s.stored.PutSeen(ctx, all)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.flushing = nil

@@ -16,7 +16,7 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// settlement brings the intents to an end that no call is at work on any more.
+// settlement settles open intents that no call works on.
 type settlement struct {
 	core
 	authority interface {
@@ -27,20 +27,20 @@ type settlement struct {
 		Kick()
 	}
 
-	mu   sync.Mutex
-	busy map[node.UID]bool // intents that are locked
-	soon chan struct{}     // holds one: an intent was left open
+	mu     sync.Mutex
+	locked map[node.UID]bool // registrations whose intent is locked
+	soon   chan struct{}     // capacity 1: wakes Run, as an intent was left open
 }
 
-// settleAll settles what it can and says whether some is left.
+// settleAll settles the intents that it can, and reports whether some are left.
 func (s *settlement) settleAll(ctx context.Context) (left bool) {
 	for intent, err := range s.store.Intents(ctx) {
 		if err == nil && !s.lockIntent(intent.UID) {
-			left = true // a call is at work on it, and may fail to settle it
+			left = true // a call has locked it, and may leave it open
 			continue
 		}
 		if err == nil {
-			err = s.settleOpen(ctx, intent.UID) // it may have been closed since the list was read
+			err = s.settleOpen(ctx, intent.UID) // reads the intent again: it may have been closed meanwhile
 			s.unlockIntent(intent.UID)
 		}
 		if ctx.Err() != nil {
@@ -54,36 +54,35 @@ func (s *settlement) settleAll(ctx context.Context) (left bool) {
 	return left
 }
 
-// lockIntent locks an intent for one call, false where another call has locked it.
+// lockIntent locks an intent for one call. It returns false if another call has locked it.
 func (s *settlement) lockIntent(uid node.UID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.busy[uid] {
+	if s.locked[uid] {
 		return false
 	}
-	s.busy[uid] = true
+	s.locked[uid] = true
 	return true
 }
 
 func (s *settlement) unlockIntent(uid node.UID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.busy, uid)
+	delete(s.locked, uid)
 }
 
-// settleNode settles the open intent of a node, whose caller came back. A
-// *node.BusyError where Run is at it just now.
+// settleNode settles the open intent of a node whose caller repeats the call. It returns a *node.BusyError if
+// Run has locked the intent.
 func (s *settlement) settleNode(ctx context.Context, n node.Node) error {
 	if !s.lockIntent(n.UID) {
-		return &node.BusyError{Reason: fmt.Sprintf("what became of the certificate of %q is being asked for", n.Certname), RetryAfter: retryAfter}
+		return &node.BusyError{Reason: fmt.Sprintf("espm is asking the CA whether it signed a certificate for %q", n.Certname), RetryAfter: retryAfter}
 	}
 	defer s.unlockIntent(n.UID)
 	return s.settleOpen(ctx, n.UID)
 }
 
-// abandon settles an intent whose issue failed, now if that is possible. A
-// certificate that the authority returned, but that is not the intent's, is
-// revoked like one that it lost.
+// abandon settles an intent whose issue failed, or leaves that to Run. If the authority returned a certificate
+// that does not match the intent, abandon orders its revocation.
 func (s *settlement) abandon(ctx context.Context, intent node.IssueIntent, cert *x509.Certificate) {
 	err := s.refuse(ctx, intent, cert)
 	if err == nil {
@@ -95,7 +94,7 @@ func (s *settlement) abandon(ctx context.Context, intent node.IssueIntent, cert 
 	}
 }
 
-// unsettled logs why an intent stays open: an error, unless all that it needs is time.
+// unsettled logs why an intent stays open. The level is error, or info if the authority is only busy.
 func (s *settlement) unsettled(intent node.IssueIntent, err error) {
 	level := logrus.ErrorLevel
 	if _, busy := errors.AsType[*node.BusyError](err); busy {
@@ -104,7 +103,7 @@ func (s *settlement) unsettled(intent node.IssueIntent, err error) {
 	s.log.WithError(err).WithField("certname", intent.Certname).Log(level, "an unfinished issue can't be settled yet")
 }
 
-// settleSoon tells Run that an intent was left open.
+// settleSoon wakes Run to settle an open intent.
 func (s *settlement) settleSoon() {
 	select {
 	case s.soon <- struct{}{}:
@@ -112,8 +111,8 @@ func (s *settlement) settleSoon() {
 	}
 }
 
-// refuse orders the revocation of a certificate that verify did not pass. The
-// authority may not find it again: where it can't be ordered, the log has its serial.
+// refuse orders the revocation of a certificate that does not match its intent. The authority may not find such
+// a certificate again. So if the order fails, the log must have the serial.
 func (s *settlement) refuse(ctx context.Context, intent node.IssueIntent, cert *x509.Certificate) error {
 	if cert == nil || verify(cert, intent) == nil {
 		return nil
@@ -127,14 +126,14 @@ func (s *settlement) refuse(ctx context.Context, intent node.IssueIntent, cert *
 		_, err = s.store.Commit(ctx, c)
 	}
 	if err != nil {
-		return fmt.Errorf("serial %s, which the authority issued to nobody, has to be revoked by hand: %w", serial, err)
+		return fmt.Errorf("serial %s does not match its request and could not be ordered for revocation; revoke it by hand: %w", serial, err)
 	}
 	s.queue.Kick()
 	return nil
 }
 
-// ownerOf returns the owner of a registration with an open intent: live, or
-// terminated since. It does not change before the intent is closed.
+// ownerOf returns the owner of a registration with an open intent, live or terminated. The owner can't change
+// before the intent is closed.
 func (s *settlement) ownerOf(ctx context.Context, intent node.IssueIntent) (string, error) {
 	n, live, err := s.live(ctx, intent.Certname)
 	if err != nil || live && n.UID == intent.UID {
@@ -156,12 +155,12 @@ func (s *settlement) settleOpen(ctx context.Context, uid node.UID) error {
 	return s.settle(ctx, intent)
 }
 
-// settle brings an open intent to its end: it asks the authority what became
-// of it, and adopts the certificate or orders its revocation.
+// settle closes an open intent: it asks the authority for the certificate, and adopts it or orders its
+// revocation.
 func (s *settlement) settle(ctx context.Context, intent node.IssueIntent) error {
 	found, err := s.authority.Find(ctx, ca.Query{Certname: intent.Certname, Serial: intent.Serial, KeyHash: intent.KeyHash, Since: intent.CreatedAt})
 	if err != nil {
-		return fmt.Errorf("asking the authority about %q: %w", intent.Certname, err)
+		return fmt.Errorf("ask the authority for the certificate of %q: %w", intent.Certname, err)
 	}
 	log := s.log.WithFields(logrus.Fields{"certname": intent.Certname, "uid": intent.UID, "serial": found.Serial})
 	err = retry(func() error {
@@ -202,13 +201,12 @@ func (s *settlement) settle(ctx context.Context, intent node.IssueIntent) error 
 	return err
 }
 
-// undo takes back what an intent began: a certificate is revoked, a
-// registration that came with it goes, one that was there before stays. It
-// returns what that is in words.
+// undo adds to a change what reverts an intent: the order to revoke its certificate, and the removal of the
+// registration if it was committed with the intent. An older registration stays. undo returns a description.
 func (s *settlement) undo(ctx context.Context, c *store.Change, intent node.IssueIntent, n node.Node, alive bool, found ca.Found) (string, error) {
 	what := "no certificate was issued"
 	if found.Issued {
-		gone, err := s.store.Tombstone(ctx, intent.Certname, intent.UID) // terminated while it was issued
+		gone, err := s.store.Tombstone(ctx, intent.Certname, intent.UID) // there if the node was terminated during the issue
 		if err != nil && !errors.Is(err, node.ErrNodeNotFound) {
 			return "", err
 		}
@@ -237,17 +235,17 @@ func (s *settlement) undo(ctx context.Context, c *store.Change, intent node.Issu
 		}
 		c.PutNode(&n, back)
 	default:
-		what += "; the node is gone"
+		what += "; the node is removed"
 		c.RemoveNode(n)
 		for _, key := range n.Requests {
 			c.RemoveRequest(key)
 		}
-		if found.Issued { // so that its revocation is found, and forgotten in time
+		if found.Issued { // housekeeping finds the revocation, and later removes it, by the tombstone
 			gone, err := n.Terminate("", "", s.now())
 			if err != nil {
 				return "", err
 			}
-			gone.Requests = nil // they are free again, and may be another's by then
+			gone.Requests = nil // the request ids are free again, and another registration may use them
 			c.PutTombstone(gone)
 		}
 	}

@@ -25,30 +25,29 @@ type terminations struct {
 		Wait(ctx context.Context, revs []node.Revocation) ([]node.Revocation, error)
 	}
 	settleSoon func()
-	ended      <-chan struct{} // closed when nothing more will come
+	ended      <-chan struct{} // closed when Run has ended: no receipt can come after that
 }
 
 // Terminated is the outcome of a terminate.
 type Terminated struct {
 	Node        node.Node
 	Revocations []node.Revocation
-	// IssueOpen: an issue was under way and is not settled yet. What comes of it will be revoked.
+	// IssueOpen reports that an issue of the registration is not settled yet. Its certificate will be revoked.
 	IssueOpen bool
 }
 
-// TerminateRequest names one registration to end: by its uid, or the live one of a
-// certname. The reason goes with the revocation of its certificates.
+// TerminateRequest names the registration to terminate: the one with the uid or, if the uid is empty, the live
+// one of the certname. The reason is the reason of the revocations.
 type TerminateRequest struct {
 	Certname node.Certname
 	UID      node.UID
 	Reason   node.Reason
 }
 
-// Terminate takes a registration out of the classifier and orders the
-// revocation of all its certificates, in one commit, and waits up to wait for the
-// receipt, or until Run has ended. A uid that is already terminated, or none where the
-// certname has no live registration, gives the state of the last termination, whose
-// reason stands. A successor that is another's is not touched, and not told of.
+// Terminate ends a registration and orders the revocation of all its certificates, in one commit. Then it waits
+// for the receipts, at most for wait, or until Run has ended. If the registration is already terminated,
+// Terminate changes nothing and returns the state of that termination. The answer does not show a newer
+// registration of the name that the caller may not see.
 // Errors: node.ErrNotPermitted, ErrNodeNotFound, ErrUIDMismatch, ErrProtected.
 func (ts *terminations) Terminate(ctx context.Context, req TerminateRequest, wait time.Duration, validateOnly bool) (Terminated, error) {
 	if err := accessOf(ctx).write(); err != nil {
@@ -79,7 +78,7 @@ func (ts *terminations) Terminate(ctx context.Context, req TerminateRequest, wai
 func (ts *terminations) await(ctx context.Context, t *Terminated, wait time.Duration) error {
 	limited, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	go func() { // the daemon stops: nothing more will come
+	go func() { // stop to wait when the daemon stops
 		select {
 		case <-ts.ended:
 			cancel()
@@ -113,8 +112,8 @@ func (ts *terminations) terminate(ctx context.Context, req TerminateRequest, val
 	return ts.end(ctx, n, req.Reason, "")
 }
 
-// end commits the termination of a live registration, and says why where no
-// caller asked for it.
+// end commits the termination of a live registration. why is the reason that espm gives if no caller asked for
+// it; otherwise it is empty.
 func (ts *terminations) end(ctx context.Context, n node.Node, reason node.Reason, why string) (Terminated, error) {
 	var t Terminated
 	var err error
@@ -128,10 +127,10 @@ func (ts *terminations) end(ctx context.Context, n node.Node, reason node.Reason
 	c.RemoveNode(n)
 	c.PutTombstone(t.Node)
 	if err := ts.orderAll(ctx, c, n, reason); err != nil {
-		return t, fmt.Errorf("terminating %q: %w", n.Certname, err)
+		return t, fmt.Errorf("terminate %q: %w", n.Certname, err)
 	}
 	if t.Node.Revision, err = ts.store.Commit(ctx, c); err != nil {
-		return t, fmt.Errorf("terminating %q: %w", n.Certname, err)
+		return t, fmt.Errorf("terminate %q: %w", n.Certname, err)
 	}
 	fields := logrus.Fields{"certname": n.Certname, "uid": n.UID, "serials": n.Serials}
 	if why != "" {
@@ -142,8 +141,9 @@ func (ts *terminations) end(ctx context.Context, n node.Node, reason node.Reason
 	return t, err
 }
 
-// orderAll adds the orders to revoke the certificates of a registration that ends: those that it holds, and
-// others, whose revocation was dropped, while they are valid. The line of the terminate tells of the newest.
+// orderAll adds the orders to revoke the certificates of a registration: those that it holds, and the valid ones
+// whose earlier revocation was dropped. The audit line of the terminate names the newest certificate; each
+// other gets a line of its own.
 func (ts *terminations) orderAll(ctx context.Context, c *store.Change, n node.Node, reason node.Reason) error {
 	certs, err := ts.store.CertificatesOfLife(ctx, n.Certname, n.UID)
 	if err != nil {
@@ -166,7 +166,7 @@ func (ts *terminations) orderAll(ctx context.Context, c *store.Change, n node.No
 	return nil
 }
 
-// earlierLife answers a terminate that does not concern the live registration.
+// earlierLife answers a terminate of a registration that is already terminated.
 func (ts *terminations) earlierLife(ctx context.Context, name node.Certname, uid, live node.UID) (Terminated, error) {
 	var t Terminated
 	var err error

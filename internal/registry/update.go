@@ -10,8 +10,8 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// Expect says what a caller decided on: a change is refused where the record
-// is another. The zero Expect takes any.
+// Expect names the record that the caller has read. A change is refused if the record is another one now. The
+// zero Expect accepts any record.
 type Expect struct {
 	UID      node.UID
 	Revision int64
@@ -27,10 +27,9 @@ func (e Expect) check(uid node.UID, revision int64) error {
 	return nil
 }
 
-// Update changes a live node by applying edit to it. An owner that edit sets
-// has from then on what the registration has; only an admin may. Errors are edit's,
-// those of Register, but for ErrNodeExists, and node.ErrNodeNotFound, ErrUIDMismatch,
-// ErrStale and, of an owner, ErrIssuing.
+// Update applies edit to a live node. Only an admin may set another owner, who then also owns the node's
+// certificates and revocations. Errors: edit's, those of Register other than ErrNodeExists, and
+// node.ErrNodeNotFound, ErrUIDMismatch, ErrStale. A new owner may also fail with node.ErrIssuing.
 func (r *registrations) Update(ctx context.Context, name node.Certname, expect Expect, edit func(*node.Node) error, validateOnly bool) (node.Node, error) {
 	var n node.Node
 	a := accessOf(ctx)
@@ -63,7 +62,8 @@ func (r *registrations) Update(ctx context.Context, name node.Certname, expect E
 	return n, asStale(err)
 }
 
-// staleError is a revision that the caller gave: no use to try it again.
+// staleError says that the revision in the call is not the record's. It does not wrap node.ErrStale, so that
+// retry does not repeat the call: asStale wraps it later.
 type staleError struct{ given, have int64 }
 
 func (e *staleError) Error() string {

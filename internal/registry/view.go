@@ -16,21 +16,19 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// What callers read. Nothing outside this package reads the store for a
-// caller, as it would pass by ownership.
-
-// view is all that callers see.
+// view has every read for callers. No other package reads the store for a caller: that would bypass ownership.
 type view struct {
 	core
 	sightings *Sightings
-	down      func() *node.Failure // why no revocation at all can be carried out
+	down      func() *node.Failure // why no revocation can be carried out; nil if revocations can be
 	authority interface {
 		Status(ctx context.Context) (ca.Status, error)
 		Trust(ctx context.Context) (ca.Trust, error)
 	}
 }
 
-// node returns the live registration of a name, if the caller sees it; else node.ErrNodeNotFound.
+// node returns the live registration of a name. It returns node.ErrNodeNotFound if there is none, or if the
+// caller may not see it.
 func (v *view) node(ctx context.Context, name node.Certname) (node.Node, error) {
 	if err := accessOf(ctx).known(); err != nil {
 		return node.Node{}, err
@@ -42,7 +40,7 @@ func (v *view) node(ctx context.Context, name node.Certname) (node.Node, error) 
 	return n, err
 }
 
-// pastLife returns a terminated registration likewise.
+// pastLife returns a terminated registration, with the errors of node.
 func (v *view) pastLife(ctx context.Context, name node.Certname, uid node.UID) (node.Node, error) {
 	if err := accessOf(ctx).known(); err != nil {
 		return node.Node{}, err
@@ -65,7 +63,8 @@ func (v *view) Certificate(ctx context.Context, serial node.Serial) (node.Certif
 	return cert, &rev, err
 }
 
-// certificate returns a certificate, if the caller sees it; else node.ErrCertificateNotFound.
+// certificate returns a certificate. It returns node.ErrCertificateNotFound if there is none, or if the caller may
+// not see it.
 func (v *view) certificate(ctx context.Context, serial node.Serial) (node.Certificate, error) {
 	if err := accessOf(ctx).known(); err != nil {
 		return node.Certificate{}, err
@@ -77,8 +76,8 @@ func (v *view) certificate(ctx context.Context, serial node.Serial) (node.Certif
 	return cert, err
 }
 
-// Certificates returns a page of certificates, of one name if that is given, as
-// store.View.Certificates, CertificatesOf and CertificatesOwned do, and where on its list one of them stands.
+// Certificates returns a page of certificates, only those of name if it is not empty. It also returns the function
+// that gives a certificate's position, which the next call takes as after.
 func (v *view) Certificates(ctx context.Context, name node.Certname, after string, limit int) (store.Page[node.Certificate], func(node.Certificate) string, error) {
 	inName := func(c node.Certificate) string { return string(c.UID) + "/" + string(c.Serial) }
 	owner, err := accessOf(ctx).scope()
@@ -132,8 +131,8 @@ func (v *view) Revocation(ctx context.Context, id string) (node.Revocation, erro
 	return rev, err
 }
 
-// ListRevocations returns a page of revocations, as store.View.Revocations
-// does, and where on its list one of them stands.
+// ListRevocations returns a page of revocations, and the function that gives a revocation's position, which the
+// next call takes as after.
 func (v *view) ListRevocations(ctx context.Context, f store.RevocationFilter, after string, limit int) (store.Page[node.Revocation], func(node.Revocation) string, error) {
 	owner, err := accessOf(ctx).scope()
 	if err != nil {
@@ -149,8 +148,8 @@ func (v *view) ListRevocations(ctx context.Context, f store.RevocationFilter, af
 	}, err
 }
 
-// Down returns why no revocation at all can be carried out; nil if that is not
-// known. Whose certificate it was noticed on is not everybody's business.
+// Down returns why no revocation can be carried out; nil if revocations can be. A confined caller gets no detail:
+// the error may name a certificate of another owner.
 func (v *view) Down(ctx context.Context) *node.Failure {
 	if accessOf(ctx).known() != nil {
 		return nil
@@ -159,12 +158,12 @@ func (v *view) Down(ctx context.Context) *node.Failure {
 	if down == nil || !accessOf(ctx).confined() {
 		return down
 	}
-	told := *down
-	told.Error = "no certificate can be revoked at present; an admin can see why"
-	return &told
+	public := *down
+	public.Error = "no certificate can be revoked at present; an admin can see why"
+	return &public
 }
 
-// AuthorityStatus asks the authority for its state, for those who see all. Error: node.ErrNotPermitted.
+// AuthorityStatus asks the authority for its state. Error: node.ErrNotPermitted for a confined caller.
 func (v *view) AuthorityStatus(ctx context.Context) (ca.Status, error) {
 	if err := accessOf(ctx).all(); err != nil {
 		return ca.Status{}, err
@@ -180,7 +179,7 @@ func (v *view) Trust(ctx context.Context) (ca.Trust, error) {
 	return v.authority.Trust(ctx)
 }
 
-// CountPending is store.View.CountPending, for those who see all.
+// CountPending is store.View.CountPending. Error: node.ErrNotPermitted for a confined caller.
 func (v *view) CountPending(ctx context.Context) (int, *node.Revocation, error) {
 	if err := accessOf(ctx).all(); err != nil {
 		return 0, nil, err
@@ -199,7 +198,7 @@ func (v *view) Group(ctx context.Context, name string) (node.Group, error) {
 	return v.store.Group(ctx, name)
 }
 
-// grantedPage bounds how many groups are read at once for a caller that is confined to some.
+// grantedPage bounds the groups of a page for a caller with a grant of groups.
 const grantedPage = 50
 
 // Groups returns a page of groups, as store.View.Groups does.
@@ -237,17 +236,17 @@ func (v *view) Groups(ctx context.Context, after string, limit int) (store.Page[
 
 // Classify returns a node's merged classification. Error: node.ErrNodeNotFound.
 func (v *view) Classify(ctx context.Context, name node.Certname) (node.Classification, error) {
-	return enc.Classify(ctx, seen{v}, name)
+	return enc.Classify(ctx, callerSource{v}, name)
 }
 
-// seen has the nodes that a caller sees, and all groups: what a node inherits is its own.
-type seen struct{ view *view }
+// callerSource has the nodes that the caller may see, and all groups: who sees a node sees what it inherits.
+type callerSource struct{ view *view }
 
-func (s seen) Node(ctx context.Context, name node.Certname) (node.Node, error) {
+func (s callerSource) Node(ctx context.Context, name node.Certname) (node.Node, error) {
 	return s.view.node(ctx, name)
 }
 
-func (s seen) Group(ctx context.Context, name string) (node.Group, error) {
+func (s callerSource) Group(ctx context.Context, name string) (node.Group, error) {
 	return s.view.store.Group(ctx, name)
 }
 
@@ -259,8 +258,8 @@ func (v *view) Revision(ctx context.Context) (int64, error) {
 	return v.store.Revision(ctx)
 }
 
-// WatchNodes yields changes of live registrations, as store.Store.WatchNodes
-// does. To a caller that sees its own alone, one that was given to another is gone.
+// WatchNodes yields changes of live registrations, as store.Store.WatchNodes does. If a node gets another owner, a
+// confined caller gets the event of a removed node.
 func (v *view) WatchNodes(ctx context.Context, after int64) iter.Seq2[store.NodeEvent, error] {
 	owner, err := accessOf(ctx).scope()
 	switch {
@@ -292,8 +291,8 @@ func (v *view) WatchRevocations(ctx context.Context, after int64) iter.Seq2[stor
 	}
 }
 
-// Get returns the live registration of a certname or, with a uid, that one,
-// terminated or not. Error: node.ErrNodeNotFound.
+// Get returns the registration with the uid, live or terminated. If uid is empty, it returns the live registration
+// of the certname. Error: node.ErrNodeNotFound.
 func (v *view) Get(ctx context.Context, name node.Certname, uid node.UID) (node.Node, error) {
 	n, err := v.node(ctx, name)
 	if err == nil && (uid == "" || n.UID == uid) {
@@ -311,12 +310,12 @@ func (v *view) Get(ctx context.Context, name node.Certname, uid node.UID) (node.
 // NodeQuery selects nodes.
 type NodeQuery struct {
 	store.NodeFilter
-	// NotSeenFor selects those that were not seen, or registered, for so long; 0: all.
+	// NotSeenFor selects nodes that were neither registered nor seen in this time; 0 selects all.
 	NotSeenFor time.Duration
 }
 
-// List returns a page of live nodes, as store.View.Nodes does: it looks at up
-// to limit nodes that the labels and the group select, however few of them were not seen.
+// List returns a page of live nodes, as store.View.Nodes does. It reads up to limit nodes that match the labels and
+// the group, and returns those of them that match NotSeenFor. So a page may be short, or empty.
 func (v *view) List(ctx context.Context, q NodeQuery, after string, limit int) (store.Page[node.Node], error) {
 	owner, err := accessOf(ctx).scope()
 	if err != nil {

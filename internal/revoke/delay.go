@@ -12,17 +12,17 @@ const (
 	maxBackoff = 5 * time.Minute
 )
 
-// backoff is the pause after so many failures in a row: twice as long each
-// time, up to five minutes, with jitter.
+// backoff returns the pause after a number of failures in a row. It doubles each time up to five minutes, and has
+// jitter.
 func backoff(failures int) time.Duration {
 	pause := maxBackoff
-	if failures < 10 { // 512 s is beyond the most
+	if failures < 10 { // the tenth pause would be 512 s, over maxBackoff
 		pause = min(minBackoff<<(failures-1), maxBackoff)
 	}
 	return pause/2 + rand.N(pause/2) // #nosec G404 -- jitter, no secret
 }
 
-// fail adds a failure to those before it (nil: none).
+// fail returns the failure after before, which is nil for the first one.
 func fail(before *node.Failure, err error, now time.Time) *node.Failure {
 	f := node.Failure{Attempts: 1}
 	if before != nil {
@@ -34,11 +34,11 @@ func fail(before *node.Failure, err error, now time.Time) *node.Failure {
 	return &f
 }
 
-// maxError keeps a record small, in bytes.
+// maxError bounds the error in a record, in bytes.
 const maxError = 1024
 
-// left is how long it is until the next try.
-func left(f *node.Failure, now time.Time) time.Duration {
+// untilRetry returns the wait until the next try.
+func untilRetry(f *node.Failure, now time.Time) time.Duration {
 	if f == nil {
 		return 0
 	}

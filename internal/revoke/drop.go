@@ -12,11 +12,11 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// dropPatience is how long a drop waits for its turn, and then for the authority's answer.
+// dropPatience bounds how long a drop waits for its turn, and then for the authority's answer.
 const dropPatience = 5 * time.Second
 
-// beginTurn waits for the turn, false where ctx ends before; endTurn ends it. The turn goes to the
-// callers in the order in which they wait, so that a drop comes between two pages.
+// beginTurn waits for the turn, which endTurn ends. It returns false if ctx ends first. Callers get the turn in the
+// order in which they began to wait, so a drop runs between two pages.
 func (q *Queue) beginTurn(ctx context.Context) bool {
 	select {
 	case q.turn <- struct{}{}:
@@ -28,11 +28,10 @@ func (q *Queue) beginTurn(ctx context.Context) bool {
 
 func (q *Queue) endTurn() { <-q.turn }
 
-// Drop closes an open order without carrying it out: the certificate is left
-// as it is. The live registration that held it holds it again, beside one that it got since.
-// Errors: node.ErrRevocationNotFound; ErrRevocationClosed, also where the CRL has the certificate
-// already; ErrUnavailable where the authority is at work on a batch, which may
-// be for as long as that takes it, or can't tell what became of an earlier try.
+// Drop closes an open order without carrying it out: the certificate stays valid. The live registration that had
+// the certificate gets it back, beside a newer one if there is one. Errors: node.ErrRevocationNotFound;
+// ErrRevocationClosed, also if the CRL lists the certificate already; ErrUnavailable if the authority works on a
+// batch for longer than Drop waits, or can't tell whether an earlier try succeeded.
 func (q *Queue) Drop(ctx context.Context, id, comment string) (node.Revocation, error) {
 	r, err := q.open(ctx, id)
 	if err != nil {
@@ -42,7 +41,7 @@ func (q *Queue) Drop(ctx context.Context, id, comment string) (node.Revocation, 
 	defer cancel()
 	if !q.beginTurn(patience) {
 		return r, &node.BusyError{
-			Reason:     fmt.Sprintf("the CA is at work on revocations, and serial %s of %q may be being carried out", r.Serial, r.Certname),
+			Reason:     fmt.Sprintf("the CA is carrying out revocations, and may be revoking serial %s of %q", r.Serial, r.Certname),
 			RetryAfter: dropPatience,
 		}
 	}
@@ -58,11 +57,11 @@ func (q *Queue) Drop(ctx context.Context, id, comment string) (node.Revocation, 
 		return r, err
 	}
 	q.log.WithFields(logrus.Fields{"id": r.ID, "certname": r.Certname, "serial": r.Serial, "comment": comment}).Warn("revocation dropped")
-	q.ended()
+	q.wakeWaiters()
 	return r, nil
 }
 
-// unlisted makes sure that no earlier try of an order has put its certificate on the CRL.
+// unlisted checks that no earlier try of an order has put its certificate on the CRL.
 func (q *Queue) unlisted(ctx context.Context, r node.Revocation) error {
 	limited, cancel := context.WithTimeout(ctx, dropPatience)
 	defer cancel()
@@ -71,12 +70,12 @@ func (q *Queue) unlisted(ctx context.Context, r node.Revocation) error {
 	case err != nil:
 		return fmt.Errorf("serial %s of %q may be revoked already: %w", r.Serial, r.Certname, err)
 	case number != "":
-		return fmt.Errorf("%w: %s, of %q, is on CRL %s already, and has its receipt soon", node.ErrRevocationClosed, r.ID, r.Certname, number)
+		return fmt.Errorf("%w: %s, of %q, is on CRL %s already, and will get its receipt soon", node.ErrRevocationClosed, r.ID, r.Certname, number)
 	}
 	return nil
 }
 
-// freeCertificate frees the certificate of a dropped order.
+// freeCertificate clears the order in the certificate of a dropped order.
 func (q *Queue) freeCertificate(ctx context.Context, c *store.Change, r node.Revocation) error {
 	cert, err := q.store.Certificate(ctx, r.Serial)
 	if errors.Is(err, node.ErrCertificateNotFound) {
@@ -85,7 +84,7 @@ func (q *Queue) freeCertificate(ctx context.Context, c *store.Change, r node.Rev
 	if err != nil {
 		return err
 	}
-	if cert.UID == "" { // it has a record for the order alone
+	if cert.UID == "" { // a foreign certificate: its record was made for the order
 		c.RemoveCertificate(cert)
 		return nil
 	}
@@ -94,9 +93,8 @@ func (q *Queue) freeCertificate(ctx context.Context, c *store.Change, r node.Rev
 	return q.restore(ctx, c, cert)
 }
 
-// restore gives a certificate that is not revoked after all to its live
-// registration again. It does not where the registration is gone, or is being issued
-// a certificate, and where the certificate has expired.
+// restore adds the certificate of a dropped order to its live registration again. It does nothing if the
+// registration is not live or has an issue under way, or if the certificate has expired.
 func (q *Queue) restore(ctx context.Context, c *store.Change, cert node.Certificate) error {
 	old, err := q.store.Node(ctx, cert.Certname)
 	if errors.Is(err, node.ErrNodeNotFound) {

@@ -6,13 +6,13 @@
 //	revoked     the authority has the serial on its published CRL
 //	receipted   the receipt is committed; the order is no longer open
 //
-// A crash between any two leaves the order open. The next run hands it to the
-// authority again, which adds no second entry for a serial that it lists.
+// A crash between two of these states leaves the order open. The next run sends it to the authority again, which
+// adds no second entry for a serial that its CRL lists.
 //
-// An order that the authority refuses, though it can act, keeps the reason and
-// when it is tried next; an admin may have it tried at once (Retry), or not at all (Drop).
-// What an order's record says can't tell whether the authority has carried it out already, as an answer
-// may be lost, and a daemon killed, in between. So a drop takes turns with Run, and asks the authority.
+// If the authority refuses an order, the order's record gets the reason and the time of the next try. An admin
+// may have the order tried at once (Retry), or close it without carrying it out (Drop). The authority may have
+// carried out an order that is still open in the store: its answer may be lost, or the daemon killed. So a drop
+// never runs while Run carries out orders, and asks the authority first.
 package revoke
 
 import (
@@ -31,14 +31,14 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// Authority revokes; see ca.Authority.
+// Authority is the part of ca.Authority that the queue needs.
 type Authority interface {
 	Traits() ca.Traits
 	Revoke(ctx context.Context, targets []ca.Target) ([]node.Receipt, error)
 	Listed(ctx context.Context, serial node.Serial) (crlNumber string, err error)
 }
 
-// Store keeps the orders; see store.Store.
+// Store is the part of store.Store that the queue needs.
 type Store interface {
 	Pending(ctx context.Context, after string, limit int) ([]node.Revocation, error)
 	Revocation(ctx context.Context, id string) (node.Revocation, error)
@@ -49,34 +49,36 @@ type Store interface {
 	Fit(want, operations int) int
 }
 
-// Queue takes orders and carries them out in Run. Its methods may be called at once.
+// Queue accepts orders and carries them out in Run. Its methods may be called concurrently.
 type Queue struct {
 	store     Store
 	authority Authority
+	outcomes  outcomes
 	log       logrus.FieldLogger
-	now       func() time.Time // of what is recorded; pauses go by time.Now, also where a test freezes this one
+	now       func() time.Time // for records; pauses use time.Now, so that a test may freeze now
 
-	turn    chan struct{} // holds one while open orders may come to their end: Run has a page of them, or a drop one
-	wake    chan struct{} // holds one: there is something new to do
+	turn    chan struct{} // capacity 1: a lock for closing orders, held by Run for a page or by a drop
+	wake    chan struct{} // capacity 1: wakes Run
 	stopped chan struct{} // closed when Run has ended
 
 	mu   sync.Mutex
-	done chan struct{} // closed and replaced when an order came to its end
-	down *node.Failure // why the authority can't act at all; nil: it can, as far as is known
+	done chan struct{} // closed and replaced when an order is closed
+	down *node.Failure // why the authority can't revoke at all; nil if the last try succeeded, or before the first
 
-	took time.Duration // by the last call of the authority; Run's alone
+	took time.Duration // by the authority's last Revoke; only Run uses it
 }
 
 // New returns a Queue.
 func New(s Store, a Authority, now func() time.Time, log logrus.FieldLogger) *Queue {
-	return &Queue{
+	q := &Queue{
 		store: s, authority: a, log: log, now: now,
 		turn: make(chan struct{}, 1), wake: make(chan struct{}, 1), stopped: make(chan struct{}), done: make(chan struct{}),
 	}
+	q.outcomes = outcomes{store: s, log: log, now: now, closed: q.wakeWaiters}
+	return q
 }
 
-// Order adds the order to revoke a certificate to a change; it stands once
-// the change is committed. Call Kick then.
+// Order adds the order to revoke a certificate to a change. After the commit of the change, call Kick.
 func (q *Queue) Order(c *store.Change, order node.Revocation) node.Revocation {
 	order.ID = uuid.Must(uuid.NewV7()).String()
 	order.CreatedAt = q.now().UTC()
@@ -84,7 +86,7 @@ func (q *Queue) Order(c *store.Change, order node.Revocation) node.Revocation {
 	return order
 }
 
-// Kick tells Run that orders were committed.
+// Kick wakes Run after a commit of orders.
 func (q *Queue) Kick() {
 	select {
 	case q.wake <- struct{}{}:
@@ -92,15 +94,15 @@ func (q *Queue) Kick() {
 	}
 }
 
-// Down returns why no order can be carried out at present; nil if that is not known.
+// Down returns why the authority can't revoke at present; nil if no failure is known.
 func (q *Queue) Down() *node.Failure {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.down
 }
 
-// Wait waits until none of the revocations is open, or ctx is done, or
-// Run has ended, and returns them as they stand then.
+// Wait waits until none of the revocations is open, or until ctx is done or Run has ended. It returns the current
+// records.
 func (q *Queue) Wait(ctx context.Context, revs []node.Revocation) ([]node.Revocation, error) {
 	for {
 		q.mu.Lock()
@@ -113,7 +115,7 @@ func (q *Queue) Wait(ctx context.Context, revs []node.Revocation) ([]node.Revoca
 			}
 			now, err := q.store.Revocation(context.WithoutCancel(ctx), r.ID)
 			if errors.Is(err, node.ErrRevocationNotFound) {
-				continue // forgotten, long after its end
+				continue // removed by housekeeping, long after it was closed
 			}
 			if err != nil {
 				return revs, err
@@ -134,15 +136,15 @@ func (q *Queue) Wait(ctx context.Context, revs []node.Revocation) ([]node.Revoca
 	}
 }
 
-// ended wakes those who wait.
-func (q *Queue) ended() {
+// wakeWaiters wakes all callers of Wait.
+func (q *Queue) wakeWaiters() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	close(q.done)
 	q.done = make(chan struct{})
 }
 
-// Retry has an open order tried again at once. Errors: node.ErrRevocationNotFound, ErrRevocationClosed.
+// Retry makes an open order due at once. Errors: node.ErrRevocationNotFound, ErrRevocationClosed.
 func (q *Queue) Retry(ctx context.Context, id string) (node.Revocation, error) {
 	r, err := q.change(ctx, id, node.ActionRetry, func(_ *store.Change, r *node.Revocation) error {
 		if r.Failure != nil {
@@ -156,7 +158,7 @@ func (q *Queue) Retry(ctx context.Context, id string) (node.Revocation, error) {
 	return r, err
 }
 
-// open returns an open order.
+// open returns an order that is open, else node.ErrRevocationClosed.
 func (q *Queue) open(ctx context.Context, id string) (node.Revocation, error) {
 	r, err := q.store.Revocation(ctx, id)
 	switch {
@@ -171,7 +173,7 @@ func (q *Queue) open(ctx context.Context, id string) (node.Revocation, error) {
 	return r, err
 }
 
-// change changes an open order.
+// change applies change to an open order and commits it, again if another writer was first.
 func (q *Queue) change(ctx context.Context, id string, action node.Action, change func(*store.Change, *node.Revocation) error) (node.Revocation, error) {
 	for {
 		r, err := q.open(ctx, id)

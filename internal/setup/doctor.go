@@ -75,8 +75,11 @@ func examineToken(dir *config.Directory) (err error) {
 }
 
 func examined(s ca.Status) doctor.CA {
-	out := doctor.CA{Subject: s.Subject, NotAfter: s.NotAfter}
+	out := doctor.CA{Subject: s.Subject, NotBefore: s.NotBefore, NotAfter: s.NotAfter}
 	for _, c := range append([]ca.CRLStatus{s.CRL}, s.Foreign...) {
+		if c.Outside {
+			continue
+		}
 		out.CRLs = append(out.CRLs, doctor.CRL{Issuer: c.Issuer, ThisUpdate: c.ThisUpdate, NextUpdate: c.NextUpdate})
 	}
 	return out

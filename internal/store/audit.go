@@ -9,17 +9,17 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Audit lines are written twice: a change's own commit puts them under audit/new/, and a
-// sealer, the only writer of the chain, moves them to their place in it. Were they put there
-// at once, every commit would wait for the one before.
+// Audit lines are written twice. A change's own commit puts them under audit/new/. Then the sealer, the only writer
+// of the chain, moves them to their place in the chain. If changes wrote to the chain themselves, each commit would
+// wait for the one before.
 
-// errUnaudited is a programming error: a change that nobody would know of.
+// errUnaudited is a programming error: each change needs a line, or a call of Unaudited.
 var errUnaudited = errors.New("store: the change has no audit line")
 
 // Audit adds a line about the change, in the change's own commit.
 func (c *Change) Audit(l node.AuditLine) { c.lines = append(c.lines, l.Bounded()) }
 
-// Unaudited lets a change be committed that leaves no line.
+// Unaudited allows the commit of a change without a line.
 func (c *Change) Unaudited() { c.unaudited = true }
 
 // putLines adds the lines to the records of the change.
@@ -46,11 +46,11 @@ type NewLines struct {
 	key      string
 }
 
-// Operations is how many a commit has that seals the lines.
+// Operations returns how many operations a commit needs to seal the lines.
 func (n NewLines) Operations() int { return len(n.Lines) + 1 }
 
-// NewLines returns lines that are not in the chain yet, roughly in the order of the changes, and
-// whether there are more. To seal them takes at most so many operations, or there is one change alone.
+// NewLines returns lines that are not in the chain yet, roughly in the order of the changes, and whether more
+// follow. Sealing them needs at most the given number of operations, unless they are of one change.
 func (v auditView) NewLines(ctx context.Context, operations int) (out []NewLines, more bool, err error) {
 	for rec, err := range v.scan(ctx, auditNewPrefix, "") {
 		if err != nil {
@@ -69,7 +69,7 @@ func (v auditView) NewLines(ctx context.Context, operations int) (out []NewLines
 	return out, false, nil
 }
 
-// AuditHead returns the head of the chain; the zero value where there is none yet.
+// AuditHead returns the head of the chain; the zero value if there is none yet.
 func (v auditView) AuditHead(ctx context.Context) (node.AuditHead, error) {
 	h, _, err := optional[node.AuditHead](ctx, v.records, auditHeadKey)
 	return h, err
@@ -82,8 +82,8 @@ type AuditRecord struct {
 	Err  error
 }
 
-// AuditLines returns up to limit lines of the chain after a sequence number, in order. One whose
-// place or record is damaged is among them, with its error.
+// AuditLines returns up to limit lines of the chain after a sequence number, in order. A line with a damaged place
+// or record is returned with its error.
 func (v auditView) AuditLines(ctx context.Context, after int64, limit int) ([]AuditRecord, error) {
 	from := ""
 	if after > 0 {
@@ -109,12 +109,12 @@ func (v auditView) AuditLines(ctx context.Context, after int64, limit int) ([]Au
 type ChainStep struct {
 	Old, New node.AuditHead
 	Join     []node.SealedLine
-	Sealed   []NewLines // what the lines were made of; gone with it
+	Sealed   []NewLines // the records that the lines come from; the step removes them
 	Leave    int        // how many, from Old.Base+1 on
 }
 
-// Seal commits a step as one, told to no watch. It counts New.Bytes itself, but for what leaves. The error wraps
-// node.ErrStale where the chain does not end at Old any more, or has lines beyond it.
+// Seal commits a step. No watch gets an event of it. Seal adds the new lines to New.Bytes; the caller subtracts those
+// that leave. The error wraps node.ErrStale if the chain does not end at Old, or has lines after it.
 func (s *Store) Seal(ctx context.Context, step ChainStep) (node.AuditHead, error) {
 	b := Batch{Unwatched: true, Guards: []Guard{{auditHeadKey, step.Old.Revision}}}
 	for _, l := range step.Join {

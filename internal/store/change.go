@@ -9,9 +9,8 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Change gathers records to write and their index keys, to be committed as
-// one. A record that was read before is guarded by the revision it was
-// read at, a new one by its absence.
+// Change collects records and their index keys for one commit. A record that was read before is guarded by the
+// revision of that read. A new record is guarded by its absence.
 type Change struct {
 	guards  map[string]int64
 	puts    map[string][]byte
@@ -29,12 +28,11 @@ func NewChange() *Change {
 	return &Change{guards: map[string]int64{}, puts: map[string][]byte{}, deletes: map[string]bool{}, index: map[string]bool{}}
 }
 
-// Commit applies a change and its audit lines, of which there must be one. A guard that fails, as somebody else was faster,
-// gives an error that wraps node.ErrStale. Durability is Engine.Commit's. Commit
-// waits although ctx is cancelled: the steps after a commit, such as
-// a lock that is released or a worker that is woken, need its outcome. It waits
-// for Bound at most. An error that wraps ErrUnknownOutcome means that the change may be
-// made, or may still be made: a caller treats it as neither. Settle tells later.
+// Commit applies a change with its audit lines, at least one. If a guard fails, as another writer was first, the
+// error wraps node.ErrStale. The change is durable when Commit returns nil. Commit does not stop when ctx is
+// cancelled: the steps after a commit, such as waking a worker, need its outcome. It waits at most for Bound. An
+// error that wraps ErrUnknownOutcome means neither yes nor no: the change may be applied, now or later. Settle
+// returns the outcome when it is known.
 func (s *Store) Commit(ctx context.Context, c *Change) (int64, error) {
 	ctx = context.WithoutCancel(ctx)
 	if c.err != nil {
@@ -84,10 +82,9 @@ func (c *Change) reindex(old, now any) {
 	}
 }
 
-// PutNode writes a live registration in place of old (nil: a new one). It guards old. The set of
-// groups that a node joins, or in which it sets something else, is marked, so
-// that a write of a group that did not see it fails. A node that leaves can
-// do no harm to a group.
+// PutNode writes a live registration in place of old, which is nil for a new one, and guards old. If the node joins a
+// set of groups, or changes its own values in it, PutNode changes the mark of the set: a concurrent write of a group
+// then fails. A node that leaves a set needs no mark, as it can't cause a conflict.
 func (c *Change) PutNode(old *node.Node, n node.Node) {
 	key, record := nodeKey(n.Certname), encode(n)
 	changed := old == nil || !bytes.Equal(encode(old.Classification), encode(n.Classification))
@@ -107,7 +104,7 @@ func (c *Change) PutNode(old *node.Node, n node.Node) {
 	c.put(key, record)
 }
 
-// RemoveNode takes a live registration out.
+// RemoveNode removes a live registration.
 func (c *Change) RemoveNode(old node.Node) {
 	c.guard(nodeKey(old.Certname), old.Revision)
 	c.reindex(old, nil)
@@ -118,8 +115,8 @@ func (c *Change) RemoveNode(old node.Node) {
 // GuardGroups makes the change fail if any group is written after the mark was read.
 func (c *Change) GuardGroups(m GroupsMark) { c.guard(groupsMark, int64(m)) }
 
-// PutGroup writes a group in place of old (nil: a new one). It fails if any
-// other group is written after the mark was read.
+// PutGroup writes a group in place of old, which is nil for a new one. The commit fails if any group is written after
+// the mark was read.
 func (c *Change) PutGroup(m GroupsMark, old *node.Group, g node.Group) {
 	key := groupKey(g.Name)
 	if old == nil {
@@ -145,7 +142,7 @@ func (c *Change) RemoveGroup(m GroupsMark, old node.Group) {
 	c.remove(groupKey(old.Name))
 }
 
-// PutTombstone keeps a terminated registration.
+// PutTombstone writes the record of a terminated registration.
 func (c *Change) PutTombstone(n node.Node) {
 	c.put(tombstoneKey(n.Certname, n.UID), encode(n))
 	c.reindex(nil, pastLife(n))
@@ -167,8 +164,8 @@ func (c *Change) putCertificate(old any, cert node.Certificate) {
 	c.reindex(old, cert)
 }
 
-// RemoveCertificate forgets a certificate. It fails if the certificate
-// is ordered to be revoked, or comes to anything else, after it was read.
+// RemoveCertificate removes a certificate. The commit fails if the record changes after it was read, as by an order
+// to revoke it.
 func (c *Change) RemoveCertificate(cert node.Certificate) {
 	c.guard(certKey(cert.Serial), cert.Revision)
 	c.remove(certKey(cert.Serial))
@@ -187,13 +184,13 @@ func (c *Change) RemoveIntent(i node.IssueIntent) {
 	c.remove(issueKey(i.UID))
 }
 
-// PutRequest remembers a new request id.
+// PutRequest writes a new request id.
 func (c *Change) PutRequest(r node.Request) {
 	c.guard(requestKey(r.Key()), 0)
 	c.put(requestKey(r.Key()), encode(r))
 }
 
-// RemoveRequest forgets a request id, by its Request.Key.
+// RemoveRequest removes a request id, by its Request.Key.
 func (c *Change) RemoveRequest(key string) { c.remove(requestKey(key)) }
 
 // PutRevocation writes a revocation, guarded by its Revision (0: a new one).
@@ -203,7 +200,7 @@ func (c *Change) PutRevocation(r node.Revocation) {
 		return
 	}
 	was := r
-	was.Receipt, was.Drop, was.Impossible = nil, nil, nil // one that is closed is not written again
+	was.Receipt, was.Drop, was.Impossible = nil, nil, nil // only an open revocation is written again
 	c.putRevocation(was, r)
 }
 
@@ -220,13 +217,13 @@ func (c *Change) putRevocation(old any, r node.Revocation) {
 	c.reindex(old, r)
 }
 
-// RemoveRevocation forgets a revocation.
+// RemoveRevocation removes a revocation.
 func (c *Change) RemoveRevocation(r node.Revocation) {
 	c.remove(revocationKey(r.ID))
 	c.reindex(r, nil)
 }
 
-// RemoveTombstone forgets a terminated registration.
+// RemoveTombstone removes a terminated registration.
 func (c *Change) RemoveTombstone(n node.Node) {
 	c.remove(tombstoneKey(n.Certname, n.UID))
 	c.reindex(pastLife(n), nil)

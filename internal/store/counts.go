@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// Counts returns how many records of each kind there are, as the first part of their keys has
-// it: node, group, cert and so on. Indexes are not counted. It reads them all.
+// Counts returns the number of records by kind. The kind is the first part of the key: node, group, cert and so on.
+// It does not count indexes. It reads all records.
 func (v View) Counts(ctx context.Context) (map[string]int, error) {
 	counts := map[string]int{}
 	for rec, err := range v.scan(ctx, "", "") {

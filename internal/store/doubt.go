@@ -17,11 +17,11 @@ var ErrUnknownOutcome = errors.New("outcome unknown")
 type DoubtError struct {
 	Cause error
 
-	// Settle waits until the outcome is certain, and returns what Commit would have returned.
-	// Where ctx ends first, it returns another *DoubtError. It may be called many times, and at once.
+	// Settle waits until the outcome is known, and returns what Commit would have returned. If ctx ends first, it
+	// returns another *DoubtError. It may be called repeatedly and concurrently.
 	//
-	// Reading the keys of the commit settles nothing: a read may show a
-	// commit that is not durable yet, or miss one that is still to be applied.
+	// A read of the commit's keys does not tell the outcome: it may show a commit that is not durable yet, or miss
+	// one that will still be applied.
 	Settle func(ctx context.Context) (revision int64, err error)
 }
 
@@ -35,9 +35,9 @@ func (e *DoubtError) Unwrap() []error {
 // DefaultBound is the Bound of a Store that New returns.
 const DefaultBound = 30 * time.Second
 
-// commit is the one door to the engine's Commit. It waits for Bound at most, and as
-// long as ctx. It settles a lost answer within that time. A guard that fails
-// gives an error that wraps node.ErrStale and the *GuardError.
+// commit is the only caller of the engine's Commit. It waits at most for Bound, and no longer than ctx. If the
+// outcome is unknown, it settles it within that time. If a guard fails, the error wraps node.ErrStale and the
+// *GuardError.
 func (s *Store) commit(ctx context.Context, b Batch) (int64, error) {
 	limited, cancel := context.WithTimeout(ctx, s.Bound)
 	defer cancel()
@@ -54,8 +54,8 @@ func (s *Store) commit(ctx context.Context, b Batch) (int64, error) {
 	return rev, err
 }
 
-// Settle returns the outcome of a commit that ended with err. It waits until the outcome is
-// certain, for Bound at most, and as long as ctx. An err that leaves no doubt is returned as it is.
+// Settle returns the outcome of a commit that ended with err. It waits until the outcome is known, at most for Bound,
+// and no longer than ctx. If err tells the outcome, Settle returns err.
 func (s *Store) Settle(ctx context.Context, err error) (int64, error) {
 	limited, cancel := context.WithTimeout(ctx, s.Bound)
 	defer cancel()

@@ -14,7 +14,7 @@ import (
 )
 
 // Page is one page of a list: the records, the revision they were read at,
-// and where the next page goes on ("": nowhere).
+// and the position after which the next page starts (empty: none follows).
 type Page[T any] struct {
 	Items    []T
 	Next     string
@@ -49,8 +49,8 @@ func (f NodeFilter) match(n node.Node) bool {
 	return false
 }
 
-// indexes returns the prefixes of the indexes that have all the nodes selected; none: all nodes are.
-// The owner's is the first, so that a page token never tells of another owner's nodes.
+// indexes returns the prefixes of the indexes that have the selected nodes; none if all nodes are selected. The
+// owner's index is the first, so that a page token never has another owner's certname.
 func (f NodeFilter) indexes() (prefixes []string) {
 	if f.Owner != "" {
 		prefixes = append(prefixes, nodeOwnerPrefix(f.Owner))
@@ -64,11 +64,10 @@ func (f NodeFilter) indexes() (prefixes []string) {
 	return prefixes
 }
 
-// A page ends early when its records are large: a million characters are
-// allowed in each, and a thousand of those are not to be held at once.
+// A page ends early if its records are large: each may have 1 MiB, and a page of a thousand must not need 1 GiB.
 const (
 	pageBytes  = 4 << 20
-	readAtOnce = 50 // records, so that pageBytes is not passed by far
+	readAtOnce = 50 // records of one read, so that a page exceeds pageBytes by little
 )
 
 // Nodes returns up to limit live nodes after a certname, in order of certname.
@@ -122,8 +121,8 @@ func list[T any](ctx context.Context, v records, prefix, after string, limit int
 	})
 }
 
-// follow pages through an index, to the records that its keys point to. Those
-// that are gone since the index was read, or do not match, are left out.
+// follow pages through an index, and reads the records that its keys point to. It leaves out records that do not
+// match, and those removed after the index was read.
 func follow[T any](ctx context.Context, v records, index, after string, limit int, target func(string) string, match func(T) bool) (Page[T], error) {
 	return pages(ctx, v, index, after, limit, func(rec Record) (T, int, bool, error) {
 		var zero T
@@ -139,8 +138,8 @@ func follow[T any](ctx context.Context, v records, index, after string, limit in
 	})
 }
 
-// pages gathers one page of what read makes of the records with a prefix:
-// an item, its size, and whether it belongs on the page.
+// pages collects one page. For each record with the prefix, read returns an item, its size, and whether the item
+// belongs to the page.
 func pages[T any](ctx context.Context, v records, prefix, after string, limit int, read func(Record) (T, int, bool, error)) (Page[T], error) {
 	var page Page[T]
 	if after != "" {
@@ -231,8 +230,8 @@ func (f RevocationFilter) match(r node.Revocation) bool {
 		(!f.Impossible || r.Impossible != nil)
 }
 
-// Revocations returns up to limit revocations after a page's Next, oldest
-// first; those of one certname, of any owner, in order of registration. With a filter the page may be short although more follow.
+// Revocations returns up to limit revocations after a page's Next, oldest first. Those of one certname, of any owner,
+// are sorted by registration. With a filter, a page may be short although more follow.
 func (v revocationView) Revocations(ctx context.Context, f RevocationFilter, after string, limit int) (Page[node.Revocation], error) {
 	index := pendingPrefix
 	switch {
@@ -248,7 +247,7 @@ func (v revocationView) Revocations(ctx context.Context, f RevocationFilter, aft
 	return follow(ctx, v.records, index, after, limit, func(key string) string { return revocationKey(lastPart(key)) }, f.match)
 }
 
-// CountPending returns how many revocations are open, and the oldest of them (nil: there is none).
+// CountPending returns how many revocations are open, and the oldest of them; nil if there is none.
 func (v revocationView) CountPending(ctx context.Context) (n int, oldest *node.Revocation, err error) {
 	for _, err := range v.scan(ctx, pendingPrefix, "") {
 		if err != nil {
@@ -305,7 +304,7 @@ func (v revocationView) revocations(ctx context.Context, index iter.Seq2[Record,
 	return resolve[node.Revocation](ctx, v.records, index, limit, revocationKey)
 }
 
-// CertificatesOfLife returns all certificates that a registration ever had and that are not forgotten.
+// CertificatesOfLife returns all certificates of a registration that are still in the store, revoked ones too.
 func (v certificateView) CertificatesOfLife(ctx context.Context, name node.Certname, uid node.UID) ([]node.Certificate, error) {
 	certs, err := resolve[node.Certificate](ctx, v.records, v.scan(ctx, certOfLifePrefix(name, uid), ""), math.MaxInt,
 		func(serial string) string { return certKey(node.Serial(serial)) })
@@ -315,8 +314,8 @@ func (v certificateView) CertificatesOfLife(ctx context.Context, name node.Certn
 	return certs, nil
 }
 
-// resolve follows keys of an index, by their last part, to at most limit records. Those that
-// are gone since the index was read are left out.
+// resolve reads at most limit records that keys of an index point to by their last part. It leaves out records that
+// were removed after the index was read.
 func resolve[T any](ctx context.Context, v records, index iter.Seq2[Record, error], limit int, target func(last string) string) ([]T, error) {
 	var out []T
 	for rec, err := range index {

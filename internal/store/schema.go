@@ -21,25 +21,24 @@ var migrations = [][]step{
 	},
 }
 
-// step changes records of one kind. It works in batches while others read and write the store,
-// and goes on behind the last batch after a crash.
+// step changes records of one kind, in batches, while others read and write the store. After a crash it continues
+// after the last batch.
 type step struct {
 	name string
-	// batch returns the next changes, within the store's bounds, and the last key that it
-	// has dealt with; "" where no record is left. The records up to the key after are done.
-	// Each record that the batch depends on has a guard, as others write meanwhile.
+	// batch returns the changes of the records after the key after, within the store's bounds, and the last key of
+	// these records; empty if no record is left. It guards each record that it depends on, as others write meanwhile.
 	batch func(ctx context.Context, s *Store, after string) (b Batch, last string, err error)
 }
 
-// schema is the record of the store's version. While steps are at work it has the new
-// version already: an older espm must not write among records that it does not know.
+// schema is the record of the store's version. It has the new version from the first step on: an older espm must not
+// write to a store with records that it does not know.
 type schema struct {
 	Version   int       `json:"version"`
 	Migrating *position `json:"migrating,omitempty"`
 	revision  int64
 }
 
-// position is how far the steps to a version have come.
+// position is the progress of the steps to a version.
 type position struct {
 	Step  int    `json:"step"`
 	After string `json:"after"`
@@ -69,7 +68,7 @@ func (s schema) check(known int) error {
 	return nil
 }
 
-// Migration is how a store is brought up to date.
+// Migration has the callbacks of Migrate.
 type Migration struct {
 	// Before is called before the first change, with the version that the store has. An error
 	// ends the migration. It is not called again where an earlier process began.
@@ -78,7 +77,7 @@ type Migration struct {
 	Progress func(version int, step string, batches int)
 }
 
-// Outdated tells whether Migrate has something to do.
+// Outdated reports whether Migrate has something to do.
 func (s *Store) Outdated(ctx context.Context) (bool, error) {
 	have, err := readSchema(ctx, s.engine)
 	return have.Version < currentSchema || have.Migrating != nil, err
@@ -117,7 +116,7 @@ func (s *Store) migrate(ctx context.Context, m Migration, versions [][]step) err
 	return nil
 }
 
-// steps does what is left of the steps to a version.
+// steps does the remaining steps to a version.
 func (s *Store) steps(ctx context.Context, m Migration, have *schema, steps []step) error {
 	batches := 0
 	for at := have.Migrating; at.Step < len(steps); {
@@ -133,7 +132,7 @@ func (s *Store) steps(ctx context.Context, m Migration, have *schema, steps []st
 		was := *at
 		have.Migrating = &next
 		switch err := s.putSchema(ctx, have, b); {
-		case errors.Is(err, node.ErrStale) && ctx.Err() == nil: // somebody else wrote one of the records
+		case errors.Is(err, node.ErrStale) && ctx.Err() == nil: // another writer changed one of the records
 			have.Migrating = &was
 			if err := s.reread(ctx, have); err != nil {
 				return err
@@ -150,7 +149,7 @@ func (s *Store) steps(ctx context.Context, m Migration, have *schema, steps []st
 	return s.putSchema(ctx, have, Batch{})
 }
 
-// reread makes sure that no other process migrates the same store.
+// reread checks that no other process migrates the same store.
 func (s *Store) reread(ctx context.Context, have *schema) error {
 	now, err := readSchema(ctx, s.engine)
 	if err == nil && now.revision != have.revision {
@@ -159,7 +158,7 @@ func (s *Store) reread(ctx context.Context, have *schema) error {
 	return err
 }
 
-// putSchema commits the schema with a batch. No watch tells of it: what records mean stays the same.
+// putSchema commits the schema with a batch. No watch gets an event, as the records' meaning does not change.
 func (s *Store) putSchema(ctx context.Context, have *schema, b Batch) error {
 	b.Guards = append(b.Guards, Guard{schemaKey, have.revision})
 	b.Puts = append(b.Puts, Put{schemaKey, encode(have)})

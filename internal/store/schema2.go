@@ -6,13 +6,13 @@ import (
 	"slices"
 )
 
-// In version 2 the sets of groups that nodes are in are known, with an index of their nodes. In version 1
-// each group had a mark.
+// Schema version 2 has marks of the sets of groups that nodes are in, and an index of their nodes. Version 1 had a
+// mark for each group.
 
 // migrated is how many records one batch of a migration has at most.
 const migrated = 1000
 
-// indexSets makes the sets of groups known, and indexes the nodes of each.
+// indexSets writes the marks of the sets of groups, and the index of their nodes.
 func indexSets(ctx context.Context, s *Store, after string) (b Batch, last string, err error) {
 	recs, _, err := s.engine.List(ctx, nodePrefix, after, s.Fit(migrated, 1))
 	sets := map[string]bool{}

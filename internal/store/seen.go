@@ -15,13 +15,13 @@ type Seen struct {
 	UID      node.UID      `json:"uid"`
 	At       time.Time     `json:"at"`
 
-	// NodeRevision is that of the node's record, as read by who saw it.
+	// NodeRevision is the revision of the node's record at the look-up.
 	NodeRevision int64 `json:"-"`
 }
 
-// PutSeen keeps when nodes were last seen, as one commit that no watch tells
-// of. Each must be live, at the revision given: else the error wraps
-// node.ErrStale, and nothing is written. So none is left over for a node that is gone.
+// PutSeen stores when nodes were last seen, in one commit that gives watches no event. Each node must be live at the
+// revision given. Otherwise the error wraps node.ErrStale, and nothing is written. So no such record is left of a
+// node that is terminated.
 func (s *Store) PutSeen(ctx context.Context, all []Seen) error {
 	b := Batch{Unwatched: true}
 	for _, seen := range all {
@@ -32,7 +32,7 @@ func (s *Store) PutSeen(ctx context.Context, all []Seen) error {
 	return err
 }
 
-// LastSeen returns when a registration was last seen, as far as it was stored; zero for never.
+// LastSeen returns when a registration was last seen, as stored; zero if never.
 func (v nodeView) LastSeen(ctx context.Context, name node.Certname, uid node.UID) (time.Time, error) {
 	seen, ok, err := optional[Seen](ctx, v.records, seenKey(name))
 	if !ok || seen.UID != uid {
@@ -51,7 +51,7 @@ func (v nodeView) Unclaimed(ctx context.Context) iter.Seq2[node.Node, error] {
 			}
 			n, err := v.Node(ctx, node.Certname(lastPart(rec.Key)))
 			if errors.Is(err, node.ErrNodeNotFound) || err == nil && (!n.Unclaimed() || claimKey(n) != rec.Key) {
-				continue // changed since the index was read
+				continue // changed after the index was read
 			}
 			if !yield(n, err) || err != nil {
 				return

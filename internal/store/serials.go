@@ -6,7 +6,7 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// oneSerial is a node as schema version 1 has it: of one live certificate.
+// oneSerial is a node in the form of schema version 1, with at most one live certificate.
 type oneSerial struct {
 	*node.Node
 	Serial node.Serial `json:"serial"`
@@ -25,7 +25,7 @@ const (
 )
 
 // listSerials is the step that rewrites registrations of schema version 1 below a prefix. Readers take both
-// forms. It is safe to run again: what is rewritten has no "serial" any more.
+// forms. It is safe to run again: a rewritten record has no "serial".
 func listSerials(prefix string) step {
 	return step{"serials of " + prefix, func(ctx context.Context, s *Store, after string) (b Batch, last string, err error) {
 		records, _, err := s.engine.List(ctx, prefix, after, s.Fit(listedAtOnce, 1))
@@ -53,7 +53,7 @@ func listSerials(prefix string) step {
 	}}
 }
 
-// listedSerial returns the record as it is written now, false where it needs no rewriting.
+// listedSerial returns the record in the current form. It returns false if the record has that form already.
 func listedSerial(rec Record) (Put, bool, error) {
 	var n node.Node
 	o := oneSerial{Node: &n}

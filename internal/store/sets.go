@@ -9,17 +9,16 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// GroupSet is the groups that a node is in, sorted. Many nodes are in the same
-// ones, so a write of a group looks at each set once, not at each node. Each
-// set that a live node is in is known. A known set may have no nodes any
-// more, until RemoveSets takes it out.
+// GroupSet is the sorted groups that a node is in. Many nodes have the same set, so a write of a group checks each set
+// once, not each node. A set is known if it has a mark. Each set with a live node is known. A known set may have no
+// nodes, until RemoveSets removes its mark.
 //
-// A set is known by a mark, not by a count of its nodes: a count would make all
-// who register nodes in the set change one record, each after the other.
+// The mark is not a count of the nodes: with a count, all registrations in the set would have to change one record,
+// one after the other.
 type GroupSet struct {
 	Name string // the groups with commas between
 
-	// Revision is when a node last joined the set, or a node of it last changed what it sets itself.
+	// Revision is the revision at which a node last joined the set, or a node of the set last changed its own values.
 	Revision int64
 }
 
@@ -28,7 +27,7 @@ func (s GroupSet) Groups() []string { return strings.Split(s.Name, setComma) }
 
 func setName(groups []string) string { return strings.Join(groups, setComma) }
 
-// Set returns a set of groups; false where it is not known.
+// Set returns a set of groups; false if it is not known.
 func (v groupView) Set(ctx context.Context, groups []string) (GroupSet, bool, error) {
 	name := setName(groups)
 	rev, err := v.revision(ctx, setPrefix+name)
@@ -50,12 +49,12 @@ func (v groupView) Sets(ctx context.Context) iter.Seq2[GroupSet, error] {
 	}
 }
 
-// SetMembers yields the certnames that are in just these groups.
+// SetMembers yields the certnames that are in exactly these groups.
 func (v groupView) SetMembers(ctx context.Context, s GroupSet) iter.Seq2[node.Certname, error] {
 	return scanLast[node.Certname](ctx, v.records, setMemberPrefix(s.Name))
 }
 
-// FirstOf returns one node of a set; false where there is none.
+// FirstOf returns one node of a set; false if it has none.
 func (v groupView) FirstOf(ctx context.Context, s GroupSet) (node.Certname, bool, error) {
 	recs, _, err := v.reader.List(ctx, setMemberPrefix(s.Name), "", 1)
 	if err != nil || len(recs) == 0 {
@@ -76,14 +75,14 @@ func (v groupView) SetsMark(ctx context.Context) (SetsMark, error) {
 // GuardSets makes the change fail if a set becomes known after the mark was read.
 func (c *Change) GuardSets(m SetsMark) { c.guard(setsMark, int64(m)) }
 
-// GuardSet makes the change fail if a node joins the set, or a node of it sets something else, after the set was read.
+// GuardSet makes the change fail if, after the set was read, a node joins it or a node of it changes its own values.
 func (c *Change) GuardSet(s GroupSet) { c.guard(setPrefix+s.Name, s.Revision) }
 
-// KnownSet says that the set was known after the mark of GuardGroups was read. PutNode
-// takes any other set for a new one: a write of a group that did not see it fails then.
+// KnownSet tells the change that the set was known after the mark of GuardGroups was read. PutNode handles every other
+// set as a new one, and changes the mark of sets: a concurrent write of a group then fails.
 func (c *Change) KnownSet(s GroupSet) { c.known = append(c.known, s.Name) }
 
-// joinSet marks the set that a node joins, or in which it sets something else.
+// joinSet changes the mark of the set that a node joins, or in which it changes its own values.
 func (c *Change) joinSet(groups []string) {
 	if len(groups) == 0 {
 		return
@@ -95,9 +94,9 @@ func (c *Change) joinSet(groups []string) {
 	}
 }
 
-// RemoveSets forgets sets that have no nodes. They were read before their nodes
-// were looked for: where a node joined one since then, the error wraps node.ErrStale. It
-// is several commits. Who joins at the same time, and found the set known, has to look again: the mark of GroupsMark says so.
+// RemoveSets removes sets without nodes, in several commits. The caller must read the sets before it checks that they
+// have no nodes: if a node joined one meanwhile, the error wraps node.ErrStale. RemoveSets changes the mark of
+// GroupsMark, so a concurrent registration that found the set known fails and starts over.
 func (s *Store) RemoveSets(ctx context.Context, sets []GroupSet) error {
 	const most = 500
 	for some := range slices.Chunk(sets, s.Fit(most, 1)) {

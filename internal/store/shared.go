@@ -11,8 +11,8 @@ import (
 const maxJumps = 20_000
 
 // shared pages through the nodes whose certnames are in all of the indexes, in order of certname.
-// It jumps: each index is asked for its first certname from the last one found elsewhere, so the work
-// goes by the smallest index. A page's Next is a certname of the first index.
+// It jumps: each index is read from the last certname found in another one, so the cost depends on the smallest
+// index. A page's Next is a certname of the first index.
 func (v nodeView) shared(ctx context.Context, indexes []string, after string, limit int, match func(node.Node) bool) (Page[node.Node], error) {
 	var page Page[node.Node]
 	j := jumper{records: v.records}
@@ -45,7 +45,7 @@ func (v nodeView) shared(ctx context.Context, indexes []string, after string, li
 			if size += len(rec.Value); match(n) {
 				page.Items = append(page.Items, n)
 			}
-		} else if !errors.Is(err, ErrNoKey) { // one that is gone since the index was read is left out
+		} else if !errors.Is(err, ErrNoKey) { // a node removed after the index was read is left out
 			return Page[node.Node]{}, err
 		}
 		if next, err = j.following(ctx, indexes[0], at); err != nil {
@@ -62,7 +62,8 @@ type jumper struct {
 	revision int64 // of the last read of following
 }
 
-// inAll returns the certname if all indexes have it, else a later one that one of them has, "" where none follows.
+// inAll returns the certname if all indexes have it; otherwise a later one of one of the indexes, empty if none
+// follows.
 func (j *jumper) inAll(ctx context.Context, indexes []string, name string) (string, error) {
 	for _, index := range indexes {
 		if at, err := j.from(ctx, index, name); err != nil || at != name {
@@ -72,7 +73,7 @@ func (j *jumper) inAll(ctx context.Context, indexes []string, name string) (stri
 	return name, nil
 }
 
-// from returns the first certname of an index that is not before name, "" for none.
+// from returns the first certname of an index that is not before name; empty if there is none.
 func (j *jumper) from(ctx context.Context, index, name string) (string, error) {
 	j.jumps++
 	_, err := j.reader.Get(ctx, index+name)
@@ -82,7 +83,7 @@ func (j *jumper) from(ctx context.Context, index, name string) (string, error) {
 	return name, err
 }
 
-// following returns the first certname of an index that comes after name, "" for none.
+// following returns the first certname of an index after name; empty if there is none.
 func (j *jumper) following(ctx context.Context, index, name string) (string, error) {
 	j.jumps++
 	if name != "" {

@@ -10,7 +10,7 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// View reads records; its methods are those of one kind of record each. The zero View is not usable; see NewView.
+// View reads records. The zero View is not usable; see NewView.
 type View struct {
 	records
 	nodeView
@@ -27,9 +27,8 @@ type Store struct {
 	View
 	engine Engine
 
-	// Bound is the longest that a commit is waited for. After that the error
-	// wraps node.ErrUnavailable, and ErrUnknownOutcome unless the commit
-	// was taken back. It is set before the first use.
+	// Bound is the longest wait for a commit. After it the error wraps node.ErrUnavailable and, unless the commit was
+	// withdrawn, ErrUnknownOutcome. Set it before the first use.
 	Bound time.Duration
 }
 
@@ -58,9 +57,8 @@ func New(ctx context.Context, e Engine) (*Store, error) {
 	return s, s.Migrate(ctx, Migration{})
 }
 
-// Open returns the Store in an engine. A store of an earlier version can be read; Migrate
-// has to end before anything but sightings is written. An empty engine gets the current schema. A
-// schema newer than this program is refused, and nothing is touched.
+// Open returns the Store in an engine. A store of an earlier version can be read. Until Migrate has ended, only
+// sightings may be written. An empty engine gets the current schema. A newer schema is refused, and nothing changes.
 func Open(ctx context.Context, e Engine) (*Store, error) {
 	s := storeOf(e)
 	have, err := readSchema(ctx, e)
@@ -88,7 +86,7 @@ func (v nodeView) Node(ctx context.Context, name node.Certname) (node.Node, erro
 	return n, err
 }
 
-// What is not there is told in the same words as what a caller may not see.
+// The errors below are also those for a record that the caller may not see: it can't tell the difference.
 
 // NoNode says that a certname has no live registration.
 func NoNode(name node.Certname) error {
@@ -120,10 +118,10 @@ func (v nodeView) Tombstone(ctx context.Context, name node.Certname, uid node.UI
 	return n, err
 }
 
-// LastTombstone returns the latest terminated registration of a certname that
-// counts; node.ErrNodeNotFound if there is none.
+// LastTombstone returns the latest terminated registration of a certname for which counts returns true;
+// node.ErrNodeNotFound if there is none.
 func (v nodeView) LastTombstone(ctx context.Context, name node.Certname, counts func(node.Node) bool) (node.Node, error) {
-	last, err := node.Node{}, fmt.Errorf("%w: %q was never registered, or long ago", node.ErrNodeNotFound, name)
+	last, err := node.Node{}, fmt.Errorf("%w: %q was never registered, or its records have expired", node.ErrNodeNotFound, name)
 	for rec, scanErr := range v.scan(ctx, tombstonePrefix(name), "") {
 		if scanErr != nil {
 			return node.Node{}, scanErr
@@ -162,7 +160,7 @@ func (v issueView) Intent(ctx context.Context, uid node.UID) (node.IssueIntent, 
 	return optional[node.IssueIntent](ctx, v.records, issueKey(uid))
 }
 
-// Request returns what a request id did, by its Request.Key; false if it is new.
+// Request returns the record of a request id, by its Request.Key; false if the id is new.
 func (v issueView) Request(ctx context.Context, key string) (node.Request, bool, error) {
 	return optional[node.Request](ctx, v.records, requestKey(key))
 }
@@ -176,7 +174,7 @@ func (v revocationView) Revocation(ctx context.Context, id string) (node.Revocat
 	return r, err
 }
 
-// ENCSettings is what espm-enc must know while the daemon is down.
+// ENCSettings are the settings that espm-enc needs while the daemon is down.
 type ENCSettings struct {
 	UnknownNodes string `json:"unknown_nodes"`
 	Command      string `json:"command,omitempty"`
@@ -187,14 +185,13 @@ func (v View) ENC(ctx context.Context) (ENCSettings, error) {
 	return get[ENCSettings](ctx, v.records, encKey)
 }
 
-// SetENC keeps the ENC's settings.
+// SetENC stores the ENC's settings.
 func (s *Store) SetENC(ctx context.Context, e ENCSettings) error {
 	_, err := s.commit(ctx, Batch{Puts: []Put{{encKey, encode(e)}}})
 	return err
 }
 
-// NodeEvent tells that the live registration of a certname changed; Node is
-// nil where there is none any more.
+// NodeEvent is a change of a certname's live registration. Node is nil if the registration was removed.
 type NodeEvent struct {
 	Certname node.Certname
 	Revision int64
@@ -225,8 +222,8 @@ func (s *Store) WatchNodes(ctx context.Context, after int64) iter.Seq2[NodeEvent
 	}
 }
 
-// WatchNodesOf is WatchNodes of one owner's nodes. To who had a node, one that
-// was given to another is gone.
+// WatchNodesOf is WatchNodes for one owner's nodes. If a node gets another owner, the old owner gets the event of a
+// removed node.
 func (s *Store) WatchNodesOf(ctx context.Context, owner string, after int64) iter.Seq2[NodeEvent, error] {
 	return func(yield func(NodeEvent, error) bool) {
 		for ev, err := range s.engine.Watch(ctx, nodeOwnerPrefix(owner), after) {
@@ -242,7 +239,7 @@ func (s *Store) WatchNodesOf(ctx context.Context, owner string, after int64) ite
 					return
 				}
 				if err != nil || n.Revision != ev.Revision {
-					continue // it changed since the event was read, which another tells
+					continue // the node changed after the event; a later event follows
 				}
 				out.Node = &n
 			}
@@ -253,13 +250,13 @@ func (s *Store) WatchNodesOf(ctx context.Context, owner string, after int64) ite
 	}
 }
 
-// RevocationEvent tells that a revocation was ordered, or came a step further.
+// RevocationEvent is a new revocation or a change of one.
 type RevocationEvent struct {
 	Revision   int64
 	Revocation node.Revocation
 }
 
-// WatchRevocations yields changes of revocations after a revision, as Engine.Watch does. Those that are forgotten are no event.
+// WatchRevocations yields changes of revocations after a revision, as Engine.Watch does. A removed record gives no event.
 func (s *Store) WatchRevocations(ctx context.Context, after int64) iter.Seq2[RevocationEvent, error] {
 	return func(yield func(RevocationEvent, error) bool) {
 		for ev, err := range s.engine.Watch(ctx, revokePrefix, after) {
@@ -302,9 +299,8 @@ func (v View) Revision(ctx context.Context) (int64, error) {
 	return rev, err
 }
 
-// Answers returns nil if the store reads, and takes a commit as far as its
-// guards: it asks for one whose guard can't hold, so nothing is written, and a
-// full disk is no reason to fail. A commit that is under way is waited for.
+// Answers checks that the store answers reads and commits. Its commit has a guard that can't hold, so nothing is
+// written, and a full disk is no failure. Answers waits for commits under way.
 func (s *Store) Answers(ctx context.Context) error {
 	schema, err := s.reader.Get(ctx, schemaKey)
 	if err != nil {

@@ -11,13 +11,13 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// tokenUse says when a token was last used. It is written apart from the
-// token, in batches, so that a call costs no commit.
+// tokenUse says when a token was last used. It is a record of its own, written in batches, so that a call needs no
+// commit.
 type tokenUse struct {
 	At time.Time `json:"at"`
 }
 
-// Token returns a token's record, of a revoked one too; node.ErrTokenNotFound if there is none.
+// Token returns a token's record, even of a revoked one; node.ErrTokenNotFound if there is none.
 func (v tokenView) Token(ctx context.Context, name string) (node.Token, error) {
 	t, err := get[node.Token](ctx, v.records, tokenKey(name))
 	if errors.Is(err, ErrNoKey) {
@@ -90,12 +90,12 @@ func (s *Store) PutToken(ctx context.Context, old *node.Token, t node.Token, lin
 	var err error
 	t.Revision, err = s.Commit(ctx, c)
 	if errors.Is(err, node.ErrStale) && old == nil {
-		return t, fmt.Errorf("%w: %q; a name is never given to another token", node.ErrTokenExists, t.Name)
+		return t, fmt.Errorf("%w: %q; the name of a token can't be used again, choose another", node.ErrTokenExists, t.Name)
 	}
 	return t, err
 }
 
-// PutTokenUse keeps when tokens were last used, by name. No watch tells of it. After an error some may be kept.
+// PutTokenUse stores when tokens were last used, by name. Watches get no event. After an error some may be stored.
 func (s *Store) PutTokenUse(ctx context.Context, used map[string]time.Time) error {
 	names := slices.Sorted(maps.Keys(used))
 	for some := range slices.Chunk(names, s.Fit(max(1, len(names)), 1)) {

@@ -19,7 +19,7 @@ import (
 // ttl of the certificates that the benchmarks ask for, in seconds.
 const ttl = 24 * 60 * 60
 
-// bareAPI does by hand what espm does for its caller.
+// bareAPI makes Puppet Server's API calls without espm.
 type bareAPI struct {
 	url    string
 	client *http.Client

@@ -26,8 +26,8 @@ const (
 	connectionsRounds = 5
 )
 
-// benchConnections measures what provisions at once wait while strangers and
-// idle clients hold connections to the same listener, in turns with none of them.
+// benchConnections measures the time of concurrent provisions while strangers and
+// idle clients have connections to the same listener, in turns with no such connections.
 func benchConnections(ctx context.Context, l lab, _ options) error {
 	n, stop, err := startNetwork(ctx, l)
 	if err != nil {
@@ -119,7 +119,7 @@ func startNetwork(ctx context.Context, l lab) (n networked, stop func() error, e
 	return n, again.stop, nil
 }
 
-// crowd are the connections that are held.
+// crowd are the open connections of strangers and idle clients.
 type crowd struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -166,7 +166,7 @@ func (n networked) crowd(ctx context.Context) (*crowd, error) {
 	return c, nil
 }
 
-// trickle begins a handshake a byte at a time, anew whenever it is cut.
+// trickle sends a handshake one byte at a time, and starts again whenever the connection is closed.
 func (n networked) trickle(ctx context.Context) {
 	for ctx.Err() == nil {
 		conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 2, 1)}}).DialContext(ctx, "tcp", n.address)

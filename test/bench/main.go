@@ -1,6 +1,6 @@
-// Command bench measures espm side by side with what it is to be compared
-// with, in one run and in turns, so that a busy machine slows all alike. The
-// verdicts are ratios; the times are for information.
+// Command bench compares espm with other programs. They run in turns in one
+// run, so that a busy machine slows all of them. The
+// goals are ratios; the times are for information.
 //
 // `make bench` builds bin/espm and bin/espm-enc and runs it.
 package main

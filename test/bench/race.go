@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// program is one that is started again and again.
+// program is a program that is started repeatedly.
 type program struct {
 	name  string
 	nodes int // in the store that it asks; 0: it asks none

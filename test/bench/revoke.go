@@ -34,7 +34,7 @@ const (
 // benchRevoke measures terminations, until the last receipt, at CAs that espm
 // owns, with CRLs of several sizes, and single revocations at Puppet Servers.
 func benchRevoke(ctx context.Context, l lab, _ options) error {
-	f, err := l.doomed(ctx)
+	f, err := l.prepared(ctx)
 	if err != nil {
 		return err
 	}
@@ -46,7 +46,7 @@ func benchRevoke(ctx context.Context, l lab, _ options) error {
 }
 
 // measureRevocations measures beside a Puppet Server; nil: there is none.
-func measureRevocations(ctx context.Context, l lab, f doomed, s *puppetServer) (err error) {
+func measureRevocations(ctx context.Context, l lab, f prepared, s *puppetServer) (err error) {
 	name := "revoke"
 	if s != nil {
 		name += "-beside-" + s.host.version
@@ -143,17 +143,17 @@ func seconds(times []time.Duration) []float64 {
 	return out
 }
 
-// doomed is the folder of a daemon that owns its CA, and the nodes that it has
-// provisioned, for each round. It is copied: a signature takes its time.
-type doomed struct {
+// prepared is the folder of a daemon that owns its CA, and the provisioned
+// nodes of each round. Each daemon gets a copy, as signing is slow.
+type prepared struct {
 	dir   string
 	lives [revokeRounds][]*espmv1.Node
 }
 
-// doomed provisions the nodes while the CRL is empty: it is a part of what a
-// provision returns.
-func (l lab) doomed(ctx context.Context) (f doomed, err error) {
-	d, err := l.withCA(ctx, "doomed")
+// prepared provisions the nodes while the CRL is empty, as the answer of a provision has the
+// CRL.
+func (l lab) prepared(ctx context.Context) (f prepared, err error) {
+	d, err := l.withCA(ctx, "prepared")
 	if err != nil {
 		return f, err
 	}
@@ -200,7 +200,7 @@ type owner struct {
 }
 
 // owner starts a daemon with such nodes and a CRL of so many entries.
-func (l lab) owner(ctx context.Context, f doomed, name string, entries int) (*owner, error) {
+func (l lab) owner(ctx context.Context, f prepared, name string, entries int) (*owner, error) {
 	d := l.daemon(l.path(name))
 	if out, err := exec.CommandContext(ctx, "cp", "-a", f.dir, d.dir).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("cp: %w\n%s", err, out)

@@ -1,5 +1,5 @@
 // Package controlplane runs the examples of docs/control-plane.md against a daemon. The
-// cloud is a script that keeps what it was given.
+// cloud is a script that stores its input.
 package controlplane
 
 import (
@@ -22,7 +22,7 @@ import (
 
 const examples = "../../docs/examples"
 
-// cloud keeps user data by name, and can have no room.
+// cloud stores user data by name. A test can set it to have no room.
 const cloud = `#!/bin/sh
 case $1 in
 create) [ "${LAUNCH:-}" != fails ] && cp "$4" "$CLOUD/$2" ;;
@@ -122,7 +122,7 @@ func (s *site) with(variable ...string) *site {
 	return &other
 }
 
-// state is that of a registration.
+// state returns the state of a registration.
 func (s *site) state(t *testing.T, name, uid string) string {
 	t.Helper()
 	var n struct{ Node struct{ State string } }
@@ -152,7 +152,7 @@ func (s *site) launch(t *testing.T, name, file string) outcome {
 func TestShell(t *testing.T) {
 	s := newSite(t)
 
-	// Nobody answers: given up after some tries, and done with the same id later.
+	// The daemon does not answer: the client gives up after some tries, and succeeds later with the same id.
 	if o := s.launch(t, "web1.test", "data").is(t, 1); !strings.Contains(o.stderr, "no daemon answers") {
 		t.Errorf("%s", o.stderr)
 	}
@@ -172,13 +172,13 @@ func TestShell(t *testing.T) {
 		t.Errorf("left behind: %v", left)
 	}
 
-	// The name is taken: another is made of it.
+	// The name is taken: the client makes another name of it.
 	second, secondUID := split(t, s.launch(t, "web1.test", "data").is(t, 0).stdout)
 	if second != "web1-2.test" {
 		t.Errorf("is %s", second)
 	}
 
-	// Ended, twice: the second time nothing is left to do.
+	// A second terminate does nothing.
 	for range 2 {
 		if o := s.run(t, "sh", example(t, "terminate.sh"), name, uid).is(t, 0); !strings.Contains(o.stdout, "revoked") {
 			t.Error(o.stdout)
@@ -187,11 +187,11 @@ func TestShell(t *testing.T) {
 	s.expectState(t, name, uid, "TERMINATED")
 	s.expectState(t, second, secondUID, "PROVISIONED")
 
-	// No room in the cloud: no node is left.
+	// If the cloud has no room, no node stays.
 	s.with("LAUNCH=fails").launch(t, "web9.test", "data").is(t, 1)
 	s.run(t, "espm", "node", "show", "web9.test").is(t, 3)
 
-	// What would fail again is not tried again.
+	// A permanent error is not retried.
 	if o := s.launch(t, "WEB.test", "data").is(t, 1); !strings.Contains(o.stderr, "WEB.test") {
 		t.Errorf("%s", o.stderr)
 	}
@@ -223,12 +223,12 @@ func TestTerraform(t *testing.T) {
 	s.run(t, "sh", "-c", create).is(t, 0)
 	first, err := os.ReadFile(data)
 	check(t, err)
-	// A failed apply is repeated: the same node, the same bundle.
+	// A second apply after a failure returns the same node and the same bundle.
 	s.run(t, "sh", "-c", create).is(t, 0)
 	if second, err := os.ReadFile(data); err != nil || !bytes.Equal(first, second) {
 		t.Errorf("another bundle: %v", err)
 	}
-	// Another resource of the same name is told.
+	// Another resource of the same name gets an error.
 	if o := s.with("ID=ffff", "USER_DATA=other").run(t, "sh", "-c", create).is(t, 4); !strings.Contains(o.stderr, "NODE_EXISTS") {
 		t.Error(o.stderr)
 	}

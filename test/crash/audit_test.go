@@ -6,14 +6,14 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// subject is what a line is about, for counting: an action and a serial or a uid.
+// subject identifies lines to count: an action and a serial or a uid.
 type subject struct {
 	action node.Action
 	of     string
 }
 
-// checkAudit finds the chain whole, and one line of each thing that the store says was done. It
-// returns how many lines there are of each action on a serial, and of each on a uid.
+// checkAudit checks the chain, and that each change in the store has one line. It
+// returns the number of lines by action and serial, and by action and uid.
 func checkAudit(t *testing.T, w *world) map[subject]int {
 	t.Helper()
 	v, err := w.audit.Verify(node.AsSelf(t.Context()), nil)

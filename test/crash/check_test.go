@@ -44,13 +44,13 @@ func quiet(ctx context.Context, t *testing.T, s *store.Store) bool {
 	return len(pending) == 0
 }
 
-// crlState is what agents and Puppet Server read.
+// crlState is the published CRL, which agents and Puppet Server read.
 type crlState struct {
 	number  *big.Int
 	revoked map[node.Serial]bool
 }
 
-// readCRL reads the CRL, with openssl's opinion on it, and finds each serial listed once.
+// readCRL reads the CRL. It checks it with openssl, and that each serial is listed once.
 func readCRL(t *testing.T, path string) crlState {
 	t.Helper()
 	if out, err := exec.Command("openssl", "crl", "-in", path, "-noout", "-text").CombinedOutput(); err != nil {
@@ -76,7 +76,7 @@ func readCRL(t *testing.T, path string) crlState {
 	return state
 }
 
-// inventory returns the serials ever issued, and to whom.
+// inventory returns all serials ever issued, with their names.
 func inventory(t *testing.T, dir string) map[node.Serial]string {
 	t.Helper()
 	f, err := os.Open(filepath.Join(dir, "ca", "inventory.txt"))
@@ -100,8 +100,8 @@ func inventory(t *testing.T, dir string) map[node.Serial]string {
 	return issued
 }
 
-// checkOrphans finds each issued certificate revoked or held by a live
-// registration, and on its owner's list, and those of live registrations valid in openssl's eyes.
+// checkOrphans checks that each issued certificate is revoked or belongs to a live
+// registration. It also checks the owners' lists, and that openssl accepts the certificates of live registrations.
 func checkOrphans(t *testing.T, dir string, s *store.Store) crlState {
 	t.Helper()
 	checkOwner(t, s)
@@ -123,8 +123,8 @@ func checkOrphans(t *testing.T, dir string, s *store.Store) crlState {
 	return crl
 }
 
-// checkOwner finds what belongs to each caller on his lists, as on those of all: an
-// index that a crash had cut off from its records would differ.
+// checkOwner checks that the lists of each owner agree with the lists of all nodes. They would differ if a
+// crash wrote records without their index.
 func checkOwner(t *testing.T, s *store.Store) {
 	t.Helper()
 	const everything = 1_000_000
@@ -180,7 +180,7 @@ func isCA(t *testing.T, dir string, serial node.Serial) bool {
 	return false
 }
 
-// verify asks openssl whether a certificate is good, with the CRL.
+// verify asks openssl whether a certificate is valid, with the CRL.
 func verify(t *testing.T, dir string, certPEM []byte) error {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "cert.pem")

@@ -14,8 +14,8 @@ import (
 	"github.com/espm-project/espm/internal/registry"
 )
 
-// dropAll is the child in which revocations are ordered and dropped. Wherever it is killed, an
-// admin has just asked for the open one to be dropped, and waits for that.
+// dropAll is the child that orders and drops revocations. At each kill, an
+// admin waits for the drop of the open revocation.
 func dropAll(ctx context.Context, w *world, k *killer) error {
 	k.last = func() {
 		pending, err := w.store.Pending(ctx, "", 1)
@@ -44,8 +44,8 @@ func dropAll(ctx context.Context, w *world, k *killer) error {
 	return err
 }
 
-// Revocations are dropped before and after each durable step of theirs, and the
-// process is killed there: the node holds a valid certificate, or none.
+// The process is killed before and after each durable step of a revocation that is dropped. After it, the node has
+// a valid certificate or none.
 func TestDropKilledAtEachStep(t *testing.T) {
 	steps := killEachStep(t, killDropAt)
 	if !t.Failed() && steps < 20 {
@@ -97,7 +97,7 @@ func killDropAt(t *testing.T, at int, when string) bool {
 	return killed
 }
 
-// dropPending drops what is open before anything is carried out, and returns what it could.
+// dropPending drops the open revocations before the worker runs, and returns those that it could drop.
 func dropPending(t *testing.T, w *world, dir string) (dropped []string) {
 	t.Helper()
 	pending, err := w.store.Pending(node.AsSelf(t.Context()), "", 10)

@@ -15,10 +15,10 @@ import (
 	"github.com/espm-project/espm/internal/registry"
 )
 
-// foreign is how many certificates the CA signed before espm came.
+// foreign is how many certificates the CA issued before espm was installed.
 const foreign = 5
 
-// importAll is the child that is killed in an import: it says what was acknowledged.
+// importAll is the child that is killed during an import. It prints what was acknowledged.
 func importAll(ctx context.Context, w *world) error {
 	return w.registry.Import(ctx, registry.ImportSpec{}, func(done []registry.Imported, _ int) error {
 		for _, in := range done {
@@ -28,8 +28,8 @@ func importAll(ctx context.Context, w *world) error {
 	})
 }
 
-// An import is killed before and after each durable step: what is there
-// belongs together, and a second import does the rest.
+// An import is killed before and after each durable step. The data is
+// consistent, and a second import completes the first.
 func TestImportKilledAtEachStep(t *testing.T) {
 	kills := killEachStep(t, killImportAt)
 	if !t.Failed() && kills != 2*foreign {
@@ -93,10 +93,10 @@ func killImportAt(t *testing.T, at int, when string) bool {
 	return killed
 }
 
-// twice is a name that the CA signed for twice, and revoked neither.
+// twice is a name with two certificates, neither of them revoked.
 const twice = "n0.test"
 
-// signForeign has the CA sign for nobody that espm knows. It returns what stands under each name, and the earlier certificate of twice.
+// signForeign issues certificates that espm does not know. It returns the current certificate of each name, and the earlier certificate of twice.
 func signForeign(t *testing.T, dir string) (out map[node.Certname]node.Serial, earlier node.Serial) {
 	t.Helper()
 	w, err := open(dir, unwrapped, durable.OS)

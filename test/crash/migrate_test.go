@@ -24,11 +24,11 @@ import (
 	"github.com/espm-project/espm/test/testbed"
 )
 
-// migratedNodes is how many nodes the store has that is migrated; `make migrate` sets it to a million.
+// migratedNodes is the number of nodes in the migrated store. `make migrate` sets it to a million.
 const migratedNodes = "ESPM_MIGRATE_NODES"
 
-// TestMigratedWhileTheENCIsAnswered brings a store of the first release up to date with a daemon that is killed again
-// and again, while espm-enc asks as Puppet Server does. No look-up fails, and nothing is lost.
+// TestMigratedWhileTheENCIsAnswered migrates a store of the first release with a daemon that is killed repeatedly.
+// Meanwhile espm-enc asks like Puppet Server. No look-up fails, and nothing is lost.
 func TestMigratedWhileTheENCIsAnswered(t *testing.T) {
 	nodes := 3000
 	if text := os.Getenv(migratedNodes); text != "" {
@@ -88,7 +88,7 @@ func grow(t *testing.T, dir string, nodes int) {
 	}
 }
 
-// look asks as Puppet Server does.
+// look runs espm-enc like Puppet Server.
 func look(ctx context.Context, t *testing.T, program, dir, name string) {
 	out, err := exec.Command(program, "--socket", filepath.Join(dir, "enc.sock"), "--db", filepath.Join(dir, "espm.db"), name).Output()
 	if ctx.Err() == nil && (err != nil || !strings.Contains(string(out), `"ssh"`) || !strings.Contains(string(out), `"nginx"`)) {
@@ -96,7 +96,7 @@ func look(ctx context.Context, t *testing.T, program, dir, name string) {
 	}
 }
 
-// serves tells whether the daemon serves the API in time.
+// serves reports whether the daemon serves the API in time.
 func serves(t *testing.T, d *target, wait time.Duration) bool {
 	conn, err := grpc.NewClient(d.address(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {

@@ -35,8 +35,8 @@ const (
 )
 
 // TestKilledUnderLoad kills a real daemon at random moments while callers
-// provision and terminate, each asking again until it has an answer, as a
-// control plane does; some give up, and then nobody may hold the certificate.
+// provision and terminate. Each caller retries until it has an answer, like a
+// control plane. Some give up: then the certificate must be revoked.
 func TestKilledUnderLoad(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short leaves out a daemon under load")
@@ -97,7 +97,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	}
 }
 
-// target is a daemon that is killed and started again.
+// target is a daemon that is killed and restarted.
 type target struct {
 	dir, binary string
 	cmd         *exec.Cmd
@@ -143,7 +143,7 @@ func (d *target) kill(t *testing.T) {
 	d.kills.Add(1)
 }
 
-// stop ends the daemon in order, once it serves.
+// stop stops the daemon in order, after it has begun to serve.
 func (d *target) stop(t *testing.T) {
 	conn, err := grpc.NewClient(d.address(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -171,14 +171,14 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// history is what one caller was told.
+// history has the answers that one caller got.
 type history struct {
 	alive                  map[string]*espmv1.ProvisionNodeResponse
 	gone                   []*espmv1.TerminateNodeResponse
 	provisions, terminates int
 }
 
-// live provisions and terminates, reusing names.
+// live provisions and terminates, and reuses names.
 func (h *history) live(ctx context.Context, t *testing.T, d *target, id int) {
 	conn, err := grpc.NewClient(d.address(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -232,7 +232,7 @@ func (h *history) live(ctx context.Context, t *testing.T, d *target, id int) {
 	}
 }
 
-// insist asks until there is an answer. Only a daemon that is down may refuse.
+// insist retries a call until it has an answer. Only a daemon that is down may refuse.
 func insist(ctx context.Context, t *testing.T, call func() error) bool {
 	for {
 		err := call()
@@ -252,7 +252,7 @@ func insist(ctx context.Context, t *testing.T, call func() error) bool {
 	}
 }
 
-// check finds everything that was acknowledged.
+// check checks that everything acknowledged is there.
 func (h *history) check(t *testing.T, dir string, w *world, crl crlState) {
 	t.Helper()
 	for name, resp := range h.alive {
@@ -280,7 +280,7 @@ func (h *history) check(t *testing.T, dir string, w *world, crl crlState) {
 	}
 }
 
-// checkLines finds one audit line of each thing that was acknowledged.
+// checkLines checks that each acknowledged change has one audit line.
 func (h *history) checkLines(t *testing.T, lines map[subject]int) {
 	t.Helper()
 	for name, p := range h.alive {

@@ -50,7 +50,7 @@ type killer struct {
 	at    int64
 	after bool
 	count atomic.Int64
-	last  func() // called just before, where set
+	last  func() // called just before the kill; may be nil
 }
 
 func (k *killer) step(do func() error) error {
@@ -88,7 +88,7 @@ type killerDisk struct {
 	k *killer
 }
 
-// WriteFile says which CRL it writes, and when that is durable.
+// WriteFile prints the number of the CRL that it writes, before and after the write.
 func (d killerDisk) WriteFile(path string, data []byte, mode fs.FileMode) error {
 	if filepath.Base(path) != "ca_crl.pem" {
 		return d.k.step(func() error { return d.Disk.WriteFile(path, data, mode) })
@@ -116,7 +116,7 @@ func (d killerDisk) Remove(paths ...string) error {
 	return d.k.step(func() error { return d.Disk.Remove(paths...) })
 }
 
-// child does what the parent checks, and says what was acknowledged.
+// child does the work, and prints what was acknowledged for the parent to check.
 func child(dir string) error {
 	at, err := strconv.ParseInt(os.Getenv(childStep), 10, 64)
 	if err != nil {
@@ -186,7 +186,7 @@ func (w *world) provision(ctx context.Context, name node.Certname, csr []byte, r
 	return r.Provision(ctx, node.Node{Certname: name}, registry.Spec{CSRPEM: csr}, "request-"+string(name), false)
 }
 
-// said is what the child acknowledged before it died.
+// said is what the child printed before the kill.
 type said struct {
 	serial     map[string]node.Serial // of a provision that nothing was asked after
 	open       map[string]bool        // asked for anew, or to be terminated: may have happened
@@ -227,7 +227,8 @@ func TestKilledAtEachStep(t *testing.T) {
 	t.Logf("%d kills", steps)
 }
 
-// killEachStep has a child killed before and after each of its durable steps, until it has no more, and counts them.
+// killEachStep runs the child again and again, each time with a kill before or after the next durable step. It returns
+// the number of steps.
 func killEachStep(t *testing.T, kill func(t *testing.T, at int, when string) (killed bool)) (kills int) {
 	for _, when := range []string{"before", "after"} {
 		for at := 1; ; at++ {
@@ -242,7 +243,7 @@ func killEachStep(t *testing.T, kill func(t *testing.T, at int, when string) (ki
 	return kills
 }
 
-// runChild runs the child, which is killed at the step if it comes to it, and returns what it said.
+// runChild runs the child, which is killed at the step if it reaches it, and returns what it printed.
 func runChild(ctx context.Context, t *testing.T, dir, does string, at int, when string) (out []byte, killed bool) {
 	t.Helper()
 	cmd := exec.CommandContext(ctx, os.Args[0])
@@ -296,7 +297,7 @@ func killAt(t *testing.T, at int, when string) bool {
 	return killed
 }
 
-// checkSaid finds every acknowledged write.
+// checkSaid checks that every acknowledged write is there.
 func checkSaid(t *testing.T, w *world, dir string, s said, crl crlState) {
 	t.Helper()
 	if crl.number.Cmp(s.wrote) < 0 {
@@ -327,8 +328,8 @@ func checkSaid(t *testing.T, w *world, dir string, s said, crl crlState) {
 	}
 }
 
-// retryAll does what a control plane does that got no answer: it asks again, with the
-// same request id, and for the terminated ones nothing comes back to life.
+// retryAll retries all calls with the same request id, like a control plane that got no answer. It checks that
+// terminated nodes stay terminated.
 func retryAll(t *testing.T, w *world, dir string, s said, csr []byte, public *ecdsa.PublicKey, last *big.Int) {
 	t.Helper()
 	for _, name := range []string{"made.test", "sent.test"} {

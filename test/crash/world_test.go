@@ -1,13 +1,16 @@
-// Package crash kills espm, by SIGKILL, and looks at what it finds again.
+// Package crash kills espm with SIGKILL and checks its data afterwards.
 //
-// The durable steps of a provision are: the commit of node and intent; the
-// authority's inventory line and its certificate file; the commit of the
-// certificate. Those of a terminate: the commit that takes the node out and
-// orders the revocation; the CRL; its published copies; the removal of the
-// certificate file; the commit of the receipt. Those of a round of care are
-// the CRL, the note of its number, and its copies. After each of them the audit
-// log is sealed, one more commit. steps_test kills before and
-// after each of them, random_test kills a daemon under load at any moment.
+// These are the durable steps:
+//   - of a provision: the commit of node and intent; the
+//     authority's inventory line and its certificate file; the commit of the
+//     certificate;
+//   - of a terminate: the commit that removes the node and
+//     orders the revocation; the CRL; its published copies; the removal of the
+//     certificate file; the commit of the receipt;
+//   - of the directory's Care: the CRL, the file with its number, and its copies.
+//
+// After each step the audit log is sealed, in one more commit. steps_test kills before and
+// after each step. random_test kills a daemon under load at random moments.
 package crash
 
 import (
@@ -37,7 +40,7 @@ import (
 	"github.com/espm-project/espm/internal/store/bolt"
 )
 
-// world is an espm without its sockets, over a folder.
+// world is espm without its sockets, in a folder.
 type world struct {
 	engine    store.Engine
 	store     *store.Store
@@ -45,10 +48,10 @@ type world struct {
 	options   registry.Options
 	queue     *revoke.Queue
 	registry  *registry.Registry
-	audit     *audit.Log // not running: sealed where a test says so
+	audit     *audit.Log // does not run: tests seal it
 }
 
-// open builds one; wrap and disk may come between it and its durable steps.
+// open builds a world. wrap and disk can intercept the durable steps.
 func open(dir string, wrap func(store.Engine) store.Engine, disk durable.Disk) (*world, error) {
 	engine, err := bolt.Open(filepath.Join(dir, "espm.db"), bolt.Options{})
 	if err != nil {
@@ -62,7 +65,7 @@ func open(dir string, wrap func(store.Engine) store.Engine, disk durable.Disk) (
 	log.SetOutput(io.Discard)
 	w.authority, err = directory.Open(filepath.Join(dir, "ca"), directory.Options{
 		Publish: []string{filepath.Join(dir, "crl.pem")}, Disk: disk, Log: log,
-		CRLValidity: ca.MaxTTL, // so long that less than a third is left of what a new CA's CRL has
+		CRLValidity: ca.MaxTTL, // so long that a new CA's CRL has less than a third left
 	})
 	if err != nil {
 		return nil, err
@@ -78,7 +81,7 @@ func open(dir string, wrap func(store.Engine) store.Engine, disk durable.Disk) (
 	return w, nil
 }
 
-// forgetful returns a registry over the same records that remembers no answer, as after a restart.
+// forgetful returns a registry with the same records but no answers in memory, as after a restart.
 func (w *world) forgetful() *registry.Registry { return registry.New(w.options) }
 
 func (w *world) run(ctx context.Context) {
@@ -101,7 +104,7 @@ var noFilter store.NodeFilter
 
 func unwrapped(e store.Engine) store.Engine { return e }
 
-// inline makes keys at once: EC keys cost nothing.
+// inline generates keys on demand: EC keys are fast.
 type inline struct{}
 
 func (inline) NewKey(_ context.Context, alg ca.KeyAlgorithm) (crypto.Signer, error) {
@@ -115,7 +118,7 @@ func newCA(t *testing.T, dir string) {
 	}
 }
 
-// newCSR returns a CSR, and the key that stays with the caller.
+// newCSR returns a CSR and its key, which the caller keeps.
 func newCSR(name string) ([]byte, *ecdsa.PrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package debian makes roots of Debian with debootstrap, once, and keeps them.
+// Package debian makes root file systems of Debian with debootstrap, and caches them.
 package debian
 
 import (
@@ -13,12 +13,12 @@ import (
 	"github.com/espm-project/espm/test/need"
 )
 
-// limit bounds the making of a root, which takes two minutes.
+// limit is how long the making of a root may take. It takes about two minutes.
 const limit = 15 * time.Minute
 
-// Root returns the Folder with the root of a suite. Where the root does not have the file "has", it is made
-// first: a minimal base, which finish completes unless it is nil. It is made by one process at a
-// time and beside its place, so that what is there is complete.
+// Root returns the Folder with the root of a suite. If the root does not have the file "has", Root makes it
+// first: a minimal base, which finish completes unless finish is nil. One process at a
+// time makes it, in a temporary folder that is renamed at the end. So a root that exists is complete.
 func Root(variable, suite, has string, finish func(ctx context.Context, root string) error) (string, error) {
 	dir, err := Folder(variable, suite)
 	if err != nil {
@@ -30,8 +30,8 @@ func Root(variable, suite, has string, finish func(ctx context.Context, root str
 	return dir, nil
 }
 
-// Folder is where a suite's root is, or will be made: what the variable of the environment says, which
-// must be absolute, or else espm/SUITE in the user's cache folder.
+// Folder returns the path of a suite's root, which may not exist yet: the absolute path in the environment variable,
+// or else espm/SUITE in the user's cache folder.
 func Folder(variable, suite string) (string, error) {
 	dir := os.Getenv(variable)
 	if dir == "" {
@@ -82,8 +82,8 @@ func complete(dir, suite, has string, finish func(context.Context, string) error
 	return os.Rename(part, dir)
 }
 
-// Run runs a command that makes a part of a root. Nothing asks questions, and whatever it has
-// started ends when the context does.
+// Run runs a command that makes a part of a root. Packages ask no questions. When the context ends, all
+// processes of the command end.
 func Run(ctx context.Context, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "LANG=C.UTF-8")

@@ -38,7 +38,7 @@ func (a agent) run(t *testing.T) agentRun {
 	return agentRun{r, a}
 }
 
-// certificate is what the agent shows in the TLS handshake.
+// certificate is the agent's client certificate.
 func (a agent) certificate(t *testing.T) *tls.Certificate {
 	t.Helper()
 	pair, err := tls.LoadX509KeyPair(a.dir+"/ssl/certs/"+a.certname+".pem", a.dir+"/ssl/private_keys/"+a.certname+".pem")
@@ -46,7 +46,7 @@ func (a agent) certificate(t *testing.T) *tls.Certificate {
 	return &pair
 }
 
-// forget removes what earlier catalogs wrote, as a fresh instance would start.
+// forget removes the files of earlier catalogs, as a new instance has none.
 func (a agent) forget(t *testing.T) {
 	t.Helper()
 	for _, kind := range []string{"site", "motd"} {
@@ -99,8 +99,8 @@ func (r agentRun) applied(t *testing.T, kind, want string) agentRun {
 	return r
 }
 
-// presigned checks that the agent had all that it needed: it asked for no
-// signature and didn't wait for one.
+// presigned checks that the agent neither requested a certificate nor
+// waited for one.
 func (r agentRun) presigned(t *testing.T) agentRun {
 	t.Helper()
 	output := strings.ToLower(r.stdout + r.stderr)

@@ -26,8 +26,8 @@ const (
 	crowdLimit   = 5 * time.Minute // of provisioning it, and of terminating it
 )
 
-// A node is refused as soon as ever where 1,000 others go at the same time, and
-// each of them is revoked, once.
+// A node that is terminated together with 1,000 others is refused as fast as a single one. Each is
+// revoked once.
 func (s *lifecycle) terminatedAmongOthers(t *testing.T) {
 	node, uid := s.espm.provision(t, "web5.example.com", "--class", greeting("hello"), "--parameter", `datacenter="east"`)
 	stays, _ := s.espm.provision(t, "web6.example.com")
@@ -66,7 +66,7 @@ func (s *lifecycle) terminatedAmongOthers(t *testing.T) {
 	s.listsOnce(t, c.revoked(t))
 }
 
-// crowd are nodes that come and go at once.
+// crowd are nodes that are provisioned and terminated together.
 type crowd struct {
 	client      espmv1.NodeServiceClient
 	names, uids []string
@@ -132,8 +132,8 @@ func (c *crowd) provision(t *testing.T) {
 	t.Logf("%d nodes provisioned after %v", len(c.names), time.Since(begin).Round(time.Millisecond))
 }
 
-// terminate ends all lives, each caller waiting for the receipt before it goes
-// on: but for one, which it does not wait for, and of whose departure it tells.
+// terminate terminates all nodes. Each caller waits for the receipt before it
+// continues, except for one node, whose departure terminate returns.
 func (c *crowd) terminate(ctx context.Context, one int, gone chan<- departure) error {
 	return c.each(ctx, func(ctx context.Context, i int) error {
 		req := &espmv1.TerminateNodeRequest{Certname: c.names[i], Uid: c.uids[i]}
@@ -198,7 +198,7 @@ func (s *lifecycle) listsOnce(t *testing.T, serials []string) {
 	t.Logf("the CRL lists %d certificates, each of the %d once", len(listed), len(serials))
 }
 
-// number is a hexadecimal number in its shortest form, as two write it differently.
+// number returns a hexadecimal number in its shortest form, so that serials can be compared.
 func number(t *testing.T, hexadecimal string) string {
 	t.Helper()
 	n, ok := new(big.Int).SetString(hexadecimal, 16)

@@ -19,8 +19,8 @@ type daemon struct {
 	process *process
 }
 
-// initEspm makes a store and, unless Puppet Server has it, a new CA, as an
-// operator does first.
+// initEspm runs espm init, which makes a store and, unless Puppet Server has the CA, a new
+// CA.
 func initEspm(t *testing.T, l *lab) *daemon {
 	t.Helper()
 	d := &daemon{lab: l, test: t}
@@ -63,7 +63,7 @@ func (d *daemon) configure(t *testing.T, unknownNodes, otherENC string) string {
 // kill is kill -9.
 func (d *daemon) kill() { d.process.kill() }
 
-// stop is what systemd does: the daemon ends by itself, soon and in order.
+// stop stops the daemon like systemd, and checks that it ends in time and in order.
 func (d *daemon) stop(t *testing.T) {
 	t.Helper()
 	if code := d.process.stop(10 * time.Second); code != 0 {
@@ -92,13 +92,13 @@ func (d *daemon) espm(t *testing.T, args ...string) string {
 	return r.stdout
 }
 
-// provision gives a node its bundle, in a folder of its own, and returns the
-// instance that boots with it and the uid of its registration.
+// provision provisions a node, with the bundle in a folder of its own. It returns the
+// instance that boots with it, and the uid of the registration.
 func (d *daemon) provision(t *testing.T, certname string, args ...string) (a agent, uid string) {
 	t.Helper()
 	parent := filepath.Join(d.lab.Root, "instances")
 	check(t, os.MkdirAll(parent, 0o755))
-	// A new life is a new instance: nothing of an earlier one is left.
+	// A new registration is a new instance, without files of an earlier one.
 	dir, err := os.MkdirTemp(parent, certname+"-")
 	check(t, err)
 	return agent{lab: d.lab, host: d.lab.Host, certname: certname, dir: dir}, d.provisionTo(t, certname, dir, args...)
@@ -107,8 +107,8 @@ func (d *daemon) provision(t *testing.T, certname string, args ...string) (a age
 func (d *daemon) provisionTo(t *testing.T, certname, dir string, args ...string) (uid string) {
 	t.Helper()
 	args = append([]string{"node", "provision", certname, "--out", dir, "-o", "json"}, args...)
-	// What an issue or a revocation of the name whose answer was lost may still do at Puppet
-	// Server's own CA is waited for, which can take longer than a call.
+	// If the answer of an earlier issue or revocation of the name was lost, espm waits for Puppet Server. That can
+	// take longer than a call.
 	var r result
 	waitFor(t, 5*time.Minute, "provision "+certname, func() error {
 		if r = d.try(t, args...); r.code != 0 && strings.Contains(r.stderr, "try again in") {

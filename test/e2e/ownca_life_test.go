@@ -11,8 +11,8 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// The next life of a name begins when the last one is revoked for certain,
-// however long the server does not answer to that.
+// A name can be provisioned again when the earlier certificate is revoked,
+// however long the server takes to answer.
 func (s *ownCA) lateTerminate(t *testing.T) {
 	first, firstUID := s.espm.provision(t, "late.example.com")
 	lost := make(chan struct{}, 1)
@@ -51,8 +51,8 @@ func (s *ownCA) lateTerminate(t *testing.T) {
 	s.server.refuses(t, first)
 }
 
-// A daemon is killed while the server is at its revocation. The next daemon
-// lets that come to its end, however fast a successor is asked for.
+// A daemon is killed while the server works on a revocation. The next daemon
+// waits until the server has finished, even if a caller requests a successor at once.
 func (s *ownCA) lateRevocation(t *testing.T) {
 	first, _ := s.espm.provision(t, "slow.example.com")
 	begun := make(chan struct{})
@@ -86,7 +86,7 @@ func (s *ownCA) lateRevocation(t *testing.T) {
 	s.server.refuses(t, first)
 }
 
-// A server that lacks /clean takes a whole life of a name all the same, and another after it.
+// A name can be provisioned, terminated and provisioned again with a server that has no /clean.
 func (s *ownCA) serverWithoutClean(t *testing.T) {
 	for i, f := range []fault{fail404, fail405} {
 		s.proxy.on(func(r *http.Request, _ []byte) fault {

@@ -125,8 +125,8 @@ func (s *ownCA) serverKilled(t *testing.T) {
 	s.audit(t, l, 1)
 }
 
-// audit lets espm settle all that is open, and holds its store and what the
-// callers were told against the CA's own files. The server was killed so many times.
+// audit waits until espm has settled everything. Then it compares the store and the
+// callers' answers with the CA's files. kills is how often the server was killed.
 func (s *ownCA) audit(t *testing.T, l *load, kills int) {
 	t.Helper()
 	s.espm.stop(t)
@@ -161,7 +161,7 @@ func (s *ownCA) audit(t *testing.T, l *load, kills int) {
 	s.espm.serve(t, "fail", "")
 }
 
-// orphans finds certificates of the load that are in force and nobody's.
+// orphans returns the certificates of the load that are in force but belong to no registration.
 func (s *ownCA) orphans(t *testing.T, l *load, inForce map[node.Certname][]node.Serial, held map[node.Serial]bool, kills int) {
 	t.Helper()
 	unwritten := 0
@@ -222,7 +222,7 @@ func (s *ownCA) settle(t *testing.T) (records *store.Store, shut func()) {
 	}
 }
 
-// open says what is left to do in a store.
+// open returns the unfinished work of a store.
 func open(ctx context.Context, records *store.Store) error {
 	for intent, err := range records.Intents(ctx) {
 		if err != nil {
@@ -241,7 +241,7 @@ type openError struct{ what string }
 
 func (e *openError) Error() string { return e.what + " is open" }
 
-// noKeys is for a registry that issues nothing.
+// noKeys is the key source of a registry that issues nothing.
 type noKeys struct{}
 
 func (noKeys) NewKey(context.Context, ca.KeyAlgorithm) (crypto.Signer, error) {

@@ -66,8 +66,8 @@ func (s *ownCA) revokeAnswerLost(t *testing.T) {
 	}
 }
 
-// One name that the server can't revoke holds up no other: the rest of its
-// batch gets its receipts in the same call.
+// If the server can't revoke one name, the other names of the
+// batch get their receipts in the same call.
 func (s *ownCA) revokeBadName(t *testing.T) {
 	a := s.authority(t, s.proxied())
 	targets, _ := s.batch(t, a, 9)
@@ -99,8 +99,8 @@ func (s *ownCA) revokeBadName(t *testing.T) {
 	s.revoked(t, targets, receipts)
 }
 
-// A revocation that breaks off in the middle keeps the receipts of what was
-// done, and so does one that meets a file in signed/ that is no certificate.
+// If a revocation breaks off, the revoked targets still get their
+// receipts. The same holds if a file in signed/ is no certificate.
 func (s *ownCA) revokeBreaksOff(t *testing.T) {
 	a := s.authority(t, s.proxied())
 	targets, _ := s.batch(t, a, 140) // more than one call takes
@@ -130,8 +130,8 @@ func (s *ownCA) revokeBreaksOff(t *testing.T) {
 	s.revoked(t, targets, receipts)
 }
 
-// A late revocation does not reach the certificate that has the name by now,
-// whoever signed that.
+// A late revocation does not revoke a newer certificate of the name,
+// whoever signed it.
 func (s *ownCA) revokeSparesASuccessor(t *testing.T) {
 	a := s.authority(t, s.proxied())
 	targets, _ := s.batch(t, a, 2)
@@ -171,8 +171,8 @@ func (s *ownCA) revokeWithoutClean(t *testing.T) {
 	s.sign(t, a, r)
 }
 
-// A client without the right to do something is told the rule, and the server
-// takes the rule as it is told.
+// The error of a client without a permission has the missing rule, and the server
+// accepts that rule.
 func (s *ownCA) forbidden(t *testing.T) {
 	a := s.authority(t, s.direct())
 	o, r := s.clientOf(t, a, time.Hour)

@@ -20,7 +20,7 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// A start finds nothing to complain about, and leaves nothing behind.
+// Probe finds no problems, and changes nothing.
 func (s *ownCA) check(t *testing.T) {
 	before := s.inForce(t)
 	got, problems := s.authority(t, s.direct()).Probe(t.Context())
@@ -71,7 +71,7 @@ func (s *ownCA) nameTaken(t *testing.T) {
 	}
 }
 
-// putCSR leaves a request at the server, as an agent does, or espm when it is killed.
+// putCSR leaves a request at the server, like an agent or a killed espm.
 func (s *ownCA) putCSR(t *testing.T, name node.Certname, r ca.Request) {
 	t.Helper()
 	path := filepath.Join(s.CA, "requests", string(name)+".pem")
@@ -87,13 +87,13 @@ func makeCSR(t *testing.T, name string, key crypto.Signer) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
 }
 
-// What the server's policy forbids is refused in its words, and our request
-// does not stay to block the name.
+// The error of a forbidden request has the server's message. The request
+// is deleted, so that it does not block the name.
 func (s *ownCA) refused(t *testing.T) {
 	a := s.authority(t, s.proxied())
 	r := newRequest(t)
 	s.proxy.on(nil)
-	// No Puppet Server takes this one from a CSR, whatever its settings.
+	// No Puppet Server accepts this extension from a CSR, whatever its settings.
 	exts, err := ca.ParseExtensions(map[string]string{"pp_cli_auth": "true"})
 	check(t, err)
 	r.Extensions = exts
@@ -167,14 +167,14 @@ func (s *ownCA) silence(t *testing.T, a *puppetserver.Authority, call string, f 
 	s.settles(t, a, r, cert, err)
 }
 
-// warm fetches chain and CRL, so that a test's faults meet what it is about.
+// warm fetches chain and CRL, so that the test's faults do not meet these calls.
 func warm(t *testing.T, a *puppetserver.Authority) error {
 	_, err := a.Trust(t.Context())
 	return err
 }
 
-// settles brings an issue to its end as the registry does, and checks that
-// the CA has no certificate that is nobody's, and that the name is free again.
+// settles settles an issue like the registry. It checks that
+// each certificate of the CA is known or revoked, and that the name is free again.
 func (s *ownCA) settles(t *testing.T, a *puppetserver.Authority, r ca.Request, cert *x509.Certificate, err error) {
 	t.Helper()
 	s.proxy.on(nil)

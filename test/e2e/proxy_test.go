@@ -19,8 +19,8 @@ import (
 	"time"
 )
 
-// proxy stands in front of a real Puppet Server. It passes every call on with the
-// client certificate that it was given, but for the faults that a test asks for.
+// proxy forwards calls to a real Puppet Server, with the client certificate of its
+// options. A test can set faults.
 type proxy struct {
 	URL string
 	CA  string // file: what to trust it by
@@ -32,7 +32,7 @@ type proxy struct {
 	calls []string // "METHOD /path" of all calls
 }
 
-// fault is what happens to a call.
+// fault is the fault of a call.
 type fault int
 
 const (
@@ -119,9 +119,9 @@ func (p *proxy) pass(w http.ResponseWriter, r *http.Request, target string, tran
 	_, _ = w.Write(answer)
 }
 
-// forward has the server act, and returns its answer.
+// forward sends a call to the server, and returns the answer.
 func forward(r *http.Request, body []byte, target string, transport http.RoundTripper) (*http.Response, []byte, error) {
-	// Not the caller's context: a server goes on with what it has begun.
+	// The caller's context does not end this call, as a server finishes a call that it has begun.
 	out, err := http.NewRequest(r.Method, target+r.URL.RequestURI(), bytes.NewReader(body))
 	if err != nil {
 		return nil, nil, err

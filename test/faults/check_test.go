@@ -17,15 +17,15 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// holders are the nodes that were acknowledged and stay.
+// holders are the acknowledged nodes that are not terminated.
 type holders struct {
 	all []*espmv1.ProvisionNodeResponse
 }
 
 func (h *holders) add(p *espmv1.ProvisionNodeResponse) { h.all = append(h.all, p) }
 
-// settled waits until every certificate ever issued is on the published CRL,
-// or held by a live node; then it finds all holders, with openssl's opinion.
+// settled waits until every certificate ever issued is on the published CRL
+// or belongs to a live node. Then it checks all holders with openssl.
 func (s *server) settled(t *testing.T, h *holders) {
 	t.Helper()
 	eventually(t, "no certificate without a holder", func(ctx context.Context) error { return s.orphans(ctx) })
@@ -46,7 +46,7 @@ func (s *server) settled(t *testing.T, h *holders) {
 	}
 }
 
-// orphans finds a certificate that is neither revoked nor held by a node.
+// orphans returns an error for a certificate that is neither revoked nor a node's.
 func (s *server) orphans(ctx context.Context) error {
 	revoked, err := s.crl()
 	if err != nil {
@@ -78,7 +78,7 @@ func (s *server) orphans(ctx context.Context) error {
 	return nil
 }
 
-// crl returns the revoked serials, if what is published is the CA's own.
+// crl returns the revoked serials, and checks that the published CRL equals the CA's.
 func (s *server) crl() (map[node.Serial]bool, error) {
 	own, err := os.ReadFile(filepath.Join(s.ca, "ca_crl.pem"))
 	if err != nil {
@@ -112,7 +112,7 @@ func (s *server) crl() (map[node.Serial]bool, error) {
 	return revoked, nil
 }
 
-// inventory returns who each serial was issued to.
+// inventory returns the name of each issued serial.
 func (s *server) inventory() (map[node.Serial]string, error) {
 	data, err := os.ReadFile(filepath.Join(s.ca, "inventory.txt"))
 	if err != nil {

@@ -1,6 +1,6 @@
-// Package faults takes from a running espm what it stands on: room on its
-// disks, a folder it publishes to. It must say what it could not do, keep what
-// it has, and go on by itself once it has it again.
+// Package faults takes resources away from a running espm: room on its
+// disks, a folder for published CRLs. espm must report each failure, lose no
+// data, and continue by itself when the resource is back.
 package faults
 
 import (
@@ -34,9 +34,9 @@ import (
 // which always has room.
 type server struct {
 	run, store, ca string // folders; the store's may be any
-	published      string // where the CRL goes besides
+	published      string // the published copy of the CRL
 	cmd            *exec.Cmd
-	as             *syscall.Credential // nil: who runs the test
+	as             *syscall.Credential // nil: the user of the test
 	conn           *grpc.ClientConn
 	nodes          espmv1.NodeServiceClient
 }
@@ -102,7 +102,7 @@ func (s *server) serving(t *testing.T) {
 	}
 }
 
-// end stops the daemon, by SIGTERM and in order, or kills it.
+// end stops the daemon in order, with SIGTERM, or kills it.
 func (s *server) end(t *testing.T, sig syscall.Signal) {
 	t.Helper()
 	if err := s.cmd.Process.Signal(sig); err != nil {
@@ -142,8 +142,8 @@ func eventually(t *testing.T, what string, do func(context.Context) error) {
 	}
 }
 
-// provision insists on an answer, as a control plane does: the name may be
-// taken for as long as an earlier try is being taken back.
+// provision retries until it has an answer, like a control plane. The name may be
+// taken until espm has revoked the certificate of an earlier try.
 func (s *server) provision(t *testing.T, name string) (resp *espmv1.ProvisionNodeResponse) {
 	t.Helper()
 	eventually(t, "provision "+name, func(ctx context.Context) (err error) {
@@ -157,7 +157,7 @@ func (s *server) tryProvision(ctx context.Context, name string) (*espmv1.Provisi
 	return s.nodes.ProvisionNode(ctx, &espmv1.ProvisionNodeRequest{Node: &espmv1.Node{Certname: name}, RequestId: "id-" + name})
 }
 
-// revoked waits until a terminate is done, insisting on it.
+// revoked terminates and retries until the certificate is revoked.
 func (s *server) revoked(t *testing.T, name, uid string) {
 	t.Helper()
 	eventually(t, "revocation of "+name, func(ctx context.Context) error {
@@ -171,7 +171,7 @@ func (s *server) revoked(t *testing.T, name, uid string) {
 	})
 }
 
-// noSpace checks that an error is one that says to try again later, and why.
+// noSpace checks that an error asks for a later retry, and names the reason.
 func noSpace(t *testing.T, what string, err error) {
 	t.Helper()
 	if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "no space left on device") {
@@ -179,7 +179,7 @@ func noSpace(t *testing.T, what string, err error) {
 	}
 }
 
-// classified checks that the ENC answers, from the daemon or without it.
+// classified checks that the ENC answers, with or without the daemon.
 func (s *server) classified(t *testing.T, name, want string) {
 	t.Helper()
 	c := encclient.Client{Socket: filepath.Join(s.run, "enc.sock"), DB: filepath.Join(s.store, "espm.db")}

@@ -18,7 +18,7 @@ import (
 	"github.com/espm-project/espm/test/testbed"
 )
 
-// fill takes all the room there is.
+// fill fills the disk.
 func fill(t *testing.T, dir string) {
 	t.Helper()
 	f, err := os.OpenFile(filepath.Join(dir, "ballast"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -71,7 +71,7 @@ func TestDiskFull(t *testing.T) {
 	s.classified(t, "classified.test", classifiedYAML)
 	s.serving(t)
 
-	// It also starts on the full disk: an operator's first try.
+	// The daemon also starts with the full disk, as a restart is an operator's first try.
 	s.end(t, syscall.SIGKILL)
 	s.classified(t, "classified.test", classifiedYAML)
 	s.start(t)
@@ -102,7 +102,7 @@ func (s *server) provisionAll(t *testing.T, dir string, h *holders, prefix strin
 	t.Helper()
 	refused := 0
 	for i := range 5 {
-		fill(t, dir) // what a failed try gave back
+		fill(t, dir) // the room that a failed try freed
 		resp, err := s.tryProvision(t.Context(), fmt.Sprintf("%s%d.test", prefix, i))
 		if err == nil {
 			h.add(resp)
@@ -116,7 +116,7 @@ func (s *server) provisionAll(t *testing.T, dir string, h *holders, prefix strin
 	}
 }
 
-// tryTerminate terminates on a full disk and says whether it was acknowledged.
+// tryTerminate terminates on a full disk and reports whether it was acknowledged.
 func (s *server) tryTerminate(t *testing.T, p *espmv1.ProvisionNodeResponse) bool {
 	t.Helper()
 	_, err := s.nodes.TerminateNode(t.Context(), &espmv1.TerminateNodeRequest{Certname: p.GetNode().GetCertname(), Uid: p.GetNode().GetUid()})
@@ -126,7 +126,7 @@ func (s *server) tryTerminate(t *testing.T, p *espmv1.ProvisionNodeResponse) boo
 	return err == nil
 }
 
-// With room for the store, a terminate is taken and waits for the CA's disk.
+// If only the CA's disk is full, a terminate is accepted, and its revocation waits.
 func TestDiskOfTheCAFull(t *testing.T) {
 	dir := need.Disk(t, "1m")
 	store := testbed.Dir(t)
@@ -165,7 +165,7 @@ func TestPublishedFolderMissing(t *testing.T) {
 	h.add(s.provision(t, "kept.test"))
 	doomed := s.provision(t, "doomed.test")
 	s.pending(t, doomed)
-	if !strings.Contains(s.log(t), "revocations are waiting") {
+	if !strings.Contains(s.log(t), "revocations can't be carried out yet") {
 		t.Error("the log does not say that revocations wait")
 	}
 	if err := os.Mkdir(missing, 0o755); err != nil {

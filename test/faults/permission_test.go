@@ -14,7 +14,7 @@ import (
 	"github.com/espm-project/espm/test/testbed"
 )
 
-// ordinary restarts a daemon that runs as root as somebody to whom modes mean something.
+// ordinary restarts a daemon of root as another user, as file modes do not restrict root.
 func (s *server) ordinary(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -50,8 +50,8 @@ func walk(t *testing.T, dir string, do func(path string, info fs.FileInfo) error
 	}
 }
 
-// With a CA folder that can't be written a terminate is taken and waits, a
-// provision is told to come back, and both go on once it is mended.
+// With a CA folder that can't be written, a terminate is accepted and waits, and a
+// provision is refused with a retry hint. Both succeed when the folder is writable again.
 func TestFolderOfTheCAReadOnly(t *testing.T) {
 	dir := testbed.Dir(t)
 	s := newServer(t, dir, filepath.Join(dir, "ca"), filepath.Join(dir, "crl.pem"))
@@ -71,7 +71,7 @@ func TestFolderOfTheCAReadOnly(t *testing.T) {
 		t.Errorf("provision: got %v, want UNAVAILABLE for want of permission", err)
 	}
 	s.serving(t)
-	if log := s.log(t); !strings.Contains(log, "revocations are waiting") || !strings.Contains(log, "permission denied") {
+	if log := s.log(t); !strings.Contains(log, "revocations can't be carried out yet") || !strings.Contains(log, "permission denied") {
 		t.Errorf("the log does not say that revocations wait, and why:\n%s", log)
 	}
 

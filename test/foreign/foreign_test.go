@@ -1,5 +1,5 @@
-// Package foreign speaks to espm's network listener with clients that are not
-// espm's: openssl, grpcurl and Python.
+// Package foreign tests espm's network listener with other clients:
+// openssl, grpcurl and Python.
 package foreign
 
 import (
@@ -138,7 +138,7 @@ func (s *site) start(t *testing.T, path string) (stop func()) {
 	}
 }
 
-// run runs a command for a minute at most and returns all that it says.
+// run runs a command for a minute at most and returns all its output.
 func run(t *testing.T, name string, args ...string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -171,7 +171,7 @@ func TestOpenSSL(t *testing.T) {
 			t.Errorf("%s: %v\n%s", name, err, out)
 		}
 	}
-	// The refusal comes after openssl's side of the handshake: reading shows it.
+	// The refusal comes after openssl's part of the handshake, so the client must read to see it.
 	out, _ := client("-cert", s.path("revoked.test.pem"), "-key", s.path("revoked.test.key"), "-ign_eof")
 	if !strings.Contains(out, "alert bad certificate") || strings.Contains(strings.ToLower(out), "revoked by") {
 		t.Errorf("a revoked certificate:\n%s", out)

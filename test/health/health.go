@@ -10,8 +10,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Serves returns when the daemon that conn leads to answers, or with the reason why it did not in time.
-// The daemon may still be starting, and an earlier one be ending at the same address.
+// Serves waits until the daemon at conn answers, or returns the reason why it did not in time.
+// The daemon may still be starting, while an earlier one at the same address is stopping.
 func Serves(ctx context.Context, conn *grpc.ClientConn) error {
 	for {
 		_, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{}, grpc.WaitForReady(true))

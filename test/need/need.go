@@ -1,4 +1,4 @@
-// Package need skips a test whose host lacks something, and says what in one line. Where
+// Package need skips a test if the host lacks something, and names it in one line. With
 // ESPM_NEED=all, as in continuous integration, the test fails instead.
 package need
 
@@ -15,10 +15,10 @@ import (
 
 const variable = "ESPM_NEED"
 
-// All says whether a missing piece is a failure.
+// All reports whether something missing is a failure.
 func All() bool { return os.Getenv(variable) == "all" }
 
-// This skips or fails the test if something is missing, which the error names.
+// This skips or fails the test if err is not nil. The error names what is missing.
 func This(t testing.TB, missing error) {
 	t.Helper()
 	switch mode := os.Getenv(variable); {
@@ -39,7 +39,7 @@ func Program(t testing.TB, name string) string {
 	return path
 }
 
-// Installed returns the path of a program of the host, or that it is missing.
+// Installed returns the path of a program of the host, or an error if it is missing.
 func Installed(name string) (string, error) {
 	path, err := exec.LookPath(name)
 	if err != nil {
@@ -67,7 +67,7 @@ func Condition(s string) (bool, error) {
 	return missing == nil, nil
 }
 
-// Root needs the rights of root; to says what for.
+// Root needs root's rights; to names the purpose.
 func Root(t testing.TB, to string) {
 	t.Helper()
 	This(t, root(to))

@@ -22,10 +22,11 @@ const (
 	Brainpool Root = "brainpool" // an EC key on brainpoolP256r1
 	Secp256k1 Root = "secp256k1" // an EC key on secp256k1
 	Negative  Root = "negative"  // RSA, a negative serial in its certificate and in its CRL
+	NoKeyID   Root = "no-key-id" // RSA; neither it nor the CA below has a subject key identifier
 )
 
 // Roots are all kinds.
-func Roots() []Root { return []Root{SHA1, PSS, Brainpool, Secp256k1, Negative} }
+func Roots() []Root { return []Root{SHA1, PSS, Brainpool, Secp256k1, Negative, NoKeyID} }
 
 // newKey are the arguments of openssl genpkey, and more of req, ca and x509 for this kind.
 func (r Root) newKey() (key, sign []string) {
@@ -69,7 +70,11 @@ func Make(t testing.TB, root Root) (dir string) {
 	t.Helper()
 	need.Program(t, "openssl")
 	dir, work := filepath.Join(t.TempDir(), "ca"), t.TempDir()
-	write(t, filepath.Join(work, "openssl.cnf"), extensions)
+	cnf := extensions
+	if root == NoKeyID {
+		cnf = strings.Replace(cnf, "subjectKeyIdentifier = hash", "subjectKeyIdentifier = none", 1)
+	}
+	write(t, filepath.Join(work, "openssl.cnf"), cnf)
 	rootSerial, listed := "17", "1A"
 	if root == Negative {
 		rootSerial, listed = "-17", "-1A"
@@ -88,6 +93,8 @@ func Make(t testing.TB, root Root) (dir string) {
 	}
 	write(t, filepath.Join(work, "index.txt"), fmt.Sprintf("R\t350101000000Z\t250101000000Z\t%s\tunknown\t/CN=gone\n", listed))
 	rootCRL := crl("root", "-md", strings.TrimPrefix(sign[0], "-"))
+	write(t, filepath.Join(work, "index.txt"), "R\t350101000000Z\t250101000000Z\t02\tunknown\t/CN=Puppet CA: old\n")
+	revoked := crl("root", "-md", strings.TrimPrefix(sign[0], "-"))
 	write(t, filepath.Join(work, "index.txt"), "")
 	for _, sub := range []string{"", "signed"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
@@ -98,7 +105,14 @@ func Make(t testing.TB, root Root) (dir string) {
 	write(t, filepath.Join(dir, "ca_crt.pem"), read(t, filepath.Join(work, "ca.pem"))+read(t, filepath.Join(work, "root.pem")))
 	write(t, filepath.Join(dir, "ca_crl.pem"), crl("ca")+rootCRL)
 	write(t, filepath.Join(dir, "inventory.txt"), "")
+	write(t, filepath.Join(dir, "revoked_crl.pem"), revoked)
 	return dir
+}
+
+// RevokeCA returns the CRL by which the root revokes the CA of a directory that Make made.
+func RevokeCA(t testing.TB, dir string) string {
+	t.Helper()
+	return read(t, filepath.Join(dir, "revoked_crl.pem"))
 }
 
 // Leaf issues a certificate of a CA directory, with more arguments for openssl x509, under a new key of openssl

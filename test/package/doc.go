@@ -1,10 +1,10 @@
-// Package pkgtest shows what the packages do on a machine: built twice they are the
-// same, and in a clean Debian they are installed, set up, used, upgraded,
+// Package pkgtest tests the packages. Two builds give the same
+// files. In a clean Debian, the packages are installed, set up, used, upgraded,
 // removed and purged.
 //
-// Debian is a root made with debootstrap, once, and kept: 200 MB, two minutes. Each
-// test has a copy of it, entered with chroot. No systemd runs in it, as in a
-// container; what the packages have for systemd is looked at with its own tools.
+// The Debian is a root made with debootstrap and cached: 200 MB, two minutes. Each
+// test uses a copy of it with chroot. No systemd runs in it, as in a
+// container. The tests check the units with systemd's own tools.
 //
 //	make test-package
 //

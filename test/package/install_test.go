@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// A machine from before the first package to after the last. A Puppet is there, as far as
-// its user goes.
+// The life of a machine, from before the first installation to after the removal. Of Puppet, it has only
+// the user.
 func TestLife(t *testing.T) {
 	m := newMachine(t)
 	m.does("useradd --system --user-group --no-create-home puppet")
@@ -51,7 +51,7 @@ func TestLife(t *testing.T) {
 	if out, err := m.try("ls /usr/bin/espm* /usr/lib/systemd/system/espm.service"); err == nil || strings.Count(out, "No such file") != 2 {
 		t.Errorf("after the removal: %v, %s", err, out)
 	}
-	m.install(first(t).deb) // and back again
+	m.install(first(t).deb) // a downgrade
 	d = m.serve(t)
 	m.says("espm node list | tail -n +2 | cut -d' ' -f1", "web1.test")
 	d.stop(t)
@@ -63,7 +63,7 @@ func TestLife(t *testing.T) {
 	}
 }
 
-// Where Puppet has a CA it stays the CA, unless the operator says otherwise; else init takes from Puppet what it can.
+// If Puppet has a CA, that stays the CA unless the operator chooses otherwise. Else init uses Puppet's settings.
 func TestInitLooksForPuppet(t *testing.T) {
 	m := newMachine(t)
 	m.install(first(t).deb)
@@ -82,11 +82,35 @@ chmod 755 /usr/bin/puppet; touch /ca.pem`)
 	m.says("ls /etc/espm", "")
 	m.does("rm /ca.pem; espm init --ca-key ec-p256")
 	m.says("grep -E '^  (server|group):' /etc/espm/espm.yaml | tr -d ' '", "group:puppet\nserver:server.test")
-	m.does("touch /ca.pem; espm init") // what was made stays
+	m.does("touch /ca.pem; espm init") // existing files stay
 	m.says("grep -c directory: /etc/espm/espm.yaml", "1")
 }
 
-// The store, the configuration and the CA are made by root, for the daemon's user.
+// A removal gives Puppet's files back as they were. Where that fails, espm stays installed and says why.
+func TestRemoveUndoes(t *testing.T) {
+	m := newMachine(t)
+	m.install(first(t).deb)
+	m.does("useradd --system --user-group --no-create-home puppet")
+	m.does(`mkdir -p /etc/puppet; printf '[main]\nx = 1\n' >/etc/puppet/puppet.conf; cp /etc/puppet/puppet.conf /root/was
+cat >/usr/bin/puppet <<'END'
+#!/bin/sh
+for s in certname=server.test serverport=8140 ca_server=server.test ca_port=8140 cacert=/ca.pem group=puppet hostcert=/no \
+	hostprivkey=/no localcacert=/no config=/etc/puppet/puppet.conf node_terminus=plain external_nodes=none; do
+	echo "${s%%=*} = ${s#*=}"
+done
+END
+chmod 755 /usr/bin/puppet; espm init --ca-key ec-p256 --apply`)
+	m.says("grep -c /usr/bin/espm-enc /etc/puppet/puppet.conf", "1")
+	m.does("mv /usr/bin/puppet /usr/bin/puppet.away; printf '#!/bin/sh\nexit 1\n' >/usr/bin/puppet; chmod 755 /usr/bin/puppet")
+	if out, err := m.try("dpkg --purge espm"); err == nil || !strings.Contains(out, "espm is not removed") || !strings.Contains(out, "puppet config print") {
+		t.Errorf("beside a Puppet that does not answer: %v, %s", err, out)
+	}
+	m.does("espm version; mv /usr/bin/puppet.away /usr/bin/puppet")
+	m.dpkg("--purge espm")
+	m.says("cmp /root/was /etc/puppet/puppet.conf && ls /usr/bin/espm* 2>/dev/null || true", "")
+}
+
+// Root makes the store, the configuration and the CA. They belong to the daemon's user.
 func (m *machine) setUp(t *testing.T) {
 	t.Helper()
 	out := m.does("espm init --certname puppet.test --ca-key ec-p256")
@@ -98,7 +122,7 @@ func (m *machine) setUp(t *testing.T) {
 	m.does("sed -i 's/# group: puppet/group: puppet/' /etc/espm/espm.yaml")
 }
 
-// use is a node's life.
+// use provisions, uses and terminates a node.
 func (m *machine) use(t *testing.T) {
 	t.Helper()
 	m.says("stat -c '%U:%G %a' /run/espm/espm.sock /run/espm/enc.sock /var/lib/espm/espm.db",
@@ -128,7 +152,7 @@ func (m *machine) use(t *testing.T) {
 	}
 }
 
-// serving is a daemon that was started as the unit starts it.
+// serving is a daemon that is started like the unit starts it.
 type serving struct {
 	cmd     *exec.Cmd
 	logs    bytes.Buffer
@@ -154,7 +178,7 @@ func (m *machine) serve(t *testing.T) *serving {
 	})
 	s.hears(t, "READY=1")
 	s.hears(t, "WATCHDOG=1")
-	// Neither a debugger of its user nor a core dump gets at the keys in its memory: so says the owner.
+	// No debugger of its user and no core dump can read the keys in its memory. The owner of its files in /proc shows that.
 	info, err := os.Stat(filepath.Join("/proc", strconv.Itoa(s.cmd.Process.Pid), "environ"))
 	check(t, err)
 	if uid := info.Sys().(*syscall.Stat_t).Uid; uid != 0 {
@@ -163,7 +187,7 @@ func (m *machine) serve(t *testing.T) *serving {
 	return s
 }
 
-// hears waits for what the service manager is told.
+// hears waits for a message to the service manager.
 func (s *serving) hears(t *testing.T, want string) {
 	t.Helper()
 	check(t, s.manager.SetReadDeadline(time.Now().Add(time.Minute)))
@@ -187,14 +211,14 @@ func (s *serving) stop(t *testing.T) {
 	check(t, os.Remove(s.manager.LocalAddr().String()))
 }
 
-// changing are places that belong to no package: users, logs, dpkg's own records.
+// changing are paths that belong to no package: users, logs, dpkg's own records.
 var changing = []string{
 	"dev", "proc", "root", "run/notify", "tmp", "var/cache", "var/lib/dpkg", "var/log",
 	"etc/passwd", "etc/passwd-", "etc/group", "etc/group-", "etc/shadow", "etc/shadow-", "etc/gshadow", "etc/gshadow-",
 	"etc/.pwd.lock", "etc/subuid", "etc/subuid-", "etc/subgid", "etc/subgid-",
 }
 
-// files are the names of all that packages are answerable for.
+// files returns the names of all files except changing ones.
 func (m *machine) files() (all []string) {
 	m.t.Helper()
 	check(m.t, filepath.WalkDir(m.root, func(path string, d fs.DirEntry, err error) error {

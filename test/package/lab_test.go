@@ -26,7 +26,7 @@ func check(t *testing.T, err error) {
 	}
 }
 
-// tool needs a program, and returns a function that runs it and returns what it said.
+// tool needs a program, and returns a function that runs it and returns its output.
 func tool(t *testing.T, name string) func(args ...string) (string, error) {
 	t.Helper()
 	need.Program(t, name)
@@ -41,7 +41,7 @@ func run(t *testing.T, cmd *exec.Cmd) (string, error) {
 	return string(out), err
 }
 
-// packages are those of one version.
+// packages are the packages of one version.
 type packages struct{ deb, rpm string }
 
 // built builds a version of the packages from a source folder.
@@ -104,7 +104,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// bookworm is a clean root of Debian 12. It is made once and kept.
+// bookworm is a clean root of Debian 12, made once and cached.
 var bookworm = sync.OnceValues(func() (string, error) {
 	if os.Geteuid() != 0 {
 		return "", errors.New("a root of Debian needs root")
@@ -161,7 +161,7 @@ func (m *machine) does(line string) string {
 	return strings.TrimSpace(stdout.String())
 }
 
-// says fails the test unless the line prints exactly this.
+// says checks that the line prints exactly this.
 func (m *machine) says(line, want string) {
 	m.t.Helper()
 	if got := m.does(line); got != want {

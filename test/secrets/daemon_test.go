@@ -1,5 +1,5 @@
-// Package secrets looks for private keys and sensitive values in all that a
-// daemon writes while it works, fails and panics, at the log level that tells most.
+// Package secrets searches for private keys and sensitive values in all that a
+// daemon writes while it works, fails and panics, at the most detailed log level.
 package secrets
 
 import (
@@ -35,14 +35,14 @@ import (
 	"github.com/espm-project/espm/test/testbed"
 )
 
-// site is a folder with all that a daemon has, and the daemon.
+// site is a daemon and the folder with all its files.
 type site struct {
 	dir    string
 	cmd    *exec.Cmd
 	conn   *grpc.ClientConn
-	keys   *search // of nodes, which belong nowhere
-	caKey  *search // belongs into its own file
-	values *search // belong into the store
+	keys   *search // of nodes; may be nowhere
+	caKey  *search // may be only in its own file
+	values *search // may be only in the store
 }
 
 func newSite(t *testing.T) *site {
@@ -68,7 +68,7 @@ func (s *site) path(parts ...string) string {
 	return filepath.Join(append([]string{s.dir}, parts...)...)
 }
 
-// start runs a command as the daemon, all that it writes going to one file.
+// start runs a command as the daemon. All its output goes to one file.
 func (s *site) start(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
 	log, err := os.OpenFile(s.path("log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -107,8 +107,8 @@ func (s *site) end(t *testing.T, sig syscall.Signal) {
 	}
 }
 
-// written is all that can be read of the daemon: its files, and what the
-// kernel shows of its process.
+// written returns all that can be read of the daemon: its files, and the
+// kernel's files about its process.
 func (s *site) written(t *testing.T) map[string][]byte {
 	t.Helper()
 	all := map[string][]byte{}
@@ -123,7 +123,7 @@ func (s *site) written(t *testing.T) map[string][]byte {
 		t.Fatal(err)
 	}
 	if s.cmd.ProcessState != nil {
-		return all // it has ended, and its pid may be another's
+		return all // the daemon has ended, and its pid may belong to another process
 	}
 	proc := fmt.Sprintf("/proc/%d", s.cmd.Process.Pid)
 	for _, name := range []string{"environ", "cmdline", "comm", "status", "maps"} {
@@ -147,8 +147,8 @@ func (s *site) written(t *testing.T) map[string][]byte {
 	return all
 }
 
-// regular reads what a descriptor of another process refers to, also a file
-// that is deleted; nothing where it is no file, or closed meanwhile.
+// regular reads the file of another process's descriptor, even a deleted
+// file. It returns nothing if the descriptor is no file, or closed meanwhile.
 func regular(path string) (target string, data []byte, err error) {
 	target, err = os.Readlink(path)
 	if err == nil {
@@ -168,7 +168,7 @@ func regular(path string) (target string, data []byte, err error) {
 	return target, data, err
 }
 
-// clean wants each secret where it belongs, and nowhere else.
+// clean checks that each secret is only where it may be.
 func (s *site) clean(t *testing.T, when string) {
 	t.Helper()
 	all := s.written(t)
@@ -197,7 +197,7 @@ func unless(exempt bool, s *search, data []byte) string {
 	return s.find(data)
 }
 
-// logged wants a text in the log: what was to be provoked took place.
+// logged checks that the log has a text, as proof that the test provoked the event.
 func (s *site) logged(t *testing.T, texts ...string) {
 	t.Helper()
 	log, err := os.ReadFile(s.path("log"))
@@ -211,7 +211,7 @@ func (s *site) logged(t *testing.T, texts ...string) {
 	}
 }
 
-// quiet wants no answer with a sensitive value in it, and no error.
+// quiet checks that a call succeeds, and that its answer has no sensitive value.
 func (s *site) quiet(t *testing.T, m proto.Message, err error) {
 	t.Helper()
 	if err != nil {
@@ -222,7 +222,7 @@ func (s *site) quiet(t *testing.T, m proto.Message, err error) {
 	}
 }
 
-// refused wants an error that holds no secret.
+// refused checks that a call fails, and that its error has no secret.
 func (s *site) refused(t *testing.T, err error, says string) {
 	t.Helper()
 	if err == nil || !strings.Contains(err.Error(), says) {
@@ -266,7 +266,7 @@ func (s *site) provision(t *testing.T, name, algorithm string) *espmv1.Provision
 	return resp
 }
 
-// provoke makes calls fail whose requests hold sensitive values.
+// provoke makes calls fail whose requests have sensitive values.
 func (s *site) provoke(t *testing.T, made *espmv1.Node) {
 	t.Helper()
 	ctx := t.Context()
@@ -308,7 +308,7 @@ func (s *site) provoke(t *testing.T, made *espmv1.Node) {
 	s.refused(t, err, "set parameters[token] to different values")
 }
 
-// show asks for all that shows a classification.
+// show makes all calls that return a classification.
 func (s *site) show(t *testing.T, name string) {
 	t.Helper()
 	ctx := t.Context()

@@ -33,7 +33,7 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// The test binary runs itself as a daemon whose parts blow up.
+// The test binary runs itself as a daemon whose parts panic.
 const childDir = "ESPM_SECRETS_DIR"
 
 func TestMain(m *testing.M) {
@@ -93,11 +93,11 @@ func child(dir string) error {
 	return server.Serve(rpc.Listen(l, rpc.DefaultLimits, log))
 }
 
-// blasting makes keys, tells the test of them, and blows up with them in hand,
-// as the name of the node says.
+// blasting generates keys, sends them to the test, and panics with a key in the
+// value. The name of the node selects how.
 type blasting struct {
 	*directory.Authority
-	told *os.File // a pipe: nothing is written down
+	told *os.File // a pipe, so that no key is on the disk
 	last []byte
 }
 
@@ -139,7 +139,7 @@ func (b *blasting) Trust(ctx context.Context) (ca.Trust, error) {
 	return trust, err
 }
 
-// A panic's value, and an error that prints what it was about, may hold a key.
+// A panic's value, and an error that prints its subject, may have a key.
 func TestPanicsTellNoSecret(t *testing.T) {
 	s := newSite(t)
 	program, err := os.Executable()

@@ -19,11 +19,11 @@ import (
 	"testing"
 )
 
-// window is how many bytes in a row of a secret, in whatever spelling, are a
-// leak: also an error message that is cut short has as many.
+// window is how many consecutive bytes of a secret, in any encoding, are a
+// leak. Even a shortened error message has as many.
 const window = 16
 
-// search finds parts of secrets, written in any way, at any offset.
+// search finds parts of secrets, in any encoding, at any offset.
 type search struct {
 	windows map[[window]byte]string // what it is
 	begins  []bool                  // by hash of how a window begins: most of a file needs no look into the map
@@ -33,7 +33,7 @@ func newSearch() *search { return &search{map[[window]byte]string{}, make([]bool
 
 func begin(text []byte) uint32 { return binary.LittleEndian.Uint32(text) * 0x9e3779b1 >> 8 }
 
-// spelled adds all windows of one spelling.
+// spelled adds all windows of one encoding.
 func (s *search) spelled(what string, text []byte) {
 	for i := 0; i+window <= len(text); i++ {
 		s.windows[[window]byte(text[i:])] = what
@@ -41,7 +41,7 @@ func (s *search) spelled(what string, text []byte) {
 	}
 }
 
-// add looks for a secret from now on.
+// add adds a secret to the search.
 func (s *search) add(what string, secret []byte) {
 	s.spelled(what, secret)
 	s.spelled(what+" in hex", []byte(hex.EncodeToString(secret)))
@@ -60,7 +60,7 @@ func (s *search) add(what string, secret []byte) {
 	}
 }
 
-// addKey looks for what is private in a key, in PEM as the bundle has it.
+// addKey adds the private parts of a key, which is in the bundle's PEM form.
 func (s *search) addKey(t *testing.T, what string, text []byte) {
 	t.Helper()
 	block, _ := pem.Decode(text)
@@ -82,7 +82,7 @@ func (s *search) addKey(t *testing.T, what string, text []byte) {
 	}
 }
 
-// numbers are the private ones of a key.
+// numbers returns the private numbers of a key.
 func numbers(t *testing.T, block *pem.Block) map[string]*big.Int {
 	t.Helper()
 	if block.Type == "EC PRIVATE KEY" {
@@ -106,7 +106,7 @@ func numbers(t *testing.T, block *pem.Block) map[string]*big.Int {
 	}
 }
 
-// find returns what is found of the secrets, "" where there is nothing.
+// find returns the name of a secret in the data, or "".
 func (s *search) find(data []byte) string {
 	for i := 0; i+window <= len(data); i++ {
 		if !s.begins[begin(data[i:])] {
@@ -141,7 +141,7 @@ func rsaKey(t *testing.T) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})
 }
 
-// The search finds a key however it was written down, so that finding none says something.
+// The search must find a key in every encoding. Otherwise an empty result would prove nothing.
 func TestSearch(t *testing.T) {
 	for name, text := range map[string][]byte{"EC": ecKey(t), "RSA": rsaKey(t)} {
 		s := newSearch()

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// Puppet puts a command puppet first in PATH, which notes how it was called.
+// Puppet puts a command puppet first in PATH. The command logs its arguments.
 func Puppet(t testing.TB, script string) (calls func() string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -42,7 +42,7 @@ node_terminus = %TERMINUS%
 external_nodes = %ENC%
 END`
 
-// PuppetAnswers is a script that answers as a server does: the CA certificate's file, and its terminus and ENC.
+// PuppetAnswers is a script that answers like a server's Puppet: the path of the CA certificate, the terminus and the ENC.
 func PuppetAnswers(cacert, terminus, enc string) string {
 	return strings.NewReplacer("%CACERT%", cacert, "%TERMINUS%", terminus, "%ENC%", enc).Replace(answers)
 }

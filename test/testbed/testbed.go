@@ -1,4 +1,4 @@
-// Package testbed has what tests stand on: a folder, programs of the module, and a Puppet that answers from a script.
+// Package testbed has shared parts of tests: a folder, programs of the module, and a Puppet that is a script.
 package testbed
 
 import (
@@ -10,8 +10,8 @@ import (
 
 const module = "github.com/espm-project/espm/"
 
-// Dir returns a folder that goes when the test ends. Its name is short, whatever TMPDIR and the test's
-// name are, as a socket's path has 107 bytes at most.
+// Dir returns a folder that is removed when the test ends. Its name is short, independent of TMPDIR and the test's
+// name, as a socket's path has at most 107 bytes.
 func Dir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "espm")
@@ -22,8 +22,8 @@ func Dir(t testing.TB) string {
 	return dir
 }
 
-// Build builds programs, static as they are shipped, and returns the folder with them, which goes when the
-// test ends and is closed to other users. They are named by their folders in the module: cmd/espm.
+// Build builds static programs, like the shipped ones, and returns their folder. The folder is removed when the
+// test ends, and other users can't read it. Programs are named by their folders in the module, such as cmd/espm.
 func Build(t testing.TB, programs ...string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -39,7 +39,7 @@ func Build(t testing.TB, programs ...string) string {
 	return dir
 }
 
-// Contents are the regular files below a folder.
+// Contents returns the regular files below a folder.
 func Contents(t testing.TB, dir string) map[string][]byte {
 	t.Helper()
 	files := map[string][]byte{}

@@ -1,6 +1,7 @@
 package directory_test
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/x509"
@@ -63,6 +64,15 @@ func TestOldRoots(t *testing.T) {
 			// OpenSSL takes a negative serial, but not in a chain that it is to check strictly.
 			verify := []string{"verify", "-crl_check_all", "-auth_level", "0", "-CAfile", filepath.Join(dir, "ca_crt.pem"), "-CRLfile", filepath.Join(dir, "ca_crl.pem")}
 			openssl(t, append(verify, filepath.Join(dir, "signed", "good.example.com.pem"))...)
+			crl, err := pemfile.ParseCRL(firstBlock(read(t, copied)))
+			if err != nil || len(crl.AuthorityKeyID) != 20 || !bytes.Equal(good.AuthorityKeyId, crl.AuthorityKeyID) {
+				t.Errorf("the CRL names the key %X, a leaf %X: %v", crl.AuthorityKeyID, good.AuthorityKeyId, err)
+			}
+			for e := range crl.Entries.All() {
+				if when, ok := e.Time(); !ok || when.After(crl.ThisUpdate) {
+					t.Errorf("an entry is dated %v, the CRL %v", when, crl.ThisUpdate)
+				}
+			}
 			if err := a.Close(); err != nil {
 				t.Fatal(err)
 			}
@@ -228,11 +238,40 @@ func TestTakeOverMends(t *testing.T) {
 	}
 }
 
+func firstBlock(text string) *pem.Block {
+	block, _ := pem.Decode([]byte(text))
+	return block
+}
+
+// TestCRLOutsideTheChain: the CRL of an issuer that the chain does not have is carried along. That it has ended is no alarm.
+func TestCRLOutsideTheChain(t *testing.T) {
+	dir, other := create(t, directory.CreateOptions{Key: ca.ECP256}), filepath.Join(t.TempDir(), "other")
+	if err := directory.Create(other, directory.CreateOptions{Host: "other.example.com", Key: ca.ECP256, Validity: 24 * time.Hour,
+		Now: func() time.Time { return now().AddDate(-3, 0, 0) }}); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "ca_crl.pem"), read(t, dir, "ca_crl.pem")+read(t, other, "ca_crl.pem"))
+	log, hook := logtest.NewNullLogger()
+	a := open(t, dir, directory.Options{Log: log})
+	if err := a.Care(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range hook.AllEntries() {
+		t.Errorf("logged %q, %v", e.Message, e.Data)
+	}
+	revoke(t, a, ca.Target{Serial: "0A0B"})
+	if !strings.HasSuffix(read(t, dir, "ca_crl.pem"), read(t, other, "ca_crl.pem")) {
+		t.Error("the other issuer's CRL got lost")
+	}
+	if status, err := a.Brief(t.Context()); err != nil || len(status.Foreign) != 1 || !status.Foreign[0].Outside {
+		t.Errorf("status %+v, %v", status, err)
+	}
+}
+
 // checkMended checks that a CRL has those serials, each once and not dated later than itself.
 func checkMended(t *testing.T, text string, entries []pkix.RevokedCertificate) {
 	t.Helper()
-	block, _ := pem.Decode([]byte(text))
-	crl, err := pemfile.ParseCRL(block)
+	crl, err := pemfile.ParseCRL(firstBlock(text))
 	if err != nil {
 		t.Fatal(err)
 	}

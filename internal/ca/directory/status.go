@@ -20,8 +20,8 @@ func (a *Authority) Brief(context.Context) (ca.Status, error) { return a.brief(a
 
 func (a *crlKeeper) brief(c *crlChain) ca.Status {
 	s := ca.Status{
-		Subject:  a.issuer.Subject.String(),
-		NotAfter: a.issuer.NotAfter,
+		Subject:   a.issuer.Subject.String(),
+		NotBefore: a.issuer.NotBefore, NotAfter: a.issuer.NotAfter,
 		CRL: ca.CRLStatus{
 			Issuer: a.issuer.Subject.String(), Number: c.number.String(), Entries: c.count, EntryBytes: ca.PEMBytes(len(c.entries)),
 			ThisUpdate: c.thisUpdate, NextUpdate: c.nextUpdate,

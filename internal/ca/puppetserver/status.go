@@ -44,7 +44,7 @@ func (a *server) brief(ctx context.Context) (ca.Status, *pemfile.RevocationList,
 		return ca.Status{}, nil, fmt.Errorf("%w: %w", node.ErrUnavailable, err)
 	}
 	return ca.Status{
-		Subject: t.issuer.Subject.String(), NotAfter: t.issuer.NotAfter,
+		Subject: t.issuer.Subject.String(), NotBefore: t.issuer.NotBefore, NotAfter: t.issuer.NotAfter,
 		CRL: statusOf(c.own), Foreign: slices.Clone(c.foreign), Bytes: len(t.CRLsPEM),
 	}, c.own, nil
 }

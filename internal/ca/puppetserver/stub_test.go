@@ -37,14 +37,21 @@ type stub struct {
 
 func newStub(t *testing.T) *stub {
 	t.Helper()
+	path := filepath.Join(t.TempDir(), "ca")
+	check(t, directory.Create(path, directory.CreateOptions{Host: "puppet.test", Key: ca.ECP256}))
+	return newStubOf(t, path)
+}
+
+// newStubOf is newStub for a CA directory that is there.
+func newStubOf(t *testing.T, path string) *stub {
+	t.Helper()
 	dir := t.TempDir()
-	check(t, directory.Create(filepath.Join(dir, "ca"), directory.CreateOptions{Host: "puppet.test", Key: ca.ECP256}))
-	authority, err := directory.Open(filepath.Join(dir, "ca"), directory.Options{})
+	authority, err := directory.Open(path, directory.Options{})
 	check(t, err)
 	t.Cleanup(func() { check(t, authority.Close()) })
 	s := &stub{directory: authority, now: time.Now(), mtime: time.Now().Add(-time.Hour)}
 	s.options = Options{
-		Certificate: filepath.Join(dir, "cert.pem"), Key: filepath.Join(dir, "key.pem"), CA: filepath.Join(dir, "ca/ca_crt.pem"),
+		Certificate: filepath.Join(dir, "cert.pem"), Key: filepath.Join(dir, "key.pem"), CA: filepath.Join(path, "ca_crt.pem"),
 		Now: s.clock,
 	}
 	s.identify(t)

@@ -20,44 +20,44 @@ import (
 	"github.com/espm-project/espm/internal/store/bolt"
 )
 
-// Where the daemon's socket and its store are by default.
+// The default paths of the daemon's socket and store.
 const (
 	DefaultSocket = "/run/espm/enc.sock"
 	DefaultDB     = "/var/lib/espm/espm.db"
 )
 
-// Deadline bounds everything espm-enc does. Puppet Server has no timeout of
-// its own: a hanging ENC holds one of its JRuby instances.
+// Deadline bounds the whole run of espm-enc. Puppet Server has no timeout for an ENC: one that hangs blocks one of
+// its JRuby instances.
 const Deadline = 2 * time.Second
 
-// retryPause is how long to wait when neither the daemon nor the store can be
-// had: it is starting or stopping just now.
+// retryPause is the pause before a retry if the daemon does not answer and the store is locked: the daemon is
+// starting or stopping.
 const retryPause = 20 * time.Millisecond
 
-// Client knows where to ask.
+// Client asks the daemon, or reads the store if the daemon is down.
 type Client struct {
 	Socket string
 	DB     string
 
-	// Inspect is for a person who looks, not for a catalog: the node does not count as seen, and
-	// the answer hides sensitive values, unless Reveal is set.
+	// Inspect marks a question of a person, not for a catalog: it is no look-up of an agent, so it does not change
+	// when the node was last seen. The answer has no sensitive values, unless Reveal is set.
 	Inspect bool
 	Reveal  bool
 
-	Deadline time.Duration // of everything; zero: Deadline
+	Deadline time.Duration // bounds the whole run; default Deadline
 }
 
-// errDown: nobody answers on the socket.
+// errDown says that no daemon answers on the socket.
 var errDown = errors.New("espm is not running")
 
-// Ask returns what espm says about a name: the daemon's word, or where it is
-// down what the store says. It ends by the deadline.
+// Ask returns espm's answer for a name: the daemon's or, if the daemon is down, one from the store. It returns
+// before the deadline.
 func (c Client) Ask(name string, deadline time.Time) enc.Answer {
-	// The daemon would refuse it too, but could not read one that is longer than its buffer.
+	// Checked here, as the daemon can't read a name that is longer than its buffer.
 	if _, err := node.ParseCertname(name); err != nil {
 		return fail(err.Error())
 	}
-	var locked string // why neither could answer, when both were asked last
+	var locked string // the reason of the last try, in which the daemon was down and the store locked
 	for {
 		a, err := c.askDaemon(name, deadline)
 		if err == nil {
@@ -76,7 +76,7 @@ func (c Client) Ask(name string, deadline time.Time) enc.Answer {
 		if !errors.Is(dbErr, bolt.ErrLocked) {
 			return fail(fmt.Sprintf("%v, and its store can't be read: %v", err, dbErr))
 		}
-		locked = fmt.Sprintf("%v, but something holds its store: %v", err, dbErr)
+		locked = fmt.Sprintf("%v, but another process has locked its store: %v", err, dbErr)
 		time.Sleep(min(retryPause, time.Until(deadline)))
 	}
 }
@@ -87,7 +87,7 @@ func fail(reason string) enc.Answer {
 	return enc.Answer{Status: enc.StatusFail, Text: "espm: " + strings.ReplaceAll(reason, "\n", " ")}
 }
 
-// askStore reads the store itself; bolt.ErrLocked while the daemon holds it.
+// askStore answers from the store. Error: bolt.ErrLocked while another process has the store open.
 func (c Client) askStore(name string, deadline time.Time) (enc.Answer, error) {
 	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
@@ -105,13 +105,13 @@ func (c Client) askStore(name string, deadline time.Time) (enc.Answer, error) {
 	}
 	settings, err := view.ENC(ctx)
 	if err != nil {
-		return enc.Answer{}, fmt.Errorf("the ENC's settings: %w", err)
+		return enc.Answer{}, fmt.Errorf("read the ENC's settings: %w", err)
 	}
 	a, _ := enc.Ask(ctx, view, enc.Unknown{Policy: settings.UnknownNodes, Command: settings.Command}, name, c.Inspect && !c.Reveal)
 	return a, nil
 }
 
-// askDaemon asks on the socket; errDown where nobody answers there.
+// askDaemon asks on the socket. Error: errDown if no daemon answers.
 func (c Client) askDaemon(name string, deadline time.Time) (enc.Answer, error) {
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -145,11 +145,11 @@ func (c Client) explain(err error) error {
 		errors.Is(err, syscall.EPIPE), errors.Is(err, errCut):
 		return fmt.Errorf("%w (%s: %w)", errDown, c.Socket, err)
 	case errors.Is(err, errLate):
-		return fmt.Errorf("asking the daemon at %s: %w of %v", c.Socket, err, c.limit())
+		return fmt.Errorf("ask the daemon at %s: %w of %v", c.Socket, err, c.limit())
 	case errors.Is(err, syscall.EAGAIN):
 		return fmt.Errorf("the daemon at %s did not answer within %v", c.Socket, c.limit())
 	case errors.Is(err, syscall.EACCES):
-		return fmt.Errorf("%s: %w: this user must be in the group set as enc.group", c.Socket, err)
+		return fmt.Errorf("%s: %w: add this user to the group that enc.group names", c.Socket, err)
 	default:
 		return fmt.Errorf("%s: %w", c.Socket, err)
 	}

@@ -23,7 +23,7 @@ func TestDaemonAnswers(t *testing.T) {
 	defer s.stop()
 	s.expect(t, "web01", 0, webYAML)
 	s.expect(t, "web02", 1, "espm: node \"web02\" is not registered\n")
-	s.expect(t, "torn", 1, "espm: classifying \"torn\": group not found: \"gone\"\n")
+	s.expect(t, "torn", 1, "espm: classify \"torn\": group not found: \"gone\"\n")
 	s.expect(t, "../x", 1, "espm: certname: \"../x\": labels must not be empty (no leading, trailing or double \".\")\n")
 	s.expect(t, "", 1, "espm: certname: must not be empty\n")
 	s.expect(t, "web01\nweb02", 1, "espm: certname: \"web01\\nweb02\": labels hold a-z, 0-9, _ and - only, not '\\n'\n")
@@ -69,7 +69,7 @@ func TestStoreAnswersWhileDaemonIsDown(t *testing.T) {
 	l.Close()
 	s.expect(t, "web01", 0, webYAML) // it was killed, and its socket stayed
 	s.expect(t, "web02", 1, "espm: node \"web02\" is not registered\n")
-	s.expect(t, "torn", 1, "espm: classifying \"torn\": group not found: \"gone\"\n")
+	s.expect(t, "torn", 1, "espm: classify \"torn\": group not found: \"gone\"\n")
 }
 
 // The store has the setting for unknown nodes.
@@ -95,7 +95,7 @@ func TestStoreIsLocked(t *testing.T) {
 	s.open(t)
 	s.Deadline = 300 * time.Millisecond
 	within(t, 200*time.Millisecond, 5*time.Second, func() {
-		s.expectReason(t, "web01", "espm is not running", "something holds its store", "locked by another process")
+		s.expectReason(t, "web01", "espm is not running", "another process has locked its store", "locked by another process")
 	})
 }
 
@@ -231,7 +231,7 @@ func TestSocketIsForbidden(t *testing.T) {
 	s.start(t, enc.Unknown{Policy: enc.Fail})
 	defer s.stop()
 	check(t, os.Chmod(s.Socket, 0))
-	want := fmt.Sprintf("espm: %s: permission denied: this user must be in the group set as enc.group\n", s.Socket)
+	want := fmt.Sprintf("espm: %s: permission denied: add this user to the group that enc.group names\n", s.Socket)
 	if os.Getuid() != 0 {
 		s.expect(t, "web01", 1, want)
 		return

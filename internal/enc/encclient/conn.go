@@ -11,14 +11,14 @@ import (
 	"github.com/espm-project/espm/internal/enc"
 )
 
-// errCut: the daemon ended before the answer did.
+// errCut says that the daemon closed the connection before the end of its answer.
 var errCut = errors.New("the answer was cut short")
 
-// errLate: the deadline came before the daemon could be asked. It says nothing about the daemon.
+// errLate says that the deadline passed before the daemon was asked. It says nothing about the daemon.
 var errLate = errors.New("nothing was left of the time limit")
 
-// conn is a connected unix socket whose every call ends by the deadline: with
-// EAGAIN, as the kernel reports SO_RCVTIMEO and SO_SNDTIMEO.
+// conn is a connected unix socket. Each call returns by the deadline, with EAGAIN: the kernel's error for
+// SO_RCVTIMEO and SO_SNDTIMEO.
 type conn struct {
 	fd       int
 	deadline time.Time
@@ -43,7 +43,7 @@ func (k conn) connect(path string) error {
 	return uninterrupted(func() error { return syscall.Connect(k.fd, &syscall.SockaddrUnix{Name: path}) })
 }
 
-// send writes a question, which is short enough for the socket's buffer to take it whole.
+// send writes a question in one call: it is smaller than the socket's buffer.
 func (k conn) send(s string) error {
 	return uninterrupted(func() error {
 		return syscall.Sendto(k.fd, []byte(s), syscall.MSG_NOSIGNAL, nil)
@@ -72,7 +72,7 @@ func (k conn) receive() (enc.Answer, error) {
 	return enc.Answer{Status: enc.Status(buf[0]), Text: string(buf[header:want])}, nil
 }
 
-// parseHeader returns the length of the text that follows.
+// parseHeader returns the length of the text after the header.
 func parseHeader(b []byte) (int, error) {
 	size, err := strconv.ParseUint(string(b[2:header-1]), 16, 31)
 	known := enc.Status(b[0]) == enc.StatusYAML || enc.Status(b[0]) == enc.StatusFail || enc.Status(b[0]) == enc.StatusCommand
@@ -82,7 +82,7 @@ func parseHeader(b []byte) (int, error) {
 	return int(size), nil
 }
 
-// read appends what the socket has to buf.
+// read reads once, and appends to buf.
 func (k conn) read(buf []byte) ([]byte, error) {
 	if len(buf) == cap(buf) {
 		buf = slices.Grow(buf, 3*cap(buf))
@@ -101,7 +101,7 @@ func (k conn) read(buf []byte) ([]byte, error) {
 	return buf[:len(buf)+max(n, 0)], err
 }
 
-// uninterrupted repeats a call that a signal (the Go runtime sends itself some) cut short.
+// uninterrupted repeats a call that a signal interrupted. The Go runtime sends signals to itself.
 func uninterrupted(call func() error) error {
 	for {
 		if err := call(); !errors.Is(err, syscall.EINTR) {

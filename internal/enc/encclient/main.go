@@ -14,11 +14,11 @@ import (
 const usage = `Usage: espm-enc [--socket PATH] [--db PATH] CERTNAME
        espm-enc --version
 
-Prints the node's classification as YAML. Where it can't, the reason goes to
-standard output and the exit code is 1. Ends within 2 seconds.
+Prints the node's classification as YAML. On failure it prints the reason to
+standard output and exits with code 1. It ends within 2 seconds.
 
-  --socket PATH  where the daemon answers (ESPM_ENC_SOCKET, or %s)
-  --db PATH      the store, read where the daemon is down (ESPM_DB, or %s)
+  --socket PATH  the daemon's socket (ESPM_ENC_SOCKET, or %s)
+  --db PATH      the store, read if the daemon is down (ESPM_DB, or %s)
 
 In puppet.conf:
   [server]
@@ -26,12 +26,12 @@ In puppet.conf:
   external_nodes = /usr/bin/espm-enc
 `
 
-// Main runs the command line of espm-enc and returns its exit code: 0; 1
-// where it has no answer; 2 for wrong usage.
+// Main runs the command line of espm-enc and returns its exit code: 0; 1 if it has no classification; 2 for wrong
+// usage.
 func Main(args []string, stdout io.Writer) int {
 	var c Client
 	flags := flag.NewFlagSet("espm-enc", flag.ContinueOnError)
-	flags.SetOutput(stdout) // as with every other reason
+	flags.SetOutput(stdout) // Puppet Server reports standard output
 	flags.Usage = func() { fmt.Fprintf(stdout, usage, DefaultSocket, DefaultDB) }
 	flags.StringVar(&c.Socket, "socket", cmp.Or(os.Getenv("ESPM_ENC_SOCKET"), DefaultSocket), "")
 	flags.StringVar(&c.DB, "db", cmp.Or(os.Getenv("ESPM_DB"), DefaultDB), "")

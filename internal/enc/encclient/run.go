@@ -13,12 +13,11 @@ import (
 	"github.com/espm-project/espm/internal/enc"
 )
 
-// maxOutput is the most that Puppet takes from an ENC, in bytes of the longest characters.
+// maxOutput is the most that Puppet reads from an ENC, in bytes: its limit is in characters of up to 4 bytes.
 const maxOutput = 4 * 3_145_728
 
-// Run prints a node's YAML and returns the exit code. On failure the reason
-// goes to stdout, in one line, as that is what Puppet Server reports; nothing
-// is written to stderr, which it would log as a warning.
+// Run prints a node's YAML and returns the exit code. On failure it prints the reason to stdout, in one line, as
+// Puppet Server reports stdout. It writes nothing to stderr, which Puppet Server logs as a warning.
 func (c Client) Run(name string, stdout io.Writer) int {
 	deadline := time.Now().Add(c.limit())
 	a := c.Ask(name, deadline)
@@ -35,9 +34,8 @@ func (c Client) Run(name string, stdout io.Writer) int {
 	return 0
 }
 
-// runCommand asks another ENC, called as Puppet would call it: split on
-// white space, the certname as the last argument. It and its children are
-// killed at the deadline.
+// runCommand asks another ENC. It calls it as Puppet does: the command is split at white space, and the certname is
+// the last argument. At the deadline it kills the command and its children.
 func (c Client) runCommand(command, name string, deadline time.Time) enc.Answer {
 	args := append(strings.Fields(command), name)
 	out, in, err := os.Pipe()
@@ -45,7 +43,7 @@ func (c Client) runCommand(command, name string, deadline time.Time) enc.Answer 
 		return fail(err.Error())
 	}
 	defer out.Close()
-	null, err := os.Open(os.DevNull) // as with Puppet, standard input is at its end
+	null, err := os.Open(os.DevNull) // standard input is empty, as with Puppet
 	if err != nil {
 		return fail(err.Error())
 	}
@@ -60,7 +58,7 @@ func (c Client) runCommand(command, name string, deadline time.Time) enc.Answer 
 	}
 	killer := time.AfterFunc(time.Until(deadline), func() { syscall.Kill(-p.Pid, syscall.SIGKILL) })
 	defer killer.Stop()
-	// A child that left the process group outlives the kill, with the pipe in its hand.
+	// A child that left the process group survives the kill and keeps the pipe open: the read needs a deadline.
 	if err := out.SetReadDeadline(deadline); err != nil {
 		return fail(err.Error())
 	}

@@ -1,11 +1,10 @@
 // Package encsock answers espm-enc on a local socket. The socket knows one
 // question and reaches nothing else of espm.
 //
-// A client sends a name and a newline. A name behind a "?" is asked for by
-// somebody who wants to know, not for a catalog: it counts as no sighting, and sensitive
-// values are not told. Behind a "!" they are told, and it counts as none either. The answer is a status byte
-// (enc.Status), a space, the length of the text in eight hexadecimal
-// digits, a newline, and the text. The server closes the connection then.
+// A client sends a name and a newline. A "?" before the name marks a question of a person, not for a catalog: it is
+// no sighting, and the answer has no sensitive values. A "!" marks such a question whose answer has sensitive
+// values. The answer is a status byte (enc.Status), a space, the length of the text in eight hexadecimal digits, a
+// newline, and the text. Then the server closes the connection.
 package encsock
 
 import (
@@ -30,13 +29,14 @@ import (
 
 const (
 	maxQuestion = 1024            // bytes; a longer line is no certname
-	maxClients  = 256             // at once; more wait in the listen queue
-	timeout     = 2 * time.Second // of one connection: the client gives up by then
+	maxClients  = 256             // connections that are served; more wait in the listen queue
+	timeout     = 2 * time.Second // of one connection; the client waits no longer
 	pause       = 50 * time.Millisecond
 )
 
-// Sightings is told of each node that is classified for a catalog, before the answer goes out.
+// Sightings records look-ups.
 type Sightings interface {
+	// Saw is called for each node that is classified for a catalog, before the answer is sent.
 	Saw(ctx context.Context, n node.Node)
 }
 
@@ -50,15 +50,14 @@ type Server struct {
 	// took is the time since the question.
 	Answered func(outcome string, took time.Duration)
 
-	unknown atomic.Pointer[enc.Unknown] // in place of Unknown, once set
+	unknown atomic.Pointer[enc.Unknown] // of SetUnknown; nil: Unknown applies
 }
 
-// SetUnknown changes what is done about nodes that espm does not know, from the next question on. It may be
-// called while Serve runs.
+// SetUnknown replaces Unknown, from the next question on. It may be called while Serve runs.
 func (s *Server) SetUnknown(u enc.Unknown) { s.unknown.Store(&u) }
 
-// Serve answers until ctx is done, then closes the listener, lets the
-// answers under way end, and returns nil. Any other end is an error.
+// Serve answers until ctx is done. Then it closes the listener, waits for the answers under way and returns nil. It
+// returns an error if the listener fails.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
@@ -75,7 +74,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			return nil
 		}
 		if exhausted(err) {
-			s.Log.WithError(err).Error("enc socket takes no connection for the moment")
+			s.Log.WithError(err).Error("the enc socket can't accept a connection at present; espm tries again")
 			<-slots
 			select {
 			case <-ctx.Done():
@@ -89,7 +88,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		wg.Go(func() {
 			defer func() { <-slots }()
 			defer conn.Close()
-			defer func() { // it fails this question alone; its value may hold what must not be logged
+			defer func() { // only this question fails. The value is not logged: it may hold a sensitive value
 				if recover() != nil {
 					s.Log.WithField("stack", string(debug.Stack())).Error("an enc question panicked")
 				}
@@ -101,8 +100,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 }
 
-// exhausted tells that a connection can't be had now, for want of something
-// that comes back: the daemon must not end for it.
+// exhausted reports whether err is a lack of file descriptors or memory. Such a lack may end, so the daemon must
+// not.
 func exhausted(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
 		errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
@@ -116,10 +115,10 @@ func (s *Server) answer(ctx context.Context, conn net.Conn) error {
 	defer cancel()
 	line, err := bufio.NewReaderSize(conn, maxQuestion).ReadSlice('\n')
 	if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
-		return fmt.Errorf("reading the question: %w", err)
+		return fmt.Errorf("read the question: %w", err)
 	}
 	begun := time.Now()
-	name := strings.TrimSuffix(string(line), "\n") // a longer line is cut, and too long for a certname still
+	name := strings.TrimSuffix(string(line), "\n") // a line over maxQuestion is cut, and still too long for a certname
 	name, redact := strings.CutPrefix(name, "?")
 	reveal := false
 	if !redact {

@@ -30,14 +30,14 @@ type request struct {
 	puts    []store.Put // with roomyValues
 	deletes []string
 	size    int
-	silent  bool // not told in the history
+	silent  bool // has no entry in the history
 
 	// Set by the committer before it closes done.
 	revision int64
 	err      error
 	done     chan struct{}
 
-	// Where err leaves a doubt: closed once settle has made the transaction durable, with its outcome.
+	// Used if err leaves the outcome unknown: closed when settle has made the transaction durable.
 	settled chan struct{}
 	outcome func() (int64, error)
 }
@@ -68,8 +68,8 @@ func (e *Engine) doubt(r *request, cause error) error {
 	}}
 }
 
-// awaitSettled waits until settle is done with a request. The committer settles before
-// it takes anything else, so commits that can't be applied are handed in.
+// awaitSettled waits until settle is done with a request. The committer settles before any other commit, so
+// awaitSettled queues commits that can't be applied, to wake it.
 func (e *Engine) awaitSettled(ctx context.Context, r *request) bool {
 	const pause = 100 * time.Millisecond
 	for {
@@ -86,8 +86,8 @@ func (e *Engine) awaitSettled(ctx context.Context, r *request) bool {
 	}
 }
 
-// newRequest copies a batch. What bbolt would refuse is refused here, since
-// within a group it would fail the batches of other callers as well.
+// newRequest copies a batch. It refuses all that bbolt would refuse: in a group, one refused batch would fail the
+// batches of other callers, too.
 func newRequest(b store.Batch) (*request, error) {
 	r := &request{guards: slices.Clone(b.Guards), deletes: slices.Concat(b.Deletes, b.Index.Deletes), silent: b.Unwatched, done: make(chan struct{})}
 	seen := make(map[string]bool, len(b.Puts)+len(b.Index.Puts)+len(b.Deletes)+len(b.Index.Deletes))
@@ -165,7 +165,7 @@ func (e *Engine) Commit(ctx context.Context, b store.Batch) (int64, error) {
 	}
 }
 
-// enqueue hands a request to the committer, unless the engine is closing.
+// enqueue queues a request for the committer, unless the engine is closing.
 func (e *Engine) enqueue(r *request) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -177,7 +177,7 @@ func (e *Engine) enqueue(r *request) bool {
 	return true
 }
 
-// withdraw takes a request back, unless the committer already has it.
+// withdraw removes a request from the queue, unless the committer already has it.
 func (e *Engine) withdraw(r *request) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -200,8 +200,8 @@ func (e *Engine) commitLoop() {
 	}
 }
 
-// gather waits for requests and takes what fits one transaction, in order of
-// arrival; nil when the engine is closing and all are answered.
+// gather waits for requests, and returns those that fit one transaction, in order of arrival. It returns nil when the
+// engine is closing and all requests are answered.
 func (e *Engine) gather() []*request {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -255,8 +255,8 @@ func (e *Engine) commitGroup(group []*request) {
 	e.wakeWatches()
 }
 
-// refuse answers all with an error, also those whose guard failed: it may have
-// failed on the change of another batch that has come to nothing.
+// refuse answers all requests with an error, even those whose guard failed: the guard may have failed by the change
+// of another batch, which was not applied.
 func refuse(group []*request, err error) {
 	for _, r := range group {
 		r.revision, r.err = 0, err
@@ -333,7 +333,7 @@ func applyRequest(kv *bbolt.Bucket, r *request) (entry []byte, err error) {
 	}
 	for _, key := range r.deletes {
 		if kv.Get([]byte(key)) == nil {
-			continue // nothing changes, so there is no event either
+			continue // nothing changes, so there is no event
 		}
 		if err := kv.Delete([]byte(key)); err != nil {
 			return nil, err

@@ -5,11 +5,11 @@
 //	history  revision, 8 bytes big endian -> the keys changed, one a line: +"key" put, -"key" deleted
 //	meta     format -> version of this layout; revision -> the newest revision
 //
-// One process at a time has the file open for writing. While none has, any
-// number may read it (OpenReader).
+// One process at a time may have the file open for writing. While none has, any number of processes may read it
+// (OpenReader).
 //
-// The package is linked into espm-enc, which is started for every catalog: it
-// imports nothing that makes a process start slowly, so no logger either.
+// The package is linked into espm-enc, which Puppet Server starts for every catalog. So it imports nothing that slows
+// the start of a process, such as a logger.
 package bolt
 
 import (
@@ -35,8 +35,8 @@ type Options struct {
 	History int           // revisions kept for watches; default 10,000
 	Mode    os.FileMode   // of a file newly created, whatever the umask; default 0640
 
-	// Committed is told of each transaction, before those who wait for it: how many batches it
-	// applied, how long it took with the disk, and why it failed. It must not block. nil: nobody.
+	// Committed, if not nil, is called after each transaction, before its callers get their answers, with the number
+	// of applied batches, the time with the wait for the disk, and the error. It must not block.
 	Committed func(batches int, took time.Duration, err error)
 }
 
@@ -56,13 +56,11 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// Engine is a store.Engine on a bbolt file. All methods may be called at once.
+// Engine is a store.Engine on a bbolt file. All methods may be called concurrently.
 //
-// A commit is durable when it returns: its pages and then the page that names
-// them were synced. After a failure (disk full, I/O error) the engine goes on
-// answering reads, and commits work again as soon as the disk takes them. A
-// damaged page fails the reads that meet it, but a commit that meets it panics:
-// nothing more is to be written to such a file.
+// A commit is durable when it returns: its pages were synced, and then the page that names them. After a failure
+// (disk full, I/O error) the engine still answers reads, and commits work again when the disk does. A damaged page
+// fails the reads that need it. A commit that needs it panics: nothing more may be written to such a file.
 type Engine struct {
 	path    string
 	db      *bbolt.DB
@@ -70,7 +68,7 @@ type Engine struct {
 	history int64
 	told    func(batches int, took time.Duration, err error)
 
-	// Faults are injected here by tests; db.Update and file.Sync otherwise.
+	// Tests inject faults here; otherwise they are db.Update and file.Sync.
 	update func(func(*bbolt.Tx) error) error
 	sync   func() error
 
@@ -83,8 +81,8 @@ type Engine struct {
 	closing bool
 	changed chan struct{} // closed and replaced whenever the revision has moved
 
-	unsettled bool          // the committer's own; see settle
-	inDoubt   []*request    // likewise: those of the transaction that is unsettled
+	unsettled bool          // only the committer uses it; see settle
+	inDoubt   []*request    // only the committer uses it: the requests of the unsettled transaction
 	committed chan struct{} // closed when the committer has ended
 	closed    chan struct{} // closed when Close has begun
 	closeErr  error
@@ -94,9 +92,9 @@ type Engine struct {
 var _ store.Engine = (*Engine)(nil)
 
 // Open opens the store at path, creating it if the file is absent; the folder
-// must exist. A file that another process has open is waited for, then an
-// error that wraps ErrLocked names the holder where it can. A file that is not
-// a store, is damaged, or was written by a newer espm is refused and left as it is.
+// must exist. If another process has the file open, Open waits for Timeout; then the error wraps ErrLocked and, if
+// possible, names that process. Open refuses a file that is no store, is damaged or was written by a newer espm, and
+// does not change it.
 func Open(path string, opts Options) (*Engine, error) {
 	opts = opts.withDefaults()
 	if err := create(path, opts.Mode); err != nil {
@@ -126,8 +124,8 @@ func Open(path string, opts Options) (*Engine, error) {
 	return e, nil
 }
 
-// Close answers the commits already handed in, then releases the file. Calls
-// that come later, and watches, get an error that wraps node.ErrUnavailable.
+// Close answers the queued commits, then releases the file. Later calls, and watches, get an error that wraps
+// node.ErrUnavailable.
 func (e *Engine) Close() error {
 	e.closeOnce.Do(func() {
 		e.mu.Lock()
@@ -148,8 +146,8 @@ func (e *Engine) Get(ctx context.Context, key string) (store.Record, error) {
 	return get(ctx, e.view, key)
 }
 
-// List implements store.Reader. It holds a read transaction while it gathers,
-// so a large limit delays the reuse of pages.
+// List implements store.Reader. It has a read transaction open while it reads, so a large limit delays the reuse of
+// pages.
 func (e *Engine) List(ctx context.Context, prefix, after string, limit int) ([]store.Record, int64, error) {
 	return list(ctx, e.view, prefix, after, limit)
 }

@@ -12,13 +12,11 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// resolve finds out what became of a transaction that bbolt says failed; nil
-// if it is durable after all. bbolt writes the pages, syncs, writes the meta
-// page that makes them count, syncs. Up to the meta page nothing has happened
-// but for free pages having been written, and bbolt takes it all back.
-// But where the second sync failed, the meta page is in the kernel's cache:
-// bbolt itself and other processes see the transaction from now on, while the
-// disk may or may not have it. That shows by its revision being read.
+// resolve finds the outcome of a transaction that bbolt calls failed; nil if it is durable. bbolt writes the pages and
+// syncs; then it writes the meta page, which makes them valid, and syncs again. Before the meta page only free pages
+// are written, and bbolt rolls back. If the second sync failed, the meta page is in the kernel's cache: bbolt and
+// other processes see the transaction from now on, while the disk may not have it. A read of the new revision shows
+// that.
 func (e *Engine) resolve(cause error, newest int64) error {
 	failed := fmt.Errorf("commit to %s: %w: %w", e.path, node.ErrUnavailable, withErrno(cause))
 	if newest == 0 {
@@ -39,15 +37,13 @@ func (e *Engine) resolve(cause error, newest int64) error {
 	return nil
 }
 
-// settle makes the newest transaction durable after the sync of its meta page
-// failed. Nothing may be written before: bbolt, seeing that transaction, holds
-// the pages it has replaced for free, but the disk may still have the one before, which
-// needs them. And since the kernel drops what it could not sync, syncing again
-// would prove nothing: the meta page is written once more, the same bytes.
-// The other meta page is left alone, so that one is whole at any moment.
+// settle makes the newest transaction durable after the sync of its meta page failed. Nothing may be written before:
+// bbolt counts the replaced pages as free, but the disk may still have the previous transaction, which needs them.
+// Another sync proves nothing, as the kernel drops pages that it could not sync. So settle writes the same bytes of
+// the meta page again. It does not touch the other meta page, so one of the two is whole at any moment.
 //
-// Readers who began before the failure need those pages as well, and bbolt no
-// longer knows of them: settle waits until they are done.
+// Reads that began before the failure also need the replaced pages, and bbolt no longer reserves them. So settle waits
+// until these reads are done.
 func (e *Engine) settle() error {
 	e.reads.Lock()
 	defer e.reads.Unlock()
@@ -88,8 +84,7 @@ type causedError struct {
 
 func (c causedError) Unwrap() []error { return []error{c.error, c.errno} }
 
-// withErrno makes errors.Is find the system's error where bbolt put it into
-// the text only, as it does when the file can't be grown.
+// withErrno makes errors.Is find the system's error. bbolt puts it only into the text if the file can't grow.
 func withErrno(err error) error {
 	for _, errno := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG, syscall.EIO, syscall.ENOMEM} {
 		if !errors.Is(err, errno) && strings.HasSuffix(err.Error(), errno.Error()) {

@@ -65,7 +65,7 @@ func prefixed(roomy []byte, revision int64) []byte {
 	return record
 }
 
-// splitRecord takes a record apart; value still lies in bbolt's memory.
+// splitRecord splits a record into its parts. value is still in bbolt's memory.
 func splitRecord(key string, record []byte) (revision int64, value []byte, err error) {
 	prefix, value, ok := bytes.Cut(record, []byte(" "))
 	if ok {
@@ -77,7 +77,7 @@ func splitRecord(key string, record []byte) (revision int64, value []byte, err e
 	return revision, value, nil
 }
 
-// parseRecord returns a record whose value is the caller's own.
+// parseRecord returns a record with a copy of the value.
 func parseRecord(key string, record []byte) (store.Record, error) {
 	revision, value, err := splitRecord(key, record)
 	if err != nil {

@@ -11,9 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// describeHolder says who holds the lock of a file, as well as can be found
-// out: the kernel's list has no entry for processes of another container, and
-// on some file systems (btrfs) it shows another device than stat does.
+// describeHolder describes the process that has locked a file, if it can be found. The kernel's list has no entry for
+// a process of another container. On some file systems, such as btrfs, it has another device than stat.
 func describeHolder(path string) string {
 	const guess = "is another `espm serve` running?"
 	info, err := os.Stat(path)
@@ -49,7 +48,7 @@ func lockHolder(locks io.Reader, major, minor uint32, inode uint64) string {
 	lines := bufio.NewScanner(locks)
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
-		// Those who wait for a lock have an arrow in the second field.
+		// A process that waits for a lock has an arrow in the second field.
 		if len(fields) >= 6 && fields[1] == "FLOCK" && fields[5] == file && fields[4] > "0" {
 			return fields[4]
 		}

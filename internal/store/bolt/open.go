@@ -15,9 +15,8 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// create makes an empty store at path, unless there is a file, and makes sure
-// that its name survives power loss. The file appears whole or not at all, and
-// never in place of another.
+// create makes an empty store at path, unless there is a file, and syncs the folder so that the name survives power
+// loss. The file appears whole or not at all. It never replaces another file.
 func create(path string, mode os.FileMode) error {
 	folder, err := os.Open(filepath.Dir(path))
 	if err != nil {
@@ -31,7 +30,7 @@ func create(path string, mode os.FileMode) error {
 	} else if err != nil {
 		return err
 	}
-	// Also where the file was there: its creator may have died before this.
+	// Even for an existing file: the process that made it may have died before its sync.
 	if err := folder.Sync(); err != nil {
 		return fmt.Errorf("sync folder: %w", err)
 	}
@@ -54,7 +53,7 @@ func createNew(path string, mode os.FileMode) error {
 	if err := errors.Join(db.Update(initLayout), db.Close()); err != nil {
 		return err
 	}
-	// A link, since a rename would replace the file of a process that was quicker.
+	// A link, not a rename: a rename would replace a file that another process has just made.
 	if err := os.Link(f.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
@@ -73,22 +72,21 @@ func openFile(path string, timeout time.Duration, readOnly bool) (db *bbolt.DB, 
 			err = fmt.Errorf("file is damaged: %v", p)
 		}
 		if err != nil && file != nil {
-			// The map that bbolt leaves behind keeps the lock past a mere close.
+			// bbolt leaves the map behind, which keeps the lock although the file is closed.
 			_ = syscall.Flock(int(file.Fd()), syscall.LOCK_UN)
 			_ = file.Close()
 		}
 	}()
 	db, err = bbolt.Open(path, 0, &bbolt.Options{
-		Timeout:  max(timeout, 1), // bbolt takes 0 for ever
+		Timeout:  max(timeout, 1), // to bbolt, 0 means no bound
 		ReadOnly: readOnly,
 		// The free list is kept on disk: without it bbolt scans the whole
 		// file at every opening for writing, and after every failed commit.
 		NoFreelistSync:  false,
 		FreelistType:    bbolt.FreelistMapType, // the array slows down as the file fragments
-		PreLoadFreelist: false,                 // a reader has no use for it
-		// To grow the map, bbolt waits for all readers and holds up new ones,
-		// at every doubling of the file; from 1 GiB on, once a GiB. Address
-		// space costs nothing, and the file itself grows as it is filled.
+		PreLoadFreelist: false,                 // a reader does not need it
+		// To grow the map, bbolt waits for all readers and blocks new ones: at every doubling of the file and, from
+		// 1 GiB on, at every GiB. A large map avoids that. Address space is free, and the file grows as it is filled.
 		InitialMmapSize: 1 << 30,
 		OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
 			var err error

@@ -16,7 +16,7 @@ import (
 )
 
 // Reader reads a store that no process has open for writing. It holds a shared
-// lock until Close: a daemon that starts meanwhile waits. Its methods may be called at once.
+// lock until Close: a daemon that starts meanwhile waits. Its methods may be called concurrently.
 type Reader struct {
 	path string
 	db   *bbolt.DB
@@ -25,9 +25,8 @@ type Reader struct {
 var _ store.Reader = (*Reader)(nil)
 
 // OpenReader opens the store at path for reading, in milliseconds whatever its
-// size; it never creates or changes the file. The error wraps fs.ErrNotExist
-// where there is none, and ErrLocked where a daemon has it open and goes on
-// having it for the timeout; 0 is to try once.
+// size; it never creates or changes the file. The error wraps fs.ErrNotExist if there is no file, and ErrLocked if a
+// daemon has the file open during the whole timeout. With timeout 0, OpenReader tries once.
 func OpenReader(path string, timeout time.Duration) (*Reader, error) {
 	db, _, err := openFile(path, timeout, true)
 	if err != nil {
@@ -56,10 +55,9 @@ func (r *Reader) Close() error {
 
 func (r *Reader) view(fn func(*bbolt.Tx) error) error { return view(r.db, r.path, fn) }
 
-// view runs fn in a read transaction. What fn returns passes unchanged; that
-// the store can't be read is told by an error that wraps node.ErrUnavailable.
-// A damaged page, on which bbolt panics or faults, fails the one call that
-// met it: a daemon that still knows the other nodes is worth keeping.
+// view runs fn in a read transaction, and returns fn's error unchanged. If the store can't be read, the error wraps
+// node.ErrUnavailable. On a damaged page bbolt panics or faults; only this call fails then, as the daemon can still
+// serve the other nodes.
 func view(db *bbolt.DB, path string, fn func(*bbolt.Tx) error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {

@@ -28,9 +28,8 @@ type page struct {
 	more   bool  // the history goes on
 }
 
-// Watch implements store.Engine. An event is left out where a later one for
-// the same key follows, so an event always carries the value that its
-// revision wrote. No transaction is open while the consumer has the event.
+// Watch implements store.Engine. It leaves out an event if a later one of the same key follows, so an event always has
+// the value that its revision wrote. No transaction is open while the consumer handles an event.
 func (e *Engine) Watch(ctx context.Context, prefix string, after int64) iter.Seq2[store.Event, error] {
 	return func(yield func(store.Event, error) bool) {
 		for {
@@ -76,7 +75,7 @@ func (e *Engine) revisionChanged() <-chan struct{} {
 	return e.changed
 }
 
-// wakeWatches tells every watch that there is something to read.
+// wakeWatches wakes every watch to read.
 func (e *Engine) wakeWatches() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -118,7 +117,7 @@ func (e *Engine) readPage(prefix string, after int64) (page, error) {
 	return p, err
 }
 
-// checkKept tells whether the history holds everything after a revision.
+// checkKept checks that the history has everything after a revision.
 func checkKept(tx *bbolt.Tx, after int64) error {
 	var kept int64
 	if key, _ := tx.Bucket(bucketHistory).Cursor().First(); key != nil {
@@ -134,8 +133,7 @@ func checkKept(tx *bbolt.Tx, after int64) error {
 	return nil
 }
 
-// eventsOf returns the events of one revision, but for the changes that a later
-// revision, which the watch has yet to read, has overtaken.
+// eventsOf returns the events of one revision, without changes of keys that a later revision changes again.
 func eventsOf(kv *bbolt.Bucket, prefix string, revision int64, entry []byte) ([]store.Event, error) {
 	changes, err := parseChanges(revision, entry)
 	if err != nil {
