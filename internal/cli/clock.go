@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
@@ -28,6 +29,7 @@ right, this command makes espm go on. It works on the host of the daemon only, o
 
 // clockAnswer is the answer of each method of the ClockService.
 type clockAnswer interface {
+	proto.Message
 	GetClock() *espmv1.Clock
 }
 
@@ -42,7 +44,7 @@ func (a *app) clockVerb(verb string, ask func(context.Context, espmv1.ClockServi
 				if err != nil {
 					return err
 				}
-				return a.show(answer.GetClock(), func(w io.Writer) { clockTable(w, answer.GetClock()) })
+				return a.show(answer, func(w io.Writer) { clockTable(w, answer.GetClock()) })
 			})
 		},
 	}
