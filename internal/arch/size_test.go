@@ -27,9 +27,7 @@ var large = map[string]string{
 	"internal/ca/catest.suite": "one method a promise of an authority, called by name from one table",
 	"internal/cli.app":         "one method a verb, each with nothing of another's; they share the flags that all verbs have",
 	"internal/cli.app.initCmd": "it lists the flags of init",
-
-	"internal/revoke.Queue": "orders and their worker; the worker can become a type of its own",
-	"internal/store.Change": "one method a record and verb, each of a few lines; they share no state but the batch",
+	"internal/store.Change":    "one method a record and verb, each of a few lines; they share no state but the batch",
 }
 
 // generated files are as large as their tool makes them.

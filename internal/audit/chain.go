@@ -12,11 +12,11 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Genesis is the Prev of the first line.
+// Genesis is the Prev of the first line of a chain.
 var Genesis = strings.Repeat("0", 2*sha256.Size)
 
-// Hash returns the hash of a line at its place: SHA-256, in lower case hexadecimal, over the fields in the order
-// below, each as a netstring (its length in bytes in decimal, a colon, the bytes, a comma).
+// Hash returns the hash of a line at its place: SHA-256 in lower-case hexadecimal, over the fields in the order below.
+// Each field is a netstring: its length in bytes in decimal, a colon, the bytes, a comma.
 func Hash(l node.SealedLine) string {
 	h := sha256.New()
 	for _, field := range []string{
@@ -34,7 +34,7 @@ func netstring(h hash.Hash, s string) {
 	_, _ = io.WriteString(h, strconv.Itoa(len(s))+":"+s+",") // a hash never fails
 }
 
-// Anchor is a line's place and hash, noted outside of espm.
+// Anchor is a line's place and hash, as an operator noted them outside espm.
 type Anchor struct {
 	Seq  int64
 	Hash string
@@ -54,28 +54,29 @@ func (a Anchor) String() string { return fmt.Sprintf("%d:%s", a.Seq, a.Hash) }
 
 // Flaw is the first thing that is wrong with a chain.
 type Flaw struct {
-	Seq int64 // of the line, or where it should be
+	Seq int64 // of the line, or of the place where it should be
 	Why string
 }
 
 func (f *Flaw) Error() string { return fmt.Sprintf("line %d: %s", f.Seq, f.Why) }
 
-// TooOldError says that a line was noted which is not kept any more, or not there.
+// TooOldError says that the line of an anchor was pruned, or is not in the export.
 type TooOldError struct{ Noted, First int64 }
 
 func (e *TooOldError) Error() string {
 	return fmt.Sprintf("line %d, which was noted, is older than the first line that there is, %d: nothing can be said of it", e.Noted, e.First)
 }
 
-// Checker checks the lines of a chain one by one. The zero Checker begins with any line, as an export may.
+// Checker checks the lines of a chain one by one. The zero Checker accepts any line as the first, as an export may
+// begin anywhere.
 type Checker struct {
-	Expect *Anchor // a line that must be as it was noted
-	Last   Anchor  // the last line that was right
-	First  int64   // the first line seen; 0: none was
+	Expect *Anchor // a line that must match; nil: none
+	Last   Anchor  // the last line without a flaw
+	First  int64   // the first checked line; 0: none yet
 	Lines  int64
 }
 
-// Check takes the next line. Its error is a *Flaw.
+// Check checks the next line. Its error is a *Flaw.
 func (c *Checker) Check(l node.SealedLine) error {
 	want := c.Last.Seq + 1
 	switch {
@@ -102,7 +103,8 @@ func (c *Checker) Check(l node.SealedLine) error {
 	return nil
 }
 
-// End says whether the chain reaches as far as it was noted to. Its error is a *Flaw or a *TooOldError.
+// End checks, after the last line, that the line of the anchor was among the checked ones. Its error is a *Flaw or a
+// *TooOldError.
 func (c *Checker) End() error {
 	switch e := c.Expect; {
 	case e == nil:

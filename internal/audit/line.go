@@ -1,8 +1,8 @@
-// Package audit keeps the audit log: who did what, on which node, and who was refused it.
+// Package audit has the audit log: who did what on which node, and which calls were refused.
 //
-// A change's line is in the change's own commit. Within a second or so the sealer (Log.Run)
-// moves lines to their places in a hash chain, several in one commit, and adds those of refused
-// calls, which it had in memory. docs/audit.md has the form, and what the chain proves.
+// The line of a change is in the change's own commit. About a second later the sealer (Log.Run) moves lines to their
+// places in a hash chain, several in one commit. It adds the lines of refused calls, which are in memory until then.
+// docs/audit.md describes the form, and what the chain proves.
 package audit
 
 import (
@@ -14,7 +14,7 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Line returns the line of an act, for whom ctx says, as if it went well; the caller fills in what it was about.
+// Line returns the line of an action of ctx's caller, with the outcome ok. The caller of Line sets the object.
 func Line(ctx context.Context, at time.Time, action node.Action) node.AuditLine {
 	who := node.CallerOf(ctx)
 	return node.AuditLine{
@@ -29,14 +29,14 @@ func Line(ctx context.Context, at time.Time, action node.Action) node.AuditLine 
 	}
 }
 
-// OfNode is Line about a registration.
+// OfNode returns the Line of an action on a registration.
 func OfNode(ctx context.Context, at time.Time, action node.Action, n node.Node) node.AuditLine {
 	l := Line(ctx, at, action)
 	l.Certname, l.UID, l.Serial = n.Certname, n.UID, n.Newest()
 	return l
 }
 
-// OfRevocation is Line about a revocation.
+// OfRevocation returns the Line of an action on a revocation.
 func OfRevocation(ctx context.Context, at time.Time, action node.Action, r node.Revocation) node.AuditLine {
 	l := Line(ctx, at, action)
 	l.Certname, l.UID, l.Serial, l.Comment = r.Certname, r.UID, r.Serial, r.Comment

@@ -17,15 +17,15 @@ import (
 
 const (
 	sealEvery  = time.Second
-	tendEvery  = time.Hour        // old lines leave, and the daemon's log gets the head's hash
-	tendAgain  = 10 * time.Minute // after lines could not leave for their size, such as one that is damaged
-	sealBatch  = 2000             // operations to a commit, as other writers wait for it
+	tendEvery  = time.Hour        // between two prunes of old lines; the daemon's log then gets the head's hash
+	tendAgain  = 10 * time.Minute // after a prune by size failed, as by a damaged line
+	sealBatch  = 2000             // the most operations of one commit, as other writers wait for it
 	pruneBatch = 5000
-	// clockDoubt is how long a clock that is wrong at the start has to be put right before lines leave for their age.
+	// clockDoubt is the time after the start without pruning by age: a wrong clock may be set in that time.
 	clockDoubt = 24 * time.Hour
 )
 
-// Options of a Log. Keep and MaxBytes bound what is kept; 0: no bound.
+// Options of a Log. Keep and MaxBytes bound the age and size of the chain; 0: no bound.
 type Options struct {
 	Keep     time.Duration
 	MaxBytes int64
@@ -33,30 +33,31 @@ type Options struct {
 	Log      logrus.FieldLogger
 }
 
-// Log is the audit log. Its methods may be called at once.
+// Log is the audit log. Its methods may be called concurrently.
 type Log struct {
 	Options
 	store   *store.Store
 	refused refusals
 	began   time.Time
 
-	mu       sync.Mutex // held by who writes the chain
-	doubt    *doubt     // of the last step; nil: there is none
-	bytes    int64      // that it took when it was written last
-	anchored int64      // the head's place, as the daemon's log was told
+	mu       sync.Mutex // locked while the chain is written
+	doubt    *doubt     // the last step, if its outcome is unknown; else nil
+	bytes    int64      // size of the chain after the last write
+	anchored int64      // the last place whose hash was written to the daemon's log
 }
 
-// New returns a Log over a store. Only one may write a store's chain.
+// New returns a Log over a store. Only one Log may write a store's chain.
 func New(s *store.Store, o Options) *Log {
 	return &Log{Options: o, store: s, began: o.Now()}
 }
 
-// Run seals and prunes until ctx is done, and seals once more then: what a kill left first. It is called once.
+// Run seals and prunes until ctx is done, and seals once more at the end. It first seals the lines that an earlier
+// process left. It must be called once only.
 func (l *Log) Run(ctx context.Context) {
 	tick := time.NewTicker(sealEvery)
 	defer tick.Stop()
 	var tended time.Time
-	var pause time.Duration // until lines leave for their size
+	var pause time.Duration // until the next prune by size
 	failing := false
 	for {
 		err := l.Seal(ctx)
@@ -83,7 +84,8 @@ func (l *Log) Run(ctx context.Context) {
 	}
 }
 
-// anchor tells the daemon's log where the chain ends, unless that was told: whoever keeps that log can prove more than the chain can.
+// anchor writes the chain's head to the daemon's log, unless it is there already. With a copy of that log, an operator
+// can prove more than with the chain alone.
 func (l *Log) anchor(ctx context.Context) error {
 	head, err := l.store.AuditHead(ctx)
 	if err != nil || head.Seq == 0 {
@@ -98,15 +100,15 @@ func (l *Log) anchor(ctx context.Context) error {
 	return nil
 }
 
-// overflows tells whether lines have to leave for their size.
+// overflows reports whether the chain exceeds MaxBytes.
 func (l *Log) overflows() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.MaxBytes > 0 && l.bytes > l.MaxBytes
 }
 
-// Record commits a line that no change goes with, such as that of a read that gives out a secret. It is
-// durable when Record returns nil: before the secret is given out.
+// Record commits a line without a change, such as that of a read that returns a secret. The line is durable when
+// Record returns nil, before the secret is returned.
 func (l *Log) Record(ctx context.Context, line node.AuditLine) error {
 	c := store.NewChange()
 	c.Audit(line)
@@ -116,7 +118,7 @@ func (l *Log) Record(ctx context.Context, line node.AuditLine) error {
 	return nil
 }
 
-// Seal brings all lines there are into the chain.
+// Seal moves all lines to the chain.
 func (l *Log) Seal(ctx context.Context) error { return l.seal(ctx, false) }
 
 func (l *Log) seal(ctx context.Context, last bool) error {
@@ -134,7 +136,7 @@ func (l *Log) seal(ctx context.Context, last bool) error {
 		for _, n := range fresh {
 			room -= n.Operations()
 		}
-		refused := l.refused.take(l.Now(), last)
+		refused := l.refused.drain(l.Now(), last)
 		if room = max(room, 0); len(refused) > room {
 			l.refused.putBack(refused[room:])
 			refused, left = refused[:room], true
@@ -166,14 +168,14 @@ func (l *Log) seal(ctx context.Context, last bool) error {
 	return nil
 }
 
-// doubt is a step that may be in the chain or not, with the lines of refused calls in it: no
-// record holds those, so they would be lost, or be there twice.
+// doubt is a step whose outcome is unknown. Its lines of refused calls are in no record. They would be lost, or be in
+// the chain twice, if the next step did not wait for the outcome.
 type doubt struct {
 	err     error
 	refused []node.AuditLine
 }
 
-// settle brings a doubt to its end. The next step goes by the head as it is then.
+// settle finds the outcome of a doubt. After it, the next step reads the head again.
 func (l *Log) settle(ctx context.Context) error {
 	if l.doubt == nil {
 		return nil
@@ -189,7 +191,7 @@ func (l *Log) settle(ctx context.Context) error {
 	return nil
 }
 
-// extend gives the lines of a step their places and commits it.
+// extend commits a step after the current head of the chain.
 func (l *Log) extend(ctx context.Context, step *store.ChainStep) error {
 	head, err := l.store.AuditHead(ctx)
 	if err != nil {
@@ -202,7 +204,7 @@ func (l *Log) extend(ctx context.Context, step *store.ChainStep) error {
 	return l.commit(ctx, step)
 }
 
-// commit gives the lines that join their places after the head, and commits the step.
+// commit sets the places of the new lines after the head, and commits the step.
 func (l *Log) commit(ctx context.Context, step *store.ChainStep) error {
 	for i := range step.Join {
 		line := &step.Join[i]
@@ -217,7 +219,7 @@ func (l *Log) commit(ctx context.Context, step *store.ChainStep) error {
 	return err
 }
 
-// Prune takes the oldest lines off that are too old or too many. That it did is a line.
+// Prune removes the oldest lines that exceed the bounds of age and size, and adds a line about that.
 func (l *Log) Prune(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -241,7 +243,7 @@ func (l *Log) Prune(ctx context.Context) error {
 		line.Comment = fmt.Sprintf("lines %d to %d, for their %s", head.Base+1, step.New.Base, why)
 		step.Join = []node.SealedLine{{AuditLine: line}}
 		if err := l.commit(ctx, &step); err != nil {
-			return fmt.Errorf("audit: taking lines off: %w", err)
+			return fmt.Errorf("audit: prune lines: %w", err)
 		}
 		if step.Leave < batch {
 			return nil
@@ -249,14 +251,14 @@ func (l *Log) Prune(ctx context.Context) error {
 	}
 }
 
-// leaving moves the base of a step past the lines that leave, and says why. For their size, as
-// many leave as make a tenth of room. A damaged line stays, with all after it: it is evidence.
+// leaving moves the base of a step past the lines to prune, and returns why they are pruned. A prune by size frees a
+// tenth of MaxBytes. A damaged line stays, with all lines after it, as it is evidence.
 func (l *Log) leaving(step *store.ChainStep, records []store.AuditRecord, full bool) (why string, err error) {
 	limit := l.Now().Add(-l.Keep)
 	byAge := l.Keep > 0 && l.Now().Sub(l.began) >= clockDoubt
 	for _, rec := range records {
 		if rec.Err != nil || rec.Seq != step.New.Base+1 {
-			return why, fmt.Errorf("audit: no line is taken off from %d on, which is damaged: see `espm audit verify`", step.New.Base+1)
+			return why, fmt.Errorf("audit: line %d is damaged, so it and all lines after it are not pruned: see `espm audit verify`", step.New.Base+1)
 		}
 		old := byAge && rec.Time.Before(limit)
 		large := full && step.New.Bytes > l.MaxBytes-l.MaxBytes/10

@@ -13,11 +13,11 @@ import (
 
 const (
 	readAtOnce = 500
-	// maxLooked is how many lines one page of a list looks at.
-	maxLooked = 10_000
+	// maxRead is the most lines that one page of a list reads.
+	maxRead = 10_000
 )
 
-// Filter selects lines: those that match all that is set.
+// Filter selects the lines that match all its fields that are set.
 type Filter struct {
 	Principal, Outcome string
 	Certname           node.Certname
@@ -36,9 +36,9 @@ func (f Filter) match(l node.SealedLine) bool {
 		(f.Until.IsZero() || l.Time.Before(f.Until))
 }
 
-// List returns up to limit lines, newest first, of those before a sequence number (0: all, with what is
-// acknowledged by now), and where the next page goes on (0: nowhere). It looks at 10,000
-// lines at most, so a page may be short although more follow. Damaged lines are left out; Verify finds them.
+// List returns up to limit lines before a sequence number, newest first, and the number before which the next page
+// starts (0: none follows). With before 0, List seals first and starts at the newest line. It reads at most 10,000
+// lines, so a page may be short although more follow. It leaves out damaged lines; Verify finds them.
 func (l *Log) List(ctx context.Context, f Filter, before int64, limit int) (page []node.SealedLine, next int64, err error) {
 	if before == 0 {
 		if err := l.Seal(ctx); err != nil {
@@ -52,7 +52,7 @@ func (l *Log) List(ctx context.Context, f Filter, before int64, limit int) (page
 	if before == 0 || before > head.Seq+1 {
 		before = head.Seq + 1
 	}
-	for looked := 0; looked < maxLooked && before > head.Base+1; looked += readAtOnce {
+	for looked := 0; looked < maxRead && before > head.Base+1; looked += readAtOnce {
 		after := max(before-1-readAtOnce, head.Base)
 		records, err := l.store.AuditLines(ctx, after, int(before-1-after))
 		if err != nil {
@@ -74,8 +74,8 @@ func (l *Log) List(ctx context.Context, f Filter, before int64, limit int) (page
 	return page, before, nil
 }
 
-// Export calls write with every line after a sequence number, oldest first, up to what is acknowledged by now. A line
-// that can't be read is an error.
+// Export calls write with every line after a sequence number, oldest first. It seals first, so the lines of all
+// finished calls are among them. A line that can't be read is an error.
 func (l *Log) Export(ctx context.Context, after int64, write func([]node.SealedLine) error) error {
 	if err := l.Seal(ctx); err != nil {
 		return err
@@ -110,13 +110,13 @@ func (l *Log) Export(ctx context.Context, after int64, write func([]node.SealedL
 type Verified struct {
 	Head  node.AuditHead
 	Lines int64
-	Flaw  *Flaw // nil: the chain is whole
+	Flaw  *Flaw // the first flaw; nil if the chain has none
 }
 
-// Verify walks the chain, from what was pruned last to its head, and compares it with an anchor where one is
-// given. It holds a few hundred lines at a time. Errors: a *TooOldError where the anchor is before the base.
+// Verify checks the chain from its base, the last pruned line, to its head, and compares it with an anchor if one is
+// given. It holds a few hundred lines in memory at a time. Errors: a *TooOldError if the anchor is before the base.
 func (l *Log) Verify(ctx context.Context, expect *Anchor) (Verified, error) {
-	if err := l.Seal(ctx); err != nil && !errors.Is(err, node.ErrStale) { // a head that is not the chain's is found below
+	if err := l.Seal(ctx); err != nil && !errors.Is(err, node.ErrStale) { // ErrStale: the head does not match the chain, which is found below
 		return Verified{}, err
 	}
 	for {
@@ -128,13 +128,13 @@ func (l *Log) Verify(ctx context.Context, expect *Anchor) (Verified, error) {
 		if err != nil {
 			return v, err
 		}
-		if now.Base == v.Head.Base || v.Flaw.Seq > now.Base { // else it was pruned meanwhile
+		if now.Base == v.Head.Base || v.Flaw.Seq > now.Base { // otherwise the line was pruned meanwhile
 			return v, nil
 		}
 	}
 }
 
-// Walk is Verify on a store that nobody writes to: lines that are not sealed yet are no part of the chain.
+// Walk is Verify on a store that nobody writes to. It does not check lines that are not sealed yet.
 func Walk(ctx context.Context, lines store.View, expect *Anchor) (Verified, error) {
 	head, err := lines.AuditHead(ctx)
 	if err != nil {
@@ -165,7 +165,7 @@ func Walk(ctx context.Context, lines store.View, expect *Anchor) (Verified, erro
 	return flawed(check.End())
 }
 
-// checkAll checks the lines up to the head, and that no other record stands among them.
+// checkAll checks the lines up to the head, and that no other record is among them.
 func checkAll(ctx context.Context, lines store.View, head node.AuditHead, check *Checker) error {
 	stray, err := lines.AuditLines(ctx, 0, 1)
 	if err != nil {
@@ -193,7 +193,7 @@ func checkAll(ctx context.Context, lines store.View, head node.AuditHead, check 
 	if err != nil || len(beyond) == 0 {
 		return err
 	}
-	if now, err := lines.AuditHead(ctx); err != nil || now.Seq > head.Seq { // they were sealed meanwhile
+	if now, err := lines.AuditHead(ctx); err != nil || now.Seq > head.Seq { // the lines after head were sealed meanwhile
 		return err
 	}
 	return &Flaw{head.Seq + 1, "it stands behind the chain's head"}

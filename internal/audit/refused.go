@@ -10,20 +10,21 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Bounds of the lines that refused calls get, so that nobody fills the disk with them, or pushes the lines of changes
-// out. In a window each principal and peer has a few lines of its own, and a sum of the rest at the window's end.
+// Bounds of the lines of refused calls, so that nobody can fill the disk with them, or force the prune of other lines.
+// In a window each pair of principal and host gets a few lines of its own. At the window's end it gets one line that
+// counts the other calls.
 const (
 	refusedWindow = time.Minute
 	maxOfPair     = 10  // lines of one principal and peer
-	maxOfKind     = 60  // lines of all who are known, and of all strangers, who so can't use up each other's
-	maxSums       = 16  // of each of these
+	maxOfKind     = 60  // lines of all callers with a role, and again of all strangers: neither uses up the other's
+	maxSums       = 16  // sums of each kind
 	maxWaiting    = 500 // lines in memory, while the store can't write
 )
 
-// pair is who is refused, from which host.
+// pair is a refused caller and its host.
 type pair struct{ principal, host string }
 
-// sum stands for the refused calls that get no line of their own.
+// sum counts the refused calls of a pair that get no line of their own.
 type sum struct {
 	last  node.AuditLine
 	count int64
@@ -34,14 +35,14 @@ type sum struct {
 type kind struct {
 	own  int
 	of   map[pair]int
-	sums map[pair]*sum // pair{}: those for whom there was no room
+	sums map[pair]*sum // pair{} has the calls of all pairs beyond maxSums
 }
 
 // refusals are lines of refused calls that are not in the chain yet.
 type refusals struct {
 	mu    sync.Mutex
 	lines []node.AuditLine
-	began time.Time // the window
+	began time.Time // start of the window
 	kinds map[bool]*kind
 }
 
@@ -77,7 +78,7 @@ func (r *refusals) add(l node.AuditLine) {
 	s.count++
 }
 
-// host is the peer without the port, which a new connection changes.
+// host returns the peer without the port, which each connection changes.
 func host(peer string) string {
 	if h, _, err := net.SplitHostPort(peer); err == nil {
 		return h
@@ -85,7 +86,7 @@ func host(peer string) string {
 	return peer
 }
 
-// roll turns the sums of a window that is over into lines.
+// roll ends a window that is over, and turns its sums into lines.
 func (r *refusals) roll(now time.Time, force bool) {
 	if age := now.Sub(r.began); !force && age >= 0 && age < refusedWindow {
 		return
@@ -96,7 +97,7 @@ func (r *refusals) roll(now time.Time, force bool) {
 		}
 	}
 	r.kinds = nil
-	if len(r.lines) > 2*maxWaiting { // the store can't write for long
+	if len(r.lines) > 2*maxWaiting { // the store can't be written for a long time
 		r.lines = r.lines[:2*maxWaiting]
 	}
 }
@@ -113,8 +114,8 @@ func (s *sum) line(who pair, now time.Time) node.AuditLine {
 	return l
 }
 
-// take returns what there is to write; the sums of a window that is not over only with all.
-func (r *refusals) take(now time.Time, all bool) []node.AuditLine {
+// drain removes and returns the lines to write. With all, it also returns the sums of a window that is not over.
+func (r *refusals) drain(now time.Time, all bool) []node.AuditLine {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.roll(now, all)
@@ -130,8 +131,8 @@ func (r *refusals) putBack(lines []node.AuditLine) {
 	r.lines = append(lines, r.lines...)
 }
 
-// Refuse notes that a call was refused, or failed. It never waits: the line is in memory until the sealer writes it,
-// so a kill loses a second of them, and of a flood the sum of a minute.
+// Refuse records that a call was refused, or failed. It never waits for the disk: the line is in memory until the sealer
+// writes it. So a kill loses the lines of about a second, and the sums of a minute.
 func (l *Log) Refuse(line node.AuditLine, outcome string) {
 	line.Outcome = outcome
 	if line.Principal == "" {

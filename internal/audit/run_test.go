@@ -54,7 +54,7 @@ func TestRunBesideADamagedLine(t *testing.T) {
 		go func() { r.Run(ctx); close(ended) }()
 		told := func() (n int) {
 			for _, entry := range log.AllEntries() {
-				if err, _ := entry.Data[logrus.ErrorKey].(error); err != nil && strings.Contains(err.Error(), "no line is taken off from 1 on, which is damaged") {
+				if err, _ := entry.Data[logrus.ErrorKey].(error); err != nil && strings.Contains(err.Error(), "line 1 is damaged, so it and all lines after it are not pruned") {
 					n++
 				}
 			}

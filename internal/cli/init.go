@@ -8,9 +8,11 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/doctor"
@@ -33,7 +35,7 @@ func (a *app) initCmd() *cobra.Command {
 	var o setup.InitOptions
 	var server config.PuppetServer
 	var kind string
-	var apply bool
+	var apply, undo bool
 	c := &cobra.Command{
 		Use:   "init",
 		Short: "Make a configuration, a store and, unless Puppet Server has one, a CA",
@@ -55,15 +57,22 @@ Nodes that espm does not know keep their present classifier.
 With --apply, on Puppet Server's own host, init also changes Puppet Server's files. It adds
 the ENC's lines to puppet.conf and the missing rules to auth.conf. It first copies each
 file to FILE.espm-TIME. If a setting already has another value, init keeps that value and
-fails. init restarts no service. To finish an incomplete change, run init again.`,
+fails. init restarts no service. To finish an incomplete change, run init again.
+
+With --undo, init makes nothing. It takes the ENC's lines out of puppet.conf and espm's rules out of
+auth.conf. An ENC in enc.command comes back. The removal of the package runs it, too.`,
 		Example: `  espm init --dir trial --certname puppet.example.com
-  espm init --authority puppetserver --apply`,
+  espm init --authority puppetserver --apply
+  espm init --undo`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Flags().Changed("dir") && o.Dir == "" {
 				return usageError{errors.New("--dir: must not be empty; leave it out for the system's folders")}
 			}
 			o.Puppet = setup.FindPuppet(cmd.Context())
+			if undo {
+				return a.undo(cmd, o)
+			}
 			if kind == "" {
 				var err error
 				if kind, err = a.chooseKind(cmd, o); err != nil {
@@ -94,6 +103,7 @@ fails. init restarts no service. To finish an incomplete change, run init again.
 	f.StringVar(&server.Key, "key", "", "file with the private key of --certificate (default: hostprivkey)")
 	f.StringVar(&server.CA, "ca", "", "file with the CA of the server's certificate (default: localcacert)")
 	f.BoolVar(&apply, "apply", false, "change Puppet Server's puppet.conf and auth.conf, and keep a copy of each")
+	f.BoolVar(&undo, "undo", false, "take out of Puppet Server's puppet.conf and auth.conf what --apply added, and keep a copy of each")
 	f.BoolVar(&o.Unasked, "no-check", false, "don't ask the server; it may be down")
 	return c
 }
@@ -132,6 +142,39 @@ func (a *app) initialize(ctx context.Context, o setup.InitOptions, apply bool) e
 		g.applied = true
 	}
 	g.print(a.stdout)
+	return nil
+}
+
+// undo takes espm out of Puppet's files.
+func (a *app) undo(cmd *cobra.Command, o setup.InitOptions) error {
+	var others []string
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if f.Name != "undo" && f.Name != "dir" {
+			others = append(others, "--"+f.Name)
+		}
+	})
+	if len(others) > 0 {
+		return usageError{fmt.Errorf("--undo goes with --dir alone, not with %s", strings.Join(others, " and "))}
+	}
+	changes, err := o.Puppet.Undo(o.Dir)
+	done := false
+	for _, c := range changes {
+		if c.Done {
+			fmt.Fprintf(a.stdout, "%s: espm taken out; as it was: %s\n", c.Path, c.Backup)
+		} else if !c.Needed() {
+			fmt.Fprintf(a.stdout, "%s has nothing of espm: not changed\n", c.Path)
+		}
+		done = done || c.Done
+	}
+	if err != nil {
+		return fmt.Errorf("--undo: %w", err)
+	}
+	if len(changes) == 0 {
+		fmt.Fprintln(a.stdout, "There is no Puppet on this host: nothing to undo.")
+	}
+	if done {
+		fmt.Fprint(a.stdout, "\nNext:\n  systemctl restart puppetserver\n")
+	}
 	return nil
 }
 

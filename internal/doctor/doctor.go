@@ -1,5 +1,4 @@
-// Package doctor looks for all that can be wrong with an espm on its host, and
-// says how each is mended. It changes nothing itself.
+// Package doctor checks an espm and its host for faults, and says how to mend each. It changes nothing itself.
 package doctor
 
 import (
@@ -11,13 +10,13 @@ import (
 	"github.com/espm-project/espm/internal/config"
 )
 
-// Severity says how bad a finding is. It is the exit code of `espm doctor`, too.
+// Severity is how bad a finding is. The worst one is also the exit code of `espm doctor`.
 type Severity int
 
-// From good to bad.
+// The severities, from good to bad.
 const (
 	OK      Severity = 0
-	Warning Severity = 1 // it works, and will not for ever, or not for all
+	Warning Severity = 1 // it works, but not for all callers, or not for long
 	Failure Severity = 2 // something does not work
 )
 
@@ -32,37 +31,37 @@ func (s Severity) String() string {
 	}
 }
 
-// MarshalText makes JSON readable.
+// MarshalText makes JSON show the name of a severity.
 func (s Severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// Finding is what a check found.
+// Finding is the result of a check.
 type Finding struct {
 	Check    string   `json:"check"`
 	Severity Severity `json:"severity"`
 	What     string   `json:"what"`
-	Mend     string   `json:"mend,omitempty"` // a command for root's shell, or what to add where; "": What says it
+	Mend     string   `json:"mend,omitempty"` // a command for root's shell, or the text to add to a file; empty if What says it
 }
 
-// Host is what the checks look at.
+// Host is the input of the checks.
 type Host struct {
 	Config config.Config
-	// Puppet asks Puppet on this host for its server's settings; ErrNoPuppet where there is none.
+	// Puppet returns the settings of the Puppet Server on this host; ErrNoPuppet if there is none.
 	Puppet func(ctx context.Context, names ...string) (map[string]string, error)
-	// CA asks the authority how it stands, without changing it.
+	// CA returns the authority's state. It changes nothing.
 	CA func(ctx context.Context) (CA, error)
-	// Token looks whether the token's key can be had and is the CA's; ErrNoTokens where this
-	// espm can't tell. Asked only where the configuration names one.
+	// Token checks that the token's key is readable and is the CA's; ErrNoTokens if this espm can't read tokens. It
+	// is called only if the configuration names a token.
 	Token func() error
-	// Unrevoked asks the daemon which certificates the CA could not revoke, and that have not expired. Asked only where
-	// the daemon answers on a local socket.
+	// Unrevoked asks the daemon for the valid certificates that the CA could not revoke. It is called only if the daemon
+	// answers on a local socket.
 	Unrevoked func(ctx context.Context) ([]Unrevoked, error)
 	Now       func() time.Time
 
-	settings  map[string]string // of Puppet; nil: they are not known
-	puppetErr error             // why not
+	settings  map[string]string // of Puppet; nil if unknown
+	puppetErr error             // why settings is nil
 }
 
-// CA is how an authority stands.
+// CA is an authority's state.
 type CA struct {
 	Subject string
 	// NotBefore and NotAfter are of the CA's certificate.
@@ -74,7 +73,7 @@ type CA struct {
 	Problems []Problem
 }
 
-// Unrevoked is a certificate that was to be revoked, which the CA can't. It is valid.
+// Unrevoked is a valid certificate whose revocation was ordered, and that the CA can't revoke.
 type Unrevoked struct {
 	Serial, Certname string
 	NotAfter         time.Time
@@ -86,16 +85,16 @@ type CRL struct {
 	ThisUpdate, NextUpdate time.Time
 }
 
-// Problem is what an authority lacks.
+// Problem is a fault of an authority.
 type Problem struct{ What, Mend string }
 
-// check looks at one thing.
+// check is one check.
 type check struct {
 	name string
 	look func(ctx context.Context, h *Host) []Finding
 }
 
-// checks are in the order in which things depend on each other.
+// checks are sorted so that a check comes after those that it depends on.
 var checks = []check{
 	{"store", checkStore},
 	{"disk", checkDisk},
@@ -111,16 +110,16 @@ var checks = []check{
 	{"hostcrl", checkHostCRL},
 }
 
-// limit bounds a whole examination.
+// limit bounds the time of all checks together.
 const limit = 2 * time.Minute
 
-// ErrNoPuppet says that there is no Puppet on this host, which may well be so.
+// ErrNoPuppet says that there is no Puppet on this host. That is no fault.
 var ErrNoPuppet = errors.New("there is no Puppet on this host")
 
-// ErrNoTokens says that this espm can't look into tokens.
+// ErrNoTokens says that this espm can't read tokens, as it is built without them.
 var ErrNoTokens = errors.New("this espm can't look into it")
 
-// noSettings is what a check of Puppet's settings finds where there are none.
+// noSettings is the finding of a check of Puppet's settings if they are unknown.
 func (h *Host) noSettings() []Finding {
 	if errors.Is(h.puppetErr, ErrNoPuppet) {
 		return []Finding{found(OK, "", "%v", ErrNoPuppet)}
@@ -128,11 +127,11 @@ func (h *Host) noSettings() []Finding {
 	return []Finding{found(Failure, "", "Puppet on this host can't be asked: %v", h.puppetErr)}
 }
 
-// Examine makes all checks. Each gives one finding at least.
+// Examine runs all checks. Each returns at least one finding.
 func Examine(ctx context.Context, h Host) []Finding {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	// It starts a Ruby: once, for all.
+	// Called once for all checks, as it starts a Ruby.
 	h.settings, h.puppetErr = h.Puppet(ctx, "user", "group", "config", "node_terminus", "external_nodes", "hostcrl", "certname")
 	var all []Finding
 	for _, c := range checks {
@@ -158,7 +157,7 @@ func found(s Severity, mend, format string, args ...any) Finding {
 	return Finding{Severity: s, What: fmt.Sprintf(format, args...), Mend: mend}
 }
 
-// good is what is found where nothing is wrong.
+// good returns a finding without a fault.
 func good(all []Finding, format string, args ...any) []Finding {
 	if len(all) == 0 {
 		return []Finding{found(OK, "", format, args...)}

@@ -23,7 +23,7 @@ import (
 
 const start = "systemctl start espm"
 
-// checkMode finds what is wrong with a file's mode and, where one is wanted, its group.
+// checkMode checks a file's mode and, if a group is given, its group.
 func checkMode(path string, mode fs.FileMode, group string) []Finding {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -33,7 +33,7 @@ func checkMode(path string, mode fs.FileMode, group string) []Finding {
 	if have := info.Mode().Perm(); have != mode {
 		bad := Warning
 		if have&^mode&0o007 != 0 || have&mode != mode {
-			bad = Failure // others get at it, or who must can't
+			bad = Failure // others may open it, or the group that must can't
 		}
 		all = append(all, found(bad, fmt.Sprintf("chmod %04o %s", mode, shell.Quote(path)), "%s has mode %04o instead of %04o", path, have, mode))
 	}
@@ -59,7 +59,7 @@ func checkStore(_ context.Context, h *Host) []Finding {
 	return good(checkMode(path, 0o640, h.Config.ENC.Group), "%s", path)
 }
 
-// What a disk must have free: the daemon goes on without, but can change nothing.
+// The space that a disk must have free. Without it the daemon still serves reads, but can change nothing.
 const (
 	lowBytes  = 256 << 20
 	fullBytes = 32 << 20
@@ -111,7 +111,7 @@ func checkCAKey(_ context.Context, h *Host) []Finding {
 	return []Finding{found(OK, "", "%s", path)}
 }
 
-// checkToken: a file beside the token is what the token is to make needless.
+// checkToken checks the token's key, and that no key file is left beside it: the token replaces that file.
 func checkToken(h *Host, file string) []Finding {
 	var all []Finding
 	if _, err := os.Lstat(file); err == nil {
@@ -137,7 +137,7 @@ func checkDaemon(ctx context.Context, h *Host) []Finding {
 	return good(checkMode(path, 0o660, ""), "it answers at %s", path)
 }
 
-// checkRevocations lists what was to be revoked and stays valid. Of pending ones the metrics tell.
+// checkRevocations lists the certificates that the CA can't revoke. Pending revocations are in the metrics.
 func checkRevocations(ctx context.Context, h *Host) []Finding {
 	path, local := strings.CutPrefix(h.Config.Listen, "unix://")
 	if !local || dial(ctx, path) != nil {
@@ -170,7 +170,7 @@ func dial(ctx context.Context, path string) error {
 	return conn.Close()
 }
 
-// checkGroup: Puppet's user must be in the group that may use the ENC socket.
+// checkGroup checks that Puppet's user is in the group that may use the ENC socket.
 func checkGroup(_ context.Context, h *Host) []Finding {
 	group := h.Config.ENC.Group
 	if h.settings == nil {
@@ -203,12 +203,12 @@ func checkGroup(_ context.Context, h *Host) []Finding {
 	return []Finding{found(OK, "", "%s is in %s", u.Username, group)}
 }
 
-// ownerLacks returns a file's owner, as who the daemon runs, where that is neither root nor
-// in the group; "" where it is, and where that is not known.
+// ownerLacks returns the owner of a file, as which the daemon runs, if that user is neither root nor in the group.
+// Otherwise, or if the groups are unknown, it returns the empty string.
 func ownerLacks(path, gid string) string {
 	info, err := os.Stat(path)
 	if err != nil {
-		return "" // another check says so
+		return "" // another check reports that
 	}
 	uid := strconv.Itoa(int(info.Sys().(*syscall.Stat_t).Uid))
 	owner, err := user.LookupId(uid)
@@ -221,7 +221,7 @@ func ownerLacks(path, gid string) string {
 	return owner.Username
 }
 
-// checkHostCRL: Puppet Server reads the CRL from a copy, where espm is the CA.
+// checkHostCRL checks Puppet Server's copy of the CRL. If espm is the CA, Puppet Server reads that copy.
 func checkHostCRL(_ context.Context, h *Host) []Finding {
 	d := h.Config.Authority.Directory
 	if d == nil {
@@ -249,7 +249,7 @@ func checkHostCRL(_ context.Context, h *Host) []Finding {
 	return good(all, "%d copies of the CRL are as they should be", len(d.Publish))
 }
 
-// readable says whether a user's mode bits let him read a file, its folders aside.
+// readable reports whether the mode bits of a file let a user read it. It does not check the folders.
 func readable(path, name string) bool {
 	info, err := os.Stat(path)
 	u, lookup := user.Lookup(name)

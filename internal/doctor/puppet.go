@@ -17,13 +17,14 @@ import (
 	"github.com/espm-project/espm/internal/shell"
 )
 
-// Where espm-enc looks by itself; see its --help.
+// The default paths of espm-enc; see its --help.
 const (
 	encSocket = "/run/espm/enc.sock"
 	encStore  = "/var/lib/espm/espm.db"
 )
 
-// ENCCommand is what puppet.conf has to name: the espm-enc beside this espm, with where it is to ask.
+// ENCCommand returns the command that puppet.conf must name: the espm-enc beside this espm, with the paths that are not
+// its defaults.
 func ENCCommand(socket, store string) string {
 	command := "/usr/bin/espm-enc"
 	if path, err := os.Executable(); err == nil {
@@ -67,7 +68,7 @@ func executable(path string) bool {
 	return err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0
 }
 
-// encLimit is what Puppet Server's agents can bear; espm-enc keeps to it by itself.
+// encLimit is the longest acceptable time of an ENC; espm-enc itself ends earlier.
 const encLimit = 2 * time.Second
 
 // checkENC runs the ENC as Puppet Server does.
@@ -104,7 +105,8 @@ func checkENC(ctx context.Context, h *Host) []Finding {
 	return []Finding{found(OK, "", "it answers as %s, in %v", as, took.Round(time.Millisecond))}
 }
 
-// encWords is the espm-enc that puppet.conf names, with its arguments, or else what it has to name.
+// encWords returns the command that puppet.conf names, with its arguments. If it names none, encWords returns the one
+// that it must name.
 func (h *Host) encWords() string {
 	command := h.settings["external_nodes"]
 	if words := strings.Fields(command); len(words) > 0 && filepath.Base(words[0]) == "espm-enc" {
@@ -113,7 +115,7 @@ func (h *Host) encWords() string {
 	return h.encCommand()
 }
 
-// asPuppet has a command run as Puppet's user, which only root may, and says as whom it runs.
+// asPuppet makes a command run as Puppet's user, which only root may, and returns the user's name.
 func (h *Host) asPuppet() (*syscall.SysProcAttr, string, error) {
 	who := h.settings["user"]
 	if who == "" || os.Geteuid() != 0 {
@@ -143,7 +145,7 @@ func credentialOf(name string) (*syscall.Credential, error) {
 	return c, nil
 }
 
-// What is soon.
+// The times before an expiry from which on it is a finding.
 const (
 	caSoon   = 90 * 24 * time.Hour
 	crlSoon  = 12 * time.Hour

@@ -16,8 +16,8 @@ import (
 	"github.com/espm-project/espm/internal/version"
 )
 
-// checkVersion compares what one package brings: this program, espm-enc, and the program that the
-// daemon runs, which is another after an upgrade that did not restart it.
+// checkVersion compares the programs of one package: this one, espm-enc, and the one that the daemon runs. The daemon
+// runs an older program after an upgrade without a restart.
 func checkVersion(ctx context.Context, h *Host) []Finding {
 	own := version.Read()
 	words := strings.Fields(h.encWords())
@@ -30,7 +30,7 @@ func checkVersion(ctx context.Context, h *Host) []Finding {
 
 func (h *Host) checkENCVersion(ctx context.Context, program string, own version.Info) []Finding {
 	if !executable(program) {
-		return nil // which another check says
+		return nil // another check reports that
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*encLimit)
 	defer cancel()
@@ -38,7 +38,7 @@ func (h *Host) checkENCVersion(ctx context.Context, program string, own version.
 	cmd.Dir, cmd.WaitDelay = "/", time.Second
 	var err error
 	if cmd.SysProcAttr, _, err = h.asPuppet(); err != nil {
-		return nil // the same
+		return nil // another check reports that
 	}
 	out, err := cmd.Output()
 	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
@@ -52,11 +52,12 @@ func (h *Host) checkENCVersion(ctx context.Context, program string, own version.
 	return nil
 }
 
-// checkRunning finds a daemon whose program is not this one. Where that can't be seen, as others than root can't, it finds nothing.
+// checkRunning finds a daemon that runs another program than this one. It finds nothing if that can't be read; only root
+// can read it.
 func checkRunning(ctx context.Context, socket string) []Finding {
 	pid, err := listener(ctx, socket)
 	if err != nil {
-		return nil // which another check says
+		return nil // another check reports that
 	}
 	path, err := os.Executable()
 	if err != nil {
@@ -84,7 +85,7 @@ func listener(ctx context.Context, socket string) (pid int32, err error) {
 	return peer.PID, err
 }
 
-// sameProgram compares two files, by what is in them if they are not one.
+// sameProgram reports whether two paths are the same file, or files with the same content.
 func sameProgram(a, b string) (bool, error) {
 	infoA, err := os.Stat(a)
 	if err != nil {

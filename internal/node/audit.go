@@ -7,10 +7,10 @@ import (
 	"unicode"
 )
 
-// Action says what an audit line is about.
+// Action is the kind of an audit line.
 type Action string
 
-// The actions. docs/audit.md says which call, or which work of espm's own, leaves which.
+// The actions. docs/audit.md says which call, or which work of espm itself, leaves which line.
 const (
 	ActionRegister    Action = "node.register"
 	ActionUpdate      Action = "node.update"
@@ -36,17 +36,16 @@ const (
 	ActionTokenRotate Action = "token.rotate"
 	ActionTokenRevoke Action = "token.revoke"
 	ActionBackup      Action = "backup.create"
-	ActionConnect     Action = "connect"       // a connection that was refused
-	ActionRead        Action = "read"          // of a read, only where it was refused or gave out a secret
-	ActionManyRefused Action = "calls.refused" // stands for many; see Count
+	ActionConnect     Action = "connect"       // a refused connection
+	ActionRead        Action = "read"          // a read that was refused, or that returned a secret
+	ActionManyRefused Action = "calls.refused" // several refused calls; see Count
 	ActionPrune       Action = "audit.prune"
 )
 
-// OutcomeOK is that of what was done; else it is the reason of the error.
+// OutcomeOK is the outcome of a success. The outcome of a failure is the reason of its error.
 const OutcomeOK = "ok"
 
-// AuditLine says who did what, or was refused it. It holds no value that was
-// set, no key and no token.
+// AuditLine says who did what, or who was refused what. It has no values of nodes and groups, no key and no token.
 type AuditLine struct {
 	ID        string    `json:"id"` // UUIDv7
 	Time      AuditTime `json:"time"`
@@ -58,30 +57,30 @@ type AuditLine struct {
 	Certname  Certname  `json:"certname,omitempty"`
 	UID       UID       `json:"uid,omitempty"`
 	Serial    Serial    `json:"serial,omitempty"`
-	Object    string    `json:"object,omitempty"` // what else it is about: "group/web", "revocation/ID"
+	Object    string    `json:"object,omitempty"` // another object than a node, such as "group/web" or "revocation/ID"
 	RequestID string    `json:"request_id,omitempty"`
-	Comment   string    `json:"comment,omitempty"` // why, or with what result
+	Comment   string    `json:"comment,omitempty"` // the reason, or details of the result
 	Outcome   string    `json:"outcome"`
-	Count     int64     `json:"count,omitempty"` // calls that the line stands for; 0: one
-	Since     AuditTime `json:"since,omitzero"`  // of the first of them
+	Count     int64     `json:"count,omitempty"` // number of calls that the line counts; 0: one
+	Since     AuditTime `json:"since,omitzero"`  // time of the first of these calls
 }
 
 // SealedLine is an AuditLine at its place in the chain.
 type SealedLine struct {
 	Seq int64 `json:"seq"` // from 1, without a gap
 	AuditLine
-	Revision int64  `json:"revision,omitempty"` // of the store, that the change made; 0: there was none
+	Revision int64  `json:"revision,omitempty"` // the store's revision after the change; 0: no change
 	Prev     string `json:"prev"`               // the hash of the line before
 	Hash     string `json:"hash"`
 }
 
-// AuditHead is where the chain ends, and where what is kept of it begins.
+// AuditHead is the end of the chain, and the base from which its lines are still stored.
 type AuditHead struct {
 	Seq      int64  `json:"seq"`
 	Hash     string `json:"hash"`
-	Base     int64  `json:"base"`      // the last line that is not kept any more; 0: all are kept
+	Base     int64  `json:"base"`      // the last pruned line; 0: none is pruned
 	BaseHash string `json:"base_hash"` // its hash
-	Bytes    int64  `json:"bytes"`     // that the lines kept take
+	Bytes    int64  `json:"bytes"`     // size of the stored lines
 
 	Revision int64 `json:"-"`
 }
@@ -92,7 +91,7 @@ const (
 	maxAuditComment = 1024
 )
 
-// Bounded returns the line as it may be stored: with texts of limited size, valid UTF-8, on one line.
+// Bounded returns the line with texts that may be stored: of limited size, valid UTF-8, without line breaks.
 func (l AuditLine) Bounded() AuditLine {
 	l.Principal, l.Peer, l.Method = bounded(l.Principal, maxAuditText), bounded(l.Peer, maxAuditText), bounded(l.Method, maxAuditText)
 	l.Role, l.Action = Role(bounded(string(l.Role), maxAuditText)), Action(bounded(string(l.Action), maxAuditText))
@@ -108,13 +107,13 @@ func bounded(text string, limit int) string {
 	}
 	return strings.Map(func(c rune) rune {
 		if unicode.IsControl(c) || c == unicode.ReplacementChar {
-			return '?' // as long as what it stands for, or shorter
+			return '?' // not longer than the character that it replaces
 		}
 		return c
 	}, text)
 }
 
-// AuditTime is a time in UTC, to the microsecond, that is always written in one way.
+// AuditTime is a time in UTC, to the microsecond. It has exactly one spelling, as it is hashed.
 type AuditTime struct{ time.Time }
 
 const auditTimeForm = "2006-01-02T15:04:05.000000Z"
@@ -133,7 +132,7 @@ func (t AuditTime) String() string {
 // MarshalJSON implements json.Marshaler.
 func (t AuditTime) MarshalJSON() ([]byte, error) { return []byte(`"` + t.String() + `"`), nil }
 
-// UnmarshalJSON implements json.Unmarshaler. Another form of the same time is refused, as it has another hash.
+// UnmarshalJSON implements json.Unmarshaler. It refuses another spelling of the same time, which has another hash.
 func (t *AuditTime) UnmarshalJSON(b []byte) error {
 	text := strings.Trim(string(b), `"`)
 	*t = AuditTime{}

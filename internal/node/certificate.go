@@ -23,8 +23,8 @@ func (s Serial) Int() (*big.Int, bool) {
 	return n, true
 }
 
-// Certificate is what espm keeps of a certificate that it issued, adopted by an
-// import, or was made to revoke although it is neither: that one has no UID.
+// Certificate is espm's record of a certificate that it issued or imported. A foreign certificate gets a record when
+// its revocation is ordered; that record has no UID.
 type Certificate struct {
 	Serial     Serial    `json:"serial"`
 	Certname   Certname  `json:"certname"`
@@ -35,30 +35,30 @@ type Certificate struct {
 	PEM        string    `json:"pem"`
 	RequestID  string    `json:"request_id,omitempty"` // Request.Key of the call that it was issued for
 	Revocation string    `json:"revocation,omitempty"` // id of its Revocation, once one was asked for
-	Receipt    *Receipt  `json:"receipt,omitempty"`    // once the revocation took effect
+	Receipt    *Receipt  `json:"receipt,omitempty"`    // nil until the certificate is revoked
 	Impossible bool      `json:"impossible,omitempty"` // the authority can't carry out the revocation
 	ImportedAt time.Time `json:"imported_at,omitzero"` // when it was adopted; zero: espm issued it
 
 	Revision int64 `json:"-"`
 }
 
-// IssueIntent is durable before the authority is asked to sign, and goes when
-// the outcome is committed. One that is still there at start was cut short
-// and is settled.
+// IssueIntent is durable before the authority is asked to sign. The commit of the outcome removes it. An intent that is
+// in the store at the start is of an interrupted issue, and is settled.
 type IssueIntent struct {
 	UID       UID      `json:"uid"`
 	Certname  Certname `json:"certname"`
-	Serial    Serial   `json:"serial,omitempty"`     // where the authority lets the caller choose it
+	Serial    Serial   `json:"serial,omitempty"`     // empty if the authority chooses it
 	KeyHash   string   `json:"key_hash"`             // SHA-256 of the SubjectPublicKeyInfo, hex
-	CallerKey bool     `json:"caller_key"`           // the caller holds the private key and sent a CSR
+	CallerKey bool     `json:"caller_key"`           // the caller has the private key, and sent a CSR
 	RequestID string   `json:"request_id,omitempty"` // Request.Key
-	// The registration, or the request id, came with the intent and goes with it if it fails.
+	// NewNode and NewRequest say that the registration, or the request id, was committed with the intent. If the issue
+	// fails, they are removed with it.
 	NewNode    bool `json:"new_node"`
 	NewRequest bool `json:"new_request"`
 
 	CreatedAt time.Time `json:"created_at"`
 
-	// What else the certificate must be to be adopted.
+	// The certificate is adopted only if it has these, too.
 	DNSAltNames []string          `json:"dns_alt_names,omitempty"`
 	Extensions  map[string]string `json:"extensions,omitempty"` // by dotted OID
 	TTL         time.Duration     `json:"ttl,omitempty"`        // nanoseconds; 0: any
@@ -66,10 +66,10 @@ type IssueIntent struct {
 	Revision int64 `json:"-"`
 }
 
-// Request remembers what a request id did, so that a retry is safe.
+// Request records the call of a request id, so that a retry is safe.
 type Request struct {
 	ID        string    `json:"id"`
-	Principal string    `json:"principal,omitempty"` // whose it is; empty: made before ids were a principal's own
+	Principal string    `json:"principal,omitempty"` // the caller; empty in records from before ids had a principal
 	Hash      string    `json:"hash"`                // SHA-256 of the content, hex
 	Certname  Certname  `json:"certname"`
 	UID       UID       `json:"uid"`
@@ -78,8 +78,8 @@ type Request struct {
 	Revision int64 `json:"-"`
 }
 
-// Key names a request id among those of all principals. An id has no spaces,
-// so whatever a principal is called, no two pairs make the same key.
+// Key returns a key that is unique among the request ids of all principals. An id has no spaces, so two pairs of
+// principal and id never have the same key.
 func (r Request) Key() string {
 	if r.Principal == "" {
 		return r.ID
@@ -96,13 +96,13 @@ type Revocation struct {
 	ID        string    `json:"id"` // UUIDv7: ordered by time
 	Serial    Serial    `json:"serial"`
 	Certname  Certname  `json:"certname"`
-	UID       UID       `json:"uid,omitempty"`   // none where espm did not issue the certificate
+	UID       UID       `json:"uid,omitempty"`   // empty if espm did not issue the certificate
 	Owner     string    `json:"owner,omitempty"` // that of the registration
 	Reason    Reason    `json:"reason,omitempty"`
-	Comment   string    `json:"comment,omitempty"` // why, in the words of who asked
+	Comment   string    `json:"comment,omitempty"` // the caller's reason in words
 	CreatedAt time.Time `json:"created_at"`
 	Receipt   *Receipt  `json:"receipt,omitempty"`
-	Failure   *Failure  `json:"failure,omitempty"` // of the last try, where the authority refused this one
+	Failure   *Failure  `json:"failure,omitempty"` // of the last try, if the authority refused this revocation
 	Drop      *Drop     `json:"drop,omitempty"`
 
 	Impossible *Impossible `json:"impossible,omitempty"`
@@ -113,7 +113,7 @@ type Revocation struct {
 // Open reports whether the revocation is still to be carried out.
 func (r Revocation) Open() bool { return r.Receipt == nil && r.Drop == nil && r.Impossible == nil }
 
-// Failure is why the authority refused a revocation that it was asked for.
+// Failure is the failed tries of a revocation.
 type Failure struct {
 	Error    string    `json:"error"`
 	Attempts int       `json:"attempts"`
@@ -121,7 +121,7 @@ type Failure struct {
 	RetryAt  time.Time `json:"retry_at"` // not before
 }
 
-// Drop is an admin's word that a revocation is not to be carried out.
+// Drop records that an admin closed a revocation without carrying it out.
 type Drop struct {
 	Comment   string    `json:"comment"`
 	DroppedAt time.Time `json:"dropped_at"`

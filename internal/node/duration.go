@@ -23,11 +23,11 @@ func (d *Duration) Set(s string) error {
 // Type implements pflag.Value.
 func (*Duration) Type() string { return "duration" }
 
-// String is what Set takes, such as 400d or 1d12h30m.
+// String returns the form that Set reads, such as 400d or 1d12h30m.
 func (d Duration) String() string {
 	left := time.Duration(d)
 	if left == math.MinInt64 {
-		return left.String() // which has no positive counterpart
+		return left.String() // the smallest int64 has no positive counterpart
 	}
 	sign := ""
 	if left < 0 {
@@ -51,7 +51,7 @@ func (d Duration) String() string {
 
 var errDuration = errors.New("not a duration, such as 30d, 12h or 90m (units: w, d, h, m, s)")
 
-// ParseDuration reads what Duration.String gives, and what time.ParseDuration takes but a sign "+".
+// ParseDuration reads the forms of Duration.String and of time.ParseDuration, except a sign "+".
 func ParseDuration(s string) (time.Duration, error) {
 	rest, negative := strings.CutPrefix(s, "-")
 	var sum time.Duration

@@ -5,8 +5,8 @@ import (
 	"errors"
 )
 
-// ErrorReasons are the words that the API and the audit log have for errors that callers tell
-// apart. An error has the reason of the first row that errors.Is matches.
+// ErrorReasons are the reasons in the API and the audit log, for errors that callers distinguish. An error has the
+// reason of the first row that errors.Is matches.
 var ErrorReasons = []struct {
 	Err    error
 	Reason string
@@ -43,14 +43,14 @@ var ErrorReasons = []struct {
 	{context.Canceled, "CANCELED"},
 }
 
-// Reasons that code asks for.
+// Reasons that code compares with.
 const (
 	ReasonUnauthenticated = "UNAUTHENTICATED"
 	ReasonNotPermitted    = "PERMISSION_DENIED"
 	ReasonInternal        = "INTERNAL" // of an error without a row
 )
 
-// ErrorReason returns an error's word in the API and in the audit log.
+// ErrorReason returns an error's reason in the API and in the audit log.
 func ErrorReason(err error) string {
 	for _, row := range ErrorReasons {
 		if errors.Is(err, row.Err) {

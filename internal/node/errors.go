@@ -9,8 +9,7 @@ import (
 	"time"
 )
 
-// Sentinel errors of the domain. They are wrapped with what was tried on which
-// name; test for them with errors.Is.
+// Sentinel errors of the domain. Errors that wrap them say what was tried on which name. Test for them with errors.Is.
 var (
 	// ErrInvalid: the input breaks a rule. The error is an *InvalidError.
 	ErrInvalid = errors.New("invalid")
@@ -18,13 +17,13 @@ var (
 	ErrNodeNotFound = errors.New("node not found")
 	// ErrNodeExists: the certname has a live registration.
 	ErrNodeExists = errors.New("node exists")
-	// ErrUIDMismatch: the uid named is not a registration of that certname.
+	// ErrUIDMismatch: the uid is not that of a registration of the certname.
 	ErrUIDMismatch = errors.New("uid does not match")
 	// ErrProtected: the certname may never be terminated or revoked.
 	ErrProtected = errors.New("certname is protected")
 	// ErrGroupNotFound: no group has that name.
 	ErrGroupNotFound = errors.New("group not found")
-	// ErrGroupExists: the group name is taken.
+	// ErrGroupExists: a group has that name.
 	ErrGroupExists = errors.New("group exists")
 	// ErrGroupInUse: nodes or groups still inherit the group.
 	ErrGroupInUse = errors.New("group is in use")
@@ -48,16 +47,16 @@ var (
 	ErrRevocationClosed = errors.New("revocation is closed")
 	// ErrIssuing: a certificate is being issued for the registration just now.
 	ErrIssuing = errors.New("a certificate is being issued")
-	// ErrForeignRequest: the CA holds a certificate request under the name that
-	// is not of the registration. It stands until an operator removes it.
+	// ErrForeignRequest: the CA has a certificate request of the name that is not the registration's. An operator must
+	// remove it.
 	ErrForeignRequest = errors.New("the CA has another certificate request under the name")
 	// ErrRefused: the CA's policy forbids what was asked for.
 	ErrRefused = errors.New("the CA refuses the certificate")
 	// ErrCompacted: the history kept does not reach back to the revision asked for.
 	ErrCompacted = errors.New("revision is older than the history kept")
-	// ErrUnauthenticated: the caller showed nothing that says who it is. Why not is for the log alone.
+	// ErrUnauthenticated: the caller is not identified. Only the log has the cause.
 	ErrUnauthenticated = errors.New("not authenticated")
-	// ErrNotPermitted: the caller is known, and its role forbids that; a *NotPermittedError where its grant does.
+	// ErrNotPermitted: the caller's role forbids the call. If its grant does, the error is a *NotPermittedError.
 	ErrNotPermitted = errors.New("not permitted")
 	// ErrRateLimited: the principal's requests come too fast. The error is a *LimitError.
 	ErrRateLimited = errors.New("too many requests")
@@ -65,7 +64,7 @@ var (
 	ErrOpenProvisions = errors.New("too many provisions under way")
 	// ErrTokenNotFound: no token has that name.
 	ErrTokenNotFound = errors.New("token not found")
-	// ErrTokenExists: the token's name is taken, or was.
+	// ErrTokenExists: a token has that name, or had it before it was revoked.
 	ErrTokenExists = errors.New("token exists")
 	// ErrUnavailable: the authority or the store can't answer now; trying again later is safe.
 	ErrUnavailable = errors.New("unavailable")
@@ -112,7 +111,7 @@ func Join(errs ...error) error {
 			return err
 		}
 		for _, v := range inv.Violations {
-			if !slices.Contains(all, v) { // two checks may look at one field
+			if !slices.Contains(all, v) { // two checks may find the same violation
 				all = append(all, v)
 			}
 		}
@@ -144,10 +143,10 @@ func (e *NotPermittedError) Error() string {
 // Is reports whether target is ErrNotPermitted.
 func (e *NotPermittedError) Is(target error) bool { return target == ErrNotPermitted }
 
-// BusyError is an ErrUnavailable that goes away by itself; errors.Is(err, ErrUnavailable) holds.
+// BusyError is an ErrUnavailable that ends without an operator; errors.Is(err, ErrUnavailable) holds.
 type BusyError struct {
 	Reason     string
-	RetryAfter time.Duration // when to try again, at a guess
+	RetryAfter time.Duration // a guess when a retry may succeed
 }
 
 func (e *BusyError) Error() string {
@@ -176,12 +175,11 @@ func (e *LimitError) Is(target error) bool { return target == e.Kind }
 // gRPC status (8 KiB of header by default).
 const maxNamed = 20
 
-// ConflictError says that two groups, neither an ancestor of the other, set
-// the same thing to different values and nothing nearer decides;
-// errors.Is(err, ErrConflict) holds.
+// ConflictError says that two groups, neither an ancestor of the other, set a setting to different values, and nothing
+// nearer to the node decides. errors.Is(err, ErrConflict) holds.
 type ConflictError struct {
 	Setting string    // "environment", "classes[ntp].servers" or "parameters[role]"
-	Groups  [2]string // the two groups that disagree, in order of name
+	Groups  [2]string // the two conflicting groups, sorted
 	Nodes   []Certname
 }
 

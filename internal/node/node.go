@@ -1,6 +1,5 @@
-// Package node is espm's domain: nodes, groups, what classifies them, the
-// certificates and revocations that belong to them, and the rules their names
-// and values must keep. It imports the standard library only.
+// Package node is espm's domain: nodes, groups, classifications, certificates and revocations, and the rules for names
+// and values. It imports the standard library only.
 package node
 
 import (
@@ -13,18 +12,18 @@ import (
 )
 
 // UID names one registration: a UUIDv7 in lower-case text, unique for ever.
-// The same certname may live again under a new UID.
+// A later registration of the same certname has another UID.
 type UID string
 
-// State says how far a registration has come.
+// State is the state of a registration.
 type State string
 
 // The states of a registration.
 const (
 	Registered  State = "registered"  // classified, no certificate
 	Issuing     State = "issuing"     // an issue intent is open
-	Provisioned State = "provisioned" // holds a live certificate
-	Terminated  State = "terminated"  // gone from the classifier; only a tombstone stays
+	Provisioned State = "provisioned" // has a live certificate
+	Terminated  State = "terminated"  // no longer classified; only a tombstone is left
 )
 
 // Bounds of a launch deadline.
@@ -38,7 +37,7 @@ type Node struct {
 	Certname       Certname          `json:"certname"`
 	UID            UID               `json:"uid"`
 	State          State             `json:"state"`
-	Owner          string            `json:"owner,omitempty"` // the Caller.Name of who registered it, or was given it; empty: nobody's
+	Owner          string            `json:"owner,omitempty"` // Caller.Name of the owner: who registered it, unless an admin changed that; empty: none
 	Classification Classification    `json:"classification"`
 	Groups         []string          `json:"groups,omitempty"` // direct groups, sorted
 	Labels         map[string]string `json:"labels,omitempty"`
@@ -46,25 +45,25 @@ type Node struct {
 	CreatedAt      time.Time         `json:"created_at"`
 	UpdatedAt      time.Time         `json:"updated_at"`
 	TerminatedAt   time.Time         `json:"terminated_at,omitzero"`
-	TerminatedFor  string            `json:"terminated_for,omitempty"` // why espm did it by itself; empty: a caller asked
-	RevokedFor     Reason            `json:"revoked_for,omitempty"`    // of a terminated one: why its certificates are revoked
+	TerminatedFor  string            `json:"terminated_for,omitempty"` // why espm terminated it without a call; empty: a caller did
+	RevokedFor     Reason            `json:"revoked_for,omitempty"`    // of a tombstone: the reason of its revocations
 	ClaimWithin    time.Duration     `json:"claim_within,omitempty"`   // nanoseconds; 0: no launch deadline
 	ClaimBy        time.Time         `json:"claim_by,omitzero"`        // the launch deadline
-	ClaimedAt      time.Time         `json:"claimed_at,omitzero"`      // when a node with one was first seen
-	Requests       []string          `json:"requests,omitempty"`       // Request.Key of those that belong to it
+	ClaimedAt      time.Time         `json:"claimed_at,omitzero"`      // first look-up of a node with a launch deadline
+	Requests       []string          `json:"requests,omitempty"`       // Request.Key of its request ids
 
-	// LastSeenAt is when its catalog was last asked for, where that was looked
-	// up; zero: never. It is kept apart, so that the record does not change with it.
+	// LastSeenAt is when a catalog of the node was last requested; zero if never, or if the reader did not fill it in.
+	// It is stored in another record, so that a look-up does not change this one.
 	LastSeenAt time.Time `json:"-"`
 
 	// Revision is the store's revision that last changed the record, 0 before it is stored.
 	Revision int64 `json:"-"`
 }
 
-// Unclaimed tells whether a node has a launch deadline and was not seen yet.
+// Unclaimed reports whether a node has a launch deadline and was not seen yet.
 func (n *Node) Unclaimed() bool { return !n.ClaimBy.IsZero() && n.ClaimedAt.IsZero() }
 
-// Newest returns the serial of the newest live certificate, "" where there is none.
+// Newest returns the serial of the newest live certificate; empty if there is none.
 func (n Node) Newest() Serial {
 	if len(n.Serials) == 0 {
 		return ""
@@ -72,7 +71,7 @@ func (n Node) Newest() Serial {
 	return n.Serials[0]
 }
 
-// Holds tells whether a certificate is one of the live ones.
+// Holds reports whether a certificate is one of the live ones.
 func (n Node) Holds(serial Serial) bool { return slices.Contains(n.Serials, serial) }
 
 // Group is a named classification that nodes and other groups inherit.
@@ -87,7 +86,7 @@ type Group struct {
 	Revision int64 `json:"-"`
 }
 
-// Classification is what the ENC answers, or a part of it. Values are JSON's:
+// Classification is the ENC's answer, or the part of it that a node or a group sets. Values are JSON's:
 // nil, bool, json.Number, string, []any and map[string]any.
 type Classification struct {
 	// Environment is Puppet's environment; empty leaves the choice to the agent.
@@ -96,13 +95,13 @@ type Classification struct {
 	Classes map[string]map[string]any `json:"classes,omitempty"`
 	// Parameters are top-scope variables.
 	Parameters map[string]any `json:"parameters,omitempty"`
-	// Sensitive names the settings whose values only the ENC, and who may see
-	// them, get: as Setting spells them, sorted.
+	// Sensitive names the settings with sensitive values, sorted, as Setting.String spells them. Only the ENC and
+	// callers with the right to see them get these values.
 	Sensitive []string `json:"sensitive,omitempty"`
 }
 
-// Validate checks a node's own part: names, values and sizes. It does not
-// know other records, so it says nothing on groups that don't exist.
+// Validate checks a node's own names, values and sizes. It does not read other records, so it does not check whether
+// the groups exist.
 func (n *Node) Validate() error {
 	var c checks
 	c.certname("certname", string(n.Certname))
@@ -115,7 +114,7 @@ func (n *Node) Validate() error {
 	return c.err()
 }
 
-// Validate checks a group's own part, as Node.Validate does for a node.
+// Validate checks a group as Node.Validate checks a node.
 func (g *Group) Validate() error {
 	var c checks
 	c.groupName("name", g.Name)
@@ -133,8 +132,8 @@ func (g *Group) Validate() error {
 	return c.err()
 }
 
-// Clone returns a copy that shares no slice or map of the node itself with it;
-// parameter values, which nothing changes in place, are shared.
+// Clone returns a copy with slices and maps of its own. The copy shares the parameter values, which are never changed
+// in place.
 func (n Node) Clone() Node {
 	n.Groups = slices.Clone(n.Groups)
 	n.Serials = slices.Clone(n.Serials)
@@ -146,8 +145,8 @@ func (n Node) Clone() Node {
 	return n
 }
 
-// Spec returns what a caller decides of a node, without what espm adds and
-// without sensitive values: their settings are there, with the placeholder.
+// Spec returns the fields that a caller sets, without those that espm adds. Sensitive values are replaced by the
+// placeholder.
 func (n Node) Spec() Node {
 	return Node{Certname: n.Certname, Classification: n.Classification.Redacted(), Groups: n.Groups, Labels: n.Labels, ClaimWithin: n.ClaimWithin}
 }

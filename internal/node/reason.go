@@ -7,11 +7,10 @@ import (
 
 // Reason is why a certificate is revoked, by its name in RFC 5280 section
 // 5.3.1. The empty Reason is KeyCompromise: what Puppet gives every revocation.
-// The RFC's certificateHold and removeFromCRL are none: a revocation is for good.
+// The RFC's certificateHold and removeFromCRL are no reasons here: a revocation can't be undone.
 type Reason string
 
-// The reasons. Unspecified is written as an entry without a reason, as the RFC
-// would have it.
+// The reasons. An entry with Unspecified has no reason code, as the RFC recommends.
 const (
 	Unspecified          Reason = "unspecified"
 	KeyCompromise        Reason = "keyCompromise"

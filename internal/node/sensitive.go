@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Placeholder stands in place of a sensitive value wherever that is not to be
-// seen. In a change of a classification it means the value that is stored.
+// Placeholder replaces a sensitive value in every output that must not show it. In a change of a classification it
+// means the stored value.
 const Placeholder = "[sensitive]"
 
 // Setting names one value of a classification: a class's parameter or, with
@@ -23,7 +23,7 @@ func (s Setting) String() string {
 	return "classes[" + s.Class + "]." + s.Name
 }
 
-// ParseSetting reads what Setting.String gives; false for anything else.
+// ParseSetting reads the form of Setting.String; false for any other text.
 func ParseSetting(text string) (Setting, bool) {
 	if rest, ok := strings.CutPrefix(text, "classes["); ok {
 		class, name, ok := strings.Cut(rest, "].")
@@ -34,7 +34,7 @@ func ParseSetting(text string) (Setting, bool) {
 	return Setting{Name: name}, ok && closed && name != ""
 }
 
-// Value returns the value of a setting; false where it is not set. A value may be nil.
+// Value returns the value of a setting, which may be nil; false if it is not set.
 func (cl Classification) Value(s Setting) (any, bool) {
 	values := cl.Parameters
 	if s.Class != "" {
@@ -102,14 +102,14 @@ type ClassificationEdit struct {
 	Environment, Classes, Parameters, Sensitive bool // what is replaced
 }
 
-// Apply returns what the edit makes of a stored classification, not validated yet:
+// Apply applies the edit to a stored classification, and does not validate the result:
 //
 //   - the placeholder, for a setting that is and stays marked, keeps the value stored;
-//   - unless Sensitive is replaced, each value keeps its mark, and the mark of one that goes, goes.
+//   - unless Sensitive is replaced, each value keeps its mark; the mark of a removed value is removed.
 //
-// Bared are the settings that lose their mark though the edit gives them no
-// value, sorted: whoever makes the edit must be allowed to see them.
-func (e ClassificationEdit) Apply(stored Classification) (next Classification, bared []string) {
+// unmarked are the settings, sorted, that lose their mark although the edit gives them no value. Only a caller that may
+// see these values may make the edit.
+func (e ClassificationEdit) Apply(stored Classification) (next Classification, unmarked []string) {
 	next = stored
 	if e.Environment {
 		next.Environment = e.To.Environment
@@ -139,11 +139,11 @@ func (e ClassificationEdit) Apply(stored Classification) (next Classification, b
 		case marked[s] && given && now == any(Placeholder):
 			kept[s] = was
 		case !marked[s] && !given:
-			bared = append(bared, s.String())
+			unmarked = append(unmarked, s.String())
 		}
 	}
-	slices.Sort(bared)
-	return next.with(kept), bared
+	slices.Sort(unmarked)
+	return next.with(kept), unmarked
 }
 
 // sensitive checks which settings are marked.
@@ -163,8 +163,7 @@ func (c *checks) sensitive(cl Classification) map[Setting]bool {
 	return marked
 }
 
-// setting checks one value. What is wrong inside a sensitive one is not told:
-// errors are logged.
+// setting checks one value. The error does not say what is wrong inside a sensitive value, as errors are logged.
 func (c *checks) setting(s Setting, v any, depth int, sensitive bool) int {
 	if v == any(Placeholder) {
 		c.add(s.String(), "%s stands for a sensitive value that is stored and stays marked, and there is none: give the value", Placeholder)

@@ -7,21 +7,19 @@ import (
 	"time"
 )
 
-// The transitions of a registration. Nothing else sets State, or the serials of
-// the live certificates. docs/durability.md has the diagram.
+// The transitions of a registration. No other code sets State, or the serials of the live certificates.
+// docs/durability.md has the diagram.
 //
 // Each method leaves its receiver as it is and returns a changed copy, or an
 // error where the state forbids the transition. Nothing is stored.
 //
-// A registration holds one certificate or more while it is Provisioned. A
-// tombstone keeps the serials that the registration held last.
+// A registration has one or more certificates while it is Provisioned. A tombstone has the serials that the
+// registration had at its end.
 
-// errNotIssuing is a fault of espm: an intent is open only while its
-// registration is Issuing. So no caller tells it apart.
+// errNotIssuing is a fault of espm: an intent is open only while its registration is Issuing. So it is no sentinel.
 var errNotIssuing = errors.New("no certificate is being issued")
 
-// Register returns a new registration, Registered, of what spec says of a
-// node. What espm adds to a record is not taken from spec.
+// Register returns a new registration in the state Registered. It copies from spec only the fields that a caller sets.
 func Register(spec Node, uid UID, owner string, at time.Time) Node {
 	at = at.UTC()
 	n := Node{
@@ -70,10 +68,9 @@ func (n Node) Hold(serial Serial, at time.Time) (Node, error) {
 	return n.moved(Provisioned, []Serial{serial}, at), nil
 }
 
-// Adopt gives a registration certificates that were not issued for it just now:
-// Registered or Provisioned to Provisioned. Certs is all that it holds from then
-// on: those that it holds already among them. Errors: ErrIssuing,
-// ErrNodeNotFound (terminated), ErrCertificateNotFound where one that it holds is left out.
+// Adopt adds certificates that were issued earlier: Registered or Provisioned to Provisioned. certs are all
+// certificates after the transition, including those that the registration has already. Errors: ErrIssuing,
+// ErrNodeNotFound (terminated), ErrCertificateNotFound if one that it has already is missing.
 func (n Node) Adopt(certs []Certificate, at time.Time) (Node, error) {
 	if err := n.settled(); err != nil {
 		return n, err
@@ -87,7 +84,8 @@ func (n Node) Adopt(certs []Certificate, at time.Time) (Node, error) {
 	return n.moved(Provisioned, serials, at), nil
 }
 
-// newestFirst returns the serials of certificates: of two that begin at the same time, the one named first is first.
+// newestFirst returns the serials of certificates, the newest first. It does not change the order of two that begin at
+// the same time.
 func newestFirst(certs []Certificate) []Serial {
 	certs = slices.Clone(certs)
 	slices.SortStableFunc(certs, func(a, b Certificate) int { return b.NotBefore.Compare(a.NotBefore) })
@@ -98,9 +96,9 @@ func newestFirst(certs []Certificate) []Serial {
 	return serials
 }
 
-// Lose takes a certificate whose revocation is ordered from its registration:
-// Provisioned to Registered, or still Provisioned where it holds another. Restore is the
-// inverse. Error: ErrCertificateNotFound where the registration does not hold the serial.
+// Lose removes a certificate whose revocation is ordered: Provisioned to Registered, or still Provisioned if the
+// registration has another certificate. Restore is the inverse. Error: ErrCertificateNotFound if the registration does
+// not have the serial.
 func (n Node) Lose(serial Serial, at time.Time) (Node, error) {
 	if n.State != Provisioned || !n.Holds(serial) {
 		return n, fmt.Errorf("%w: registration %s of %q is %s and does not hold %s", ErrCertificateNotFound, n.UID, n.Certname, n.State, serial)
@@ -117,7 +115,7 @@ func (n Node) Lose(serial Serial, at time.Time) (Node, error) {
 	return n.moved(Provisioned, left, at), nil
 }
 
-// LoseAll is Lose of all certificates that the registration holds, be it none.
+// LoseAll removes all certificates that the registration has; it may have none.
 func (n Node) LoseAll(at time.Time) (Node, error) {
 	var err error
 	for _, serial := range slices.Clone(n.Serials) {
@@ -128,10 +126,9 @@ func (n Node) LoseAll(at time.Time) (Node, error) {
 	return n, nil
 }
 
-// Restore gives a certificate back whose revocation was dropped: Registered or Provisioned to
-// Provisioned. Held are the certificates that the registration holds. Errors: ErrUIDMismatch
-// where the certificate is of another registration, ErrCertificateNotFound where it has expired,
-// and Adopt's.
+// Restore adds a certificate whose revocation was dropped: Registered or Provisioned to Provisioned. held are the
+// certificates that the registration has. Errors: ErrUIDMismatch if the certificate is of another registration,
+// ErrCertificateNotFound if it has expired, and those of Adopt.
 func (n Node) Restore(cert Certificate, held []Certificate, at time.Time) (Node, error) {
 	switch {
 	case n.UID != cert.UID:
@@ -142,9 +139,9 @@ func (n Node) Restore(cert Certificate, held []Certificate, at time.Time) (Node,
 	return n.Adopt(append(slices.Clone(held), cert), at)
 }
 
-// Terminate returns the tombstone of a live registration, which has no
-// sensitive values any more. Its certificates are revoked for reason; why says
-// why espm terminates it by itself, "" where a caller asked. Error: ErrNodeNotFound.
+// Terminate returns the tombstone of a live registration, without its sensitive values. reason is that of the
+// revocations. why says why espm terminates the node without a call; it is empty if a caller does. Error:
+// ErrNodeNotFound.
 func (n Node) Terminate(reason Reason, why string, at time.Time) (Node, error) {
 	if n.State == Terminated {
 		return n, n.terminated()
@@ -161,7 +158,7 @@ func (n Node) moved(to State, serials []Serial, at time.Time) Node {
 	return n
 }
 
-// withoutCertificate says why a registration is not one that waits for a certificate.
+// withoutCertificate returns an error unless the registration is Registered.
 func (n Node) withoutCertificate() error {
 	if n.State == Provisioned {
 		return fmt.Errorf("%w: %q holds %s", ErrCertificateExists, n.Certname, n.Newest())
@@ -169,7 +166,7 @@ func (n Node) withoutCertificate() error {
 	return n.settled()
 }
 
-// settled says why a registration is not one that no issue is open for.
+// settled returns an error if the registration is terminated, or has an open issue.
 func (n Node) settled() error {
 	switch n.State {
 	case Issuing:

@@ -8,9 +8,8 @@ import (
 	"time"
 )
 
-// Token is a bearer token's record. The principal "token:NAME" owns what was
-// registered with it, so a name is never given to another: a revoked token's
-// record stays, and the one way back is a new secret for the same principal.
+// Token is a bearer token's record. The principal "token:NAME" owns the nodes that were registered with the token. So a
+// name is never used for another token: the record stays after a revocation, and only gets a new secret by a rotation.
 type Token struct {
 	Name      string    `json:"name"`
 	Role      Role      `json:"role"`
@@ -21,14 +20,14 @@ type Token struct {
 	RotatedAt time.Time `json:"rotated_at,omitzero"` // when the secret was last replaced
 	ExpiresAt time.Time `json:"expires_at,omitzero"` // zero: never
 	RevokedAt time.Time `json:"revoked_at,omitzero"` // zero: live
-	UsedAt    time.Time `json:"-"`                   // the last use, as far as it was stored
+	UsedAt    time.Time `json:"-"`                   // the last use, as stored
 	Revision  int64     `json:"-"`
 }
 
-// Principal returns the name that the token's bearer goes by.
+// Principal returns the name of the token's principal.
 func (t Token) Principal() string { return "token:" + t.Name }
 
-// Live tells whether the token lets anybody in at a time.
+// Live reports whether the token is neither revoked nor expired at a time.
 func (t Token) Live(now time.Time) bool {
 	return t.RevokedAt.IsZero() && (t.ExpiresAt.IsZero() || now.Before(t.ExpiresAt))
 }
@@ -64,8 +63,7 @@ const (
 	maxOpen        = 10_000
 )
 
-// Check holds a grant to its bounds, and lets only a provisioner be confined.
-// at is put before the fields' names.
+// Check checks a grant's bounds, and that only a provisioner has limits. at is a prefix for the fields' names in errors.
 func (g Grant) Check(at string, role Role) error {
 	var c checks
 	for _, list := range []struct {

@@ -12,10 +12,8 @@ import (
 // Certname is a node's name, as in its certificate's CN: the primary key of everything.
 type Certname string
 
-// Limits of names and values. Sizes are in code points of rendered YAML, an
-// upper bound: Puppet refuses an ENC answer of more than 3,145,728 code
-// points, and a node's own part and that of all its groups together stay
-// below it whatever is merged.
+// Limits of names and values. Sizes are upper bounds in code points of rendered YAML. Puppet refuses an ENC answer of
+// more than 3,145,728 code points. The limits of a node and of all its groups together are below that.
 const (
 	maxCertname   = 64  // RFC 5280 ub-common-name, which OpenSSL enforces
 	maxLabel      = 63  // RFC 1035
@@ -40,7 +38,7 @@ func ParseCertname(s string) (Certname, error) {
 func CheckDNSName(field, s string) error {
 	var c checks
 	c.dnsName(field, s, 253)
-	// What ends in a number is an IPv4 address to whoever connects, and no name matches that.
+	// Clients read a name that ends in a number as an IPv4 address, which matches no DNS name.
 	if last := s[strings.LastIndexByte(s, '.')+1:]; last != "" && strings.Trim(last, "0123456789") == "" {
 		c.add(field, "%s: is not a DNS name: its last label is a number", clip(s))
 	}
@@ -103,16 +101,15 @@ func labelRule(label string) string {
 	return ""
 }
 
-// spelling is a regular expression's worth of rule: one character of first,
-// then any of rest. It is matched by hand, as compiling real expressions takes
-// espm-enc, which links this package, longer than all else it does.
+// spelling is the rule of a name: one character of first, then any of rest. It is no regular expression, as compiling
+// one would take espm-enc longer than all its other work.
 type spelling struct {
 	first, rest charset
 	text        string // the rule as a regular expression, for people
 }
 
-// The spelling of names. Class and parameter names in upper case compile but
-// silently lose their parameters, so they are refused.
+// The spelling of names. Puppet accepts class and parameter names in upper case, but ignores their values. So espm
+// refuses them.
 var (
 	environmentName = spelling{lower | digit | underscore, lower | digit | underscore, "[a-z0-9_]+"}
 	className       = spelling{lower, lower | digit | underscore, "[a-z][a-z0-9_]*"}
@@ -184,12 +181,11 @@ func isClassName(s string) bool {
 	return len(s) <= maxName
 }
 
-// reserved top-scope names: Puppet sets them itself, and fails on or silently
-// ignores an ENC that does.
+// reserved are top-scope names that Puppet sets itself. If an ENC sets them, Puppet fails or ignores the value.
 var reserved = []string{"environment", "facts", "name", "server_facts", "title", "trusted"}
 
-// frame is an upper bound of what a rendered classification has around its
-// classes and parameters: "---", the sections' names and the quotes of the environment.
+// frame is an upper bound of the text around the classes and parameters of a rendered classification: "---", the names
+// of the sections and the quotes of the environment.
 const frame = 64
 
 // classification checks one and returns an upper bound of its size as YAML, in code points.

@@ -53,6 +53,7 @@ type Store interface {
 type Queue struct {
 	store     Store
 	authority Authority
+	outcomes  outcomes
 	log       logrus.FieldLogger
 	now       func() time.Time // for records; pauses use time.Now, so that a test may freeze now
 
@@ -69,10 +70,12 @@ type Queue struct {
 
 // New returns a Queue.
 func New(s Store, a Authority, now func() time.Time, log logrus.FieldLogger) *Queue {
-	return &Queue{
+	q := &Queue{
 		store: s, authority: a, log: log, now: now,
 		turn: make(chan struct{}, 1), wake: make(chan struct{}, 1), stopped: make(chan struct{}), done: make(chan struct{}),
 	}
+	q.outcomes = outcomes{store: s, log: log, now: now, closed: q.wakeWaiters}
+	return q
 }
 
 // Order adds the order to revoke a certificate to a change. After the commit of the change, call Kick.

@@ -7,12 +7,8 @@ import (
 	"slices"
 	"time"
 
-	"github.com/sirupsen/logrus"
-
-	"github.com/espm-project/espm/internal/audit"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
-	"github.com/espm-project/espm/internal/store"
 )
 
 const (
@@ -130,10 +126,10 @@ func (q *Queue) page(ctx context.Context, after string) (last string, next time.
 	}
 	refused, err := q.carryOutDue(ctx, due)
 	if err == nil {
-		refused, err = q.closeImpossible(ctx, refused)
+		refused, err = q.outcomes.closeImpossible(ctx, refused)
 	}
 	if err == nil {
-		err = q.postpone(ctx, refused)
+		err = q.outcomes.postpone(ctx, refused)
 	}
 	if len(refused) > 0 {
 		next = min(next, minBackoff)
@@ -234,109 +230,8 @@ func (q *Queue) carryOut(ctx context.Context, batch []node.Revocation) error {
 			done[r.ID] = &receipts[i]
 		}
 	}
-	if failed := q.commitReceipts(ctx, batch, done); failed != nil {
+	if failed := q.outcomes.commitReceipts(ctx, batch, done); failed != nil {
 		return failed
 	}
 	return err
-}
-
-// commitReceipts commits receipts, given by the id of their order, in as many commits as the engine's bounds need.
-func (q *Queue) commitReceipts(ctx context.Context, batch []node.Revocation, receipts map[string]*node.Receipt) error {
-	batch = slices.DeleteFunc(slices.Clone(batch), func(r node.Revocation) bool { return receipts[r.ID] == nil })
-	for part := range slices.Chunk(batch, q.store.Fit(maxBatch, 2)) {
-		if err := q.commitSomeReceipts(ctx, part, receipts); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (q *Queue) commitSomeReceipts(ctx context.Context, batch []node.Revocation, receipts map[string]*node.Receipt) error {
-	err := q.rewrite(ctx, batch, func(c *store.Change, r node.Revocation) error {
-		r.Receipt, r.Failure = receipts[r.ID], nil
-		line := audit.OfRevocation(ctx, q.now(), node.ActionReceipt, r)
-		line.Comment = "CRL " + r.Receipt.CRLNumber
-		c.Audit(line)
-		c.PutRevocation(r)
-		cert, err := q.store.Certificate(ctx, r.Serial)
-		if errors.Is(err, node.ErrCertificateNotFound) {
-			return nil // a crash came before the certificate was stored, or espm did not issue it
-		}
-		if err != nil {
-			return err
-		}
-		cert.Revocation, cert.Receipt = r.ID, r.Receipt
-		c.PutCertificate(cert)
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("store the receipts of %d revocations: %w", len(batch), err)
-	}
-	q.wakeWaiters()
-	for _, r := range batch {
-		q.log.WithFields(logrus.Fields{"certname": r.Certname, "uid": r.UID, "serial": r.Serial, "crl_number": receipts[r.ID].CRLNumber}).Info("certificate revoked")
-	}
-	return nil
-}
-
-// postpone commits why orders were refused, and when they are tried again.
-func (q *Queue) postpone(ctx context.Context, refused []refusal) error {
-	for part := range slices.Chunk(refused, q.store.Fit(maxBatch, 1)) {
-		if err := q.postponePart(ctx, part); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (q *Queue) postponePart(ctx context.Context, refused []refusal) error {
-	orders, why := make([]node.Revocation, len(refused)), map[string]error{}
-	for i, r := range refused {
-		orders[i], why[r.order.ID] = r.order, r.why
-	}
-	err := q.rewrite(ctx, orders, func(c *store.Change, r node.Revocation) error {
-		c.Unaudited() // only the first refusal gets an audit line: an order may be refused for days
-		if r.Failure == nil {
-			line := audit.OfRevocation(ctx, q.now(), node.ActionRefusal, r)
-			line.Outcome = "refused"
-			c.Audit(line)
-		}
-		r.Failure = fail(r.Failure, why[r.ID], time.Now())
-		c.PutRevocation(r)
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("postpone %d revocations: %w", len(refused), err)
-	}
-	for _, r := range refused {
-		q.log.WithError(r.why).WithFields(logrus.Fields{"id": r.order.ID, "certname": r.order.Certname, "serial": r.order.Serial}).
-			Error("a certificate can't be revoked yet")
-	}
-	return nil
-}
-
-// rewrite changes orders in one commit. If another writer was first, it reads the orders again and repeats the
-// commit. If the outcome of a commit is unknown, rewrite waits until it is known: nothing else can be written before.
-func (q *Queue) rewrite(ctx context.Context, orders []node.Revocation, change func(*store.Change, node.Revocation) error) error {
-	for {
-		c := store.NewChange()
-		for _, r := range orders {
-			if err := change(c, r); err != nil {
-				return err
-			}
-		}
-		_, err := q.store.Commit(ctx, c)
-		for errors.Is(err, store.ErrUnknownOutcome) && ctx.Err() == nil {
-			q.log.WithError(err).WithField("orders", len(orders)).Error("the store does not answer while the outcomes of revocations are written; espm waits")
-			_, err = q.store.Settle(ctx, err)
-		}
-		if !errors.Is(err, node.ErrStale) || ctx.Err() != nil {
-			return err
-		}
-		for i, r := range orders {
-			if orders[i], err = q.store.Revocation(ctx, r.ID); err != nil {
-				return err
-			}
-		}
-	}
 }

@@ -1,7 +1,9 @@
 package serverfile
 
 import (
+	"bytes"
 	"errors"
+	"slices"
 	"strings"
 )
 
@@ -17,7 +19,7 @@ func AddRules(text []byte, rules []string) ([]byte, error) {
 	}
 	var add strings.Builder
 	for _, rule := range rules {
-		if !have[rule] {
+		if !slices.ContainsFunc(have, func(p place) bool { return string(text[p.from:p.to]) == rule }) {
 			add.WriteString("\n" + rulesIndent + rule + ",") // a comma behind the last element is allowed
 		}
 	}
@@ -27,11 +29,37 @@ func AddRules(text []byte, rules []string) ([]byte, error) {
 	return insert(text, open, add.String()), nil
 }
 
+// RemoveRules returns an auth.conf without the rules that ours reports, and undoes AddRules. All else stays byte for byte.
+func RemoveRules(text []byte, ours func(rule string) bool) ([]byte, error) {
+	_, have, err := findRules(text)
+	if err != nil {
+		return nil, err
+	}
+	var out []byte
+	at := 0
+	for _, p := range have {
+		if !ours(string(text[p.from:p.to])) {
+			continue
+		}
+		from := len(bytes.TrimRight(text[:p.from], " \t"))
+		if from > 0 && text[from-1] == '\n' {
+			from--
+		} else {
+			from = p.from
+		}
+		out, at = append(out, text[at:from]...), p.behind
+	}
+	return append(out, text[at:]...), nil
+}
+
+// place is where a rule stands in a file, and where its comma ends.
+type place struct{ from, to, behind int }
+
 // rulesIndent is the indentation in Puppet Server's own auth.conf.
 const rulesIndent = "        "
 
-// findRules returns the position of the first rule, and the text of each rule.
-func findRules(text []byte) (open int, have map[string]bool, err error) {
+// findRules returns the position of the first rule, and the place of each rule.
+func findRules(text []byte) (open int, have []place, err error) {
 	p := hocon{text: text}
 	if !p.scan() {
 		return 0, nil, ErrForm
@@ -51,14 +79,16 @@ func findRules(text []byte) (open int, have map[string]bool, err error) {
 	if at, ok = p.field(at+1, p.match(at), "rules", '['); !ok {
 		return 0, nil, ErrForm
 	}
-	have = map[string]bool{}
-	for i, end := at+1, p.match(at); i < end; i++ {
-		to := i
+	for i, end := p.skip(at+1), p.match(at); i < end; i = p.skip(i + 1) {
+		from := p.tokens[i].from
 		if p.opens(i) {
-			to = p.match(i)
+			i = p.match(i)
 		}
-		have[string(text[p.tokens[i].from:p.tokens[to].to])] = true
-		i = to
+		rule := place{from, p.tokens[i].to, p.tokens[i].to}
+		if i+1 < end && p.tokens[i+1].kind == ',' {
+			rule.behind = p.tokens[i+1].to
+		}
+		have = append(have, rule)
 	}
 	return p.tokens[at].to, have, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -63,6 +64,57 @@ func readPuppetConf(text []byte) puppetConf {
 		}
 	}
 	return c
+}
+
+// UnsetENC undoes SetPuppetConf: if Puppet Server asks a program that ours reports, it takes out the lines that say so. If former
+// is not "", that command takes the program's place. An empty section [server] at the end of the file goes, too.
+func UnsetENC(text []byte, ours func(program string) bool, former string) []byte {
+	isOurs := func(command string) bool {
+		words := strings.Fields(command)
+		return len(words) > 0 && ours(words[0])
+	}
+	conf := readPuppetConf(text)
+	var commands []string // the first counts
+	for _, section := range searched {
+		if command, ok := conf.settings[section]["external_nodes"]; ok {
+			commands = append(commands, command)
+		}
+	}
+	if len(commands) == 0 || !isOurs(commands[0]) {
+		return text
+	}
+	others := slices.ContainsFunc(commands, func(command string) bool { return !isOurs(command) })
+	var out bytes.Buffer
+	section, empty := "main", -1 // empty is where a header [server] stands that nothing follows
+	for line := range bytes.Lines(text) {
+		trimmed := strings.TrimRight(string(line), "\r\n")
+		if head := sectionLine.FindStringSubmatch(trimmed); head != nil {
+			section, empty = head[1], -1
+			if section == "server" {
+				empty = out.Len()
+			}
+		} else if m := settingLine.FindStringSubmatch(trimmed); m != nil && slices.Contains(searched, section) {
+			name, value := m[1], unquoted(m[2])
+			enc := name == "external_nodes" && isOurs(value)
+			if enc && former != "" {
+				line = []byte("external_nodes = " + former + "\n")
+			} else if enc || name == "node_terminus" && value == "exec" && former == "" && !others {
+				continue
+			}
+			empty = -1
+		} else if trimmed != "" {
+			empty = -1
+		}
+		out.Write(line)
+	}
+	if empty < 0 {
+		return out.Bytes()
+	}
+	rest := out.Bytes()[:empty]
+	if bytes.HasSuffix(rest, []byte("\n\n")) {
+		rest = rest[:len(rest)-1]
+	}
+	return rest
 }
 
 // unquoted removes the quotes around a value, like Puppet.

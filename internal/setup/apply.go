@@ -108,15 +108,20 @@ func planRules(settings map[string]string, s PuppetServer) (*serverfile.Change, 
 	if !site.Exists(settings["cacert"]) || s.URL != caURL(settings) {
 		return nil, fmt.Errorf("the CA at %s is not this host's (%s), so its auth.conf is not here", s.URL, settings["certname"])
 	}
-	confdir := filepath.Dir(settings["config"])
-	places := []string{
-		filepath.Join(confdir, "puppetserver/conf.d/auth.conf"),               // Debian's
-		filepath.Join(filepath.Dir(confdir), "puppetserver/conf.d/auth.conf"), // the vendor's
-	}
+	places := authConfs(settings)
 	for _, path := range places {
 		if site.Exists(path) {
 			return serverfile.Plan(path, func(text []byte) ([]byte, error) { return serverfile.AddRules(text, s.Rules) })
 		}
 	}
 	return nil, fmt.Errorf("there is no auth.conf at %s", strings.Join(places, " or "))
+}
+
+// authConfs are the places where packages have the auth.conf of the server on this host.
+func authConfs(settings map[string]string) []string {
+	confdir := filepath.Dir(settings["config"])
+	return []string{
+		filepath.Join(confdir, "puppetserver/conf.d/auth.conf"),               // Debian's
+		filepath.Join(filepath.Dir(confdir), "puppetserver/conf.d/auth.conf"), // the vendor's
+	}
 }

@@ -107,6 +107,38 @@ func TestApply(t *testing.T) {
 	}
 }
 
+// Undo after Apply gives both files back, byte for byte, also after a fault at any write.
+func TestUndo(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "espm-enc")
+	if err := os.WriteFile(program, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for at := range 5 {
+		for _, after := range []bool{false, true} {
+			h, auth := puppetHost(t, false)
+			files := map[string]string{conf(t, h): text(t, conf(t, h)), auth: text(t, auth)}
+			if _, err := h.Apply(lacking(), program+" --socket /x"); err != nil {
+				t.Fatal(err)
+			}
+			if at > 0 {
+				h.disk = &faulty{durable.OS, at, after}
+				if _, err := h.Undo(t.TempDir()); !errors.Is(err, errFault) {
+					t.Fatalf("write %d: got %v", at, err)
+				}
+				h.disk = durable.OS
+			}
+			if _, err := h.Undo(t.TempDir()); err != nil {
+				t.Errorf("write %d, applied %v: %v", at, after, err)
+			}
+			for path, was := range files {
+				if is := text(t, path); is != was {
+					t.Errorf("write %d, applied %v: %s is %q, want %q", at, after, path, is, was)
+				}
+			}
+		}
+	}
+}
+
 func TestApplyLeavesOthers(t *testing.T) {
 	for name, test := range map[string]struct {
 		spoil func(h *PuppetHost, auth string, made *Initialized) error

@@ -35,12 +35,11 @@ type Engine interface {
 	Bounds() Bounds
 
 	// Watch yields what was committed to keys with the prefix after the
-	// revision, in order of revision, and goes on until ctx is done (it yields
-	// ctx.Err() last) or the consumer stops. It keeps no queue for the consumer: a
-	// slow one reads from the kept history, and one that fell behind it
-	// gets node.ErrCompacted (as the first thing, where after is too old
-	// from the start) and has to list anew. The history survives a restart.
-	// A revision that is still to come is waited for.
+	// revision, in order of revision. It ends when ctx is done (the last error
+	// is ctx.Err()) or when the consumer stops. It has no queue: a slow consumer
+	// reads from the history. If after is older than the history, or becomes so,
+	// Watch yields node.ErrCompacted, and the consumer must list again. The
+	// history survives a restart. Watch waits for a revision that does not exist yet.
 	Watch(ctx context.Context, prefix string, after int64) iter.Seq2[Event, error]
 
 	// Close ends the engine after the commits under way; it is not needed for durability.
@@ -73,9 +72,8 @@ type Batch struct {
 	Deletes []string
 	Index   Index
 
-	// Unwatched keeps the changes out of the history: no watch tells of them,
-	// and they take no room there. It is for keys that are written often and
-	// watched by nobody.
+	// Unwatched leaves the changes out of the history, so no watch has events of
+	// them. It is for keys that are written often and that nobody watches.
 	Unwatched bool
 }
 
@@ -118,9 +116,9 @@ type Put struct {
 	Value []byte
 }
 
-// Event tells that a key changed at Revision. Value is the key's value as it
-// stands when the event is read, nil with Deleted where it is gone: values
-// in between may be skipped, the last one never is.
+// Event is a change of a key at Revision. Value is the key's value when the
+// event is read; if the key was deleted, Deleted is set and Value is nil.
+// Earlier values may be skipped, the last one never is.
 type Event struct {
 	Key      string
 	Revision int64

@@ -14,7 +14,7 @@ import (
 )
 
 // Page is one page of a list: the records, the revision they were read at,
-// and where the next page goes on ("": nowhere).
+// and the position after which the next page starts (empty: none follows).
 type Page[T any] struct {
 	Items    []T
 	Next     string

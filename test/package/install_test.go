@@ -86,6 +86,30 @@ chmod 755 /usr/bin/puppet; touch /ca.pem`)
 	m.says("grep -c directory: /etc/espm/espm.yaml", "1")
 }
 
+// A removal gives Puppet's files back as they were. Where that fails, espm stays installed and says why.
+func TestRemoveUndoes(t *testing.T) {
+	m := newMachine(t)
+	m.install(first(t).deb)
+	m.does("useradd --system --user-group --no-create-home puppet")
+	m.does(`mkdir -p /etc/puppet; printf '[main]\nx = 1\n' >/etc/puppet/puppet.conf; cp /etc/puppet/puppet.conf /root/was
+cat >/usr/bin/puppet <<'END'
+#!/bin/sh
+for s in certname=server.test serverport=8140 ca_server=server.test ca_port=8140 cacert=/ca.pem group=puppet hostcert=/no \
+	hostprivkey=/no localcacert=/no config=/etc/puppet/puppet.conf node_terminus=plain external_nodes=none; do
+	echo "${s%%=*} = ${s#*=}"
+done
+END
+chmod 755 /usr/bin/puppet; espm init --ca-key ec-p256 --apply`)
+	m.says("grep -c /usr/bin/espm-enc /etc/puppet/puppet.conf", "1")
+	m.does("mv /usr/bin/puppet /usr/bin/puppet.away; printf '#!/bin/sh\nexit 1\n' >/usr/bin/puppet; chmod 755 /usr/bin/puppet")
+	if out, err := m.try("dpkg --purge espm"); err == nil || !strings.Contains(out, "espm is not removed") || !strings.Contains(out, "puppet config print") {
+		t.Errorf("beside a Puppet that does not answer: %v, %s", err, out)
+	}
+	m.does("espm version; mv /usr/bin/puppet.away /usr/bin/puppet")
+	m.dpkg("--purge espm")
+	m.says("cmp /root/was /etc/puppet/puppet.conf && ls /usr/bin/espm* 2>/dev/null || true", "")
+}
+
 // Root makes the store, the configuration and the CA. They belong to the daemon's user.
 func (m *machine) setUp(t *testing.T) {
 	t.Helper()

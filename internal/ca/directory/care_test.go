@@ -197,7 +197,7 @@ func TestForeignCRLRunsOut(t *testing.T) {
 	}
 }
 
-// TestOldNumber: what stood in the folder is remembered beside it.
+// TestOldNumber: the folder's own file remembers the number of the last CRL.
 func TestOldNumber(t *testing.T) {
 	dir := create(t, directory.CreateOptions{Key: ca.ECP256})
 	old := read(t, dir, "ca_crl.pem")

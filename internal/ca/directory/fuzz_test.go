@@ -88,11 +88,7 @@ func FuzzInventory(f *testing.F) {
 		}
 		key, _ := keyOfSerial(next.Serial)
 		ended := end(0)
-		if err := v.ends(t.Context(), func(k serialKey, e end) {
-			if k == key {
-				ended = e
-			}
-		}); err != nil || ended != endOf(next.NotAfter) {
+		if err := v.ends(t.Context(), func(k serialKey) bool { return k == key }, func(_ serialKey, e end) { ended = e }); err != nil || ended != endOf(next.NotAfter) {
 			t.Errorf("the line that was added ends at %d: %v", ended, err)
 		}
 		if _, err := v.readSeveral(next.NotBefore); err != nil {

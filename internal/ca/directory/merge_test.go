@@ -46,7 +46,7 @@ func (w tampered) elsewhere(t *testing.T, path string, serials ...node.Serial) {
 	write(t, path, read(t, dir, "ca_crl.pem"))
 }
 
-// tamperings is what somebody may do, what more is revoked then, and what number the CRL has at least.
+// tamperings are changes by another program, with the serials that it revokes and the lowest number of the next CRL.
 var tamperings = map[string]struct {
 	spoil func(t *testing.T, w tampered)
 	more  []node.Serial
@@ -71,9 +71,9 @@ var tamperings = map[string]struct {
 	}, []node.Serial{"0003"}, 3},
 }
 
-// TestSomebodyElseWrites: whatever somebody makes of ca_crl.pem and of a copy,
-// no revocation is lost, the number never goes back, and what is published is whole again,
-// after the next round of care or the next revocation.
+// TestSomebodyElseWrites: another program changes ca_crl.pem and a copy.
+// No revocation is lost, the number never decreases, and all files are correct again
+// after the next Care or the next revocation.
 func TestSomebodyElseWrites(t *testing.T) {
 	for name, test := range tamperings {
 		for _, how := range []string{"care", "revoke"} {

@@ -80,12 +80,15 @@ func (v *inventory) forget() {
 	v.index, v.several = nil, nil
 }
 
-// ends calls found with each serial in the file and when its certificate ends.
-func (v *inventory) ends(ctx context.Context, found func(serialKey, end)) error {
+// ends calls found with each wanted serial in the file and when its certificate ends.
+func (v *inventory) ends(ctx context.Context, wanted func(serialKey) bool, found func(serialKey, end)) error {
 	lines := 0
 	return v.scan(func(key serialKey, rest []byte) error {
 		if lines++; lines%1024 == 0 && ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if !wanted(key) {
+			return nil
 		}
 		_, notAfter, _ := splitLine(rest)
 		if t, ok := parseInventoryTime(string(notAfter)); ok {

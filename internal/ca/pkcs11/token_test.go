@@ -117,7 +117,7 @@ func TestRefusedPIN(t *testing.T) {
 	token.Back(t)
 	trySign(t, key, "CKR_PIN_INCORRECT")
 	for range 20 {
-		trySign(t, key, "it is not tried again until the file changes")
+		trySign(t, key, "espm does not retry it until the file changes")
 	}
 	token.SetPIN(t, softhsm.PIN)
 	sign(t, key)
@@ -131,7 +131,7 @@ func TestAnotherKeyComesBack(t *testing.T) {
 	trySign(t, key, "")
 	other := softhsm.New(t) // with the environment's SOFTHSM2_CONF
 	generate(t, other.URI("ca"), ca.ECP256)
-	trySign(t, key, "the key of that name is another one now")
+	trySign(t, key, "the token has another key of that name now")
 	token.Back(t)
 }
 

@@ -1,5 +1,5 @@
-// Package pkcs11 signs with a key that a PKCS #11 token holds and never gives away. What it
-// needs of C is built in with the tag pkcs11 alone, so that espm is static without it.
+// Package pkcs11 signs with a key in a PKCS #11 token. The key never leaves the token. The package
+// needs C, and only with the build tag pkcs11, so that espm is static without the tag.
 package pkcs11
 
 import (
@@ -12,30 +12,30 @@ import (
 	"unicode/utf8"
 )
 
-// ErrNotBuiltIn is the answer of an espm that was built without the tag.
+// ErrNotBuiltIn is the error of an espm that was built without the tag.
 var ErrNotBuiltIn = errors.New("this espm was built without PKCS #11; build it with: CGO_ENABLED=1 go build -tags pkcs11 ./cmd/espm")
 
-// URI names a private key in a token, as RFC 7512 spells it.
+// URI names a private key in a token, like a URI of RFC 7512.
 type URI struct {
 	Token     string // the token's label
-	Object    string // the key's label (CKA_LABEL); "": ID alone tells it
-	ID        []byte // the key's CKA_ID; nil: Object alone tells it
+	Object    string // the key's label (CKA_LABEL); "": only the ID names it
+	ID        []byte // the key's CKA_ID; nil: only Object names it
 	Module    string // absolute path of the module, a shared library
 	PINSource string // absolute path of the file that has the PIN
 }
 
-// Scheme is how such a URI begins.
+// Scheme is the beginning of such a URI.
 const Scheme = "pkcs11:"
 
-// maxURI bounds a URI, as it was given and as String spells it: two labels, an ID and two paths have less.
+// maxURI is the longest URI, both as it is given and as String returns it.
 const maxURI = 4096
 
 var errTooLong = fmt.Errorf("must have at most %d bytes, percent-encoded", maxURI)
 
-// ParseURI reads "pkcs11:token=T;object=O?module-path=/M&pin-source=/P", in which id may
-// stand beside or in place of object. Each is percent-encoded where it has other characters than
-// letters, digits and -._~ (in the query also /). What else RFC 7512 has is refused, as is a PIN in
-// the URI itself. The error does not repeat a value.
+// ParseURI reads "pkcs11:token=T;object=O?module-path=/M&pin-source=/P". It may have id besides
+// object or instead of it. Values are percent-encoded if they have other characters than
+// letters, digits and -._~ (in the query also /). Other attributes of RFC 7512 are refused, and so is a PIN in
+// the URI. Errors do not contain values.
 func ParseURI(s string) (URI, error) {
 	rest, ok := strings.CutPrefix(s, Scheme)
 	if !ok {
@@ -88,7 +88,7 @@ func (u URI) check() error {
 	return nil
 }
 
-// split reads name=value pairs, each of which may stand there once.
+// split reads name=value pairs. Each name may occur once.
 func split(s, by string, known ...string) (map[string]string, error) {
 	pairs := make(map[string]string)
 	if s == "" {
@@ -105,7 +105,7 @@ func split(s, by string, known ...string) (map[string]string, error) {
 		if _, twice := pairs[name]; twice {
 			return nil, fmt.Errorf("%s: stands there twice", name)
 		}
-		decoded, err := url.PathUnescape(value) // a + stands for itself
+		decoded, err := url.PathUnescape(value) // it leaves a + unchanged
 		if err != nil || decoded == "" {
 			return nil, fmt.Errorf("%s: must not be empty, and percent-encoded well", name)
 		}
@@ -114,7 +114,7 @@ func split(s, by string, known ...string) (map[string]string, error) {
 	return pairs, nil
 }
 
-// String spells the URI, which holds no secret.
+// String returns the URI, which has no secret.
 func (u URI) String() string {
 	s := Scheme + "token=" + escape(u.Token, "")
 	if u.Object != "" {

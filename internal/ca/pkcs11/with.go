@@ -20,29 +20,29 @@ import (
 	"github.com/espm-project/espm/internal/secretfile"
 )
 
-// BuiltIn tells whether this espm can use tokens.
+// BuiltIn says whether this espm can use tokens.
 const BuiltIn = true
 
-// sessions with a token at once; a smart card has few.
+// sessions is the most sessions with a token at once, as smart cards have few.
 const sessions = 8
 
-// Key is a key in a token, a crypto.Signer. Its methods may be called at once, Close aside.
+// Key is a key in a token, a crypto.Signer. Its methods except Close may be called concurrently.
 type Key struct {
 	uri    URI
 	public crypto.PublicKey
 
-	mu      sync.RWMutex // to read: sign; to write: connect anew
+	mu      sync.RWMutex // locked for reading to sign, for writing to reconnect
 	token   *crypto11.Context
 	signer  crypto.Signer
 	refused [sha256.Size]byte // hash of the PIN that the token refused last
 }
 
-// Open logs into the token and finds the key. An error wraps node.ErrUnavailable where the token may
-// be back later.
+// Open logs into the token and finds the key. Errors wrap node.ErrUnavailable, as the token may
+// be available later.
 func Open(u URI) (*Key, error) { return open(u, (*Key).find) }
 
-// Generate opens the key, which is made if the token has none of that name: one that
-// signs and does nothing else, and never leaves the token.
+// Generate opens the key. If the token has no key of that name, Generate makes one that can
+// only sign, and that never leaves the token.
 func Generate(u URI, alg ca.KeyAlgorithm) (*Key, error) {
 	return open(u, func(k *Key, token *crypto11.Context) (crypto.Signer, error) {
 		signer, err := k.find(token)
@@ -62,11 +62,11 @@ func open(u URI, get func(*Key, *crypto11.Context) (crypto.Signer, error)) (*Key
 	return k, nil
 }
 
-// Public returns the public key, also while the token is away.
+// Public returns the public key, even while the token is unavailable.
 func (k *Key) Public() crypto.PublicKey { return k.public }
 
-// Sign has the token sign. One that was away and is back is logged into anew; while it is
-// away the error wraps node.ErrUnavailable.
+// Sign signs with the token. If that fails, it logs into the token again and retries once. While the token is
+// unavailable, the error wraps node.ErrUnavailable.
 func (k *Key) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	signature, token, err := k.sign(random, digest, opts)
 	if err == nil {
@@ -105,12 +105,12 @@ func (k *Key) reconnect(failed *crypto11.Context) error {
 		return err
 	}
 	if same, ok := k.public.(interface{ Equal(crypto.PublicKey) bool }); !ok || !same.Equal(k.signer.Public()) {
-		return errors.Join(errors.New("the key of that name is another one now"), k.disconnect())
+		return errors.Join(errors.New("the token has another key of that name now"), k.disconnect())
 	}
 	return nil
 }
 
-// Close logs out. No other call may be under way.
+// Close logs out. No other call may run.
 func (k *Key) Close() error { return k.disconnect() }
 
 func (k *Key) disconnect() error {
@@ -131,7 +131,7 @@ func (k *Key) connect(get func(*Key, *crypto11.Context) (crypto.Signer, error)) 
 		return fmt.Errorf("PIN %s is empty", k.uri.PINSource)
 	}
 	if sha256.Sum256(pin) == k.refused {
-		return fmt.Errorf("the token refused the PIN of %s; it is not tried again until the file changes, as a token locks itself after a few", k.uri.PINSource)
+		return fmt.Errorf("the token refused the PIN of %s; espm does not retry it until the file changes, as a token locks itself after a few wrong PINs", k.uri.PINSource)
 	}
 	token, err := crypto11.Configure(&crypto11.Config{Path: k.uri.Module, TokenLabel: k.uri.Token, Pin: string(pin), MaxSessions: sessions})
 	if err != nil {
@@ -148,7 +148,7 @@ func (k *Key) connect(get func(*Key, *crypto11.Context) (crypto.Signer, error)) 
 	return nil
 }
 
-var errNoKey = errors.New("the token has no such key pair; both its halves must be there")
+var errNoKey = errors.New("the token has no such key pair; it must have the public and the private key")
 
 func (k *Key) find(token *crypto11.Context) (crypto.Signer, error) {
 	keys, err := token.FindKeyPairs(k.uri.ID, []byte(k.uri.Object))
@@ -164,13 +164,13 @@ func (k *Key) find(token *crypto11.Context) (crypto.Signer, error) {
 	return nil, fmt.Errorf("the token has %d such keys; name one by object and id", len(keys))
 }
 
-// explain marks every error as one that may pass: the token, its slot and its PIN are
-// somebody's to bring back.
+// explain wraps every error as node.ErrUnavailable: an operator can make the token, its slot or its PIN
+// available again.
 func (k *Key) explain(err error) error {
 	return fmt.Errorf("%w: CA key %s in token %q: %w", node.ErrUnavailable, k.uri.key(), k.uri.Token, err)
 }
 
-// key names the key alone.
+// key returns the key's label and ID.
 func (u URI) key() string {
 	switch {
 	case u.ID == nil:
@@ -197,7 +197,7 @@ func generate(token *crypto11.Context, u URI, alg ca.KeyAlgorithm) (crypto.Signe
 		}
 	}
 	private := public.Copy()
-	// A token lets a key do everything unless told.
+	// By default, a token allows all uses of a key.
 	if err := errors.Join(
 		public.Set(crypto11.CkaEncrypt, false), public.Set(crypto11.CkaWrap, false),
 		private.Set(crypto11.CkaDecrypt, false), private.Set(crypto11.CkaUnwrap, false),

@@ -8,10 +8,10 @@ import (
 	"github.com/espm-project/espm/internal/ca"
 )
 
-// BuiltIn tells whether this espm can use tokens.
+// BuiltIn says whether this espm can use tokens.
 const BuiltIn = false
 
-// Key is one that no token can hold here.
+// Key is never returned by this build.
 type Key struct{ crypto.Signer }
 
 // Open returns ErrNotBuiltIn.

@@ -31,10 +31,10 @@ func TestErrorsSayWhatToLookAt(t *testing.T) {
 		change func(*Options)
 		says   []string
 	}{
-		"probeName listens": {func(o *Options) { o.URL = gone }, []string{gone, "does Puppet Server run"}},
-		"no TLS":            {func(o *Options) { o.URL = "https" + strings.TrimPrefix(plain.URL, "http") }, []string{"does not use TLS"}},
-		"another CA":        {func(o *Options) { o.CA = other.options.CA }, []string{other.options.CA + " does not have the CA"}},
-		"another name":      {func(o *Options) { o.URL = strings.Replace(o.URL, "localhost", "127.0.0.1", 1) }, []string{"authority.puppetserver.url must have one of the names"}},
+		"nothing listens": {func(o *Options) { o.URL = gone }, []string{gone, "does Puppet Server run"}},
+		"no TLS":          {func(o *Options) { o.URL = "https" + strings.TrimPrefix(plain.URL, "http") }, []string{"does not use TLS"}},
+		"another CA":      {func(o *Options) { o.CA = other.options.CA }, []string{other.options.CA + " does not have the CA"}},
+		"another name":    {func(o *Options) { o.URL = strings.Replace(o.URL, "localhost", "127.0.0.1", 1) }, []string{"authority.puppetserver.url must have one of the names"}},
 		"expired": {func(o *Options) { o.Now = func() time.Time { return time.Now().Add(2 * time.Hour) } },
 			[]string{"the client certificate " + s.options.Certificate, "expired", "renew it"}},
 		"no status service": {func(*Options) {}, []string{"localhost", "is Puppet Server still starting"}},

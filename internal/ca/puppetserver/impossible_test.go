@@ -37,10 +37,10 @@ func TestRevokeTwoOfOneName(t *testing.T) {
 				t.Errorf("it does not say which: %s", text)
 			}
 			if final && !strings.Contains(refused.Targets[0].Error(), string(second.Serial)) {
-				t.Errorf("it does not say what stood there: %v", refused.Targets[0])
+				t.Errorf("the error does not name the other serial: %v", refused.Targets[0])
 			}
 
-			// Espm was killed before it kept that: the answer is the same, though nothing stands there any more.
+			// If espm was killed before it stored the error, the next error is the same, although signed/ has no file now.
 			_, err = a.Revoke(t.Context(), []ca.Target{first})
 			if again, ok := errors.AsType[*ca.RefusedError](err); !ok || errors.Is(again.Targets[0], ca.ErrImpossible) != final {
 				t.Errorf("the second time: %v", err)
@@ -49,7 +49,7 @@ func TestRevokeTwoOfOneName(t *testing.T) {
 	}
 }
 
-// A certificate that stood in signed/ and is not on the CRL was lost by another writer: it is tried again.
+// If a certificate was in signed/ and is not on the CRL, another writer has lost its entry. The revocation is retried.
 func TestRevokeIsTriedAgain(t *testing.T) {
 	n := newNames(t)
 	n.version = "7.9.5"

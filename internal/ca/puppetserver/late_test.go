@@ -52,14 +52,14 @@ func (n *names) with(f func()) {
 	f()
 }
 
-// signNow signs what the server holds in memory, whatever stands in requests/ by now.
+// signNow signs the CSR in the server's memory, even if requests/ has another one now.
 func (n *names) signNow(name string, csr []byte) {
 	n.requests[name] = csr
 	q, _ := http.NewRequest(http.MethodPut, "/", nil)
 	n.sign(q, name, 0)
 }
 
-// stranger is what a test looks for in the end: a certificate in force that probeName knows.
+// stranger reports a certificate in force that Find has not returned.
 func (n *names) stranger(t *testing.T, a *Authority, name string, found ca.Found) {
 	t.Helper()
 	var serial node.Serial
@@ -67,7 +67,7 @@ func (n *names) stranger(t *testing.T, a *Authority, name string, found ca.Found
 	_, listed, err := a.listed(t.Context(), serial)
 	check(t, err)
 	if serial != "" && serial != found.Serial && !listed[serial] {
-		t.Errorf("serial %s is in force and probeName's: Find told of %q", serial, found.Serial)
+		t.Errorf("serial %s is in force, but Find returned %q", serial, found.Serial)
 	}
 }
 
@@ -148,7 +148,7 @@ func TestFindWaitsForWhatAnEarlierProcessSent(t *testing.T) {
 	}
 }
 
-// Where nothing was sent, or the answer is there, or the certificate, probeName waits.
+// Find does not wait if nothing was sent, if the answer is known, or if there is a certificate.
 func TestFindDoesNotWaitForNothing(t *testing.T) {
 	for what, fail := range map[string]func(n *names){
 		"refused":     func(n *names) { n.answer["PUT "+apiPath+"certificate_request/web1.test"] = http.StatusBadRequest },

@@ -44,7 +44,7 @@ func TestListedWhileTheServerIsDown(t *testing.T) {
 	isListed(t, a, all[1].Serial, false) // nothing was sent
 }
 
-// What a lost call may have done is not told before it has come to its end, and not from memory then.
+// After a lost answer, Listed refuses to answer until the server has finished. Then it does not use the cached CRL.
 func TestListedAfterALostAnswer(t *testing.T) {
 	n := newNames(t)
 	n.stub.options.Quiet = time.Hour
@@ -73,7 +73,7 @@ func TestListedAfterALostAnswer(t *testing.T) {
 	isListed(t, a, all[1].Serial, false)
 }
 
-// Of what an earlier process may have sent probeName remembers anything.
+// No process remembers the calls of an earlier process.
 func TestListedAfterAnEarlierProcess(t *testing.T) {
 	n := newNames(t)
 	n.stub.options.Quiet, n.stub.options.Interrupted = time.Hour, true
@@ -86,7 +86,7 @@ func TestListedAfterAnEarlierProcess(t *testing.T) {
 	isListed(t, a, "0ABC", false)
 }
 
-// Who gave up is not told what was last seen, though probeName revokes.
+// A cancelled call gets an error, not the last known CRL, even if no revocation runs.
 func TestListedCancelled(t *testing.T) {
 	a := newNames(t).stub.open(t)
 	ctx, cancel := context.WithCancel(t.Context())

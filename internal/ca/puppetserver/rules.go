@@ -2,6 +2,7 @@ package puppetserver
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/espm-project/espm/internal/node"
@@ -34,6 +35,15 @@ func (r rule) text(client string) string {
 	return fmt.Sprintf("{ match-request: { path: %q, type: path, method: %s }, %s, sort-order: 400, name: %q }",
 		r.path, r.methods, allow, "espm "+strings.Trim(strings.TrimPrefix(r.path, apiPath), "/"))
 }
+
+// ruleText matches what text returns, for whichever client.
+var ruleText = regexp.MustCompile(`\{ match-request: \{ path: "[^"]+", type: path, method: [^}"]+ \}, allow[^\n]*, sort-order: 400, name: "espm [^"]*" \}`)
+
+// HasRule reports whether an auth.conf has a rule that espm proposed.
+func HasRule(conf string) bool { return ruleText.MatchString(conf) }
+
+// IsRule reports whether a rule of an auth.conf is one that espm proposed.
+func IsRule(rule string) bool { return ruleText.FindString(rule) == rule && rule != "" }
 
 // ForbiddenError is a 403. It is a node.ErrUnavailable: a retry succeeds after an operator has added the
 // rule.

@@ -59,7 +59,7 @@ func foreignCRL(t *testing.T, entries int) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})
 }
 
-// A look that is taken every few seconds costs the same however long the CRLs.
+// Brief, which is called every few seconds, costs the same however long the CRLs.
 func TestBriefReadsTheCRLsOnce(t *testing.T) {
 	const entries = 2000
 	s := newStub(t)
@@ -81,7 +81,7 @@ func TestBriefReadsTheCRLsOnce(t *testing.T) {
 	}
 }
 
-// Another CA's CRL that can't be read is told of, and holds up no revocation.
+// A CRL of another CA that can't be read is reported, and does not stop revocations.
 func TestAForeignCRLThatCannotBeRead(t *testing.T) {
 	s := newStub(t)
 	s.alsoGives(pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: []byte("garbage")}), nil)

@@ -33,7 +33,7 @@ func NewDisk() *Disk { return &Disk{records: map[string]store.Record{}} }
 type Options struct {
 	History int // revisions kept for watches; default 10,000
 
-	// LoseEvery has the answer of each so many-th commit lost; 0: none. NotApplied has those commits not applied.
+	// LoseEvery makes every LoseEvery-th commit lose its answer; 0: none. With NotApplied, these commits are not applied.
 	LoseEvery  int
 	NotApplied bool
 
