@@ -59,7 +59,7 @@ type Imported struct {
 	UID      node.UID    // of the registration that has it
 	NotAfter time.Time
 	Outcome  Outcome
-	Reason   string // why it was skipped
+	Reason   string // why it was skipped; otherwise a warning, or empty
 }
 
 func (i *Imported) skip(format string, args ...any) {
