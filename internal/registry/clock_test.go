@@ -64,7 +64,7 @@ func TestClockIsNotBelieved(t *testing.T) {
 	}
 	f.setClock(6 * 365 * 24 * time.Hour)
 	f.after(t, 2*time.Hour)
-	f.Housekeep(self(t))
+	registry.Housekeep(self(t), f.Registry)
 	if now := f.revision(t); now != before {
 		t.Errorf("the store was changed: revision %d, was %d", now, before)
 	}

@@ -102,7 +102,7 @@ func (v *view) Certificates(ctx context.Context, name node.Certname, after strin
 // WithImpossibleDates returns the certificates whose dates can't be right: they begin in the future, begin more than
 // ca.Backdate before the CA's certificate, or end after it. The error wraps node.ErrUnavailable.
 func (v *view) WithImpossibleDates(ctx context.Context, certs []node.Certificate) ([]node.Certificate, error) {
-	trust, err := v.authority.Trust(ctx)
+	trust, err := v.Trust(ctx)
 	if err != nil {
 		return nil, err
 	}
