@@ -34,9 +34,6 @@ type Disk interface {
 	// killed process can leave a part.
 	Append(path string, data []byte, mode fs.FileMode) error
 
-	// Truncate cuts path to size bytes.
-	Truncate(path string, size int64) error
-
 	// Remove removes files of one folder, which it syncs once. A missing file
 	// is no error. If a file can't be removed, Remove still removes the others, and returns
 	// a *RemoveError with the failures. Any other error may concern all files.
@@ -157,18 +154,6 @@ func (osDisk) Append(path string, data []byte, mode fs.FileMode) (err error) {
 		return SyncFolder(filepath.Dir(path))
 	}
 	return nil
-}
-
-func (osDisk) Truncate(path string, size int64) (err error) {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := f.Truncate(size); err != nil {
-		return err
-	}
-	return f.Sync()
 }
 
 func (osDisk) Remove(paths ...string) error {

@@ -12,6 +12,7 @@ import (
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 	"github.com/espm-project/espm/internal/store"
 )
 
@@ -44,6 +45,9 @@ func (im *importer) importName(ctx context.Context, in *Imported, held ca.Existi
 	if err := retry(func() error { return im.adopt(ctx, node.Certname(in.Certname), all, s) }); err != nil {
 		return nil, fmt.Errorf("import %q: %w", in.Certname, err)
 	}
+	if hash := pemfile.WeakHash(held.Certificate.Raw); hash != "" && all[0].Outcome != Skipped {
+		all[0].Reason = weakSignature(hash)
+	}
 	*in = all[0].Imported
 	var others []Imported
 	for i, c := range all {
@@ -55,6 +59,12 @@ func (im *importer) importName(ctx context.Context, in *Imported, held ca.Existi
 		}
 	}
 	return others, nil
+}
+
+// weakSignature is the warning for a certificate that the CA signed with a hash that is broken. Such a
+// certificate is imported and revoked like any other.
+func weakSignature(hash string) string {
+	return fmt.Sprintf("warning: it is signed with %s, which many clients refuse; issue a new certificate", hash)
 }
 
 // candidates returns the authority's certificates of a name, the newest first.

@@ -63,7 +63,7 @@ type Imported struct {
 	UID      node.UID    // of the registration that has it
 	NotAfter time.Time
 	Outcome  Outcome
-	Reason   string // why it was skipped
+	Reason   string // why it was skipped; otherwise a warning, or empty
 
 	Before, After *ENCAnswer // for the name, without the import and with it; nil: the import does not touch the name
 }

@@ -170,7 +170,7 @@ func (f *churn) run(ctx context.Context, span time.Duration) error {
 			ended = true
 		case <-time.After(time.Second):
 		}
-		now, err := f.anonymous()
+		now, err := f.memory("RssAnon")
 		if err != nil {
 			return err
 		}
@@ -179,7 +179,7 @@ func (f *churn) run(ctx context.Context, span time.Duration) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	now, err := f.anonymous()
+	now, err := f.memory("RssAnon")
 	if err != nil {
 		return err
 	}
@@ -199,19 +199,19 @@ func (f *churn) life(ctx context.Context) error {
 	return err
 }
 
-// anonymous is the memory of the daemon that is no file's.
-func (d *daemon) anonymous() (int64, error) {
+// memory returns a field of /proc/PID/status, in bytes. RssAnon is the memory of the daemon that is no file's.
+func (d *daemon) memory(field string) (int64, error) {
 	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.cmd.Process.Pid), "status"))
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(string(text)) {
-		if kib, found := strings.CutPrefix(line, "RssAnon:"); found {
+		if kib, found := strings.CutPrefix(line, field+":"); found {
 			n, err := strconv.ParseInt(strings.Fields(kib)[0], 10, 64)
 			return n << 10, err
 		}
 	}
-	return 0, errors.New("the kernel tells no RssAnon")
+	return 0, fmt.Errorf("the kernel tells no %s", field)
 }
 
 // nodeOnly reads the node of a ProvisionNodeResponse, which comes first, and not the CRL: the

@@ -166,7 +166,7 @@ func (a *caretaker) learnEnds(ctx context.Context, now time.Time) error {
 		return nil
 	}
 	if a.listed.ask() {
-		err := a.inventory.ends(ctx, a.listed.answer)
+		err := a.inventory.ends(ctx, a.listed.has, a.listed.answer)
 		a.listed.asked(err == nil)
 		if err != nil {
 			return unavailable(err)

@@ -186,10 +186,9 @@ func (a *crlKeeper) withoutPruned(c *crlChain) (*crlChain, error) {
 	if len(ends) == 0 {
 		return c, nil
 	}
-	err := a.inventory.ends(context.Background(), func(key serialKey, e end) {
-		if known, ok := ends[key]; ok {
-			ends[key] = max(known, e) // the later one, should a serial stand there twice
-		}
+	missing := func(key serialKey) bool { _, ok := ends[key]; return ok }
+	err := a.inventory.ends(context.Background(), missing, func(key serialKey, e end) {
+		ends[key] = max(ends[key], e) // the later one, should a serial stand there twice
 	})
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, unavailable(err)

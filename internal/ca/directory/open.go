@@ -174,13 +174,12 @@ func (a *Authority) load() error {
 	if err := a.loadCRL(); err != nil {
 		return err
 	}
-	cut, err := a.inventory.repair()
+	ended, err := a.inventory.endLine()
 	if err != nil {
 		return err
 	}
-	if cut > 0 {
-		a.opts.Log.WithFields(logrus.Fields{"path": a.inventory.path, "bytes": cut}).
-			Warn("the last line of the inventory was incomplete; espm cut it off")
+	if ended {
+		a.opts.Log.WithField("path", a.inventory.path).Warn("the last line of the inventory had no line end; espm added it")
 	}
 	if err := a.publish(a.crl.Load()); err != nil {
 		a.opts.Log.WithError(err).Warn("not all copies of the CRL could be written; espm retries every minute")

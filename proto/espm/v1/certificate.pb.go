@@ -1116,7 +1116,7 @@ type ImportedCertificate struct {
 	NotAfterTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=not_after_time,json=notAfterTime,proto3" json:"not_after_time,omitempty"`
 	// The outcome.
 	Outcome ImportOutcome `protobuf:"varint,5,opt,name=outcome,proto3,enum=espm.v1.ImportOutcome" json:"outcome,omitempty"`
-	// The reason, in words, if it is SKIPPED or NOT_FOUND.
+	// The reason, in words, if it is SKIPPED or NOT_FOUND. Otherwise a warning, or empty.
 	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The ENC's answer for the name before the import. Unset: the import does not touch the name.
 	EncBefore *EncAnswer `protobuf:"bytes,7,opt,name=enc_before,json=encBefore,proto3" json:"enc_before,omitempty"`
