@@ -102,6 +102,7 @@ type daemon struct {
 	metrics    *metrics.Metrics
 	sources    metrics.Sources
 	trust      atomic.Pointer[auth.Trust] // nil: no network listener, or not yet
+	kept       func() *auth.KeptCRL       // the CRL of espm's own CA; nil: it has none
 	enc        *encsock.Server
 	reloads    <-chan os.Signal
 	backups    *snapshot.Maker

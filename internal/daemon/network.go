@@ -36,6 +36,7 @@ func (d *daemon) gate(ctx context.Context) (*auth.Gate, *auth.Tokens, error) {
 		if err != nil {
 			return nil, nil, err
 		}
+		files.Kept = d.kept
 		trust, err := auth.NewTrust(files, time.Now, d.log)
 		if err != nil {
 			return nil, nil, fmt.Errorf("network: %w", err)
