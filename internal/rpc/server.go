@@ -40,8 +40,8 @@ type Options struct {
 
 // NewServer returns a gRPC server with all of espm's services, health and
 // reflection, for listeners of Listen. Its watches end when ctx is done; the
-// rest is for GracefulStop.
-func NewServer(ctx context.Context, o Options) *grpc.Server {
+// rest is for Shutdown.
+func NewServer(ctx context.Context, o Options) *Server {
 	r, limits := o.Registry, o.Limits
 	h := newHandshakes(o)
 	if h.tls != nil {
@@ -80,7 +80,7 @@ func NewServer(ctx context.Context, o Options) *grpc.Server {
 	healthv1.RegisterHealthServer(s, hs)
 	reflection.Register(s)
 	e.methods = methods(s)
-	return s
+	return &Server{s, &e.underway}
 }
 
 // A client that vanished is found out by pings.

@@ -51,7 +51,7 @@ type rig struct {
 	authority *faulty
 	sightings *registry.Sightings
 	audit     *audit.Log // not running: what is refused leaves the store as it was
-	grpc      *grpc.Server
+	grpc      *Server
 	address   string // of the network listener, where newNetwork made one
 	gate      *auth.Gate
 	stop      context.CancelFunc // as the daemon does before it stops the server
