@@ -26,7 +26,8 @@ import (
 type Disk interface {
 	// WriteFile replaces path with data, atomically. The file gets exactly
 	// mode, independent of the umask. As root, WriteFile keeps the owner of the
-	// old file, unless everybody may write in the folder. WriteFile replaces a symbolic link, not its target.
+	// old file, unless everybody may write in the folder. WriteFile replaces a symbolic link,
+	// not the file that it names: see Target.
 	WriteFile(path string, data []byte, mode fs.FileMode) error
 
 	// Append adds data to the end of path. A new file gets mode. If the

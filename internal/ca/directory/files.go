@@ -12,6 +12,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/espm-project/espm/internal/durable"
 	"github.com/espm-project/espm/internal/pemfile"
 )
 
@@ -58,7 +59,7 @@ func (f *crlFile) differs(want []byte, thorough bool) ([]byte, error) {
 // not report the old CRL in the file as a change by another program.
 func (a *crlKeeper) write(f *crlFile, data []byte) error {
 	f.current = false
-	err := a.opts.Disk.WriteFile(f.path, data, 0o644)
+	err := a.replace(f.path, data)
 	if err == nil {
 		f.current = true
 		f.stamp, _ = pemfile.StampOf(f.path) // after an error, checkFiles reads the file again
@@ -72,6 +73,22 @@ func (a *crlKeeper) write(f *crlFile, data []byte) error {
 		}
 	}
 	f.err = err
+	return err
+}
+
+// replace replaces the content that a reader of path gets. A symbolic link stays.
+func (a *crlKeeper) replace(path string, data []byte) error {
+	target, err := durable.Target(path)
+	if err != nil {
+		return err
+	}
+	if err := a.opts.Disk.WriteFile(target, data, 0o644); err != nil {
+		return err
+	}
+	after, err := durable.Target(path)
+	if err == nil && after != target {
+		err = fmt.Errorf("write %s: another program changed the symbolic link meanwhile, from %s to %s; espm writes the file again", path, target, after)
+	}
 	return err
 }
 

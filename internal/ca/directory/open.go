@@ -208,6 +208,9 @@ func (a *folder) tidy() error {
 	signed := filepath.Clean(a.file("signed"))
 	ours := map[string]map[string]bool{signed: {}} // names, by their folder
 	for _, path := range append([]string{a.file("ca_crl.pem"), a.file(numberFile)}, a.opts.Publish...) {
+		if target, err := durable.Target(path); err == nil { // after an error, the first write reports it
+			path = target
+		}
 		dir, name := filepath.Dir(path), filepath.Base(path)
 		if ours[dir] == nil {
 			ours[dir] = make(map[string]bool)
