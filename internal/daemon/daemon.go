@@ -307,7 +307,7 @@ func (d *daemon) serveAPI(ctx context.Context, stop context.CancelCauseFunc) err
 		return fmt.Errorf("listen: %w", err)
 	}
 	server := rpc.NewServer(ctx, rpc.Options{
-		Registry: d.registry, Gate: gate, Tokens: tokens, Records: d.store, Audit: d.audit, Backups: d.backups,
+		Registry: d.registry, Gate: gate, Tokens: tokens, Audit: d.audit, Backups: d.backups,
 		Limits: limits(d.config), Now: time.Now, Log: d.log, GRPC: []grpc.ServerOption{d.metrics.Requests()},
 	})
 	network, err := d.serveOn(server, local, limits(d.config), stop)

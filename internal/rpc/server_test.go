@@ -196,7 +196,7 @@ func (r *rig) serve(t *testing.T, limits Limits, network func(*auth.GateOptions)
 	}
 	r.gate = auth.NewGate(access)
 	r.grpc = NewServer(ctx, Options{
-		Registry: reg, Gate: r.gate, Tokens: access.Tokens, Records: r.store,
+		Registry: reg, Gate: r.gate, Tokens: access.Tokens,
 		Audit: r.audit, Backups: empty{}, Limits: limits, Now: time.Now, Log: log,
 	})
 	l, err := net.Listen("unix", filepath.Join(r.dir, "s"))
