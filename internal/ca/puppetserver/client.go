@@ -70,7 +70,7 @@ func (a *server) do(ctx context.Context, c call) (answer, error) {
 	}
 	limit := time.Now().Add(c.limit)
 	for {
-		got, err := answer{code: http.StatusServiceUnavailable}, a.onHold()
+		got, err := answer{code: http.StatusServiceUnavailable}, a.pause.err(a.base.Host)
 		if err == nil {
 			got, err = a.send(ctx, c)
 		}

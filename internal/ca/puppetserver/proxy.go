@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/espm-project/espm/internal/node"
@@ -33,9 +34,7 @@ func (a *server) checkOrigin(c call, resp *http.Response, body []byte) error {
 	page := isPage(body)
 	switch code := resp.StatusCode; {
 	case code == http.StatusTooManyRequests, code == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "":
-		wait := a.retryAfter(resp.Header.Get("Retry-After"))
-		a.held.Store(time.Now().Add(wait).UnixNano())
-		return a.busy(wait)
+		return a.pause.begin(retryAfter(resp.Header.Get("Retry-After"), a.opts.Now()), a.base.Host)
 	case code/100 == 3 && code != http.StatusNotModified:
 		e.answer = fmt.Sprintf("the answer is %d, a redirect to %q, which espm does not follow", code, short(resp.Header.Get("Location")))
 		e.hint = "set authority.puppetserver.url to the address of the CA server itself"
@@ -62,27 +61,36 @@ const (
 )
 
 // retryAfter reads a Retry-After: seconds, or a time.
-func (a *server) retryAfter(text string) time.Duration {
+func retryAfter(text string, now time.Time) time.Duration {
 	wait := unsaidWait
 	if seconds, err := strconv.Atoi(text); err == nil {
 		wait = time.Duration(min(seconds, int(longestWait/time.Second))) * time.Second
 	} else if at, err := http.ParseTime(text); err == nil {
-		wait = at.Sub(a.opts.Now())
+		wait = at.Sub(now)
 	}
 	return min(max(wait, 0), longestWait)
 }
 
-func (a *server) busy(wait time.Duration) error {
+// pause is the time that an answer asked espm to wait. It goes for all calls.
+type pause struct{ until atomic.Int64 } // in Unix nanoseconds
+
+// begin begins a pause, and returns its error.
+func (p *pause) begin(wait time.Duration, host string) error {
+	p.until.Store(time.Now().Add(wait).UnixNano())
+	return busy(wait, host)
+}
+
+func busy(wait time.Duration, host string) error {
 	return &node.BusyError{
-		Reason:     fmt.Sprintf("Puppet Server at %s, or a proxy before it, has too much to do, and asks espm to wait", a.base.Host),
+		Reason:     fmt.Sprintf("Puppet Server at %s, or a proxy before it, has too much to do, and asks espm to wait", host),
 		RetryAfter: (wait + time.Second - 1).Truncate(time.Second),
 	}
 }
 
-// onHold returns a *node.BusyError during the wait that an answer to another call asked for.
-func (a *server) onHold() error {
-	if wait := time.Until(time.Unix(0, a.held.Load())); wait > 0 {
-		return a.busy(wait)
+// err returns a *node.BusyError during a pause.
+func (p *pause) err(host string) error {
+	if wait := time.Until(time.Unix(0, p.until.Load())); wait > 0 {
+		return busy(wait, host)
 	}
 	return nil
 }

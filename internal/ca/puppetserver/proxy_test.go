@@ -98,7 +98,7 @@ func TestProxies(t *testing.T) {
 func (n *names) settled(t *testing.T, a *Authority, q ca.Query, said bool) {
 	t.Helper()
 	if !said {
-		a.held.Store(0) // the wait is over
+		a.pause.until.Store(0) // the wait is over
 		n.stub.advance(2 * a.opts.SignWait)
 		found, err := a.Find(t.Context(), q)
 		if err != nil {
@@ -200,13 +200,12 @@ func TestALongRetryAfter(t *testing.T) {
 
 func TestRetryAfterForms(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	s := &server{opts: Options{Now: func() time.Time { return now }}}
 	for text, want := range map[string]time.Duration{
 		"": unsaidWait, "soon": unsaidWait, "0": 0, "-1": 0, "7": 7 * time.Second, "999999999": longestWait,
 		now.Add(time.Minute).Format(http.TimeFormat): time.Minute, now.Add(-time.Minute).Format(http.TimeFormat): 0,
 		"99999999999999999999999": unsaidWait,
 	} {
-		if got := s.retryAfter(text); got != want {
+		if got := retryAfter(text, now); got != want {
 			t.Errorf("%q: %v, want %v", text, got, want)
 		}
 	}
