@@ -39,7 +39,7 @@ var errStopping = fmt.Errorf("%w: espm stops; ask again when it is back, a watch
 func (e *edge) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
 	c := newCall(ctx, info.FullMethod, req)
 	defer e.finish(c, &err)
-	defer e.underway.enter(c)()
+	defer e.underway.enter(c, nil)()
 	a := admissionOf(ctx)
 	done, err := e.gate.Begin(a.Admission, c.method)
 	if err != nil {
@@ -61,17 +61,17 @@ func (e *edge) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServer
 	defer cancel(nil)
 	c := newCall(ctx, info.FullMethod, nil)
 	defer e.finish(c, &err)
-	defer e.underway.enter(c)()
 	a := admissionOf(ctx)
-	done, err := e.gate.Begin(a.Admission, c.method)
+	done, err := e.gate.Open(a.Admission, c.method)
 	if err != nil {
 		return err
 	}
 	defer done()
+	defer e.underway.enter(c, &openStream{a.Valid, cancel})()
 	defer context.AfterFunc(e.serving, func() { cancel(errStopping) })()
 	err = handle(srv, guarded{stream, ctx, a, c, e.limits.Stall})
-	if errors.Is(context.Cause(ctx), errStopping) {
-		return errStopping
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+		return cause
 	}
 	return err
 }

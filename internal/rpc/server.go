@@ -48,6 +48,7 @@ func NewServer(ctx context.Context, o Options) *Server {
 		go h.watch(ctx)
 	}
 	e := &edge{log: o.Log, gate: o.Gate, audit: o.Audit, now: o.Now, serving: ctx, limits: limits}
+	go e.endInvalid(ctx)
 	s := grpc.NewServer(append(o.GRPC,
 		grpc.Creds(h),
 		grpc.ForceServerCodecV2(newCodec()),

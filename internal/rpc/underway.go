@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -39,17 +40,17 @@ func (s *Server) Shutdown(drain, cut time.Duration) error {
 // underway has the calls that were let in and have not ended. The zero value has none.
 type underway struct {
 	mu  sync.Mutex
-	all map[*call]bool
+	all map[*call]*openStream // nil where the call is no stream
 }
 
 // enter adds a call until leave is called.
-func (u *underway) enter(c *call) (leave func()) {
+func (u *underway) enter(c *call, s *openStream) (leave func()) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.all == nil {
-		u.all = map[*call]bool{}
+		u.all = map[*call]*openStream{}
 	}
-	u.all[c] = true
+	u.all[c] = s
 	return func() {
 		u.mu.Lock()
 		defer u.mu.Unlock()
@@ -57,16 +58,16 @@ func (u *underway) enter(c *call) (leave func()) {
 	}
 }
 
-func (u *underway) calls() []*call {
+func (u *underway) calls() map[*call]*openStream {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return slices.Collect(maps.Keys(u.all))
+	return maps.Clone(u.all)
 }
 
 // String names the methods, each with the number of its calls. A call whose message is still being read has none.
 func (u *underway) String() string {
 	count := map[string]int{}
-	for _, c := range u.calls() {
+	for c := range u.calls() {
 		count[c.method]++
 	}
 	if len(count) == 0 {
@@ -77,4 +78,35 @@ func (u *underway) String() string {
 		parts = append(parts, fmt.Sprintf("%s (%d)", method, count[method]))
 	}
 	return "calls of " + strings.Join(parts, ", ")
+}
+
+// openStream is what ends a stream whose opener is not let in any more.
+type openStream struct {
+	valid func() error
+	end   context.CancelCauseFunc
+}
+
+// recheck is how long a stream or a connection may outlive the credentials that it was opened with, while it
+// carries nothing. A call, and a message of a stream, look by themselves.
+const recheck = time.Second
+
+// endInvalid ends streams whose token or certificate holds no more, until ctx is done.
+func (e *edge) endInvalid(ctx context.Context) {
+	tick := time.NewTicker(recheck)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, s := range e.underway.calls() {
+			if s == nil {
+				continue
+			}
+			if err := s.valid(); err != nil {
+				s.end(err)
+			}
+		}
+	}
 }
