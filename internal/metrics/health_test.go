@@ -3,8 +3,11 @@ package metrics
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
@@ -66,5 +69,23 @@ func TestHealth(t *testing.T) {
 		if h.Live != c.live || h.Ready != c.ready || h.Authority != c.authority || h.OldestPendingSeconds != c.age {
 			t.Errorf("%s: %+v", what, h)
 		}
+	}
+}
+
+// The CRL of an issuer outside of the chain has no series: no agent uses it, so its end must not raise an alert.
+func TestCRLOutsideTheChain(t *testing.T) {
+	now := time.Now()
+	w := &watch{status: ca.Status{
+		CRL:     ca.CRLStatus{Issuer: "CN=ca", NextUpdate: now},
+		Foreign: []ca.CRLStatus{{Issuer: "CN=root", NextUpdate: now}, {Issuer: "CN=stray", NextUpdate: now, Outside: true}},
+	}}
+	var issuers []string
+	w.collectCA(func(d *prometheus.Desc, _ float64, labels ...string) {
+		if d == crlEnd {
+			issuers = append(issuers, labels...)
+		}
+	})
+	if !slices.Equal(issuers, []string{"CN=ca", "CN=root"}) {
+		t.Errorf("series of %q", issuers)
 	}
 }

@@ -27,3 +27,6 @@ var Matches = matches
 
 // Sightings is what knows when nodes were last seen.
 func (r *Registry) Sightings() *Sightings { return r.view.sightings }
+
+// SettleAll is settleAll.
+func SettleAll(ctx context.Context, r *Registry) bool { return r.settlement.settleAll(ctx) }

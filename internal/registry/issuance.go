@@ -69,7 +69,7 @@ func (i *issuance) finish(ctx context.Context) (Provisioned, error) {
 	}
 	if err != nil {
 		err = fmt.Errorf("issuing a certificate for %q: %w", i.intent.Certname, err)
-		i.settlement.abandon(ctx, i.intent, cert)
+		i.settlement.abandon(ctx, i.intent, cert, err)
 		return Provisioned{}, err
 	}
 	i.log.WithFields(logrus.Fields{"certname": n.Certname, "uid": n.UID, "serial": n.Newest()}).Info("certificate issued")

@@ -129,7 +129,7 @@ func New(o Options) *Registry {
 	names := &certnames{core: c, puppet: o.Puppet.Name, traits: o.Authority.Traits, principals: o.Principals, served: o.Served, ttl: o.TTL}
 	names.SetProtected(o.Protected)
 	registrations := &registrations{core: c, view: view, names: names, commit: groups.commitNode}
-	settlement := &settlement{core: c, authority: o.Authority, queue: o.Revocations, locked: map[node.UID]bool{}, soon: make(chan struct{}, 1)}
+	settlement := &settlement{core: c, authority: o.Authority, queue: o.Revocations, locked: map[node.UID]bool{}, logged: map[node.UID]string{}, soon: make(chan struct{}, 1)}
 	fence := &fence{core: c, traits: o.Authority.Traits, queue: o.Revocations, settleSoon: settlement.settleSoon}
 	orders := &orders{core: c, queue: o.Revocations}
 	terminations := &terminations{core: c, view: view, names: names, orders: orders, queue: o.Revocations, settleSoon: settlement.settleSoon, ended: ended}
