@@ -81,6 +81,8 @@ type Engine struct {
 	closing bool
 	changed chan struct{} // closed and replaced whenever the revision has moved
 
+	fan fan // gives watches their events
+
 	unsettled bool          // only the committer uses it; see settle
 	inDoubt   []*request    // only the committer uses it: the requests of the unsettled transaction
 	committed chan struct{} // closed when the committer has ended
@@ -118,9 +120,11 @@ func Open(path string, opts Options) (*Engine, error) {
 		changed:   make(chan struct{}),
 		committed: make(chan struct{}),
 		closed:    make(chan struct{}),
+		fan:       fan{topics: map[string]*topic{}, ended: make(chan struct{})},
 	}
 	e.wake = sync.NewCond(&e.mu)
 	go e.commitLoop()
+	go e.fanLoop()
 	return e, nil
 }
 
@@ -134,6 +138,7 @@ func (e *Engine) Close() error {
 		e.mu.Unlock()
 		<-e.committed
 		close(e.closed)
+		<-e.fan.ended
 		if err := e.db.Close(); err != nil {
 			e.closeErr = fmt.Errorf("close store %s: %w", e.path, err)
 		}
