@@ -18,7 +18,8 @@ import (
 
 func (a *app) nodeCmd() *cobra.Command {
 	return noun("node", "Register, provision, show and terminate nodes",
-		a.nodeRegisterCmd(), a.nodeProvisionCmd(), a.nodeUpdateCmd(), a.nodeListCmd(), a.nodeShowCmd(), a.nodeTerminateCmd(), a.nodeForgetCmd())
+		a.nodeRegisterCmd(), a.nodeProvisionCmd(), a.nodePresignCmd(), a.nodeUpdateCmd(), a.nodeListCmd(), a.nodeShowCmd(), a.nodeTerminateCmd(), a.nodeForgetCmd(),
+		a.nodeClassifyCmd(), a.nodeWatchCmd())
 }
 
 // nodeFlags are those that describe a node.
