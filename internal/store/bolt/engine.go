@@ -81,7 +81,7 @@ type Engine struct {
 	closing bool
 	changed chan struct{} // closed and replaced whenever the revision has moved
 
-	fan fan // gives watches their events
+	fan *fan // gives watches their events
 
 	unsettled bool          // only the committer uses it; see settle
 	inDoubt   []*request    // only the committer uses it: the requests of the unsettled transaction
@@ -120,11 +120,11 @@ func Open(path string, opts Options) (*Engine, error) {
 		changed:   make(chan struct{}),
 		committed: make(chan struct{}),
 		closed:    make(chan struct{}),
-		fan:       fan{topics: map[string]*topic{}, ended: make(chan struct{})},
 	}
 	e.wake = sync.NewCond(&e.mu)
+	e.fan = newFan(e)
 	go e.commitLoop()
-	go e.fanLoop()
+	go e.fan.run()
 	return e, nil
 }
 

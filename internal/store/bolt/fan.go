@@ -14,6 +14,8 @@ import (
 // fan reads the history once for all watches, however many there are. A commit wakes only the watches of the keys that
 // it changed.
 type fan struct {
+	engine *Engine
+
 	mu     sync.Mutex
 	topics map[string]*topic // by prefix
 	at     int64             // the topics have all events up to this revision, from theirs on
@@ -36,33 +38,37 @@ type topic struct {
 // from a revision that the history still has.
 const maxQuietRevisions = 1000
 
-// fanLoop reads after each commit, until the engine closes.
-func (e *Engine) fanLoop() {
-	defer close(e.fan.ended)
+func newFan(e *Engine) *fan {
+	return &fan{engine: e, topics: map[string]*topic{}, ended: make(chan struct{})}
+}
+
+// run reads after each commit, until the engine closes.
+func (f *fan) run() {
+	defer close(f.ended)
 	for {
-		changed := e.revisionChanged() // taken before the read: what is committed after the read closes it
-		e.fanOut()
+		changed := f.engine.revisionChanged() // taken before the read: what is committed after the read closes it
+		f.out()
 		select {
 		case <-changed:
-		case <-e.closed:
+		case <-f.engine.closed:
 			return
 		}
 	}
 }
 
-// fanOut gives the topics what was committed since the last time.
-func (e *Engine) fanOut() {
-	e.fan.mu.Lock()
-	defer e.fan.mu.Unlock()
-	for more := len(e.fan.topics) > 0; more; {
-		p, err := e.readPage(e.fan.watched, e.fan.at)
+// out gives the topics what was committed since the last time.
+func (f *fan) out() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for more := len(f.topics) > 0; more; {
+		p, err := f.engine.readPage(f.watched, f.at)
 		if err != nil {
-			e.fan.fail(err)
+			f.fail(err)
 			return
 		}
-		e.fan.at, more = p.last, p.more
-		for _, t := range e.fan.topics {
-			t.add(p, e.fan.at)
+		f.at, more = p.last, p.more
+		for _, t := range f.topics {
+			t.add(p, f.at)
 		}
 	}
 }
@@ -108,39 +114,39 @@ func (t *topic) add(p page, at int64) {
 }
 
 // join returns the topic of a prefix, for a watch that calls leave when it ends.
-func (e *Engine) join(prefix string) (*topic, error) {
-	e.fan.mu.Lock()
-	defer e.fan.mu.Unlock()
-	if len(e.fan.topics) == 0 { // nobody has read since
-		if err := e.view(func(tx *bbolt.Tx) (err error) { e.fan.at, err = readRevision(tx); return err }); err != nil {
+func (f *fan) join(prefix string) (*topic, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.topics) == 0 { // nobody has read since
+		if err := f.engine.view(func(tx *bbolt.Tx) (err error) { f.at, err = readRevision(tx); return err }); err != nil {
 			return nil, err
 		}
 	}
-	t := e.fan.topics[prefix]
+	t := f.topics[prefix]
 	if t == nil {
-		t = &topic{prefix: prefix, from: e.fan.at, told: e.fan.at, news: make(chan struct{})}
-		e.fan.topics[prefix] = t
+		t = &topic{prefix: prefix, from: f.at, told: f.at, news: make(chan struct{})}
+		f.topics[prefix] = t
 	}
 	t.watches++
 	return t, nil
 }
 
-func (e *Engine) leave(t *topic) {
-	e.fan.mu.Lock()
-	defer e.fan.mu.Unlock()
-	if t.watches--; t.watches == 0 && e.fan.topics[t.prefix] == t {
-		delete(e.fan.topics, t.prefix)
+func (f *fan) leave(t *topic) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if t.watches--; t.watches == 0 && f.topics[t.prefix] == t {
+		delete(f.topics, t.prefix)
 	}
 }
 
 // following returns what follows a revision. A watch that is behind its topic reads the history by itself. News is
 // closed once there is more than the page has.
-func (e *Engine) following(t *topic, after int64) (p page, news <-chan struct{}, err error) {
-	e.fan.mu.Lock()
-	at, from, events, news, err := e.fan.at, t.from, t.events, t.news, t.err
-	e.fan.mu.Unlock()
+func (f *fan) following(t *topic, after int64) (p page, news <-chan struct{}, err error) {
+	f.mu.Lock()
+	at, from, events, news, err := f.at, t.from, t.events, t.news, t.err
+	f.mu.Unlock()
 	if err == nil && after < from {
-		if p, err = e.readPage(func(key string) bool { return strings.HasPrefix(key, t.prefix) }, after); err == nil && !p.more {
+		if p, err = f.engine.readPage(func(key string) bool { return strings.HasPrefix(key, t.prefix) }, after); err == nil && !p.more {
 			p.last, p.more = max(p.last, from), true // the rest is in the topic
 		}
 	} else {

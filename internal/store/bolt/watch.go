@@ -32,18 +32,18 @@ type page struct {
 // share the values of events, so a consumer must not change them.
 func (e *Engine) Watch(ctx context.Context, prefix string, after int64) iter.Seq2[store.Event, error] {
 	return func(yield func(store.Event, error) bool) {
-		t, err := e.join(prefix)
+		t, err := e.fan.join(prefix)
 		if err != nil {
 			yield(store.Event{}, fmt.Errorf("watch %q: %w", prefix, err))
 			return
 		}
-		defer e.leave(t)
+		defer e.fan.leave(t)
 		for {
 			if err := ctx.Err(); err != nil {
 				yield(store.Event{}, err)
 				return
 			}
-			page, news, err := e.following(t, after)
+			page, news, err := e.fan.following(t, after)
 			if err != nil {
 				yield(store.Event{}, err)
 				return
