@@ -75,7 +75,6 @@ func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 	if err := d.serveMetrics(ctx, cancel); err != nil {
 		return err
 	}
-	d.wg.Go(func() { d.reload(ctx) })
 	if err := d.serveAPI(ctx); err != nil {
 		return err
 	}
@@ -97,6 +96,7 @@ type daemon struct {
 	metrics    *metrics.Metrics
 	sources    metrics.Sources
 	trust      atomic.Pointer[auth.Trust] // nil: no network listener, or not yet
+	access     *auth.Gate                 // nil until serveAPI
 	enc        *encsock.Server
 	reloads    <-chan os.Signal
 	backups    *snapshot.Maker
@@ -253,7 +253,7 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 		Puppet:      server,
 		Algorithm:   alg,
 		Protected:   d.config.Protected,
-		Principals:  d.config.PrincipalNames(),
+		Principals:  principals(d.config),
 		Served:      d.served,
 		TTL:         time.Duration(d.config.Issue.TTL),
 		Now:         time.Now,
@@ -296,6 +296,7 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.wg.Go(func() { d.reload(ctx) })
 	local, err := listen(strings.TrimPrefix(d.config.Listen, "unix://"), adminGroup(d.config))
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)

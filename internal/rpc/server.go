@@ -70,7 +70,7 @@ func NewServer(ctx context.Context, o Options) *grpc.Server {
 	espmv1.RegisterAuthorityServiceServer(s, &authority{registry: r})
 	espmv1.RegisterGroupServiceServer(s, &groups{registry: r})
 	espmv1.RegisterClassifierServiceServer(s, &classifier{registry: r})
-	espmv1.RegisterTokenServiceServer(s, &tokens{tokens: o.Tokens, records: o.Records})
+	espmv1.RegisterTokenServiceServer(s, &tokens{tokens: o.Tokens, records: o.Records, grants: r})
 	espmv1.RegisterAuditServiceServer(s, &auditLog{log: o.Audit})
 	espmv1.RegisterBackupServiceServer(s, &backups{snapshots: o.Backups, audit: o.Audit, now: o.Now})
 	hs := health.NewServer()

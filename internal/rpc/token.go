@@ -18,10 +18,16 @@ type TokenRecords interface {
 	Tokens(ctx context.Context, after string, limit int) (store.Page[node.Token], error)
 }
 
+// Grants tells what is wrong with a grant, or dangerous; see registry.Registry.
+type Grants interface {
+	ReviewGrant(g node.Grant) (warnings []string, err error)
+}
+
 type tokens struct {
 	espmv1.UnimplementedTokenServiceServer
 	tokens  *auth.Tokens
 	records TokenRecords
+	grants  Grants
 }
 
 func (s *tokens) CreateToken(ctx context.Context, req *espmv1.CreateTokenRequest) (*espmv1.CreateTokenResponse, error) {
@@ -29,13 +35,16 @@ func (s *tokens) CreateToken(ctx context.Context, req *espmv1.CreateTokenRequest
 	if err != nil {
 		return nil, err
 	}
-	t, secret, err := s.tokens.Create(ctx, auth.NewToken{
-		Name: req.GetName(), Role: roleOf(req.GetRole()), Grant: fromGrant(req.GetGrant()), TTL: ttl,
-	})
+	grant := fromGrant(req.GetGrant())
+	warnings, err := s.grants.ReviewGrant(grant)
 	if err != nil {
 		return nil, err
 	}
-	return &espmv1.CreateTokenResponse{Token: toToken(t), Secret: string(secret.Bytes())}, nil
+	t, secret, err := s.tokens.Create(ctx, auth.NewToken{Name: req.GetName(), Role: roleOf(req.GetRole()), Grant: grant, TTL: ttl})
+	if err != nil {
+		return nil, err
+	}
+	return &espmv1.CreateTokenResponse{Token: toToken(t), Secret: string(secret.Bytes()), Warnings: warnings}, nil
 }
 
 // fromTTL tells a life of 0, which is none, from the default.
