@@ -21,10 +21,10 @@ func TestPrincipalsChangeEndsStreams(t *testing.T) {
 	other := espmv1.NewNodeServiceClient(n.dial(t, n.ca.leaf(t, "admin.test", nil)))
 	watch := func(c espmv1.NodeServiceClient) watch {
 		t.Helper()
-		w, err := c.WatchNodes(t.Context(), &espmv1.WatchNodesRequest{AfterRevision: 1 << 40})
-		if err == nil {
-			_, err = w.Header()
+		if _, err := c.ListNodes(t.Context(), &espmv1.ListNodesRequest{}); err != nil {
+			t.Fatal(err)
 		}
+		w, err := c.WatchNodes(t.Context(), &espmv1.WatchNodesRequest{AfterRevision: 1 << 40})
 		if err != nil {
 			t.Fatal(err)
 		}
