@@ -186,7 +186,7 @@ func TestCheckerFromTheMiddle(t *testing.T) {
 		r.do(t, fmt.Sprintf("n%d.test", i))
 	}
 	var lines []node.SealedLine
-	if err := r.Export(t.Context(), 4, func(l []node.SealedLine) error { lines = append(lines, l...); return nil }); err != nil {
+	if err := r.Export(node.AsSelf(t.Context()), 4, func(l []node.SealedLine) error { lines = append(lines, l...); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	check := audit.Checker{Expect: &audit.Anchor{Seq: 8, Hash: lines[3].Hash}}

@@ -78,7 +78,7 @@ func (r *rig) head(t *testing.T) node.AuditHead {
 
 func (r *rig) list(t *testing.T, f audit.Filter) []node.SealedLine {
 	t.Helper()
-	lines, _, err := r.List(t.Context(), f, 0, 10_000)
+	lines, _, err := r.List(node.AsSelf(t.Context()), f, 0, 10_000)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,11 +87,31 @@ func (r *rig) list(t *testing.T, f audit.Filter) []node.SealedLine {
 
 func (r *rig) verify(t *testing.T, expect *audit.Anchor) audit.Verified {
 	t.Helper()
-	v, err := r.Verify(t.Context(), expect)
+	v, err := r.Verify(node.AsSelf(t.Context()), expect)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return v
+}
+
+// The log has the lines of all owners: a caller without a role, and a provisioner, read none of them.
+func TestWhoMayRead(t *testing.T) {
+	r := newRig(t, audit.Options{})
+	r.do(t, "web1.test")
+	for _, role := range []node.Role{"", "new", node.Provisioner, node.Reader, node.Admin} {
+		ctx := node.WithCaller(t.Context(), node.Caller{Name: "token:ci", Role: role})
+		if role == "" {
+			ctx = t.Context()
+		}
+		lines, _, listed := r.List(ctx, audit.Filter{}, 0, 1)
+		exported := r.Export(ctx, 0, func([]node.SealedLine) error { return nil })
+		_, verified := r.Verify(ctx, nil)
+		for what, err := range map[string]error{"list": listed, "export": exported, "verify": verified} {
+			if may := role == node.Reader || role == node.Admin; may != (err == nil) || !may && !errors.Is(err, node.ErrNotPermitted) {
+				t.Errorf("role %q: %s: %d lines, %v", role, what, len(lines), err)
+			}
+		}
+	}
 }
 
 // Every change has one line, in the order of the changes, also where many come at once, and while it is sealed.
@@ -206,7 +226,7 @@ func TestFilters(t *testing.T) {
 	}
 	var paged []int64
 	for before, more := int64(0), true; more; more = before != 0 {
-		lines, next, err := r.List(t.Context(), audit.Filter{Outcome: "ok"}, before, 7)
+		lines, next, err := r.List(node.AsSelf(t.Context()), audit.Filter{Outcome: "ok"}, before, 7)
 		if err != nil || len(lines) > 7 {
 			t.Fatal(len(lines), err)
 		}
@@ -259,7 +279,7 @@ func TestPrune(t *testing.T) {
 	if v := r.verify(t, &audit.Anchor{Seq: 10, Hash: audit.Genesis}); v.Flaw == nil {
 		t.Error("another base passes")
 	}
-	if _, err := r.Verify(t.Context(), &audit.Anchor{Seq: 3, Hash: noted.Hash}); err == nil {
+	if _, err := r.Verify(node.AsSelf(t.Context()), &audit.Anchor{Seq: 3, Hash: noted.Hash}); err == nil {
 		t.Error("what is gone is vouched for")
 	}
 }

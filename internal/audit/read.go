@@ -36,10 +36,22 @@ func (f Filter) match(l node.SealedLine) bool {
 		(f.Until.IsZero() || l.Time.Before(f.Until))
 }
 
+// mayRead refuses a caller without a role, and one that sees only its own records: the log has everybody's.
+func mayRead(ctx context.Context) error {
+	if role := node.CallerOf(ctx).Role; role != node.Admin && role != node.Reader {
+		return node.NotPermitted("", "only admins and readers see the audit log")
+	}
+	return nil
+}
+
 // List returns up to limit lines before a sequence number, newest first, and the number before which the next page
 // starts (0: none follows). With before 0, List seals first and starts at the newest line. It reads at most 10,000
 // lines, so a page may be short although more follow. It leaves out damaged lines; Verify finds them.
+// Error: node.ErrNotPermitted for a caller that is neither admin nor reader.
 func (l *Log) List(ctx context.Context, f Filter, before int64, limit int) (page []node.SealedLine, next int64, err error) {
+	if err := mayRead(ctx); err != nil {
+		return nil, 0, err
+	}
 	if before == 0 {
 		if err := l.Seal(ctx); err != nil {
 			return nil, 0, err
@@ -75,8 +87,11 @@ func (l *Log) List(ctx context.Context, f Filter, before int64, limit int) (page
 }
 
 // Export calls write with every line after a sequence number, oldest first. It seals first, so the lines of all
-// finished calls are among them. A line that can't be read is an error.
+// finished calls are among them. A line that can't be read is an error, and so is a caller as in List.
 func (l *Log) Export(ctx context.Context, after int64, write func([]node.SealedLine) error) error {
+	if err := mayRead(ctx); err != nil {
+		return err
+	}
 	if err := l.Seal(ctx); err != nil {
 		return err
 	}
@@ -114,8 +129,12 @@ type Verified struct {
 }
 
 // Verify checks the chain from its base, the last pruned line, to its head, and compares it with an anchor if one is
-// given. It holds a few hundred lines in memory at a time. Errors: a *TooOldError if the anchor is before the base.
+// given. It holds a few hundred lines in memory at a time. Errors: a *TooOldError if the anchor is before the base, and
+// that of List for the caller.
 func (l *Log) Verify(ctx context.Context, expect *Anchor) (Verified, error) {
+	if err := mayRead(ctx); err != nil {
+		return Verified{}, err
+	}
 	if err := l.Seal(ctx); err != nil && !errors.Is(err, node.ErrStale) { // ErrStale: the head does not match the chain, which is found below
 		return Verified{}, err
 	}

@@ -86,6 +86,36 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// Streams are counted apart from provisions, and one principal's apart from another's.
+func TestStreamsAreLimited(t *testing.T) {
+	l := NewLimits(func() time.Time { return now })
+	reader := node.Caller{Name: "reader", Role: node.Reader}
+	var last func()
+	for range OpenStreams {
+		var err error
+		if last, err = l.Stream(reader); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := l.Stream(reader); !errors.Is(err, node.ErrOpenStreams) {
+		t.Errorf("got %v", err)
+	}
+	_, provision := l.Provision(reader)
+	_, other := l.Stream(node.Caller{Name: "other", Role: node.Reader})
+	if err := errors.Join(provision, other); err != nil {
+		t.Error(err)
+	}
+	for range 2 * OpenStreams {
+		if _, err := l.Stream(node.Caller{Name: "local:root", Role: node.Admin}); err != nil {
+			t.Fatal("an admin: ", err)
+		}
+	}
+	last()
+	if _, err := l.Stream(reader); err != nil {
+		t.Error(err)
+	}
+}
+
 // Whatever names come, memory does not grow, and those at work are not forgotten.
 func TestLimitsAreBounded(t *testing.T) {
 	at := now

@@ -166,11 +166,23 @@ func permit(c node.Caller, unserved bool) error {
 // method, and counts provisions that are under way until done is called. The error is for
 // Failed, as that of the work itself.
 func (g *Gate) Begin(a *Admission, method string) (done func(), err error) {
-	if a == nil || a.caller.Method != method || !Permits(method, a.caller.Role) {
+	if !a.begins(method) {
 		return nil, node.ErrNotPermitted
 	}
 	if permissions[method].provision {
 		return g.o.Limits.Provision(a.caller)
 	}
 	return func() {}, nil
+}
+
+// Open is Begin for a stream, which may have no end of its own. It counts streams that are open until done is called.
+func (g *Gate) Open(a *Admission, method string) (done func(), err error) {
+	if !a.begins(method) {
+		return nil, node.ErrNotPermitted
+	}
+	return g.o.Limits.Stream(a.caller)
+}
+
+func (a *Admission) begins(method string) bool {
+	return a != nil && a.caller.Method == method && Permits(method, a.caller.Role)
 }

@@ -25,7 +25,7 @@ type issuers struct {
 type crl struct {
 	number  string
 	until   time.Time
-	revoked pemfile.SerialSet
+	revoked func(serial *big.Int) bool
 }
 
 // link is a CA's certificate, and that of the CA which issued it.
@@ -50,8 +50,8 @@ func readCAs(path string) ([]*pemfile.RawCertificate, error) {
 	return cas, nil
 }
 
-func readIssuers(caPath, crlPath string) (*issuers, error) {
-	cas, err := readCAs(caPath)
+func readIssuers(files Files) (*issuers, error) {
+	cas, err := readCAs(files.CA)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +63,7 @@ func readIssuers(caPath, crlPath string) (*issuers, error) {
 	for _, ca := range cas {
 		s.addCA(ca, cas)
 	}
-	if err := s.readCRLs(crlPath, cas); err != nil {
+	if err := s.readCRLs(files, cas); err != nil {
 		return nil, fmt.Errorf("crl: %w", err)
 	}
 	return s, nil
@@ -101,25 +101,43 @@ func verifiable(ca, issuer *pemfile.RawCertificate) bool {
 }
 
 // readCRLs reads a file of CRLs. Blocks of other types are skipped.
-func (s *issuers) readCRLs(path string, cas []*pemfile.RawCertificate) error {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return err
+func (s *issuers) readCRLs(files Files, cas []*pemfile.RawCertificate) error {
+	data, found := s.kept(files, cas)
+	if !found {
+		var err error
+		if data, err = os.ReadFile(files.CRL); err != nil {
+			return err
+		}
 	}
-	found := false
 	for block := range pemfile.Blocks(data) {
 		if block.Type != pemfile.CRL {
 			continue
 		}
 		found = true
 		if err := s.addCRL(block, cas); err != nil {
-			return fmt.Errorf("%s: %w", path, err)
+			return fmt.Errorf("%s: %w", files.CRL, err)
 		}
 	}
 	if !found {
-		return fmt.Errorf("%s: holds no PEM block %s", path, pemfile.CRL)
+		return fmt.Errorf("%s: holds no PEM block %s", files.CRL, pemfile.CRL)
 	}
 	return nil
+}
+
+// kept adds the CRL that espm has in memory, if that is what the file has, and returns the rest of the file.
+func (s *issuers) kept(files Files, cas []*pemfile.RawCertificate) (rest []byte, found bool) {
+	if files.Kept == nil {
+		return nil, false
+	}
+	k := files.Kept()
+	if k == nil || !pemfile.HasContent(files.CRL, k.PEM) {
+		return nil, false
+	}
+	key := issuerKey(k.Issuer.RawSubject, k.Issuer.RawSubjectPublicKeyInfo)
+	if slices.ContainsFunc(cas, func(ca *pemfile.RawCertificate) bool { return rawKey(ca) == key }) {
+		s.crls[key] = crl{number: k.Number, until: k.NextUpdate, revoked: k.Lists}
+	}
+	return k.Rest, true
 }
 
 // addCRL adds a CRL that one of the CAs has signed. The CRL of another CA is
@@ -139,9 +157,8 @@ func (s *issuers) addCRL(block *pem.Block, cas []*pemfile.RawCertificate) error 
 		if _, again := s.crls[rawKey(ca)]; again {
 			return fmt.Errorf("there are two lists of %q", list.Issuer())
 		}
-		c := crl{number: pemfile.NumberOf(list).String(), until: list.NextUpdate}
-		c.revoked, _ = list.Entries.Serials()
-		s.crls[rawKey(ca)] = c
+		revoked, _ := list.Entries.Serials()
+		s.crls[rawKey(ca)] = crl{number: pemfile.NumberOf(list).String(), until: list.NextUpdate, revoked: revoked.Has}
 	}
 	return nil
 }
@@ -189,7 +206,7 @@ func (s *issuers) listed(serial *big.Int, subject, issuerKey, issuer string, now
 		return fmt.Errorf("there is no CRL of %q", issuer)
 	case !list.until.After(now): // also where it has no nextUpdate, which RFC 5280 wants
 		return fmt.Errorf("the CRL of %q expired at %s", issuer, list.until.UTC().Format(time.RFC3339))
-	case list.revoked.Has(serial):
+	case list.revoked(serial):
 		return fmt.Errorf("certificate %X of %q is revoked by CRL %s", serial, subject, list.number)
 	default:
 		return nil

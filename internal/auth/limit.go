@@ -15,6 +15,7 @@ import (
 const (
 	DefaultRequests       = 100 // a second; as many may come at once
 	DefaultOpenProvisions = 32
+	OpenStreams           = 32     // watches and other calls without an end of their own
 	maxPrincipals         = 10_000 // that are counted apart, in memory
 )
 
@@ -29,8 +30,8 @@ type Limits struct {
 
 // counted is what one principal did of late.
 type counted struct {
-	requests *rate.Limiter
-	open     int
+	requests            *rate.Limiter
+	provisions, streams int // under way
 }
 
 // NewLimits counts from nothing.
@@ -57,20 +58,30 @@ func (l *Limits) Request(c node.Caller) error {
 // Provision counts a provision that is under way until done is called; a
 // *node.LimitError where there are too many.
 func (l *Limits) Provision(c node.Caller) (done func(), err error) {
+	most := cmp.Or(c.Grant.OpenProvisions, DefaultOpenProvisions)
+	return l.enter(c, func(one *counted) *int { return &one.provisions }, most, node.ErrOpenProvisions)
+}
+
+// Stream counts a stream that is open until done is called; a *node.LimitError where there are too many.
+func (l *Limits) Stream(c node.Caller) (done func(), err error) {
+	return l.enter(c, func(one *counted) *int { return &one.streams }, OpenStreams, node.ErrOpenStreams)
+}
+
+func (l *Limits) enter(c node.Caller, count func(*counted) *int, most int, kind error) (done func(), err error) {
 	if c.Role == node.Admin {
 		return func() {}, nil
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	one := l.of(c)
-	if most := cmp.Or(c.Grant.OpenProvisions, DefaultOpenProvisions); one.open >= most {
-		return nil, &node.LimitError{Kind: node.ErrOpenProvisions, Limit: fmt.Sprintf("%d at once", most), RetryAfter: time.Second}
+	open := count(l.of(c))
+	if *open >= most {
+		return nil, &node.LimitError{Kind: kind, Limit: fmt.Sprintf("%d at once", most), RetryAfter: time.Second}
 	}
-	one.open++
+	*open++
 	return func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		one.open--
+		*open--
 	}, nil
 }
 
@@ -103,7 +114,7 @@ func (l *Limits) sweep(now time.Time) bool {
 	}
 	l.swept = now
 	for name, one := range l.all {
-		if one.open == 0 && one.requests.TokensAt(now) >= float64(one.requests.Burst()) {
+		if one.provisions == 0 && one.streams == 0 && one.requests.TokensAt(now) >= float64(one.requests.Burst()) {
 			delete(l.all, name)
 		}
 	}

@@ -40,7 +40,7 @@ func TestOldRoots(t *testing.T) {
 					t.Fatal(err)
 				}
 				site := newSite(t)
-				trust, err := NewTrust(Files{site.Certificate, site.Key, filepath.Join(dir, "ca_crt.pem"), filepath.Join(dir, "crl.pem")}, time.Now, logrus.New())
+				trust, err := NewTrust(Files{Certificate: site.Certificate, Key: site.Key, CA: filepath.Join(dir, "ca_crt.pem"), CRL: filepath.Join(dir, "crl.pem")}, time.Now, logrus.New())
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -37,6 +37,7 @@ var permissions = map[string]permission{
 	"espm.v1.NodeService/UpdateNode":    {roles: workers, action: node.ActionUpdate},
 	"espm.v1.NodeService/ProvisionNode": {roles: workers, action: node.ActionProvision, provision: true},
 	"espm.v1.NodeService/TerminateNode": {roles: workers, action: node.ActionTerminate},
+	"espm.v1.NodeService/ForgetNode":    {roles: admins, action: node.ActionGiveUp}, // it leaves certificates valid that nobody has a record of
 	"espm.v1.NodeService/WatchNodes":    {roles: everybody, action: node.ActionRead},
 
 	"espm.v1.CertificateService/PresignCertificate":     {roles: workers, action: node.ActionBegin, provision: true},

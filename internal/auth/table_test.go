@@ -10,7 +10,7 @@ import (
 // What each role may call, written down once more: who widens the table has to mean it.
 func TestPermissions(t *testing.T) {
 	want := map[string]string{
-		"a":   `ImportCertificates RetryRevocation DropRevocation CreateGroup UpdateGroup DeleteGroup CreateToken GetToken ListTokens RotateToken RevokeToken CreateBackup`,
+		"a":   `ForgetNode ImportCertificates RetryRevocation DropRevocation CreateGroup UpdateGroup DeleteGroup CreateToken GetToken ListTokens RotateToken RevokeToken CreateBackup`,
 		"ar":  `GetAuthorityStatus ListAuditLines ExportAuditLines VerifyAudit ServerReflectionInfo`,
 		"ap":  `RegisterNode UpdateNode ProvisionNode TerminateNode PresignCertificate SignCertificateRequest RevokeCertificate`,
 		"apr": `GetNode ListNodes WatchNodes GetCertificate ListCertificates GetTrustBundle GetRevocation ListRevocations WatchRevocations GetGroup ListGroups ClassifyNode Check List Watch`,

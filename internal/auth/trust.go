@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"math/big"
 	"slices"
 	"strings"
 	"sync"
@@ -23,6 +24,19 @@ type Files struct {
 	Certificate, Key string // the server's
 	CA               string // of the clients' certificates: the whole chain
 	CRL              string // of each CA in it
+
+	// Kept returns the file CRL as espm itself wrote it last, nil if espm did not. It is asked when the
+	// file has changed. If the content is that, it is neither parsed nor copied.
+	Kept func() *KeptCRL
+}
+
+// KeptCRL is a file that espm has written, with the CRL of one CA of espm's own, which it has in memory.
+type KeptCRL struct {
+	Issuer     *x509.Certificate
+	Number     string
+	NextUpdate time.Time
+	Lists      func(serial *big.Int) bool // by the CRL, or by a later one
+	PEM, Rest  []byte                     // the content of the file, and the part of it that is of other CAs
 }
 
 // Trust holds the server's certificate, and the CAs of clients with their CRLs. Run reads
@@ -117,7 +131,7 @@ func (t *Trust) readPair() (*tls.Certificate, error) {
 // readClients puts what it read into force, an error too: what can't be checked is refused.
 func (t *Trust) readClients() *clients {
 	read := &clients{}
-	read.issuers, read.err = readIssuers(t.files.CA, t.files.CRL)
+	read.issuers, read.err = readIssuers(t.files)
 	t.clients.Store(read)
 	return read
 }

@@ -103,7 +103,7 @@ type site struct {
 func newSite(t *testing.T) *site {
 	t.Helper()
 	dir := t.TempDir()
-	s := &site{now: now, Files: Files{filepath.Join(dir, "cert"), filepath.Join(dir, "key"), filepath.Join(dir, "ca"), filepath.Join(dir, "crl")}}
+	s := &site{now: now, Files: Files{Certificate: filepath.Join(dir, "cert"), Key: filepath.Join(dir, "key"), CA: filepath.Join(dir, "ca"), CRL: filepath.Join(dir, "crl")}}
 	s.root = issue(t, nil, "root", asCA)
 	s.sub = issue(t, s.root, "sub", asCA)
 	s.client = issue(t, s.sub, "web1.test", nil)
@@ -205,6 +205,43 @@ func TestVerify(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A CRL that espm itself wrote is not read from the file again, while the file has that content. The CRLs of other CAs are.
+func TestKeptCRL(t *testing.T) {
+	s := newSite(t)
+	own, root := s.sub.crl(t, nil), s.root.crl(t, nil)
+	s.write(t, s.CRL, own, root)
+	lists := false
+	s.Kept = func() *KeptCRL {
+		return &KeptCRL{
+			Issuer: s.sub.cert, Number: "8", NextUpdate: now.Add(time.Hour), PEM: slices.Concat(own, root), Rest: root,
+			Lists: func(serial *big.Int) bool { return lists && serial.Cmp(s.client.cert.SerialNumber) == 0 },
+		}
+	}
+	gate := s.open(t)
+	check := func(says string) {
+		t.Helper()
+		gate.o.Trust.Refresh()
+		if err := gate.check(s.client); (err == nil) != (says == "") || err != nil && !strings.Contains(err.Error(), says) {
+			t.Errorf("got %v, want %q", err, says)
+		}
+	}
+	check("")
+	lists = true
+	check("is revoked by CRL 8")
+	s.write(t, s.CRL, own, root, []byte("\n"))
+	check("") // another program wrote the file, so the file counts
+	s.write(t, s.CRL, s.sub.crl(t, nil, s.client), root)
+	check("is revoked by CRL 7")
+	s.write(t, s.CRL, own, root)
+	check("is revoked by CRL 8")
+	lists, root = false, s.root.crl(t, nil, s.sub)
+	s.write(t, s.CRL, own, root)
+	check(`"CN=sub" is revoked by CRL 7`)
+	s.write(t, s.CA, s.root.pem())
+	s.write(t, s.CRL, own, root)
+	check("unknown authority")
 }
 
 func forServers(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }

@@ -36,11 +36,24 @@ func CheckExisting(cert *x509.Certificate, name node.Certname, issuer *x509.Cert
 	case now.After(cert.NotAfter):
 		return fmt.Errorf("it has expired, on %s", cert.NotAfter.UTC().Format(time.RFC3339))
 	}
+	if err := CheckRevocable(node.SerialOf(cert.SerialNumber)); err != nil {
+		return err
+	}
 	// The strength of the signature does not matter: what the CA signed must be possible to revoke.
 	if err := pemfile.CheckIssued(cert.Raw, issuer); err != nil {
 		return fmt.Errorf("it is not signed by this CA: %w", err)
 	}
 	return nil
+}
+
+// CheckRevocable returns an error that wraps ErrImpossible if no CRL can list the serial.
+func CheckRevocable(serial node.Serial) error {
+	if n, ok := serial.Int(); ok {
+		if _, ok := pemfile.KeyOf(n); ok {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: its serial number has more than 20 octets, which RFC 5280 section 4.1.2.2 forbids. It is valid until it expires", ErrImpossible)
 }
 
 // ErrExistingRevoked is the Problem of a certificate that is on the CA's CRL.

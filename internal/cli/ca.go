@@ -11,7 +11,7 @@ import (
 )
 
 func (a *app) caCmd() *cobra.Command {
-	return noun("ca", "Show the state of the CA", a.caStatusCmd())
+	return noun("ca", "Show the state of the CA, its certificates and CRLs", a.caStatusCmd(), a.caTrustCmd())
 }
 
 func (a *app) caStatusCmd() *cobra.Command {
@@ -30,6 +30,41 @@ func (a *app) caStatusCmd() *cobra.Command {
 			})
 		},
 	}
+}
+
+func (a *app) caTrustCmd() *cobra.Command {
+	var part string
+	c := &cobra.Command{
+		Use:   "trust",
+		Short: "Print the CA's certificates and CRLs, in PEM",
+		Long: `Prints the CA's certificates, the signing CA first, and then its CRLs, in PEM. --only prints one of the two.
+With -o json or yaml both are base64.`,
+		Example: "  espm ca trust --only ca >ca.pem\n  espm ca trust --only crl | openssl crl -noout -nextupdate",
+		Args:    args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if part != "" && part != "ca" && part != "crl" {
+				return usageError{fmt.Errorf("--only: must be ca or crl, is %q", part)}
+			}
+			return a.call(func(conn *grpc.ClientConn) error {
+				resp, err := espmv1.NewCertificateServiceClient(conn).GetTrustBundle(cmd.Context(), &espmv1.GetTrustBundleRequest{})
+				if err != nil {
+					return err
+				}
+				if part == "crl" {
+					resp.CaPem = nil
+				} else if part == "ca" {
+					resp.CrlPem = nil
+				}
+				if a.output == "json" || a.output == "yaml" {
+					return a.whole(resp)
+				}
+				_, err = a.stdout.Write(append(resp.GetCaPem(), resp.GetCrlPem()...))
+				return err
+			})
+		},
+	}
+	c.Flags().StringVar(&part, "only", "", "print one part: ca or crl")
+	return c
 }
 
 func caTable(w io.Writer, s *espmv1.GetAuthorityStatusResponse) {

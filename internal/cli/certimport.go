@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
@@ -15,7 +17,7 @@ import (
 )
 
 func (a *app) certImportCmd() *cobra.Command {
-	var all, apply bool
+	var all, apply, lose bool
 	var groups, labels []string
 	c := &cobra.Command{
 		Use:   "import NAME... | --all",
@@ -30,6 +32,13 @@ names only the one in signed/.
 The import revokes nothing. An adopted node is like any other from then on:
 'espm node terminate' revokes its certificates. The import skips expired and revoked
 certificates and protected names, and says why. An import that broke off can be run again.
+
+The list shows for each node the ENC's answer before the import and after it: "none" where Puppet Server
+gets no catalog, "empty" without classes, parameters and environment, else what it has. If another ENC (enc.command)
+answers for a node now, the import skips the node, because espm would answer from then on. First register
+the node with its classification, or give --lose-classification.
+
+'espm node forget' undoes an import.
 
 The exit code is 3 if the CA has no certificate of a NAME.`,
 		Example: `  espm cert import --all --label imported=2026-11
@@ -46,12 +55,13 @@ The exit code is 3 if the CA has no certificate of a NAME.`,
 			if err != nil {
 				return err
 			}
-			req := &espmv1.ImportCertificatesRequest{Certnames: names, Groups: groups, Labels: marks, ValidateOnly: !apply}
+			req := &espmv1.ImportCertificatesRequest{Certnames: names, Groups: groups, Labels: marks, ValidateOnly: !apply, LoseClassification: lose}
 			return a.call(func(conn *grpc.ClientConn) error { return a.importCertificates(cmd.Context(), conn, req) })
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "import all certificates of the CA")
 	c.Flags().BoolVar(&apply, "apply", false, "make the import; without this flag nothing is changed")
+	c.Flags().BoolVar(&lose, "lose-classification", false, "also import nodes that another ENC classifies; it is not asked about them any more")
 	c.Flags().StringArrayVar(&groups, "group", nil, "group that each new node inherits; repeatable")
 	c.Flags().StringArrayVar(&labels, "label", nil, "label of each new node, NAME=VALUE; repeatable")
 	return c
@@ -62,7 +72,7 @@ func (a *app) importCertificates(ctx context.Context, conn *grpc.ClientConn, req
 	if err != nil {
 		return err
 	}
-	p := &pager{app: a, columns: []string{"CERTNAME", "SERIAL", "EXPIRES", "OUTCOME", "REASON"}}
+	p := &pager{app: a, columns: []string{"CERTNAME", "SERIAL", "EXPIRES", "ENC BEFORE", "ENC AFTER", "OUTCOME", "REASON"}}
 	counts := map[espmv1.ImportOutcome]int{}
 	for {
 		resp, err := stream.Recv()
@@ -101,7 +111,37 @@ func (a *app) importCertificates(ctx context.Context, conn *grpc.ClientConn, req
 func importRow(m proto.Message) []string {
 	c := m.(*espmv1.ImportedCertificate)
 	outcome := strings.ReplaceAll(word(c.GetOutcome(), "IMPORT_OUTCOME_"), "_", " ")
-	return []string{c.GetCertname(), dash(c.GetSerial()), when(c.GetNotAfterTime()), outcome, dash(c.GetReason())}
+	return []string{c.GetCertname(), dash(c.GetSerial()), when(c.GetNotAfterTime()), encAnswer(c.GetEncBefore()), encAnswer(c.GetEncAfter()), outcome, dash(c.GetReason())}
+}
+
+// encAnswer says in a word or two what the ENC answers.
+func encAnswer(a *espmv1.EncAnswer) string {
+	var has struct {
+		Environment string
+		Classes     map[string]any
+		Parameters  map[string]any
+	}
+	switch err := yaml.Unmarshal([]byte(a.GetYaml()), &has); {
+	case a == nil:
+		return "-"
+	case a.GetCommand() != "":
+		return "of " + a.GetCommand()
+	case a.GetYaml() == "":
+		return "none"
+	case err != nil:
+		return "unreadable"
+	}
+	var parts []string
+	if has.Environment != "" {
+		parts = append(parts, "environment "+has.Environment)
+	}
+	if n := len(has.Classes); n > 0 {
+		parts = append(parts, fmt.Sprintf("%d classes", n))
+	}
+	if n := len(has.Parameters); n > 0 {
+		parts = append(parts, fmt.Sprintf("%d parameters", n))
+	}
+	return cmp.Or(strings.Join(parts, ", "), "empty")
 }
 
 // summary goes to standard error, where it does not disturb who reads the list.

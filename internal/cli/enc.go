@@ -28,22 +28,31 @@ sensitive values without --reveal-sensitive.`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			var answer bytes.Buffer
 			code := client.Run(args[0], &answer)
-			switch {
-			case code == 0 && a.output == "name":
-				return a.names(args[0])
-			case code != 0 || a.output != "json":
+			if code != 0 {
 				_, err := answer.WriteTo(a.stdout)
 				return errors.Join(exitCode(code).err(), err)
 			}
-			var parsed map[string]any
-			if err := yaml.Unmarshal(answer.Bytes(), &parsed); err != nil {
-				return err
-			}
-			return a.whole(parsed)
+			return a.yaml(args[0], answer.Bytes())
 		},
 	}
 	c.Flags().BoolVar(&client.Reveal, "reveal-sensitive", false, revealUsage)
 	c.Flags().StringVar(&client.Socket, "socket", cmp.Or(os.Getenv("ESPM_ENC_SOCKET"), encclient.DefaultSocket), "socket where the daemon answers (ESPM_ENC_SOCKET)")
 	c.Flags().StringVar(&client.DB, "db", cmp.Or(os.Getenv("ESPM_DB"), encclient.DefaultDB), "store, which is read while the daemon is down (ESPM_DB)")
 	return c
+}
+
+// yaml prints the classification of a node: as it is, as JSON, or the node's name alone.
+func (a *app) yaml(certname string, answer []byte) error {
+	switch a.output {
+	case "name":
+		return a.names(certname)
+	case "json":
+		var parsed map[string]any
+		if err := yaml.Unmarshal(answer, &parsed); err != nil {
+			return err
+		}
+		return a.whole(parsed)
+	}
+	_, err := a.stdout.Write(answer)
+	return err
 }

@@ -18,7 +18,8 @@ import (
 
 func (a *app) nodeCmd() *cobra.Command {
 	return noun("node", "Register, provision, show and terminate nodes",
-		a.nodeRegisterCmd(), a.nodeProvisionCmd(), a.nodeUpdateCmd(), a.nodeListCmd(), a.nodeShowCmd(), a.nodeTerminateCmd())
+		a.nodeRegisterCmd(), a.nodeProvisionCmd(), a.nodePresignCmd(), a.nodeUpdateCmd(), a.nodeListCmd(), a.nodeShowCmd(), a.nodeTerminateCmd(), a.nodeForgetCmd(),
+		a.nodeClassifyCmd(), a.nodeWatchCmd())
 }
 
 // nodeFlags are those that describe a node.
@@ -263,6 +264,38 @@ with the same --uid. The --reason of the first call stands.`,
 	c.Flags().StringVar(&req.Reason, "reason", "", reasonUsage)
 	c.Flags().StringVar(&req.Uid, "uid", "", "registration to terminate; a late call then can't end a later node of the same name (default: the live one)")
 	durationVar(c.Flags(), &wait, "wait", "how long to wait for the revocation, such as 30s")
+	return c
+}
+
+func (a *app) nodeForgetCmd() *cobra.Command {
+	req := &espmv1.ForgetNodeRequest{}
+	c := &cobra.Command{
+		Use:   "forget NAME",
+		Short: "Take a node out of espm without revoking its certificates",
+		Long: `Takes a node out of the classifier, and removes espm's records of its certificates. They stay valid.
+It undoes an import. From then on the ENC answers for the node as enc.unknown_nodes says.
+
+To revoke the certificates, use 'espm node terminate' instead. 'espm cert import NAME' takes a forgotten
+node back, without its classification, groups and labels: keep 'espm node show NAME -o yaml'.`,
+		Example: "  espm node show web1.example.com -o yaml >web1.yaml\n  espm node forget web1.example.com",
+		Args:    args("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req.Certname = args[0]
+			return a.call(func(conn *grpc.ClientConn) error {
+				resp, err := espmv1.NewNodeServiceClient(conn).ForgetNode(cmd.Context(), req)
+				if err != nil {
+					return err
+				}
+				return a.show(resp, func(w io.Writer) {
+					nodeTable(w, resp.GetNode())
+					for _, c := range resp.GetCertificates() {
+						fmt.Fprintf(w, "still valid\tserial %s, until %s\n", c.GetSerial(), when(c.GetNotAfterTime()))
+					}
+				})
+			})
+		},
+	}
+	c.Flags().StringVar(&req.Uid, "uid", "", "registration to forget; another one is refused (default: the live one)")
 	return c
 }
 

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"os"
@@ -116,7 +115,9 @@ func (a *app) nodeProvisionCmd() *cobra.Command {
 			if cmd.Flags().Changed("claim-within") {
 				req.ClaimWithin = durationpb.New(time.Duration(within))
 			}
-			return a.provision(cmd.Context(), req, out)
+			return a.deliver(args[0], requestID, out, func(conn *grpc.ClientConn) (*espmv1.ProvisionNodeResponse, error) {
+				return espmv1.NewNodeServiceClient(conn).ProvisionNode(cmd.Context(), req)
+			})
 		},
 	}
 	f.add(c)
@@ -127,18 +128,19 @@ func (a *app) nodeProvisionCmd() *cobra.Command {
 	return c
 }
 
-func (a *app) provision(ctx context.Context, req *espmv1.ProvisionNodeRequest, out *delivery) error {
+// deliver calls for a certificate, and writes what the instance needs.
+func (a *app) deliver(certname, requestID string, out *delivery, call func(*grpc.ClientConn) (*espmv1.ProvisionNodeResponse, error)) error {
 	return a.call(func(conn *grpc.ClientConn) error {
-		resp, err := espmv1.NewNodeServiceClient(conn).ProvisionNode(ctx, req)
+		resp, err := call(conn)
 		if a.unanswered(err) {
-			fmt.Fprintf(a.stderr, "espm: the daemon may still have done it: run the same again with --request-id %s\n", req.GetRequestId())
+			fmt.Fprintf(a.stderr, "espm: the daemon may still have done it: run the same again with --request-id %s\n", requestID)
 		}
 		if err != nil {
 			return err
 		}
-		if err := out.write(a.stdout, resp, req.GetRequestId()); err != nil {
-			return fmt.Errorf("%q is provisioned, but its files could not be written: %w; mend that, remove what is in %s, and run the same again with --request-id %s",
-				req.GetNode().GetCertname(), err, out.target(), req.GetRequestId())
+		if err := out.write(a.stdout, resp, requestID); err != nil {
+			return fmt.Errorf("%q has its certificate, but its files could not be written: %w; mend that, remove what is in %s, and run the same again with --request-id %s",
+				certname, err, out.target(), requestID)
 		}
 		if out.out == "" {
 			return nil // standard output has the document, and nothing else

@@ -8,6 +8,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/ca/directory"
 	"github.com/espm-project/espm/internal/ca/puppetserver"
@@ -36,6 +37,7 @@ func (d *daemon) authority(ctx context.Context) (authority, error) {
 		}
 		d.closers = append(d.closers, authority.Close)
 		d.wg.Go(func() { authority.Run(ctx) })
+		d.kept = func() *auth.KeptCRL { return (*auth.KeptCRL)(authority.Published()) }
 		return authority, nil
 	}
 	pending, err := d.store.Pending(ctx, "", 1)

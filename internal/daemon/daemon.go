@@ -36,9 +36,6 @@ import (
 	"github.com/espm-project/espm/internal/store/bolt"
 )
 
-// drain is how long running calls may take when the daemon stops.
-const drain = 10 * time.Second
-
 // Run serves until ctx is done, and returns nil after an orderly stop.
 //
 // Run starts the parts in this order:
@@ -54,16 +51,24 @@ func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 	log := newLog(c.Log, logs)
 	limitMemory(c.Memory, log)
 	d := &daemon{config: c, log: log, supervisor: supervisor{log}, metrics: metrics.New(seriesLabels())}
-	defer func() { err = errors.Join(err, d.close()) }()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	return bounded(ctx, stopWithin, func() error {
+		err := d.serve(ctx, stop)
+		stop(err)
+		return errors.Join(err, d.close())
+	})
+}
+
+// serve starts the parts and serves until ctx is done. A part that fails later calls stop.
+func (d *daemon) serve(ctx context.Context, stop context.CancelCauseFunc) error {
 	d.hangup()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	if err := d.openStore(ctx); err != nil {
 		return err
 	}
 	d.runAudit(ctx)
 	d.countSightings(ctx)
-	if err := d.serveENC(ctx, cancel); err != nil {
+	if err := d.serveENC(ctx, stop); err != nil {
 		return err
 	}
 	if err := d.migrate(ctx); err != nil {
@@ -72,10 +77,10 @@ func Run(ctx context.Context, c config.Config, logs io.Writer) (err error) {
 	if err := d.openAuthority(ctx); err != nil {
 		return err
 	}
-	if err := d.serveMetrics(ctx, cancel); err != nil {
+	if err := d.serveMetrics(ctx, stop); err != nil {
 		return err
 	}
-	if err := d.serveAPI(ctx); err != nil {
+	if err := d.serveAPI(ctx, stop); err != nil {
 		return err
 	}
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
@@ -97,6 +102,7 @@ type daemon struct {
 	sources    metrics.Sources
 	trust      atomic.Pointer[auth.Trust] // nil: no network listener, or not yet
 	access     *auth.Gate                 // nil until serveAPI
+	kept       func() *auth.KeptCRL       // the CRL of espm's own CA; nil: it has none
 	enc        *encsock.Server
 	reloads    <-chan os.Signal
 	backups    *snapshot.Maker
@@ -291,7 +297,7 @@ func puppetServer(c config.Puppet) (bootstrap.Server, error) {
 	return server, nil
 }
 
-func (d *daemon) serveAPI(ctx context.Context) error {
+func (d *daemon) serveAPI(ctx context.Context, stop context.CancelCauseFunc) error {
 	gate, tokens, err := d.gate(ctx)
 	if err != nil {
 		return err
@@ -302,10 +308,10 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 		return fmt.Errorf("listen: %w", err)
 	}
 	server := rpc.NewServer(ctx, rpc.Options{
-		Registry: d.registry, Gate: gate, Tokens: tokens, Records: d.store, Audit: d.audit, Backups: d.backups,
+		Registry: d.registry, Gate: gate, Tokens: tokens, Audit: d.audit, Backups: d.backups,
 		Limits: limits(d.config), Now: time.Now, Log: d.log, GRPC: []grpc.ServerOption{d.metrics.Requests()},
 	})
-	served, network, err := d.serveOn(server, local, limits(d.config))
+	network, err := d.serveOn(server, local, limits(d.config), stop)
 	if err != nil {
 		return err
 	}
@@ -316,20 +322,8 @@ func (d *daemon) serveAPI(ctx context.Context) error {
 	d.log.WithFields(fields).Info("espm serves")
 	d.supervisor.tell(sd.SdNotifyReady)
 	d.wg.Go(func() { d.supervisor.alive(ctx, d.store.Answers) })
-	select {
-	case err := <-served:
-		server.Stop()
-		return fmt.Errorf("listen: %w", err)
-	case <-ctx.Done():
-	}
+	<-ctx.Done()
 	d.log.Info("espm stops")
 	d.supervisor.tell(sd.SdNotifyStopping)
-	stopped := make(chan struct{})
-	go func() { server.GracefulStop(); close(stopped) }()
-	select {
-	case <-stopped:
-	case <-time.After(drain):
-		server.Stop()
-	}
-	return nil
+	return server.Shutdown(drain, cut)
 }

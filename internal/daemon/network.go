@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/grpc"
-
 	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/config"
@@ -38,6 +36,7 @@ func (d *daemon) gate(ctx context.Context) (*auth.Gate, *auth.Tokens, error) {
 		if err != nil {
 			return nil, nil, err
 		}
+		files.Kept = d.kept
 		trust, err := auth.NewTrust(files, time.Now, d.log)
 		if err != nil {
 			return nil, nil, fmt.Errorf("network: %w", err)
@@ -110,22 +109,26 @@ func networkFiles(ctx context.Context, c config.Config) (auth.Files, error) {
 // localConnections has a limit of its own, so that network clients can't lock out a local admin.
 const localConnections = 1024
 
-// serveOn serves on all listeners of the configuration. The channel gets the error of each that ends.
-func (d *daemon) serveOn(server *grpc.Server, local net.Listener, limits rpc.Limits) (ended chan error, network net.Addr, err error) {
+// serveOn serves on all listeners of the configuration. A listener that fails calls stop.
+func (d *daemon) serveOn(server *rpc.Server, local net.Listener, limits rpc.Limits, stop context.CancelCauseFunc) (network net.Addr, err error) {
 	listeners := []net.Listener{rpc.Listen(local, rpc.Limits{Connections: localConnections}, d.log)}
 	if d.config.Network != nil {
 		l, err := net.Listen("tcp", d.config.Network.Listen)
 		if err != nil {
-			return nil, nil, fmt.Errorf("network.listen: %w", errors.Join(err, local.Close()))
+			return nil, fmt.Errorf("network.listen: %w", errors.Join(err, local.Close()))
 		}
 		network = l.Addr()
 		listeners = append(listeners, rpc.Listen(l, limits, d.log))
 	}
-	ended = make(chan error, len(listeners))
 	for _, l := range listeners {
-		d.wg.Go(func() { ended <- server.Serve(l) })
+		// Not in d.wg: Serve waits for each call, and a call that ignores its end must not keep the store open.
+		go func() {
+			if err := server.Serve(l); err != nil {
+				stop(fmt.Errorf("listen: %w", err))
+			}
+		}()
 	}
-	return ended, network, nil
+	return network, nil
 }
 
 // limits returns the limits of the configuration, or else the defaults.

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -37,7 +39,9 @@ func TestMain(m *testing.M) {
 	}
 	c, err := config.Load(path)
 	if err == nil {
-		err = Run(context.Background(), c, io.Discard)
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer stop()
+		err = Run(ctx, c, io.Discard)
 	}
 	if err != nil {
 		os.Stdout.WriteString(err.Error())

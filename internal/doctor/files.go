@@ -243,10 +243,21 @@ func checkHostCRL(_ context.Context, h *Host) []Finding {
 			all = append(all, found(Failure, "chmod o+r "+shell.Quote(path), "%s can't be read by %s", path, h.settings["user"]))
 		}
 	}
-	if want := h.settings["hostcrl"]; want != "" && !slices.Contains(d.Publish, want) {
+	written := slices.ContainsFunc(append([]string{filepath.Join(d.Path, "ca_crl.pem")}, d.Publish...), func(path string) bool {
+		return realPath(path) == realPath(h.settings["hostcrl"])
+	})
+	if want := h.settings["hostcrl"]; want != "" && !written {
 		all = append(all, found(Failure, "", "Puppet Server reads its CRL from %s, which authority.directory.publish in %s does not list: add it there and restart espm", want, h.Config.File))
 	}
 	return good(all, "%d copies of the CRL are as they should be", len(d.Publish))
+}
+
+// realPath returns a path without symbolic links. If there is no such file, it returns the path.
+func realPath(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	return path
 }
 
 // readable reports whether the mode bits of a file let a user read it. It does not check the folders.

@@ -26,16 +26,14 @@ import (
 type Disk interface {
 	// WriteFile replaces path with data, atomically. The file gets exactly
 	// mode, independent of the umask. As root, WriteFile keeps the owner of the
-	// old file, unless everybody may write in the folder. WriteFile replaces a symbolic link, not its target.
+	// old file, unless everybody may write in the folder. WriteFile replaces a symbolic link,
+	// not the file that it names: see Target.
 	WriteFile(path string, data []byte, mode fs.FileMode) error
 
 	// Append adds data to the end of path. A new file gets mode. If the
 	// write fails, Append removes the part of data that was written. Only a
 	// killed process can leave a part.
 	Append(path string, data []byte, mode fs.FileMode) error
-
-	// Truncate cuts path to size bytes.
-	Truncate(path string, size int64) error
 
 	// Remove removes files of one folder, which it syncs once. A missing file
 	// is no error. If a file can't be removed, Remove still removes the others, and returns
@@ -157,18 +155,6 @@ func (osDisk) Append(path string, data []byte, mode fs.FileMode) (err error) {
 		return SyncFolder(filepath.Dir(path))
 	}
 	return nil
-}
-
-func (osDisk) Truncate(path string, size int64) (err error) {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := f.Truncate(size); err != nil {
-		return err
-	}
-	return f.Sync()
 }
 
 func (osDisk) Remove(paths ...string) error {

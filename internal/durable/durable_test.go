@@ -112,12 +112,6 @@ func TestAppend(t *testing.T) {
 	if got := read(t, path); got != "one\ntwo\n" {
 		t.Errorf("holds %q", got)
 	}
-	if err := durable.OS.Truncate(path, 4); err != nil {
-		t.Fatal(err)
-	}
-	if got := read(t, path); got != "one\n" {
-		t.Errorf("cut to 4 bytes, holds %q", got)
-	}
 }
 
 func TestRemove(t *testing.T) {

@@ -19,7 +19,8 @@ const (
 	ActionClaim       Action = "node.claim"
 	ActionLift        Action = "node.lift_deadline"
 	ActionTerminate   Action = "node.terminate"
-	ActionForget      Action = "node.forget"
+	ActionGiveUp      Action = "node.give_up" // ForgetNode
+	ActionForget      Action = "node.forget"  // housekeeping
 	ActionBegin       Action = "certificate.begin"
 	ActionIssue       Action = "certificate.issue"
 	ActionSettle      Action = "certificate.settle"

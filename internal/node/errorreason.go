@@ -36,6 +36,7 @@ var ErrorReasons = []struct {
 	{ErrNotPermitted, ReasonNotPermitted},
 	{ErrRateLimited, "RATE_LIMITED"},
 	{ErrOpenProvisions, "TOO_MANY_OPEN_PROVISIONS"},
+	{ErrOpenStreams, "TOO_MANY_OPEN_STREAMS"},
 	{ErrTokenNotFound, "TOKEN_NOT_FOUND"},
 	{ErrTokenExists, "TOKEN_EXISTS"},
 	{ErrUnavailable, "UNAVAILABLE"},

@@ -62,6 +62,8 @@ var (
 	ErrRateLimited = errors.New("too many requests")
 	// ErrOpenProvisions: the principal has too many provisions under way. The error is a *LimitError.
 	ErrOpenProvisions = errors.New("too many provisions under way")
+	// ErrOpenStreams: the principal has too many watches and other streams open. The error is a *LimitError.
+	ErrOpenStreams = errors.New("too many streams open")
 	// ErrTokenNotFound: no token has that name.
 	ErrTokenNotFound = errors.New("token not found")
 	// ErrTokenExists: a token has that name, or had it before it was revoked.
@@ -157,7 +159,7 @@ func (e *BusyError) Error() string {
 func (e *BusyError) Is(target error) bool { return target == ErrUnavailable }
 
 // LimitError says that a principal is at one of its limits, Kind, which
-// errors.Is matches: ErrRateLimited or ErrOpenProvisions.
+// errors.Is matches: ErrRateLimited, ErrOpenProvisions or ErrOpenStreams.
 type LimitError struct {
 	Kind       error
 	Limit      string        // the limit in words

@@ -152,6 +152,15 @@ func (n Node) Terminate(reason Reason, why string, at time.Time) (Node, error) {
 	return t, nil
 }
 
+// Forget is Terminate for a registration whose certificates are given up: they stay valid. Errors: ErrIssuing,
+// ErrNodeNotFound (terminated).
+func (n Node) Forget(at time.Time) (Node, error) {
+	if err := n.settled(); err != nil {
+		return n, err
+	}
+	return n.Terminate("", "forgotten by request; its certificates were not revoked", at)
+}
+
 func (n Node) moved(to State, serials []Serial, at time.Time) Node {
 	n = n.Clone()
 	n.State, n.Serials, n.UpdatedAt = to, slices.Clone(serials), at.UTC()

@@ -85,6 +85,9 @@ func TestTransitions(t *testing.T) {
 		{"Lose another", func(n Node) (Node, error) { return n.Lose("0B02", stateNow) }, map[State]end{
 			Registered: refused(ErrCertificateNotFound), Issuing: refused(ErrCertificateNotFound), Provisioned: refused(ErrCertificateNotFound), Terminated: refused(ErrCertificateNotFound),
 		}},
+		{"Forget", func(n Node) (Node, error) { return n.Forget(stateNow) }, map[State]end{
+			Registered: terminated, Issuing: refused(ErrIssuing), Provisioned: {state: Terminated, serials: []Serial{"0A01"}}, Terminated: refused(ErrNodeNotFound),
+		}},
 		{"Terminate", func(n Node) (Node, error) { return n.Terminate("", "", stateNow) }, map[State]end{
 			Registered: terminated, Issuing: terminated, Provisioned: {state: Terminated, serials: []Serial{"0A01"}}, Terminated: refused(ErrNodeNotFound),
 		}},

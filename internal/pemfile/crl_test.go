@@ -121,6 +121,47 @@ func FuzzCRL(f *testing.F) {
 	})
 }
 
+// What package x509 reads of a certificate, this reader reads, to the same end. Seeds: Puppet's own CAs.
+func FuzzRawCertificate(f *testing.F) {
+	var issuer *x509.Certificate
+	for _, ca := range []string{"puppetserver", "setup"} {
+		data, err := os.ReadFile(filepath.Join("../ca/directory/testdata", ca, "ca_crt.pem"))
+		if err != nil {
+			f.Fatal(err)
+		}
+		for block := range Blocks(data) {
+			f.Add(block.Bytes)
+		}
+		if issuer, err = First(data); err != nil {
+			f.Fatal(err)
+		}
+	}
+	f.Fuzz(func(t *testing.T, der []byte) {
+		got, err := parseRaw(der)
+		if err == nil {
+			_, _, _, _ = got.Subject(), got.Issuer(), WeakHash(der), CheckIssued(der, issuer) // none of them panics
+			if (got.X509 == nil) == (got.Unreadable == nil) {
+				t.Errorf("it is read: %v, and it is not: %v", got.X509, got.Unreadable)
+			}
+		}
+		want, x509Err := x509.ParseCertificate(der)
+		if x509Err != nil {
+			return
+		}
+		if err != nil {
+			t.Fatalf("x509 reads it, but: %v", err)
+		}
+		if !bytes.Equal(got.Raw, want.Raw) || !bytes.Equal(got.RawSubject, want.RawSubject) || !bytes.Equal(got.RawIssuer, want.RawIssuer) ||
+			!bytes.Equal(got.RawSubjectPublicKeyInfo, want.RawSubjectPublicKeyInfo) || got.SerialNumber.Cmp(want.SerialNumber) != 0 ||
+			!got.NotBefore.Equal(want.NotBefore) || !got.NotAfter.Equal(want.NotAfter) {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+		if err := want.CheckSignatureFrom(issuer); err == nil && CheckIssued(der, issuer) != nil {
+			t.Errorf("x509 says that it is signed by %s, but: %v", issuer.Subject, CheckIssued(der, issuer))
+		}
+	})
+}
+
 func compare(t *testing.T, got *RevocationList, want *x509.RevocationList) {
 	t.Helper()
 	if !bytes.Equal(got.Raw, want.Raw) || !bytes.Equal(got.RawIssuer, want.RawIssuer) || !bytes.Equal(got.tbs, want.RawTBSRevocationList) ||

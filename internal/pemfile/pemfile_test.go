@@ -107,6 +107,28 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
+func TestHasContent(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "crl.pem")
+	text := bytes.Repeat([]byte("0123456789"), 20_000)
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	other := slices.Clone(text)
+	other[len(other)-1]++
+	for name, c := range map[string]struct {
+		path string
+		want []byte
+		is   bool
+	}{
+		"the same": {path, text, true}, "the last byte differs": {path, other, false}, "the file is longer": {path, text[:100_000], false},
+		"the file is shorter": {path, append(slices.Clone(text), 1), false}, "no file": {path + ".none", nil, false}, "nothing wanted": {path, nil, false},
+	} {
+		if got := HasContent(c.path, c.want); got != c.is {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 // A file that is written in place with the same size, and is given its old time
 // again, as rsync and tar do, has changed nevertheless.
 func TestStamp(t *testing.T) {

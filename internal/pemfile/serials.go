@@ -24,16 +24,17 @@ func KeyOf(n *big.Int) (SerialKey, bool) {
 // Key does the same for an entry's.
 func (e Entry) Key() (SerialKey, bool) {
 	var key SerialKey
-	b := e.Serial
-	if b[0]&0x80 != 0 {
-		return key, false
-	}
-	b = bytes.TrimLeft(b, "\x00")
-	if len(b) > len(key) {
+	b, ok := e.Bytes()
+	if !ok || len(b) > len(key) {
 		return key, false
 	}
 	copy(key[len(key)-len(b):], b)
 	return key, true
+}
+
+// Bytes returns the serial of an entry as big.Int.Bytes does, however long; false if it is negative.
+func (e Entry) Bytes() ([]byte, bool) {
+	return bytes.TrimLeft(e.Serial, "\x00"), e.Serial[0]&0x80 == 0
 }
 
 // Compare orders keys as numbers.

@@ -82,12 +82,15 @@ func CheckSignature(key crypto.PublicKey, algorithm, signed, signature []byte) e
 	return fmt.Errorf("%w: by a %T", ErrUnverifiable, key)
 }
 
+// signedParts are the parts of a certificate.
+type signedParts struct {
+	TBS, Algorithm asn1.RawValue
+	Signature      asn1.BitString
+}
+
 // CheckIssued checks that a CA's key signed a certificate in DER, as CheckSignature does.
 func CheckIssued(cert []byte, issuer *x509.Certificate) error {
-	var fields struct {
-		TBS, Algorithm asn1.RawValue
-		Signature      asn1.BitString
-	}
+	var fields signedParts
 	if _, err := asn1.Unmarshal(cert, &fields); err != nil {
 		return fmt.Errorf("read the signature: %w", err)
 	}
@@ -136,6 +139,15 @@ func schemeOfPSS(parameters []byte) (scheme, error) {
 		return scheme{}, fmt.Errorf("%w: RSA-PSS with parameters %X", ErrUnverifiable, parameters)
 	}
 	return scheme{hash: hash, rsa: true, pss: true}, nil
+}
+
+// WeakHash names the hash of the signature of a certificate in DER, if collisions of it can be made, else "".
+func WeakHash(cert []byte) string {
+	var fields signedParts
+	if _, err := asn1.Unmarshal(cert, &fields); err != nil {
+		return ""
+	}
+	return weakHash(fields.Algorithm.FullBytes)
 }
 
 // weakHash names the hash of an algorithm if collisions of it can be made, else "".

@@ -1,6 +1,9 @@
 package pemfile
 
 import (
+	"bytes"
+	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"syscall"
@@ -37,4 +40,25 @@ func Stamps(paths ...string) []Stamp {
 		stamps[i], _ = StampOf(path)
 	}
 	return stamps
+}
+
+// HasContent reports whether a file can be read and has that content. It reads piece by piece, so
+// a large file takes no memory.
+func HasContent(path string, want []byte) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	piece := make([]byte, 64<<10)
+	for {
+		n, err := f.Read(piece)
+		if !bytes.HasPrefix(want, piece[:n]) {
+			return false
+		}
+		want = want[n:]
+		if err != nil {
+			return errors.Is(err, io.EOF) && len(want) == 0
+		}
+	}
 }

@@ -10,7 +10,9 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 	"github.com/espm-project/espm/internal/store"
 )
 
@@ -43,6 +45,9 @@ func (im *importer) importName(ctx context.Context, in *Imported, held ca.Existi
 	if err := retry(func() error { return im.adopt(ctx, node.Certname(in.Certname), all, s) }); err != nil {
 		return nil, fmt.Errorf("import %q: %w", in.Certname, err)
 	}
+	if hash := pemfile.WeakHash(held.Certificate.Raw); hash != "" && all[0].Outcome != Skipped {
+		all[0].Reason = weakSignature(hash)
+	}
 	*in = all[0].Imported
 	var others []Imported
 	for i, c := range all {
@@ -54,6 +59,12 @@ func (im *importer) importName(ctx context.Context, in *Imported, held ca.Existi
 		}
 	}
 	return others, nil
+}
+
+// weakSignature is the warning for a certificate that the CA signed with a hash that is broken. Such a
+// certificate is imported and revoked like any other.
+func weakSignature(hash string) string {
+	return fmt.Sprintf("warning: it is signed with %s, which many clients refuse; issue a new certificate", hash)
 }
 
 // candidates returns the authority's certificates of a name, the newest first.
@@ -78,7 +89,7 @@ func (im *importer) adopt(ctx context.Context, name node.Certname, all []*candid
 	}
 	var fresh []*candidate
 	for _, c := range all {
-		c.Outcome, c.Reason, c.UID, c.past = "", "", "", false
+		c.Outcome, c.Reason, c.UID, c.past, c.Before, c.After = "", "", "", false, nil, nil
 		if err := im.known(ctx, c, live); err != nil {
 			return err
 		}
@@ -93,6 +104,12 @@ func (im *importer) adopt(ctx context.Context, name node.Certname, all []*candid
 	if !isLive {
 		n = im.newNode(ctx, node.Node{Certname: name, Groups: s.Groups, Labels: s.Labels})
 	}
+	if lost, err := im.classifications(ctx, fresh, n, isLive); err != nil || lost != "" && !s.LoseClassification {
+		for _, c := range fresh {
+			c.skip("another ENC, %s, classifies it and would not be asked any more: register it with its classification first, or import it with lose_classification", lost)
+		}
+		return err
+	}
 	n, err = im.commitAdopted(ctx, live, n, fresh, s.ValidateOnly)
 	if err != nil {
 		return err
@@ -103,6 +120,33 @@ func (im *importer) adopt(ctx context.Context, name node.Certname, all []*candid
 		}
 	}
 	return nil
+}
+
+// classifications notes what the ENC answers for a name without the import and with it. It returns the other ENC whose
+// classification the import would lose, "" if there is none.
+func (im *importer) classifications(ctx context.Context, fresh []*candidate, n node.Node, isLive bool) (lost string, err error) {
+	merged, err := enc.Merge(ctx, im.store, n)
+	if err != nil {
+		return "", err
+	}
+	after := &ENCAnswer{YAML: string(enc.Render(merged.Redacted()))}
+	before := after
+	if !isLive {
+		settings, err := im.store.ENC(ctx)
+		if err != nil && !errors.Is(err, store.ErrNoKey) { // before a daemon has stored them, the ENC knows no other
+			return "", fmt.Errorf("reading the ENC's settings: %w", err)
+		}
+		switch before = new(ENCAnswer); settings.UnknownNodes {
+		case enc.Blank:
+			before.YAML = enc.Empty
+		case enc.Command:
+			before.Command = settings.Command
+		}
+	}
+	for _, c := range fresh {
+		c.Before, c.After = before, after
+	}
+	return before.Command, nil
 }
 
 // commitAdopted commits a registration with the adopted certificates.

@@ -38,6 +38,10 @@ type ImportSpec struct {
 	Groups       []string          // of new registrations
 	Labels       map[string]string // of new registrations
 	ValidateOnly bool
+
+	// LoseClassification also imports names that another ENC classifies and that have no registration. From
+	// then on espm answers for them, and that ENC is not asked any more.
+	LoseClassification bool
 }
 
 // Outcome is the outcome of one certificate in an import.
@@ -59,8 +63,14 @@ type Imported struct {
 	UID      node.UID    // of the registration that has it
 	NotAfter time.Time
 	Outcome  Outcome
-	Reason   string // why it was skipped
+	Reason   string // why it was skipped; otherwise a warning, or empty
+
+	Before, After *ENCAnswer // for the name, without the import and with it; nil: the import does not touch the name
 }
+
+// ENCAnswer is what Puppet Server gets for a name: espm's own YAML, or that of the other ENC that espm-enc asks. If
+// both are empty, it gets no catalog.
+type ENCAnswer struct{ YAML, Command string }
 
 func (i *Imported) skip(format string, args ...any) {
 	i.Outcome, i.Reason = Skipped, printable(fmt.Sprintf(format, args...))

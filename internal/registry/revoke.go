@@ -261,7 +261,8 @@ func (r *revoker) pendingForeign(ctx context.Context, order node.Revocation) (no
 // current one. It returns nil if the authority issued the serial for the name and has no copy.
 func (r *revoker) foreign(ctx context.Context, name node.Certname, serial node.Serial) (*x509.Certificate, error) {
 	current, err := r.authority.Check(ctx, ca.Request{Certname: name})
-	if err != nil {
+	byName := r.authority.Traits().RevokesByName
+	if unreadable := errors.Is(err, node.ErrForeignCertificate); err != nil && (!unreadable || serial == "" || byName) {
 		return nil, err
 	}
 	if current != nil && (serial == "" || serial == node.SerialOf(current.SerialNumber)) {
@@ -271,7 +272,8 @@ func (r *revoker) foreign(ctx context.Context, name node.Certname, serial node.S
 		return nil, fmt.Errorf("%w: the CA has no valid certificate of %q", node.ErrCertificateNotFound, name)
 	}
 	var found ca.Found
-	if !r.authority.Traits().RevokesByName {
+	err = nil
+	if !byName {
 		found, err = r.authority.Find(ctx, ca.Query{Certname: name, Serial: serial})
 	}
 	switch {

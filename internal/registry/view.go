@@ -176,6 +176,22 @@ func (v *view) Group(ctx context.Context, name string) (node.Group, error) {
 	return v.store.Group(ctx, name)
 }
 
+// Token returns a token, without its secret. Errors: node.ErrNotPermitted, ErrTokenNotFound.
+func (v *view) Token(ctx context.Context, name string) (node.Token, error) {
+	if err := accessOf(ctx).admin("", "read tokens"); err != nil {
+		return node.Token{}, err
+	}
+	return v.store.Token(ctx, name)
+}
+
+// Tokens returns a page of tokens, as store.View.Tokens does. Error: node.ErrNotPermitted.
+func (v *view) Tokens(ctx context.Context, after string, limit int) (store.Page[node.Token], error) {
+	if err := accessOf(ctx).admin("", "read tokens"); err != nil {
+		return store.Page[node.Token]{}, err
+	}
+	return v.store.Tokens(ctx, after, limit)
+}
+
 // grantedPage bounds the groups of a page for a caller with a grant of groups.
 const grantedPage = 50
 

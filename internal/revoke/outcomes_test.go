@@ -70,3 +70,29 @@ func TestImpossibleRevocation(t *testing.T) {
 		}
 	}
 }
+
+// An order for a serial that no CRL can list is closed, and the authority is not asked for it. The others of the batch
+// are carried out.
+func TestUnlistableSerial(t *testing.T) {
+	s := newStore(t)
+	q := newQueue(s, authority(func(targets []ca.Target) error {
+		if len(targets) != 1 {
+			t.Errorf("asked for %d", len(targets))
+		}
+		return nil
+	}))
+	c := store.NewChange()
+	c.Unaudited()
+	long := q.Order(c, node.Revocation{Serial: node.Serial("01" + strings.Repeat("00", 20)), Certname: "long.test", UID: "uid"})
+	if _, err := s.Commit(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	good := order(t, s, q, "good.test")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	go q.Run(ctx)
+	got, err := q.Wait(ctx, []node.Revocation{long, good})
+	if err != nil || got[0].Impossible == nil || !strings.Contains(got[0].Impossible.Reason, "20 octets") || got[1].Receipt == nil {
+		t.Errorf("got %+v, %v", got, err)
+	}
+}

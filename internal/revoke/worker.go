@@ -146,7 +146,9 @@ type refusal struct {
 // carryOutDue carries out a batch and returns the refused orders. If the authority refuses the whole batch, each
 // order is tried alone, so that one bad name does not block the others.
 func (q *Queue) carryOutDue(ctx context.Context, due []node.Revocation) ([]refusal, error) {
+	due, unlisted := refuseUnlistable(due)
 	due, refused, err := q.refuseSucceeded(ctx, due)
+	refused = append(refused, unlisted...)
 	if err != nil || len(due) == 0 {
 		return refused, err
 	}
@@ -171,6 +173,18 @@ func (q *Queue) carryOutDue(ctx context.Context, due []node.Revocation) ([]refus
 		}
 	}
 	return refused, nil
+}
+
+// refuseUnlistable refuses the orders whose serial no CRL can list. An espm that imported such certificates made them.
+func refuseUnlistable(due []node.Revocation) (possible []node.Revocation, refused []refusal) {
+	for _, r := range due {
+		if why := ca.CheckRevocable(r.Serial); why != nil {
+			refused = append(refused, refusal{r, why})
+		} else {
+			possible = append(possible, r)
+		}
+	}
+	return possible, refused
 }
 
 // refuseSucceeded refuses the orders whose name has a newer certificate, if the authority revokes by name: it

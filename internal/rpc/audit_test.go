@@ -114,6 +114,14 @@ func TestEachCallLeavesItsLines(t *testing.T) {
 			}
 			return err
 		}, []node.Action{node.ActionImport}},
+		{espmv1.NodeService_ForgetNode_FullMethodName, func() error {
+			_, err := r.nodes.ForgetNode(ctx, &espmv1.ForgetNodeRequest{Certname: "f.test", ValidateOnly: true})
+			return err
+		}, nil},
+		{espmv1.NodeService_ForgetNode_FullMethodName, func() error {
+			_, err := r.nodes.ForgetNode(ctx, &espmv1.ForgetNodeRequest{Certname: "f.test"})
+			return err
+		}, []node.Action{node.ActionGiveUp}},
 		{espmv1.GroupService_CreateGroup_FullMethodName, func() error {
 			_, err := r.groups.CreateGroup(ctx, &espmv1.CreateGroupRequest{Group: group})
 			return err

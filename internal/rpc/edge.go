@@ -23,13 +23,14 @@ import (
 // errors become statuses, and what is the server's own fault is logged.
 // Streams, which have no end of their own, end when the server is to stop.
 type edge struct {
-	log     logrus.FieldLogger
-	gate    *auth.Gate
-	audit   *audit.Log
-	now     func() time.Time
-	serving context.Context
-	limits  Limits
-	methods map[string]bool // that the server has
+	log      logrus.FieldLogger
+	gate     *auth.Gate
+	audit    *audit.Log
+	now      func() time.Time
+	serving  context.Context
+	limits   Limits
+	methods  map[string]bool // that the server has
+	underway underway
 }
 
 // errStopping ends a stream, which would else hold up the server's stop.
@@ -38,6 +39,7 @@ var errStopping = fmt.Errorf("%w: espm stops; ask again when it is back, a watch
 func (e *edge) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
 	c := newCall(ctx, info.FullMethod, req)
 	defer e.finish(c, &err)
+	defer e.underway.enter(c, nil)()
 	a := admissionOf(ctx)
 	done, err := e.gate.Begin(a.Admission, c.method)
 	if err != nil {
@@ -45,6 +47,9 @@ func (e *edge) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 	}
 	defer done()
 	a.arrived()
+	if err := ctx.Err(); err != nil {
+		return nil, err // nobody waits for the answer: the work is not begun
+	}
 	if resp, err = handle(ctx, req); err != nil {
 		return nil, err
 	}
@@ -57,15 +62,16 @@ func (e *edge) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServer
 	c := newCall(ctx, info.FullMethod, nil)
 	defer e.finish(c, &err)
 	a := admissionOf(ctx)
-	done, err := e.gate.Begin(a.Admission, c.method)
+	done, err := e.gate.Open(a.Admission, c.method)
 	if err != nil {
 		return err
 	}
 	defer done()
+	defer e.underway.enter(c, &openStream{a.Valid, cancel})()
 	defer context.AfterFunc(e.serving, func() { cancel(errStopping) })()
 	err = handle(srv, guarded{stream, ctx, a, c, e.limits.Stall})
-	if errors.Is(context.Cause(ctx), errStopping) {
-		return errStopping
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+		return cause
 	}
 	return err
 }

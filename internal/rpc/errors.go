@@ -43,6 +43,7 @@ var statusCodes = map[string]codes.Code{
 	node.ReasonNotPermitted:    codes.PermissionDenied,
 	"RATE_LIMITED":             codes.ResourceExhausted,
 	"TOO_MANY_OPEN_PROVISIONS": codes.ResourceExhausted,
+	"TOO_MANY_OPEN_STREAMS":    codes.ResourceExhausted,
 	"TOKEN_NOT_FOUND":          codes.NotFound,
 	"TOKEN_EXISTS":             codes.AlreadyExists,
 	"UNAVAILABLE":              codes.Unavailable,

@@ -161,6 +161,7 @@ var provoke = map[string]func(*testing.T, *rig) error{
 	"PERMISSION_DENIED":        registerAsReader,
 	"RATE_LIMITED":             callTooFast,
 	"TOO_MANY_OPEN_PROVISIONS": provisionTooMany,
+	"TOO_MANY_OPEN_STREAMS":    watchTooMany,
 	"TOKEN_NOT_FOUND": func(t *testing.T, r *rig) error {
 		_, err := espmv1.NewTokenServiceClient(r.conn).RevokeToken(t.Context(), &espmv1.RevokeTokenRequest{Name: "none"})
 		return err

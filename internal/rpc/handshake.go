@@ -95,10 +95,6 @@ func (h *handshakes) network(c *conn) (net.Conn, credentials.AuthInfo, error) {
 	return secure, peerInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, c}, nil
 }
 
-// recheck is how long a connection may outlive its certificate while it makes
-// no call; a call looks by itself.
-const recheck = time.Second
-
 // watch cuts connections whose certificate is no longer accepted, or whose principal has changed, until ctx is done.
 // That ends their calls and streams.
 func (h *handshakes) watch(ctx context.Context) {

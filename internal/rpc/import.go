@@ -21,6 +21,8 @@ func (s *certificates) ImportCertificates(req *espmv1.ImportCertificatesRequest,
 		Groups:       req.GetGroups(),
 		Labels:       req.GetLabels(),
 		ValidateOnly: req.GetValidateOnly(),
+
+		LoseClassification: req.GetLoseClassification(),
 	}
 	return s.registry.Import(stream.Context(), spec, func(done []registry.Imported, total int) error {
 		out := &espmv1.ImportCertificatesResponse{Total: int64(total)}
@@ -39,5 +41,14 @@ func toImported(in registry.Imported) *espmv1.ImportedCertificate {
 		NotAfterTime: toTime(in.NotAfter),
 		Outcome:      outcomes[in.Outcome],
 		Reason:       in.Reason,
+		EncBefore:    toENCAnswer(in.Before),
+		EncAfter:     toENCAnswer(in.After),
 	}
+}
+
+func toENCAnswer(a *registry.ENCAnswer) *espmv1.EncAnswer {
+	if a == nil {
+		return nil
+	}
+	return &espmv1.EncAnswer{Yaml: a.YAML, Command: a.Command}
 }

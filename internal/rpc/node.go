@@ -201,6 +201,30 @@ func (s *nodes) TerminateNode(ctx context.Context, req *espmv1.TerminateNodeRequ
 	return resp, err
 }
 
+func (s *nodes) ForgetNode(ctx context.Context, req *espmv1.ForgetNodeRequest) (*espmv1.ForgetNodeResponse, error) {
+	name, nameErr := node.ParseCertname(req.GetCertname())
+	if err := node.Join(nameErr, checkUID(req.GetUid())); err != nil {
+		return nil, err
+	}
+	n, given, err := s.registry.Forget(ctx, name, node.UID(req.GetUid()), req.GetValidateOnly())
+	if err != nil {
+		return nil, err
+	}
+	resp := &espmv1.ForgetNodeResponse{}
+	for _, cert := range given {
+		if s.now().After(cert.NotAfter) {
+			continue
+		}
+		out, err := toListed(cert, s.now())
+		if err != nil {
+			return nil, err
+		}
+		resp.Certificates = append(resp.Certificates, out)
+	}
+	resp.Node, err = toNode(n)
+	return resp, err
+}
+
 func (s *nodes) WatchNodes(req *espmv1.WatchNodesRequest, stream grpc.ServerStreamingServer[espmv1.WatchNodesResponse]) error {
 	ctx := stream.Context()
 	after, err := watchFrom(ctx, s.registry, req.GetAfterRevision())

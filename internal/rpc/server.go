@@ -30,7 +30,6 @@ type Options struct {
 	Registry *registry.Registry
 	Gate     *auth.Gate
 	Tokens   *auth.Tokens
-	Records  TokenRecords
 	Audit    *audit.Log
 	Backups  Snapshots
 	Limits   Limits
@@ -41,14 +40,15 @@ type Options struct {
 
 // NewServer returns a gRPC server with all of espm's services, health and
 // reflection, for listeners of Listen. Its watches end when ctx is done; the
-// rest is for GracefulStop.
-func NewServer(ctx context.Context, o Options) *grpc.Server {
+// rest is for Shutdown.
+func NewServer(ctx context.Context, o Options) *Server {
 	r, limits := o.Registry, o.Limits
 	h := newHandshakes(o)
 	if h.tls != nil {
 		go h.watch(ctx)
 	}
 	e := &edge{log: o.Log, gate: o.Gate, audit: o.Audit, now: o.Now, serving: ctx, limits: limits}
+	go e.endInvalid(ctx)
 	s := grpc.NewServer(append(o.GRPC,
 		grpc.Creds(h),
 		grpc.ForceServerCodecV2(newCodec()),
@@ -70,7 +70,7 @@ func NewServer(ctx context.Context, o Options) *grpc.Server {
 	espmv1.RegisterAuthorityServiceServer(s, &authority{registry: r})
 	espmv1.RegisterGroupServiceServer(s, &groups{registry: r})
 	espmv1.RegisterClassifierServiceServer(s, &classifier{registry: r})
-	espmv1.RegisterTokenServiceServer(s, &tokens{tokens: o.Tokens, records: o.Records, grants: r})
+	espmv1.RegisterTokenServiceServer(s, &tokens{tokens: o.Tokens, registry: r})
 	espmv1.RegisterAuditServiceServer(s, &auditLog{log: o.Audit})
 	espmv1.RegisterBackupServiceServer(s, &backups{snapshots: o.Backups, audit: o.Audit, now: o.Now})
 	hs := health.NewServer()
@@ -81,7 +81,7 @@ func NewServer(ctx context.Context, o Options) *grpc.Server {
 	healthv1.RegisterHealthServer(s, hs)
 	reflection.Register(s)
 	e.methods = methods(s)
-	return s
+	return &Server{s, &e.underway}
 }
 
 // A client that vanished is found out by pings.

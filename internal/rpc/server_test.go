@@ -52,7 +52,7 @@ type rig struct {
 	registry  *registry.Registry
 	sightings *registry.Sightings
 	audit     *audit.Log // not running: what is refused leaves the store as it was
-	grpc      *grpc.Server
+	grpc      *Server
 	address   string // of the network listener, where newNetwork made one
 	gate      *auth.Gate
 	stop      context.CancelFunc // as the daemon does before it stops the server
@@ -198,7 +198,7 @@ func (r *rig) serve(t *testing.T, limits Limits, network func(*auth.GateOptions)
 	}
 	r.gate = auth.NewGate(access)
 	r.grpc = NewServer(ctx, Options{
-		Registry: reg, Gate: r.gate, Tokens: access.Tokens, Records: r.store,
+		Registry: reg, Gate: r.gate, Tokens: access.Tokens,
 		Audit: r.audit, Backups: empty{}, Limits: limits, Now: time.Now, Log: log,
 	})
 	l, err := net.Listen("unix", filepath.Join(r.dir, "s"))

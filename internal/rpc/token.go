@@ -8,26 +8,14 @@ import (
 
 	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/node"
-	"github.com/espm-project/espm/internal/store"
+	"github.com/espm-project/espm/internal/registry"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// TokenRecords are the tokens that were made; see store.View.
-type TokenRecords interface {
-	Token(ctx context.Context, name string) (node.Token, error)
-	Tokens(ctx context.Context, after string, limit int) (store.Page[node.Token], error)
-}
-
-// Grants tells what is wrong with a grant, or dangerous; see registry.Registry.
-type Grants interface {
-	ReviewGrant(g node.Grant) (warnings []string, err error)
-}
-
 type tokens struct {
 	espmv1.UnimplementedTokenServiceServer
-	tokens  *auth.Tokens
-	records TokenRecords
-	grants  Grants
+	tokens   *auth.Tokens
+	registry *registry.Registry
 }
 
 func (s *tokens) CreateToken(ctx context.Context, req *espmv1.CreateTokenRequest) (*espmv1.CreateTokenResponse, error) {
@@ -36,7 +24,7 @@ func (s *tokens) CreateToken(ctx context.Context, req *espmv1.CreateTokenRequest
 		return nil, err
 	}
 	grant := fromGrant(req.GetGrant())
-	warnings, err := s.grants.ReviewGrant(grant)
+	warnings, err := s.registry.ReviewGrant(grant)
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +47,7 @@ func (s *tokens) GetToken(ctx context.Context, req *espmv1.GetTokenRequest) (*es
 	if err := node.CheckTokenName("name", req.GetName()); err != nil {
 		return nil, err
 	}
-	t, err := s.records.Token(ctx, req.GetName())
+	t, err := s.registry.Token(ctx, req.GetName())
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +59,7 @@ func (s *tokens) ListTokens(ctx context.Context, req *espmv1.ListTokensRequest) 
 	if err != nil {
 		return nil, err
 	}
-	page, err := s.records.Tokens(ctx, after, limit)
+	page, err := s.registry.Tokens(ctx, after, limit)
 	if err != nil {
 		return nil, err
 	}

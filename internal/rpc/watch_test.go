@@ -3,11 +3,14 @@ package rpc
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
+	"github.com/espm-project/espm/internal/auth"
+	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store/bolt"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
@@ -103,4 +106,39 @@ func TestWatchEndsWhenTheServerStops(t *testing.T) {
 	r.grpc.GracefulStop()
 	_, err := w.Recv()
 	expect(t, err, codes.Unavailable, "UNAVAILABLE")
+}
+
+// watchTooMany opens as many watches as a reader may have, and one more.
+func watchTooMany(t *testing.T, r *rig) error {
+	reader := r.as(t, node.Caller{Name: "token:watcher", Role: node.Reader})
+	n := r.register(t, &espmv1.Node{Certname: "watched.test"})
+	for range auth.OpenStreams {
+		next(t, reader.watch(t, n.GetRevision()-1))
+	}
+	_, err := reader.watch(t, 0).Recv()
+	return err
+}
+
+// A watch that has nothing to tell ends soon after the token that opened it.
+func TestWatchEndsWithItsToken(t *testing.T) {
+	for name, end := range map[string]func(*rig) error{
+		"revoked": func(r *rig) error {
+			_, err := espmv1.NewTokenServiceClient(r.conn).RevokeToken(t.Context(), &espmv1.RevokeTokenRequest{Name: "watcher"})
+			return err
+		},
+		"expired": func(r *rig) error { r.ahead.Store(int64(auth.DefaultTTL + time.Hour)); return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			reader := r.as(t, node.Caller{Name: "token:watcher", Role: node.Reader})
+			n := r.register(t, &espmv1.Node{Certname: "a.test"})
+			w := reader.watch(t, n.GetRevision()-1)
+			next(t, w)
+			if err := end(r); err != nil {
+				t.Fatal(err)
+			}
+			_, err := w.Recv()
+			expect(t, err, codes.Unauthenticated, "UNAUTHENTICATED")
+		})
+	}
 }

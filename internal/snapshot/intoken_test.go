@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/espm-project/espm/internal/backup"
+	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/site"
 	"github.com/espm-project/espm/internal/store/bolt"
 )
@@ -47,7 +48,7 @@ func TestBackupNamesKeys(t *testing.T) {
 			t.Fatal(err)
 		}
 		var b bytes.Buffer
-		err = NewMaker(conf, engine).Snapshot(t.Context(), &b, c.asked)
+		err = NewMaker(conf, engine).Snapshot(node.AsSelf(t.Context()), &b, c.asked)
 		if err := errors.Join(err, engine.Close()); err != nil {
 			t.Fatal(err)
 		}

@@ -100,14 +100,26 @@ func (e slowEngine) Snapshot(context.Context, io.Writer) error {
 	return errors.New("no room")
 }
 
+func TestBackupsAreForAdmins(t *testing.T) {
+	_, c := trial(t)
+	for who, ctx := range map[string]context.Context{
+		"nobody": t.Context(), "a reader": node.WithCaller(t.Context(), node.Caller{Name: "token:r", Role: node.Reader}),
+	} {
+		var b bytes.Buffer
+		if err := NewMaker(c, slowEngine{}).Snapshot(ctx, &b, false); !errors.Is(err, node.ErrNotPermitted) || b.Len() > 0 {
+			t.Errorf("%s: %d bytes, %v", who, b.Len(), err)
+		}
+	}
+}
+
 func TestOneBackupAtATime(t *testing.T) {
 	_, c := trial(t)
 	e := slowEngine{make(chan struct{}), make(chan struct{})}
 	s := NewMaker(c, e)
 	first := make(chan error, 1)
-	go func() { first <- s.Snapshot(t.Context(), io.Discard, false) }()
+	go func() { first <- s.Snapshot(node.AsSelf(t.Context()), io.Discard, false) }()
 	<-e.began
-	if err := s.Snapshot(t.Context(), io.Discard, false); !errors.Is(err, node.ErrUnavailable) {
+	if err := s.Snapshot(node.AsSelf(t.Context()), io.Discard, false); !errors.Is(err, node.ErrUnavailable) {
 		t.Errorf("a second backup: %v", err)
 	}
 	close(e.let)

@@ -46,8 +46,12 @@ const (
 
 // Snapshot writes a backup. It first copies the store, in the store's folder, so that a slow client
 // does not block the store. The CA folder comes after the store: so the CRL has every revocation
-// that the store has a receipt of.
+// that the store has a receipt of. Errors: node.ErrNotPermitted for a caller that is no admin, as a backup has
+// everybody's records, and node.ErrUnavailable while another backup is under way.
 func (s *Maker) Snapshot(ctx context.Context, w io.Writer, privateKey bool) error {
+	if node.CallerOf(ctx).Role != node.Admin {
+		return node.NotPermitted("", "only an admin may make a backup")
+	}
 	if !s.one.TryLock() {
 		return fmt.Errorf("%w: another backup is under way", node.ErrUnavailable)
 	}

@@ -88,7 +88,7 @@ func child(dir string) error {
 	gate := auth.NewGate(auth.GateOptions{Local: local, Tokens: tokens, Limits: auth.NewLimits(time.Now), Refusals: lines, Now: time.Now, Log: log})
 	go lines.Run(ctx)
 	server := rpc.NewServer(ctx, rpc.Options{
-		Registry: r, Gate: gate, Tokens: tokens, Records: kept, Audit: lines, Limits: rpc.DefaultLimits, Now: time.Now, Log: log,
+		Registry: r, Gate: gate, Tokens: tokens, Audit: lines, Limits: rpc.DefaultLimits, Now: time.Now, Log: log,
 	})
 	return server.Serve(rpc.Listen(l, rpc.DefaultLimits, log))
 }

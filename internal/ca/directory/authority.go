@@ -57,7 +57,7 @@ func (a *Authority) Check(ctx context.Context, r ca.Request) (*x509.Certificate,
 		return nil, nil
 	}
 	if cert.X509 == nil {
-		return nil, fmt.Errorf("check %s: %w: serial %s in %s, which espm can't read: %w", r.Certname,
+		return nil, fmt.Errorf("check %s: %w: serial %s in %s, which espm can't read: revoke it by its serial, or move the file away: %w", r.Certname,
 			node.ErrForeignCertificate, node.SerialOf(cert.SerialNumber), a.signed(r.Certname), cert.Unreadable)
 	}
 	return cert.X509, nil
@@ -123,7 +123,7 @@ func (a *Authority) Find(ctx context.Context, q ca.Query) (ca.Found, error) {
 	if err != nil && !errors.Is(err, node.ErrForeignCertificate) {
 		return ca.Found{}, fmt.Errorf("find certificate of %s: %w", q.Certname, err)
 	}
-	if cert != nil && matches(cert, q) {
+	if cert != nil && a.matches(cert, q) {
 		return ca.Found{Issued: true, Serial: node.SerialOf(cert.SerialNumber), Certificate: cert.X509}, nil
 	}
 	if q.Serial == "" {
@@ -139,7 +139,12 @@ func (a *Authority) Find(ctx context.Context, q ca.Query) (ca.Found, error) {
 	return ca.Found{Issued: true, Serial: q.Serial}, nil
 }
 
-func matches(cert *pemfile.RawCertificate, q ca.Query) bool {
+// matches reports whether a certificate is the one of a query. Callers check a certificate that they get, so
+// only what they don't get is checked here.
+func (a *folder) matches(cert *pemfile.RawCertificate, q ca.Query) bool {
+	if cert.X509 == nil && (cert.Subject() != "CN="+string(q.Certname) || pemfile.CheckIssued(cert.Raw, a.issuer) != nil) {
+		return false
+	}
 	if q.Serial != "" {
 		return node.SerialOf(cert.SerialNumber) == q.Serial
 	}

@@ -201,6 +201,15 @@ func (s signer) next(number *big.Int, list entryList, foreign []foreignCRL, now 
 // its CRL.
 func issueTime(now time.Time) time.Time { return now.UTC().Truncate(time.Second).Add(-time.Second) }
 
+// rest returns the other issuers' CRLs.
+func (c *crlChain) rest() []byte {
+	var rest []byte
+	for _, f := range c.foreign {
+		rest = append(rest, f.pem...)
+	}
+	return rest
+}
+
 // withForeign returns a copy of c with these foreign CRLs.
 func (c *crlChain) withForeign(foreign []foreignCRL) *crlChain {
 	changed := *c

@@ -55,10 +55,6 @@ func (f *faulty) Append(path string, data []byte, mode fs.FileMode) error {
 	return f.step("append", path, func() error { return durable.OS.Append(path, data, mode) })
 }
 
-func (f *faulty) Truncate(path string, size int64) error {
-	return f.step("truncate", path, func() error { return durable.OS.Truncate(path, size) })
-}
-
 func (f *faulty) Remove(paths ...string) error {
 	return f.step("remove", paths[0], func() error { return durable.OS.Remove(paths...) })
 }

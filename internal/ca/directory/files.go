@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math/big"
 	"os"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/espm-project/espm/internal/durable"
 	"github.com/espm-project/espm/internal/pemfile"
 )
 
@@ -38,7 +38,7 @@ func (f *crlFile) differs(want []byte, thorough bool) ([]byte, error) {
 	if id == f.stamp && !thorough {
 		return nil, nil
 	}
-	if hasContent(f.path, want) { // mostly so: a copy of a large CRL is not to be in memory each minute
+	if pemfile.HasContent(f.path, want) { // mostly so: a copy of a large CRL is not to be in memory each minute
 		f.stamp, f.current = id, true
 		return nil, nil
 	}
@@ -55,31 +55,11 @@ func (f *crlFile) differs(want []byte, thorough bool) ([]byte, error) {
 	return data, nil
 }
 
-// hasContent reports whether a file can be read and has that content. It reads piece by piece.
-func hasContent(path string, want []byte) bool {
-	f, err := os.Open(path)
-	if err != nil {
-		return false
-	}
-	defer func() { _ = f.Close() }() // it was only read
-	piece := make([]byte, 64<<10)
-	for {
-		n, err := f.Read(piece)
-		if !bytes.HasPrefix(want, piece[:n]) {
-			return false
-		}
-		want = want[n:]
-		if err != nil {
-			return errors.Is(err, io.EOF) && len(want) == 0
-		}
-	}
-}
-
 // write replaces the content of the file. A failed write does not change the stamp, so that checkFiles does
 // not report the old CRL in the file as a change by another program.
 func (a *crlKeeper) write(f *crlFile, data []byte) error {
 	f.current = false
-	err := a.opts.Disk.WriteFile(f.path, data, 0o644)
+	err := a.replace(f.path, data)
 	if err == nil {
 		f.current = true
 		f.stamp, _ = pemfile.StampOf(f.path) // after an error, checkFiles reads the file again
@@ -93,6 +73,22 @@ func (a *crlKeeper) write(f *crlFile, data []byte) error {
 		}
 	}
 	f.err = err
+	return err
+}
+
+// replace replaces the content that a reader of path gets. A symbolic link stays.
+func (a *crlKeeper) replace(path string, data []byte) error {
+	target, err := durable.Target(path)
+	if err != nil {
+		return err
+	}
+	if err := a.opts.Disk.WriteFile(target, data, 0o644); err != nil {
+		return err
+	}
+	after, err := durable.Target(path)
+	if err == nil && after != target {
+		err = fmt.Errorf("write %s: another program changed the symbolic link meanwhile, from %s to %s; espm writes the file again", path, target, after)
+	}
 	return err
 }
 

@@ -5,9 +5,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"math/big"
+	"io"
+	"io/fs"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -65,41 +65,6 @@ func (e entry) String() string {
 		e.NotBefore.UTC().Format(inventoryTime), e.NotAfter.UTC().Format(inventoryTime), e.Subject)
 }
 
-// parseEntry reads a line that any version of Puppet wrote. `puppetserver ca setup` writes
-// serials in lower case.
-func parseEntry(line string) (entry, error) {
-	var e entry
-	fields := strings.SplitN(line, " ", 4)
-	if len(fields) != 4 {
-		return e, errors.New("inventory line: want serial, two times and a subject")
-	}
-	serial, err := parseSerial(fields[0])
-	if err != nil {
-		return e, err
-	}
-	e.Serial = serial
-	if e.NotBefore, err = time.Parse(inventoryTime, fields[1]); err != nil {
-		return e, fmt.Errorf("inventory line: %w", err)
-	}
-	if e.NotAfter, err = time.Parse(inventoryTime, fields[2]); err != nil {
-		return e, fmt.Errorf("inventory line: %w", err)
-	}
-	if e.Subject = fields[3]; !strings.HasPrefix(e.Subject, "/") {
-		return e, fmt.Errorf("inventory line: subject %.80q must start with a slash", e.Subject)
-	}
-	return e, nil
-}
-
-func parseSerial(field string) (node.Serial, error) {
-	digits, ok := strings.CutPrefix(field, "0x")
-	// RFC 5280 section 4.1.2.2: at most 20 octets. SetString would accept a sign and underscores.
-	if !ok || len(digits) == 0 || len(digits) > 40 || strings.Trim(digits, "0123456789abcdefABCDEF") != "" {
-		return "", fmt.Errorf("inventory line: %.80q is no serial number", field)
-	}
-	n, _ := new(big.Int).SetString(digits, 16)
-	return node.SerialOf(n), nil
-}
-
 // append adds an entry, which is durable when append returns. Calls that arrive
 // while another append runs share the next append.
 func (v *inventory) append(e entry) error {
@@ -130,7 +95,7 @@ func (v *inventory) append(e entry) error {
 
 func (v *inventory) write(lines []byte) error {
 	if v.suspect {
-		if _, err := v.repair(); err != nil {
+		if _, err := v.endLine(); err != nil {
 			return err
 		}
 		v.suspect = false
@@ -142,43 +107,36 @@ func (v *inventory) write(lines []byte) error {
 	return nil
 }
 
-// maxTornLine is how many bytes repair reads to find the start of the last
-// line. Puppet's lines are much shorter.
-const maxTornLine = 64 << 10
-
-// repair makes the file end with a newline. If the last line has none, repair
-// adds it if the line can be parsed. Else the process died while it wrote the line, before
-// append returned: repair cuts the line off. It returns the number of bytes cut.
-func (v *inventory) repair() (cut int, err error) {
-	tail, size, err := readTail(v.path)
+// endLine adds a newline to the file if the last line has none, and reports whether it did. It does not cut the line
+// off, even if the line can't be read: another program may have written it.
+func (v *inventory) endLine() (added bool, err error) {
+	f, err := v.open()
 	if err != nil {
-		return 0, fmt.Errorf("read inventory: %w", err)
-	}
-	if len(tail) == 0 || tail[len(tail)-1] == '\n' {
-		return 0, nil
-	}
-	last := tail[bytes.LastIndexByte(tail, '\n')+1:]
-	if len(last) == maxTornLine {
-		return 0, fmt.Errorf("read inventory: the last %d bytes of %s hold no line's end", maxTornLine, v.path)
-	}
-	if _, err := parseEntry(string(last)); err == nil {
-		return 0, v.disk.Append(v.path, []byte("\n"), 0o644)
-	}
-	return len(last), v.disk.Truncate(v.path, size-int64(len(last)))
-}
-
-func readTail(path string) (tail []byte, size int64, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, 0, err
+		return false, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, 0, err
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil || end == 0 {
+		return false, err
 	}
-	size = st.Size()
-	tail = make([]byte, min(size, maxTornLine))
-	_, err = f.ReadAt(tail, size-int64(len(tail)))
-	return tail, size, err
+	var last [1]byte
+	if _, err := f.ReadAt(last[:], end-1); err != nil || last[0] == '\n' {
+		return false, err
+	}
+	return true, v.disk.Append(v.path, []byte("\n"), 0o644)
+}
+
+// open opens the file for reading. If the file is missing, the error says how to mend that.
+func (v *inventory) open() (*os.File, error) {
+	f, err := os.Open(v.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read inventory: %w: the file lists all certificates that the CA issued. Restore it from a backup. "+
+			"If there is no backup, make an empty file for the user that runs espm: install -m 644 -o USER /dev/null %s. "+
+			"Without the old lines, espm does not find certificates that have no file in signed/, and entries of expired certificates stay on the CRL",
+			err, v.path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read inventory: %w", err)
+	}
+	return f, nil
 }

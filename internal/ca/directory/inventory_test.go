@@ -2,7 +2,9 @@ package directory
 
 import (
 	"bytes"
+	"errors"
 	"io/fs"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,46 +16,97 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-func TestParseEntry(t *testing.T) {
+// TestForms: a line is read in whatever form some version of Puppet or a person wrote it.
+func TestForms(t *testing.T) {
 	from, to := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), time.Date(2031, 1, 2, 3, 4, 5, 0, time.UTC)
 	const times = " 2026-01-02T03:04:05UTC 2031-01-02T03:04:05UTC "
 	tests := map[string]entry{
-		"0x0001" + times + "/CN=web.example.com":         {"0001", from, to, "/CN=web.example.com"},
-		"0x001f" + times + "/CN=web.example.com":         {"001F", from, to, "/CN=web.example.com"}, // puppetserver ca setup
-		"0x0001" + times + "/CN=Puppet CA: puppet":       {"0001", from, to, "/CN=Puppet CA: puppet"},
-		"0xFFEEDDCCBBAA9988" + times + "/CN=web/OU=what": {"FFEEDDCCBBAA9988", from, to, "/CN=web/OU=what"},
+		"0x0001" + times + "/CN=web.example.com":                               {"0001", from, to, "/CN=web.example.com"},
+		"0x001f" + times + "/CN=web.example.com":                               {"001F", from, to, "/CN=web.example.com"}, // puppetserver ca setup
+		"0x0001" + times + "/CN=Puppet CA: puppet":                             {"0001", from, to, "/CN=Puppet CA: puppet"},
+		"0xFFEEDDCCBBAA9988" + times + "/CN=web/OU=what":                       {"FFEEDDCCBBAA9988", from, to, "/CN=web/OU=what"},
+		"0x0001 2026-01-02T03:04:05GMT 2031-01-02T03:04:05GMT /CN=web":         {"0001", from, to, "/CN=web"}, // Puppet 2.7 and 3
+		"0x0001 2026-01-02T05:04:05+0200 2031-01-01T22:04:05-0500 /CN=web":     {"0001", from, to, "/CN=web"},
+		"0x0001 2026-01-02T05:04:05+02:00 2031-01-02T03:04:05Z /CN=web":        {"0001", from, to, "/CN=web"},
+		"0x0001 2026-01-01T15:04:05CEST 2031-01-01T15:04:05PST /CN=web":        {"0001", from, to, "/CN=web"}, // the latest that it may be
+		" 0x0001\t2026-01-02T03:04:05UTC   2031-01-02T03:04:05UTC  /CN=web \r": {"0001", from, to, "/CN=web"},
+		"0x0001" + times + "/CN=web\r":                                         {"0001", from, to, "/CN=web"},
 	}
 	for line, want := range tests {
-		if got, err := parseEntry(line); got != want || err != nil {
-			t.Errorf("%q: %+v, %v; want %+v", line, got, err, want)
-		}
-	}
-	for _, line := range []string{
-		"", "0x", "0x0001", "0001" + times + "/CN=x", "0x" + times + "/CN=x", "0x-1" + times + "/CN=x", "0x0_1" + times + "/CN=x",
-		"0x" + strings.Repeat("F", 41) + times + "/CN=x", "0x01" + times, "0x01" + times + "CN=x", "0x01 2026-01-02 2031-01-02 /CN=x",
-	} {
-		if e, err := parseEntry(line); err == nil {
-			t.Errorf("%q: read as %+v", line, e)
+		for _, end := range []string{"", "\n"} {
+			v := &inventory{path: filepath.Join(t.TempDir(), "inventory.txt")}
+			if err := os.WriteFile(v.path, []byte("# Inventory of signed certificates\n# SERIAL NOT_BEFORE NOT_AFTER SUBJECT\n\n"+line+end), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			var got []entry
+			if err := v.scan(func(key serialKey, rest []byte) error {
+				notBefore, notAfter, subject, ok := cutLine(rest)
+				if ok {
+					got = append(got, entry{node.SerialOf(new(big.Int).SetBytes(key[:])), notBefore, notAfter, string(subject)})
+				}
+				return nil
+			}); err != nil || len(got) != 1 || got[0] != want {
+				t.Errorf("%q: %+v, %v; want %+v", line+end, got, err, want)
+			}
 		}
 	}
 }
 
-func FuzzParseEntry(f *testing.F) {
-	f.Add("0x0001 2026-11-21T16:13:33UTC 2031-11-21T16:13:33UTC /CN=Puppet CA: puppet")
-	f.Add("0x001f 2026-11-21T16:13:57UTC 2041-11-18T16:13:58UTC /CN=puppet.lab.test")
-	f.Add("0x01 2026-11-21T16:13:57UTC")
-	f.Fuzz(func(t *testing.T, line string) {
-		e, err := parseEntry(line)
-		if err != nil {
+func FuzzInventoryTime(f *testing.F) {
+	for _, seed := range []string{"2026-11-21T16:13:33UTC", "2026-11-21T16:13:33GMT", "2026-11-21T16:13:33+0100", "2026-11-21T16:13:33CEST", "2026-11-21"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		got, ok := parseInventoryTime(text)
+		if !ok {
 			return
 		}
-		if _, ok := e.Serial.Int(); !ok {
-			t.Errorf("serial %q is none", e.Serial)
-		}
-		if again, err := parseEntry(e.String()); err != nil || again != e {
-			t.Errorf("%+v spelled as %q reads %+v, %v", e, e, again, err)
+		if again, ok := parseInventoryTime(got.Format(inventoryTime)); got.Nanosecond() == 0 && got.Year() < 10000 && (!ok || !again.Equal(got)) {
+			t.Errorf("%q is %v, and that spelled anew %v, %v", text, got, again, ok)
 		}
 	})
+}
+
+// TestNothingIsCut: a last line without an end gets one, and nothing else changes, whoever wrote it and whatever it is.
+func TestNothingIsCut(t *testing.T) {
+	for _, last := range []string{
+		"0x0003 2026-01-02T03:04:05GMT 2031-01-02T03:04:05GMT /CN=old.example.com",
+		"0x0003 2026-01-02T03:04:05+0200 2031-01-02T03:04:05+0200 /CN=old.example.com",
+		"# by hand: 0x0003 was lost",
+		"0x1234567890ABCDEF 2026-01-02T03:0",
+		strings.Repeat("x", 100<<10),
+	} {
+		for _, suspect := range []bool{false, true} { // at the start, and after an append that failed
+			v := &inventory{path: filepath.Join(t.TempDir(), "inventory.txt"), disk: durable.OS, suspect: suspect}
+			if err := os.WriteFile(v.path, []byte("# header\n"+last), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if !suspect {
+				if added, err := v.endLine(); !added || err != nil {
+					t.Errorf("%.80q: %v, %v", last, added, err)
+				}
+			}
+			next := entry{Serial: "0004", Subject: "/CN=new.example.com"}
+			if err := v.append(next); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := os.ReadFile(v.path); err != nil || string(got) != "# header\n"+last+"\n"+next.String()+"\n" {
+				t.Errorf("%.80q became %.200q, %v", last, got, err)
+			}
+		}
+	}
+}
+
+// TestMissingInventory: the error says how to mend it, at the start and later.
+func TestMissingInventory(t *testing.T) {
+	v := &inventory{path: filepath.Join(t.TempDir(), "inventory.txt"), disk: durable.OS}
+	_, atStart := v.endLine()
+	_, later := v.has("0001", "x")
+	for _, err := range []error{atStart, later} {
+		if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "from a backup") || !strings.Contains(err.Error(), "/dev/null "+v.path) {
+			t.Errorf("says %v", err)
+		}
+	}
 }
 
 // slow is a Disk whose first append waits to be let go.

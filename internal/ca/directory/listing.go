@@ -2,9 +2,11 @@ package directory
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"maps"
 	"math"
+	"math/big"
 	"slices"
 	"sync"
 	"time"
@@ -236,4 +238,25 @@ func (a *crlKeeper) Listed(ctx context.Context, serial node.Serial) (string, err
 		return "", nil
 	}
 	return a.crl.Load().number.String(), nil
+}
+
+// Published is ca_crl.pem and its copies as espm wrote them last.
+type Published struct {
+	Issuer     *x509.Certificate
+	Number     string
+	NextUpdate time.Time
+	Lists      func(serial *big.Int) bool // by the CRL, or by a later one
+	PEM, Rest  []byte                     // the content of the file, and the part of it that is of other CAs
+}
+
+// Published returns what Trust returns as CRLs, with what is known of the CA's own.
+func (a *crlKeeper) Published() *Published {
+	c := a.crl.Load()
+	return &Published{
+		Issuer: a.issuer, Number: c.number.String(), NextUpdate: c.nextUpdate, PEM: c.pem, Rest: c.rest(),
+		Lists: func(serial *big.Int) bool {
+			key, ok := pemfile.KeyOf(serial)
+			return ok && a.listed.has(key)
+		},
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -132,6 +133,45 @@ func TestWeakLeaf(t *testing.T) {
 			t.Fatalf("%s: %+v, %v", name, existing, err)
 		}
 		revoke(t, a, target(existing[0].Certificate))
+	}
+}
+
+// TestNothingThatCantBeRevoked: a serial that no CRL of RFC 5280 lists is not imported.
+func TestNothingThatCantBeRevoked(t *testing.T) {
+	dir := oldca.Make(t, oldca.SHA1)
+	oldca.Leaf(t, dir, "long.example.com", oldca.RSAKey(), "-set_serial", "0x01"+strings.Repeat("00", 20))
+	oldca.Leaf(t, dir, "longest.example.com", oldca.RSAKey(), "-set_serial", "0x"+strings.Repeat("ff", 20))
+	a := openOld(t, dir)
+	existing, err := a.Existing(t.Context(), []node.Certname{"long.example.com", "longest.example.com"})
+	if err != nil || !errors.Is(existing[0].Problem, ca.ErrImpossible) || !strings.Contains(existing[0].Problem.Error(), "20 octets") {
+		t.Errorf("21 octets: %+v, %v", existing, err)
+	}
+	if existing[1].Problem != nil {
+		t.Errorf("20 octets: %v", existing[1].Problem)
+	}
+	revoke(t, a, target(existing[1].Certificate))
+}
+
+// TestOneUnreadableFile: a file in signed/ that can't be read costs its own name, not the list.
+func TestOneUnreadableFile(t *testing.T) {
+	dir := create(t, directory.CreateOptions{Key: ca.ECP256})
+	a := open(t, dir, directory.Options{})
+	sign(t, a, "good.example.com")
+	loop := filepath.Join(dir, "signed", "loop.example.com.pem")
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, "signed", "folder.example.com.pem"), 0o755), os.Symlink(loop, loop)); err != nil {
+		t.Fatal(err)
+	}
+	existing, err := a.Existing(t.Context(), []node.Certname{"folder.example.com", "good.example.com", "loop.example.com"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"it can't be read: ", "", "it can't be read: "} {
+		if got := existing[i].Problem; (got != nil) != (want != "") || got != nil && !strings.HasPrefix(got.Error(), want) {
+			t.Errorf("name %d: %v, want %q", i, got, want)
+		}
+	}
+	if existing[1].Certificate == nil {
+		t.Error("the good one got lost")
 	}
 }
 

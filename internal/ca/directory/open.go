@@ -174,13 +174,12 @@ func (a *Authority) load() error {
 	if err := a.loadCRL(); err != nil {
 		return err
 	}
-	cut, err := a.inventory.repair()
+	ended, err := a.inventory.endLine()
 	if err != nil {
 		return err
 	}
-	if cut > 0 {
-		a.opts.Log.WithFields(logrus.Fields{"path": a.inventory.path, "bytes": cut}).
-			Warn("the last line of the inventory was incomplete; espm cut it off")
+	if ended {
+		a.opts.Log.WithField("path", a.inventory.path).Warn("the last line of the inventory had no line end; espm added it")
 	}
 	if err := a.publish(a.crl.Load()); err != nil {
 		a.opts.Log.WithError(err).Warn("not all copies of the CRL could be written; espm retries every minute")
@@ -209,6 +208,9 @@ func (a *folder) tidy() error {
 	signed := filepath.Clean(a.file("signed"))
 	ours := map[string]map[string]bool{signed: {}} // names, by their folder
 	for _, path := range append([]string{a.file("ca_crl.pem"), a.file(numberFile)}, a.opts.Publish...) {
+		if target, err := durable.Target(path); err == nil { // after an error, the first write reports it
+			path = target
+		}
 		dir, name := filepath.Dir(path), filepath.Base(path)
 		if ours[dir] == nil {
 			ours[dir] = make(map[string]bool)

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
-	"os"
+	"strings"
+	"time"
+	"unicode"
 
 	"github.com/espm-project/espm/internal/node"
 )
@@ -21,7 +23,7 @@ const manySubjects = 0
 
 // subjectHash returns a short value for a subject, so that the index stays small.
 func subjectHash(subject []byte) uint64 {
-	return max(maphash.Bytes(seed, bytes.TrimRight(subject, "\r\n")), manySubjects+1)
+	return max(maphash.Bytes(seed, subject), manySubjects+1)
 }
 
 // has reports whether a serial was ever issued for a name. The first call reads the whole
@@ -36,7 +38,8 @@ func (v *inventory) has(serial node.Serial, name node.Certname) (bool, error) {
 	if v.index == nil {
 		index := make(map[serialKey]uint64)
 		err := v.scan(func(key serialKey, rest []byte) error {
-			note(index, key, subjectHash(subjectOf(rest)))
+			_, _, subject := splitLine(rest)
+			note(index, key, subjectHash(subject))
 			return nil
 		})
 		if err != nil {
@@ -87,8 +90,7 @@ func (v *inventory) ends(ctx context.Context, wanted func(serialKey) bool, found
 		if !wanted(key) {
 			return nil
 		}
-		_, rest, _ = bytes.Cut(rest, []byte(" "))
-		notAfter, _, _ := bytes.Cut(rest, []byte(" "))
+		_, notAfter, _ := splitLine(rest)
 		if t, ok := parseInventoryTime(string(notAfter)); ok {
 			found(key, endOf(t))
 		}
@@ -98,19 +100,18 @@ func (v *inventory) ends(ctx context.Context, wanted func(serialKey) bool, found
 
 // scan calls do with each line's serial and the rest of the line, until an error.
 func (v *inventory) scan(do func(key serialKey, rest []byte) error) (err error) {
-	f, err := os.Open(v.path)
+	f, err := v.open()
 	if err != nil {
-		return fmt.Errorf("read inventory: %w", err)
+		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	lines := bufio.NewReaderSize(f, 1<<20)
 	for {
 		line, err := lines.ReadSlice('\n')
-		if field, rest, ok := bytes.Cut(line, []byte(" ")); ok {
-			if key, ok := parseSerialKey(field); ok {
-				if err := do(key, rest); err != nil {
-					return fmt.Errorf("read inventory: %w", err)
-				}
+		serial, rest := nextField(line)
+		if key, ok := parseSerialKey(serial); ok {
+			if err := do(key, rest); err != nil {
+				return fmt.Errorf("read inventory: %w", err)
 			}
 		}
 		if errors.Is(err, io.EOF) {
@@ -122,10 +123,44 @@ func (v *inventory) scan(do func(key serialKey, rest []byte) error) (err error) 
 	}
 }
 
-// parseSerialKey is a parseSerial that does not allocate: the file may have a million lines.
+// splitLine returns the two times and the subject of a line without its serial.
+func splitLine(rest []byte) (notBefore, notAfter, subject []byte) {
+	notBefore, rest = nextField(rest)
+	notAfter, rest = nextField(rest)
+	return notBefore, notAfter, bytes.Trim(rest, blanks)
+}
+
+const blanks = " \t\r\n"
+
+// nextField cuts the first word off a line.
+func nextField(line []byte) (field, rest []byte) {
+	line = bytes.TrimLeft(line, blanks)
+	if i := bytes.IndexAny(line, blanks); i >= 0 {
+		return line[:i], line[i:]
+	}
+	return line, nil
+}
+
+// anyZone is how much later than in UTC a time may be whose zone is only a name.
+const anyZone = 12 * time.Hour
+
+// parseInventoryTime reads the formats of all versions of Puppet: UTC, GMT, or an offset. A time with another zone is
+// read as the latest that it may be.
+func parseInventoryTime(text string) (time.Time, bool) {
+	for _, layout := range []string{inventoryTime, "2006-01-02T15:04:05GMT", "2006-01-02T15:04:05Z07:00", "2006-01-02T15:04:05-0700"} {
+		if t, err := time.Parse(layout, text); err == nil {
+			return t.UTC(), true
+		}
+	}
+	t, err := time.Parse("2006-01-02T15:04:05", strings.TrimRightFunc(text, unicode.IsLetter))
+	return t.Add(anyZone), err == nil
+}
+
+// parseSerialKey reads a serial, in upper or lower case. It does not allocate: the file may have a million lines.
 func parseSerialKey(field []byte) (serialKey, bool) {
 	var key serialKey
 	digits, ok := bytes.CutPrefix(field, []byte("0x"))
+	// RFC 5280 section 4.1.2.2: at most 20 octets.
 	if !ok || len(digits) == 0 || len(digits) > 2*len(key) {
 		return key, false
 	}

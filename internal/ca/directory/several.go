@@ -77,7 +77,8 @@ func (v *inventory) readSeveral(now time.Time) (map[node.Certname][]entry, error
 	}
 	err = v.scan(func(key serialKey, rest []byte) error {
 		if _, wanted := subjects[key]; wanted {
-			note(subjects, key, subjectHash(subjectOf(rest)))
+			_, _, subject := splitLine(rest)
+			note(subjects, key, subjectHash(subject))
 		}
 		return nil
 	})
@@ -95,27 +96,8 @@ func (v *inventory) readSeveral(now time.Time) (map[node.Certname][]entry, error
 
 // cutLine returns the times and the subject of a line without its serial, or false if a time can't be read.
 func cutLine(rest []byte) (notBefore, notAfter time.Time, subject []byte, ok bool) {
-	first, after, _ := bytes.Cut(rest, []byte(" "))
-	second, _, _ := bytes.Cut(after, []byte(" "))
-	notBefore, beginOK := parseInventoryTime(string(first))
-	notAfter, endOK := parseInventoryTime(string(second))
-	return notBefore, notAfter, bytes.TrimRight(subjectOf(rest), "\r\n"), beginOK && endOK
-}
-
-// subjectOf returns what follows the two times.
-func subjectOf(rest []byte) []byte {
-	for range 2 {
-		_, rest, _ = bytes.Cut(rest, []byte(" "))
-	}
-	return rest
-}
-
-// parseInventoryTime reads the formats of all versions of Puppet: UTC, GMT, or an offset.
-func parseInventoryTime(text string) (time.Time, bool) {
-	for _, layout := range []string{inventoryTime, "2006-01-02T15:04:05GMT", "2006-01-02T15:04:05Z07:00", "2006-01-02T15:04:05-0700"} {
-		if t, err := time.Parse(layout, text); err == nil {
-			return t, true
-		}
-	}
-	return time.Time{}, false
+	begin, end, subject := splitLine(rest)
+	notBefore, beginOK := parseInventoryTime(string(begin))
+	notAfter, endOK := parseInventoryTime(string(end))
+	return notBefore, notAfter, subject, beginOK && endOK
 }

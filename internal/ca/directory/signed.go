@@ -2,7 +2,6 @@ package directory
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -30,7 +29,7 @@ func (a *Authority) SignedNames(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// Existing reads signed/NAME.pem of each name, in order. From the inventory it adds the name's other certificates in force.
+// Existing reads signed/NAME.pem of each name, in order. A file that can't be read is a Problem of its name. From the inventory it adds the name's other certificates in force.
 func (a *Authority) Existing(ctx context.Context, names []node.Certname) ([]ca.Existing, error) {
 	out := make([]ca.Existing, len(names))
 	for i, name := range names {
@@ -51,11 +50,11 @@ func (a *Authority) existing(ctx context.Context, name node.Certname) (ca.Existi
 		return ca.Existing{}, err
 	}
 	cert, err := a.readCertificate(name)
-	if errors.Is(err, node.ErrForeignCertificate) {
+	if err != nil { // only this file's
 		return ca.Existing{Problem: fmt.Errorf("it can't be read: %w", err)}, nil
 	}
-	if err != nil || cert == nil {
-		return ca.Existing{}, unavailable(err)
+	if cert == nil {
+		return ca.Existing{}, nil
 	}
 	if cert.X509 == nil {
 		return ca.Existing{Problem: fmt.Errorf("it can't be read: %w", cert.Unreadable)}, nil

@@ -51,18 +51,16 @@ func (t *trust) lists(serials ...node.Serial) (number string, listed map[node.Se
 	if err != nil {
 		return "", nil, fmt.Errorf("%w: %w", node.ErrUnavailable, err)
 	}
-	wanted := make(map[pemfile.SerialKey]node.Serial, len(serials))
+	wanted := make(map[string]node.Serial, len(serials))
 	for _, s := range serials {
 		if n, ok := s.Int(); ok {
-			if key, ok := pemfile.KeyOf(n); ok {
-				wanted[key] = s
-			}
+			wanted[string(n.Bytes())] = s
 		}
 	}
 	listed = make(map[node.Serial]bool, len(serials))
 	for e := range c.own.Entries.All() {
-		if key, ok := e.Key(); ok {
-			if s, ok := wanted[key]; ok {
+		if b, ok := e.Bytes(); ok {
+			if s, ok := wanted[string(b)]; ok {
 				listed[s] = true
 			}
 		}

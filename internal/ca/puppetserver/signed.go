@@ -112,7 +112,8 @@ func (a *listing) existingUnder(ctx context.Context, name node.Certname, issuer 
 	switch {
 	case errors.Is(err, node.ErrForeignCertificate):
 		return ca.Existing{Problem: fmt.Errorf("it can't be read: %w", err)}, nil
-	case refused && !errors.Is(err, node.ErrUnavailable): // the error concerns only this name
+	// Puppet Server answers 500 for a file that it can't read.
+	case refused && (status.code == http.StatusInternalServerError || !errors.Is(err, node.ErrUnavailable)):
 		return ca.Existing{Problem: fmt.Errorf("the server does not return it: %w", status)}, nil
 	case err != nil || cert == nil:
 		return ca.Existing{}, err

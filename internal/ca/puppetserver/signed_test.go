@@ -110,6 +110,11 @@ func TestHeldTellsWhatIsWrong(t *testing.T) {
 		existing[2].Problem == nil || !strings.Contains(existing[2].Problem.Error(), "400 made by the test") {
 		t.Errorf("got %v", existing)
 	}
+	l.set(func() { l.strange[apiPath+"certificate/odd.test"] = http.StatusInternalServerError }) // it can't read the file
+	if again, err := a.Existing(t.Context(), []node.Certname{"good.test", "odd.test"}); err != nil || again[0].Problem != nil ||
+		again[1].Problem == nil || !strings.Contains(again[1].Problem.Error(), "500 made by the test") {
+		t.Errorf("got %v, %v", again, err)
+	}
 	if calls := l.took(); calls[len(calls)-1] != "GET "+crlPath+" conditional" {
 		t.Errorf("the CRL is not asked for after the certificates: %q", calls)
 	}

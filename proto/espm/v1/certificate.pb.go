@@ -98,7 +98,7 @@ const (
 	ImportOutcome_IMPORT_OUTCOME_ALREADY_IMPORTED ImportOutcome = 3
 	// Left alone. The certificate is expired, revoked, of another CA, or unreadable. Or its name is
 	// protected or breaks a rule. Or a certificate is being issued for the name. Or an earlier
-	// registration of the name has a pending revocation.
+	// registration of the name has a pending revocation. Or another ENC classifies the node.
 	ImportOutcome_IMPORT_OUTCOME_SKIPPED ImportOutcome = 4
 	// The request gave the name, and the CA has no certificate of it.
 	ImportOutcome_IMPORT_OUTCOME_NOT_FOUND ImportOutcome = 5
@@ -973,9 +973,13 @@ type ImportCertificatesRequest struct {
 	// own.
 	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Reports what the import would do, and changes nothing.
-	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ValidateOnly bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// Also imports names that another ENC classifies now (enc.unknown_nodes is command) and that have
+	// no registration: espm answers for them afterwards. Without it they are SKIPPED. A node that is
+	// registered first, with its classification, needs no flag.
+	LoseClassification bool `protobuf:"varint,5,opt,name=lose_classification,json=loseClassification,proto3" json:"lose_classification,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *ImportCertificatesRequest) Reset() {
@@ -1032,6 +1036,13 @@ func (x *ImportCertificatesRequest) GetLabels() map[string]string {
 func (x *ImportCertificatesRequest) GetValidateOnly() bool {
 	if x != nil {
 		return x.ValidateOnly
+	}
+	return false
+}
+
+func (x *ImportCertificatesRequest) GetLoseClassification() bool {
+	if x != nil {
+		return x.LoseClassification
 	}
 	return false
 }
@@ -1105,8 +1116,12 @@ type ImportedCertificate struct {
 	NotAfterTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=not_after_time,json=notAfterTime,proto3" json:"not_after_time,omitempty"`
 	// The outcome.
 	Outcome ImportOutcome `protobuf:"varint,5,opt,name=outcome,proto3,enum=espm.v1.ImportOutcome" json:"outcome,omitempty"`
-	// The reason, in words, if it is SKIPPED or NOT_FOUND.
-	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The reason, in words, if it is SKIPPED or NOT_FOUND. Otherwise a warning, or empty.
+	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The ENC's answer for the name before the import. Unset: the import does not touch the name.
+	EncBefore *EncAnswer `protobuf:"bytes,7,opt,name=enc_before,json=encBefore,proto3" json:"enc_before,omitempty"`
+	// The ENC's answer for the name after the import. Unset as enc_before.
+	EncAfter      *EncAnswer `protobuf:"bytes,8,opt,name=enc_after,json=encAfter,proto3" json:"enc_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1183,6 +1198,76 @@ func (x *ImportedCertificate) GetReason() string {
 	return ""
 }
 
+func (x *ImportedCertificate) GetEncBefore() *EncAnswer {
+	if x != nil {
+		return x.EncBefore
+	}
+	return nil
+}
+
+func (x *ImportedCertificate) GetEncAfter() *EncAnswer {
+	if x != nil {
+		return x.EncAfter
+	}
+	return nil
+}
+
+// EncAnswer is what Puppet Server gets for a node. Neither field is set if it gets no catalog, as
+// enc.unknown_nodes is fail.
+type EncAnswer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// espm's answer in YAML, as espm-enc prints it, with "[sensitive]" in place of sensitive values.
+	Yaml string `protobuf:"bytes,1,opt,name=yaml,proto3" json:"yaml,omitempty"`
+	// The other ENC that espm-enc asks (enc.command).
+	Command       string `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EncAnswer) Reset() {
+	*x = EncAnswer{}
+	mi := &file_espm_v1_certificate_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EncAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EncAnswer) ProtoMessage() {}
+
+func (x *EncAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_espm_v1_certificate_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EncAnswer.ProtoReflect.Descriptor instead.
+func (*EncAnswer) Descriptor() ([]byte, []int) {
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *EncAnswer) GetYaml() string {
+	if x != nil {
+		return x.Yaml
+	}
+	return ""
+}
+
+func (x *EncAnswer) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
 // GetTrustBundleRequest is the request of GetTrustBundle.
 type GetTrustBundleRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1192,7 +1277,7 @@ type GetTrustBundleRequest struct {
 
 func (x *GetTrustBundleRequest) Reset() {
 	*x = GetTrustBundleRequest{}
-	mi := &file_espm_v1_certificate_proto_msgTypes[14]
+	mi := &file_espm_v1_certificate_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1289,7 @@ func (x *GetTrustBundleRequest) String() string {
 func (*GetTrustBundleRequest) ProtoMessage() {}
 
 func (x *GetTrustBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_certificate_proto_msgTypes[14]
+	mi := &file_espm_v1_certificate_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1302,7 @@ func (x *GetTrustBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetTrustBundleRequest) Descriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{14}
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{15}
 }
 
 // GetTrustBundleResponse is the response of GetTrustBundle.
@@ -1233,7 +1318,7 @@ type GetTrustBundleResponse struct {
 
 func (x *GetTrustBundleResponse) Reset() {
 	*x = GetTrustBundleResponse{}
-	mi := &file_espm_v1_certificate_proto_msgTypes[15]
+	mi := &file_espm_v1_certificate_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1245,7 +1330,7 @@ func (x *GetTrustBundleResponse) String() string {
 func (*GetTrustBundleResponse) ProtoMessage() {}
 
 func (x *GetTrustBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_certificate_proto_msgTypes[15]
+	mi := &file_espm_v1_certificate_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1258,7 +1343,7 @@ func (x *GetTrustBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetTrustBundleResponse) Descriptor() ([]byte, []int) {
-	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{15}
+	return file_espm_v1_certificate_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetTrustBundleResponse) GetCaPem() []byte {
@@ -1353,25 +1438,32 @@ const file_espm_v1_certificate_proto_rawDesc = "" +
 	"\bcertname\x18\x03 \x01(\tR\bcertname\"|\n" +
 	"\x18ListCertificatesResponse\x128\n" +
 	"\fcertificates\x18\x01 \x03(\v2\x14.espm.v1.CertificateR\fcertificates\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xf9\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xaa\x02\n" +
 	"\x19ImportCertificatesRequest\x12\x1c\n" +
 	"\tcertnames\x18\x01 \x03(\tR\tcertnames\x12\x16\n" +
 	"\x06groups\x18\x02 \x03(\tR\x06groups\x12F\n" +
 	"\x06labels\x18\x03 \x03(\v2..espm.v1.ImportCertificatesRequest.LabelsEntryR\x06labels\x12#\n" +
-	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\x1a9\n" +
+	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\x12/\n" +
+	"\x13lose_classification\x18\x05 \x01(\bR\x12loseClassification\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"t\n" +
 	"\x1aImportCertificatesResponse\x12@\n" +
 	"\fcertificates\x18\x01 \x03(\v2\x1c.espm.v1.ImportedCertificateR\fcertificates\x12\x14\n" +
-	"\x05total\x18\x02 \x01(\x03R\x05total\"\xe7\x01\n" +
+	"\x05total\x18\x02 \x01(\x03R\x05total\"\xcb\x02\n" +
 	"\x13ImportedCertificate\x12\x1a\n" +
 	"\bcertname\x18\x01 \x01(\tR\bcertname\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x10\n" +
 	"\x03uid\x18\x03 \x01(\tR\x03uid\x12@\n" +
 	"\x0enot_after_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\fnotAfterTime\x120\n" +
 	"\aoutcome\x18\x05 \x01(\x0e2\x16.espm.v1.ImportOutcomeR\aoutcome\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\x17\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x121\n" +
+	"\n" +
+	"enc_before\x18\a \x01(\v2\x12.espm.v1.EncAnswerR\tencBefore\x12/\n" +
+	"\tenc_after\x18\b \x01(\v2\x12.espm.v1.EncAnswerR\bencAfter\"9\n" +
+	"\tEncAnswer\x12\x12\n" +
+	"\x04yaml\x18\x01 \x01(\tR\x04yaml\x12\x18\n" +
+	"\acommand\x18\x02 \x01(\tR\acommand\"\x17\n" +
 	"\x15GetTrustBundleRequest\"H\n" +
 	"\x16GetTrustBundleResponse\x12\x15\n" +
 	"\x06ca_pem\x18\x01 \x01(\fR\x05caPem\x12\x17\n" +
@@ -1410,7 +1502,7 @@ func file_espm_v1_certificate_proto_rawDescGZIP() []byte {
 }
 
 var file_espm_v1_certificate_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_espm_v1_certificate_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_espm_v1_certificate_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_espm_v1_certificate_proto_goTypes = []any{
 	(CertificateState)(0),                  // 0: espm.v1.CertificateState
 	(ImportOutcome)(0),                     // 1: espm.v1.ImportOutcome
@@ -1428,51 +1520,54 @@ var file_espm_v1_certificate_proto_goTypes = []any{
 	(*ImportCertificatesRequest)(nil),      // 13: espm.v1.ImportCertificatesRequest
 	(*ImportCertificatesResponse)(nil),     // 14: espm.v1.ImportCertificatesResponse
 	(*ImportedCertificate)(nil),            // 15: espm.v1.ImportedCertificate
-	(*GetTrustBundleRequest)(nil),          // 16: espm.v1.GetTrustBundleRequest
-	(*GetTrustBundleResponse)(nil),         // 17: espm.v1.GetTrustBundleResponse
-	nil,                                    // 18: espm.v1.CertificateSpec.ExtensionsEntry
-	nil,                                    // 19: espm.v1.Certificate.ExtensionsEntry
-	nil,                                    // 20: espm.v1.ImportCertificatesRequest.LabelsEntry
-	(*durationpb.Duration)(nil),            // 21: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),          // 22: google.protobuf.Timestamp
-	(*Revocation)(nil),                     // 23: espm.v1.Revocation
+	(*EncAnswer)(nil),                      // 16: espm.v1.EncAnswer
+	(*GetTrustBundleRequest)(nil),          // 17: espm.v1.GetTrustBundleRequest
+	(*GetTrustBundleResponse)(nil),         // 18: espm.v1.GetTrustBundleResponse
+	nil,                                    // 19: espm.v1.CertificateSpec.ExtensionsEntry
+	nil,                                    // 20: espm.v1.Certificate.ExtensionsEntry
+	nil,                                    // 21: espm.v1.ImportCertificatesRequest.LabelsEntry
+	(*durationpb.Duration)(nil),            // 22: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),          // 23: google.protobuf.Timestamp
+	(*Revocation)(nil),                     // 24: espm.v1.Revocation
 }
 var file_espm_v1_certificate_proto_depIdxs = []int32{
-	21, // 0: espm.v1.CertificateSpec.ttl:type_name -> google.protobuf.Duration
-	18, // 1: espm.v1.CertificateSpec.extensions:type_name -> espm.v1.CertificateSpec.ExtensionsEntry
+	22, // 0: espm.v1.CertificateSpec.ttl:type_name -> google.protobuf.Duration
+	19, // 1: espm.v1.CertificateSpec.extensions:type_name -> espm.v1.CertificateSpec.ExtensionsEntry
 	0,  // 2: espm.v1.Certificate.state:type_name -> espm.v1.CertificateState
-	22, // 3: espm.v1.Certificate.not_before_time:type_name -> google.protobuf.Timestamp
-	22, // 4: espm.v1.Certificate.not_after_time:type_name -> google.protobuf.Timestamp
-	19, // 5: espm.v1.Certificate.extensions:type_name -> espm.v1.Certificate.ExtensionsEntry
-	23, // 6: espm.v1.Certificate.revocation:type_name -> espm.v1.Revocation
-	22, // 7: espm.v1.Certificate.import_time:type_name -> google.protobuf.Timestamp
+	23, // 3: espm.v1.Certificate.not_before_time:type_name -> google.protobuf.Timestamp
+	23, // 4: espm.v1.Certificate.not_after_time:type_name -> google.protobuf.Timestamp
+	20, // 5: espm.v1.Certificate.extensions:type_name -> espm.v1.Certificate.ExtensionsEntry
+	24, // 6: espm.v1.Certificate.revocation:type_name -> espm.v1.Revocation
+	23, // 7: espm.v1.Certificate.import_time:type_name -> google.protobuf.Timestamp
 	2,  // 8: espm.v1.PresignCertificateRequest.certificate:type_name -> espm.v1.CertificateSpec
 	3,  // 9: espm.v1.PresignCertificateResponse.bundle:type_name -> espm.v1.Bundle
 	2,  // 10: espm.v1.SignCertificateRequestRequest.certificate:type_name -> espm.v1.CertificateSpec
 	3,  // 11: espm.v1.SignCertificateRequestResponse.bundle:type_name -> espm.v1.Bundle
 	4,  // 12: espm.v1.GetCertificateResponse.certificate:type_name -> espm.v1.Certificate
 	4,  // 13: espm.v1.ListCertificatesResponse.certificates:type_name -> espm.v1.Certificate
-	20, // 14: espm.v1.ImportCertificatesRequest.labels:type_name -> espm.v1.ImportCertificatesRequest.LabelsEntry
+	21, // 14: espm.v1.ImportCertificatesRequest.labels:type_name -> espm.v1.ImportCertificatesRequest.LabelsEntry
 	15, // 15: espm.v1.ImportCertificatesResponse.certificates:type_name -> espm.v1.ImportedCertificate
-	22, // 16: espm.v1.ImportedCertificate.not_after_time:type_name -> google.protobuf.Timestamp
+	23, // 16: espm.v1.ImportedCertificate.not_after_time:type_name -> google.protobuf.Timestamp
 	1,  // 17: espm.v1.ImportedCertificate.outcome:type_name -> espm.v1.ImportOutcome
-	5,  // 18: espm.v1.CertificateService.PresignCertificate:input_type -> espm.v1.PresignCertificateRequest
-	7,  // 19: espm.v1.CertificateService.SignCertificateRequest:input_type -> espm.v1.SignCertificateRequestRequest
-	9,  // 20: espm.v1.CertificateService.GetCertificate:input_type -> espm.v1.GetCertificateRequest
-	11, // 21: espm.v1.CertificateService.ListCertificates:input_type -> espm.v1.ListCertificatesRequest
-	13, // 22: espm.v1.CertificateService.ImportCertificates:input_type -> espm.v1.ImportCertificatesRequest
-	16, // 23: espm.v1.CertificateService.GetTrustBundle:input_type -> espm.v1.GetTrustBundleRequest
-	6,  // 24: espm.v1.CertificateService.PresignCertificate:output_type -> espm.v1.PresignCertificateResponse
-	8,  // 25: espm.v1.CertificateService.SignCertificateRequest:output_type -> espm.v1.SignCertificateRequestResponse
-	10, // 26: espm.v1.CertificateService.GetCertificate:output_type -> espm.v1.GetCertificateResponse
-	12, // 27: espm.v1.CertificateService.ListCertificates:output_type -> espm.v1.ListCertificatesResponse
-	14, // 28: espm.v1.CertificateService.ImportCertificates:output_type -> espm.v1.ImportCertificatesResponse
-	17, // 29: espm.v1.CertificateService.GetTrustBundle:output_type -> espm.v1.GetTrustBundleResponse
-	24, // [24:30] is the sub-list for method output_type
-	18, // [18:24] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	16, // 18: espm.v1.ImportedCertificate.enc_before:type_name -> espm.v1.EncAnswer
+	16, // 19: espm.v1.ImportedCertificate.enc_after:type_name -> espm.v1.EncAnswer
+	5,  // 20: espm.v1.CertificateService.PresignCertificate:input_type -> espm.v1.PresignCertificateRequest
+	7,  // 21: espm.v1.CertificateService.SignCertificateRequest:input_type -> espm.v1.SignCertificateRequestRequest
+	9,  // 22: espm.v1.CertificateService.GetCertificate:input_type -> espm.v1.GetCertificateRequest
+	11, // 23: espm.v1.CertificateService.ListCertificates:input_type -> espm.v1.ListCertificatesRequest
+	13, // 24: espm.v1.CertificateService.ImportCertificates:input_type -> espm.v1.ImportCertificatesRequest
+	17, // 25: espm.v1.CertificateService.GetTrustBundle:input_type -> espm.v1.GetTrustBundleRequest
+	6,  // 26: espm.v1.CertificateService.PresignCertificate:output_type -> espm.v1.PresignCertificateResponse
+	8,  // 27: espm.v1.CertificateService.SignCertificateRequest:output_type -> espm.v1.SignCertificateRequestResponse
+	10, // 28: espm.v1.CertificateService.GetCertificate:output_type -> espm.v1.GetCertificateResponse
+	12, // 29: espm.v1.CertificateService.ListCertificates:output_type -> espm.v1.ListCertificatesResponse
+	14, // 30: espm.v1.CertificateService.ImportCertificates:output_type -> espm.v1.ImportCertificatesResponse
+	18, // 31: espm.v1.CertificateService.GetTrustBundle:output_type -> espm.v1.GetTrustBundleResponse
+	26, // [26:32] is the sub-list for method output_type
+	20, // [20:26] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_espm_v1_certificate_proto_init() }
@@ -1487,7 +1582,7 @@ func file_espm_v1_certificate_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_espm_v1_certificate_proto_rawDesc), len(file_espm_v1_certificate_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

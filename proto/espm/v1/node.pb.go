@@ -1116,6 +1116,125 @@ func (x *TerminateNodeResponse) GetIssueOpen() bool {
 	return false
 }
 
+// ForgetNodeRequest is the request of ForgetNode.
+type ForgetNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The node's certname.
+	Certname string `protobuf:"bytes,1,opt,name=certname,proto3" json:"certname,omitempty"`
+	// The registration to forget. Empty: the live one.
+	Uid string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	// Checks the whole request and changes nothing.
+	ValidateOnly  bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetNodeRequest) Reset() {
+	*x = ForgetNodeRequest{}
+	mi := &file_espm_v1_node_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetNodeRequest) ProtoMessage() {}
+
+func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_espm_v1_node_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetNodeRequest.ProtoReflect.Descriptor instead.
+func (*ForgetNodeRequest) Descriptor() ([]byte, []int) {
+	return file_espm_v1_node_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ForgetNodeRequest) GetCertname() string {
+	if x != nil {
+		return x.Certname
+	}
+	return ""
+}
+
+func (x *ForgetNodeRequest) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *ForgetNodeRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+// ForgetNodeResponse is the response of ForgetNode.
+type ForgetNodeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The registration as it ended.
+	Node *Node `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// The certificates that were given up and are still valid, without their PEM.
+	Certificates  []*Certificate `protobuf:"bytes,2,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetNodeResponse) Reset() {
+	*x = ForgetNodeResponse{}
+	mi := &file_espm_v1_node_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetNodeResponse) ProtoMessage() {}
+
+func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_espm_v1_node_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetNodeResponse.ProtoReflect.Descriptor instead.
+func (*ForgetNodeResponse) Descriptor() ([]byte, []int) {
+	return file_espm_v1_node_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ForgetNodeResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *ForgetNodeResponse) GetCertificates() []*Certificate {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
 // WatchNodesRequest is the request of WatchNodes.
 type WatchNodesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1127,7 +1246,7 @@ type WatchNodesRequest struct {
 
 func (x *WatchNodesRequest) Reset() {
 	*x = WatchNodesRequest{}
-	mi := &file_espm_v1_node_proto_msgTypes[13]
+	mi := &file_espm_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1139,7 +1258,7 @@ func (x *WatchNodesRequest) String() string {
 func (*WatchNodesRequest) ProtoMessage() {}
 
 func (x *WatchNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_node_proto_msgTypes[13]
+	mi := &file_espm_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1152,7 +1271,7 @@ func (x *WatchNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNodesRequest.ProtoReflect.Descriptor instead.
 func (*WatchNodesRequest) Descriptor() ([]byte, []int) {
-	return file_espm_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_espm_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WatchNodesRequest) GetAfterRevision() int64 {
@@ -1178,7 +1297,7 @@ type WatchNodesResponse struct {
 
 func (x *WatchNodesResponse) Reset() {
 	*x = WatchNodesResponse{}
-	mi := &file_espm_v1_node_proto_msgTypes[14]
+	mi := &file_espm_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1309,7 @@ func (x *WatchNodesResponse) String() string {
 func (*WatchNodesResponse) ProtoMessage() {}
 
 func (x *WatchNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_espm_v1_node_proto_msgTypes[14]
+	mi := &file_espm_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1322,7 @@ func (x *WatchNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNodesResponse.ProtoReflect.Descriptor instead.
 func (*WatchNodesResponse) Descriptor() ([]byte, []int) {
-	return file_espm_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_espm_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WatchNodesResponse) GetRevision() int64 {
@@ -1315,7 +1434,14 @@ const file_espm_v1_node_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\v2\r.espm.v1.NodeR\x04node\x125\n" +
 	"\vrevocations\x18\x02 \x03(\v2\x13.espm.v1.RevocationR\vrevocations\x12\x1d\n" +
 	"\n" +
-	"issue_open\x18\x03 \x01(\bR\tissueOpen\":\n" +
+	"issue_open\x18\x03 \x01(\bR\tissueOpen\"f\n" +
+	"\x11ForgetNodeRequest\x12\x1a\n" +
+	"\bcertname\x18\x01 \x01(\tR\bcertname\x12\x10\n" +
+	"\x03uid\x18\x02 \x01(\tR\x03uid\x12#\n" +
+	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\"q\n" +
+	"\x12ForgetNodeResponse\x12!\n" +
+	"\x04node\x18\x01 \x01(\v2\r.espm.v1.NodeR\x04node\x128\n" +
+	"\fcertificates\x18\x02 \x03(\v2\x14.espm.v1.CertificateR\fcertificates\":\n" +
 	"\x11WatchNodesRequest\x12%\n" +
 	"\x0eafter_revision\x18\x01 \x01(\x03R\rafterRevision\"o\n" +
 	"\x12WatchNodesResponse\x12\x1a\n" +
@@ -1327,7 +1453,7 @@ const file_espm_v1_node_proto_rawDesc = "" +
 	"\x15NODE_STATE_REGISTERED\x10\x01\x12\x16\n" +
 	"\x12NODE_STATE_ISSUING\x10\x02\x12\x1a\n" +
 	"\x16NODE_STATE_PROVISIONED\x10\x03\x12\x19\n" +
-	"\x15NODE_STATE_TERMINATED\x10\x042\x8c\x04\n" +
+	"\x15NODE_STATE_TERMINATED\x10\x042\xd3\x04\n" +
 	"\vNodeService\x12K\n" +
 	"\fRegisterNode\x12\x1c.espm.v1.RegisterNodeRequest\x1a\x1d.espm.v1.RegisterNodeResponse\x12<\n" +
 	"\aGetNode\x12\x17.espm.v1.GetNodeRequest\x1a\x18.espm.v1.GetNodeResponse\x12B\n" +
@@ -1335,7 +1461,9 @@ const file_espm_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"UpdateNode\x12\x1a.espm.v1.UpdateNodeRequest\x1a\x1b.espm.v1.UpdateNodeResponse\x12N\n" +
 	"\rProvisionNode\x12\x1d.espm.v1.ProvisionNodeRequest\x1a\x1e.espm.v1.ProvisionNodeResponse\x12N\n" +
-	"\rTerminateNode\x12\x1d.espm.v1.TerminateNodeRequest\x1a\x1e.espm.v1.TerminateNodeResponse\x12G\n" +
+	"\rTerminateNode\x12\x1d.espm.v1.TerminateNodeRequest\x1a\x1e.espm.v1.TerminateNodeResponse\x12E\n" +
+	"\n" +
+	"ForgetNode\x12\x1a.espm.v1.ForgetNodeRequest\x1a\x1b.espm.v1.ForgetNodeResponse\x12G\n" +
 	"\n" +
 	"WatchNodes\x12\x1a.espm.v1.WatchNodesRequest\x1a\x1b.espm.v1.WatchNodesResponse0\x01B3Z1github.com/espm-project/espm/proto/espm/v1;espmv1b\x06proto3"
 
@@ -1352,7 +1480,7 @@ func file_espm_v1_node_proto_rawDescGZIP() []byte {
 }
 
 var file_espm_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_espm_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_espm_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_espm_v1_node_proto_goTypes = []any{
 	(NodeState)(0),                // 0: espm.v1.NodeState
 	(*Node)(nil),                  // 1: espm.v1.Node
@@ -1368,67 +1496,73 @@ var file_espm_v1_node_proto_goTypes = []any{
 	(*ProvisionNodeResponse)(nil), // 11: espm.v1.ProvisionNodeResponse
 	(*TerminateNodeRequest)(nil),  // 12: espm.v1.TerminateNodeRequest
 	(*TerminateNodeResponse)(nil), // 13: espm.v1.TerminateNodeResponse
-	(*WatchNodesRequest)(nil),     // 14: espm.v1.WatchNodesRequest
-	(*WatchNodesResponse)(nil),    // 15: espm.v1.WatchNodesResponse
-	nil,                           // 16: espm.v1.Node.LabelsEntry
-	nil,                           // 17: espm.v1.ListNodesRequest.LabelsEntry
-	(*Classification)(nil),        // 18: espm.v1.Classification
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
-	(*Certificate)(nil),           // 20: espm.v1.Certificate
-	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
-	(*fieldmaskpb.FieldMask)(nil), // 22: google.protobuf.FieldMask
-	(*CertificateSpec)(nil),       // 23: espm.v1.CertificateSpec
-	(*Bundle)(nil),                // 24: espm.v1.Bundle
-	(*Revocation)(nil),            // 25: espm.v1.Revocation
+	(*ForgetNodeRequest)(nil),     // 14: espm.v1.ForgetNodeRequest
+	(*ForgetNodeResponse)(nil),    // 15: espm.v1.ForgetNodeResponse
+	(*WatchNodesRequest)(nil),     // 16: espm.v1.WatchNodesRequest
+	(*WatchNodesResponse)(nil),    // 17: espm.v1.WatchNodesResponse
+	nil,                           // 18: espm.v1.Node.LabelsEntry
+	nil,                           // 19: espm.v1.ListNodesRequest.LabelsEntry
+	(*Classification)(nil),        // 20: espm.v1.Classification
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(*Certificate)(nil),           // 22: espm.v1.Certificate
+	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
+	(*fieldmaskpb.FieldMask)(nil), // 24: google.protobuf.FieldMask
+	(*CertificateSpec)(nil),       // 25: espm.v1.CertificateSpec
+	(*Bundle)(nil),                // 26: espm.v1.Bundle
+	(*Revocation)(nil),            // 27: espm.v1.Revocation
 }
 var file_espm_v1_node_proto_depIdxs = []int32{
 	0,  // 0: espm.v1.Node.state:type_name -> espm.v1.NodeState
-	18, // 1: espm.v1.Node.classification:type_name -> espm.v1.Classification
-	16, // 2: espm.v1.Node.labels:type_name -> espm.v1.Node.LabelsEntry
-	19, // 3: espm.v1.Node.create_time:type_name -> google.protobuf.Timestamp
-	19, // 4: espm.v1.Node.update_time:type_name -> google.protobuf.Timestamp
-	19, // 5: espm.v1.Node.terminate_time:type_name -> google.protobuf.Timestamp
-	19, // 6: espm.v1.Node.last_seen_time:type_name -> google.protobuf.Timestamp
-	19, // 7: espm.v1.Node.claim_deadline_time:type_name -> google.protobuf.Timestamp
-	19, // 8: espm.v1.Node.claim_time:type_name -> google.protobuf.Timestamp
+	20, // 1: espm.v1.Node.classification:type_name -> espm.v1.Classification
+	18, // 2: espm.v1.Node.labels:type_name -> espm.v1.Node.LabelsEntry
+	21, // 3: espm.v1.Node.create_time:type_name -> google.protobuf.Timestamp
+	21, // 4: espm.v1.Node.update_time:type_name -> google.protobuf.Timestamp
+	21, // 5: espm.v1.Node.terminate_time:type_name -> google.protobuf.Timestamp
+	21, // 6: espm.v1.Node.last_seen_time:type_name -> google.protobuf.Timestamp
+	21, // 7: espm.v1.Node.claim_deadline_time:type_name -> google.protobuf.Timestamp
+	21, // 8: espm.v1.Node.claim_time:type_name -> google.protobuf.Timestamp
 	1,  // 9: espm.v1.RegisterNodeRequest.node:type_name -> espm.v1.Node
 	1,  // 10: espm.v1.RegisterNodeResponse.node:type_name -> espm.v1.Node
-	20, // 11: espm.v1.GetNodeResponse.certificates:type_name -> espm.v1.Certificate
+	22, // 11: espm.v1.GetNodeResponse.certificates:type_name -> espm.v1.Certificate
 	1,  // 12: espm.v1.GetNodeResponse.node:type_name -> espm.v1.Node
-	17, // 13: espm.v1.ListNodesRequest.labels:type_name -> espm.v1.ListNodesRequest.LabelsEntry
-	21, // 14: espm.v1.ListNodesRequest.not_seen_for:type_name -> google.protobuf.Duration
+	19, // 13: espm.v1.ListNodesRequest.labels:type_name -> espm.v1.ListNodesRequest.LabelsEntry
+	23, // 14: espm.v1.ListNodesRequest.not_seen_for:type_name -> google.protobuf.Duration
 	1,  // 15: espm.v1.ListNodesResponse.nodes:type_name -> espm.v1.Node
 	1,  // 16: espm.v1.UpdateNodeRequest.node:type_name -> espm.v1.Node
-	22, // 17: espm.v1.UpdateNodeRequest.update_mask:type_name -> google.protobuf.FieldMask
+	24, // 17: espm.v1.UpdateNodeRequest.update_mask:type_name -> google.protobuf.FieldMask
 	1,  // 18: espm.v1.UpdateNodeResponse.node:type_name -> espm.v1.Node
 	1,  // 19: espm.v1.ProvisionNodeRequest.node:type_name -> espm.v1.Node
-	23, // 20: espm.v1.ProvisionNodeRequest.certificate:type_name -> espm.v1.CertificateSpec
-	21, // 21: espm.v1.ProvisionNodeRequest.claim_within:type_name -> google.protobuf.Duration
+	25, // 20: espm.v1.ProvisionNodeRequest.certificate:type_name -> espm.v1.CertificateSpec
+	23, // 21: espm.v1.ProvisionNodeRequest.claim_within:type_name -> google.protobuf.Duration
 	1,  // 22: espm.v1.ProvisionNodeResponse.node:type_name -> espm.v1.Node
-	24, // 23: espm.v1.ProvisionNodeResponse.bundle:type_name -> espm.v1.Bundle
-	21, // 24: espm.v1.TerminateNodeRequest.wait:type_name -> google.protobuf.Duration
+	26, // 23: espm.v1.ProvisionNodeResponse.bundle:type_name -> espm.v1.Bundle
+	23, // 24: espm.v1.TerminateNodeRequest.wait:type_name -> google.protobuf.Duration
 	1,  // 25: espm.v1.TerminateNodeResponse.node:type_name -> espm.v1.Node
-	25, // 26: espm.v1.TerminateNodeResponse.revocations:type_name -> espm.v1.Revocation
-	1,  // 27: espm.v1.WatchNodesResponse.node:type_name -> espm.v1.Node
-	2,  // 28: espm.v1.NodeService.RegisterNode:input_type -> espm.v1.RegisterNodeRequest
-	4,  // 29: espm.v1.NodeService.GetNode:input_type -> espm.v1.GetNodeRequest
-	6,  // 30: espm.v1.NodeService.ListNodes:input_type -> espm.v1.ListNodesRequest
-	8,  // 31: espm.v1.NodeService.UpdateNode:input_type -> espm.v1.UpdateNodeRequest
-	10, // 32: espm.v1.NodeService.ProvisionNode:input_type -> espm.v1.ProvisionNodeRequest
-	12, // 33: espm.v1.NodeService.TerminateNode:input_type -> espm.v1.TerminateNodeRequest
-	14, // 34: espm.v1.NodeService.WatchNodes:input_type -> espm.v1.WatchNodesRequest
-	3,  // 35: espm.v1.NodeService.RegisterNode:output_type -> espm.v1.RegisterNodeResponse
-	5,  // 36: espm.v1.NodeService.GetNode:output_type -> espm.v1.GetNodeResponse
-	7,  // 37: espm.v1.NodeService.ListNodes:output_type -> espm.v1.ListNodesResponse
-	9,  // 38: espm.v1.NodeService.UpdateNode:output_type -> espm.v1.UpdateNodeResponse
-	11, // 39: espm.v1.NodeService.ProvisionNode:output_type -> espm.v1.ProvisionNodeResponse
-	13, // 40: espm.v1.NodeService.TerminateNode:output_type -> espm.v1.TerminateNodeResponse
-	15, // 41: espm.v1.NodeService.WatchNodes:output_type -> espm.v1.WatchNodesResponse
-	35, // [35:42] is the sub-list for method output_type
-	28, // [28:35] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	27, // 26: espm.v1.TerminateNodeResponse.revocations:type_name -> espm.v1.Revocation
+	1,  // 27: espm.v1.ForgetNodeResponse.node:type_name -> espm.v1.Node
+	22, // 28: espm.v1.ForgetNodeResponse.certificates:type_name -> espm.v1.Certificate
+	1,  // 29: espm.v1.WatchNodesResponse.node:type_name -> espm.v1.Node
+	2,  // 30: espm.v1.NodeService.RegisterNode:input_type -> espm.v1.RegisterNodeRequest
+	4,  // 31: espm.v1.NodeService.GetNode:input_type -> espm.v1.GetNodeRequest
+	6,  // 32: espm.v1.NodeService.ListNodes:input_type -> espm.v1.ListNodesRequest
+	8,  // 33: espm.v1.NodeService.UpdateNode:input_type -> espm.v1.UpdateNodeRequest
+	10, // 34: espm.v1.NodeService.ProvisionNode:input_type -> espm.v1.ProvisionNodeRequest
+	12, // 35: espm.v1.NodeService.TerminateNode:input_type -> espm.v1.TerminateNodeRequest
+	14, // 36: espm.v1.NodeService.ForgetNode:input_type -> espm.v1.ForgetNodeRequest
+	16, // 37: espm.v1.NodeService.WatchNodes:input_type -> espm.v1.WatchNodesRequest
+	3,  // 38: espm.v1.NodeService.RegisterNode:output_type -> espm.v1.RegisterNodeResponse
+	5,  // 39: espm.v1.NodeService.GetNode:output_type -> espm.v1.GetNodeResponse
+	7,  // 40: espm.v1.NodeService.ListNodes:output_type -> espm.v1.ListNodesResponse
+	9,  // 41: espm.v1.NodeService.UpdateNode:output_type -> espm.v1.UpdateNodeResponse
+	11, // 42: espm.v1.NodeService.ProvisionNode:output_type -> espm.v1.ProvisionNodeResponse
+	13, // 43: espm.v1.NodeService.TerminateNode:output_type -> espm.v1.TerminateNodeResponse
+	15, // 44: espm.v1.NodeService.ForgetNode:output_type -> espm.v1.ForgetNodeResponse
+	17, // 45: espm.v1.NodeService.WatchNodes:output_type -> espm.v1.WatchNodesResponse
+	38, // [38:46] is the sub-list for method output_type
+	30, // [30:38] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_espm_v1_node_proto_init() }
@@ -1445,7 +1579,7 @@ func file_espm_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_espm_v1_node_proto_rawDesc), len(file_espm_v1_node_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

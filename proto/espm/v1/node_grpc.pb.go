@@ -25,6 +25,7 @@ const (
 	NodeService_UpdateNode_FullMethodName    = "/espm.v1.NodeService/UpdateNode"
 	NodeService_ProvisionNode_FullMethodName = "/espm.v1.NodeService/ProvisionNode"
 	NodeService_TerminateNode_FullMethodName = "/espm.v1.NodeService/TerminateNode"
+	NodeService_ForgetNode_FullMethodName    = "/espm.v1.NodeService/ForgetNode"
 	NodeService_WatchNodes_FullMethodName    = "/espm.v1.NodeService/WatchNodes"
 )
 
@@ -89,6 +90,14 @@ type NodeServiceClient interface {
 	// FAILED_PRECONDITION, UID_MISMATCH: the uid does not belong to this certname.
 	// FAILED_PRECONDITION, CERTNAME_PROTECTED: the configuration protects the node.
 	TerminateNode(ctx context.Context, in *TerminateNodeRequest, opts ...grpc.CallOption) (*TerminateNodeResponse, error)
+	// ForgetNode takes a node out of the classifier and gives its certificates up. It revokes nothing:
+	// the certificates stay valid, and espm has no record of them from then on. It is the inverse of
+	// ImportCertificates. Revocations that are ordered already are carried out. Only an admin may.
+	//
+	// NOT_FOUND, NODE_NOT_FOUND: the certname has no live registration.
+	// FAILED_PRECONDITION, UID_MISMATCH: the uid is not the live registration's.
+	// ABORTED, ISSUE_IN_PROGRESS: a certificate is being issued for the node.
+	ForgetNode(ctx context.Context, in *ForgetNodeRequest, opts ...grpc.CallOption) (*ForgetNodeResponse, error)
 	// WatchNodes streams changes of live registrations, in order of revision, until the client ends
 	// it. A client first lists, and then watches from the list's revision. A slow client may miss
 	// states in between, but never the last one.
@@ -160,6 +169,16 @@ func (c *nodeServiceClient) TerminateNode(ctx context.Context, in *TerminateNode
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(TerminateNodeResponse)
 	err := c.cc.Invoke(ctx, NodeService_TerminateNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeServiceClient) ForgetNode(ctx context.Context, in *ForgetNodeRequest, opts ...grpc.CallOption) (*ForgetNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ForgetNodeResponse)
+	err := c.cc.Invoke(ctx, NodeService_ForgetNode_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -246,6 +265,14 @@ type NodeServiceServer interface {
 	// FAILED_PRECONDITION, UID_MISMATCH: the uid does not belong to this certname.
 	// FAILED_PRECONDITION, CERTNAME_PROTECTED: the configuration protects the node.
 	TerminateNode(context.Context, *TerminateNodeRequest) (*TerminateNodeResponse, error)
+	// ForgetNode takes a node out of the classifier and gives its certificates up. It revokes nothing:
+	// the certificates stay valid, and espm has no record of them from then on. It is the inverse of
+	// ImportCertificates. Revocations that are ordered already are carried out. Only an admin may.
+	//
+	// NOT_FOUND, NODE_NOT_FOUND: the certname has no live registration.
+	// FAILED_PRECONDITION, UID_MISMATCH: the uid is not the live registration's.
+	// ABORTED, ISSUE_IN_PROGRESS: a certificate is being issued for the node.
+	ForgetNode(context.Context, *ForgetNodeRequest) (*ForgetNodeResponse, error)
 	// WatchNodes streams changes of live registrations, in order of revision, until the client ends
 	// it. A client first lists, and then watches from the list's revision. A slow client may miss
 	// states in between, but never the last one.
@@ -280,6 +307,9 @@ func (UnimplementedNodeServiceServer) ProvisionNode(context.Context, *ProvisionN
 }
 func (UnimplementedNodeServiceServer) TerminateNode(context.Context, *TerminateNodeRequest) (*TerminateNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method TerminateNode not implemented")
+}
+func (UnimplementedNodeServiceServer) ForgetNode(context.Context, *ForgetNodeRequest) (*ForgetNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ForgetNode not implemented")
 }
 func (UnimplementedNodeServiceServer) WatchNodes(*WatchNodesRequest, grpc.ServerStreamingServer[WatchNodesResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchNodes not implemented")
@@ -413,6 +443,24 @@ func _NodeService_TerminateNode_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NodeService_ForgetNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ForgetNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).ForgetNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_ForgetNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).ForgetNode(ctx, req.(*ForgetNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _NodeService_WatchNodes_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchNodesRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -454,6 +502,10 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "TerminateNode",
 			Handler:    _NodeService_TerminateNode_Handler,
+		},
+		{
+			MethodName: "ForgetNode",
+			Handler:    _NodeService_ForgetNode_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

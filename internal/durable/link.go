@@ -1,0 +1,69 @@
+package durable
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxLinks is how many links Target follows, as many as the kernel.
+const maxLinks = 40
+
+// Target returns the file that WriteFile must replace so that a symbolic link at path stays a link, and a reader of
+// path gets the new content: the end of the links that begin at path. Without a link that is path. The file may be
+// missing. Target follows only links that root or this process's user made: another user could have a file
+// replaced that only this process may write. So it also follows none in a folder where everybody may replace any file.
+func Target(path string) (string, error) {
+	at := path
+	for range maxLinks {
+		text, err := readLink(at)
+		if err != nil {
+			return "", fmt.Errorf("write %s: %w", path, err)
+		}
+		if text == "" {
+			return at, nil
+		}
+		// EvalSymlinks before any "..", as the link's folder may be reached by a link.
+		if !filepath.IsAbs(text) {
+			text = filepath.Dir(at) + "/" + text
+		}
+		dir, name := filepath.Split(text)
+		if dir, err = filepath.EvalSymlinks(dir); err != nil {
+			return "", fmt.Errorf("write %s: the symbolic link %s: %w", path, at, err)
+		}
+		at = filepath.Join(dir, name)
+	}
+	return "", fmt.Errorf("write %s: %w", path, unix.ELOOP)
+}
+
+// readLink returns what the link at path names, "" if there is no link. Owner and text are of the same link, even if
+// another program replaces it meanwhile.
+func readLink(path string) (text string, err error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, unix.Close(fd)) }()
+	var link, dir unix.Stat_t
+	if err := unix.Fstat(fd, &link); err != nil || link.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return "", err
+	}
+	if err := unix.Stat(filepath.Dir(path), &dir); err != nil {
+		return "", err
+	}
+	if uid := os.Geteuid(); link.Uid != 0 && int(link.Uid) != uid {
+		return "", fmt.Errorf("%s is a symbolic link of uid %d; espm runs as uid %d and follows its own links and root's: chown -h root %[1]s", path, link.Uid, uid)
+	}
+	if dir.Mode&unix.S_IWOTH != 0 && dir.Mode&unix.S_ISVTX == 0 {
+		return "", fmt.Errorf("%s is a symbolic link in a folder where everybody may replace it: chmod o-w %s", path, filepath.Dir(path))
+	}
+	buffer := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(fd, "", buffer)
+	return string(buffer[:n]), err
+}
