@@ -69,6 +69,8 @@ func TestNothingThere(t *testing.T) {
 		Config: c, Now: time.Now,
 		Puppet: func(context.Context, ...string) (map[string]string, error) { return nil, errors.New("no puppet") },
 		CA:     func(context.Context) (CA, error) { return CA{}, errors.New("no CA") },
+
+		Synchronized: func() (bool, error) { return false, errors.New("no kernel") },
 	})
 	said := map[string]bool{}
 	for _, f := range got {

@@ -55,7 +55,11 @@ type Host struct {
 	// Unrevoked asks the daemon for the valid certificates that the CA could not revoke. It is called only if the daemon
 	// answers on a local socket.
 	Unrevoked func(ctx context.Context) ([]Unrevoked, error)
-	Now       func() time.Time
+	// Clock asks the daemon about the clock. Asked only where the daemon answers on a local socket.
+	Clock func(ctx context.Context) (Clock, error)
+	// Synchronized says whether a time service keeps the kernel's clock right.
+	Synchronized func() (bool, error)
+	Now          func() time.Time
 
 	settings  map[string]string // of Puppet; nil if unknown
 	puppetErr error             // why settings is nil
@@ -100,6 +104,7 @@ var checks = []check{
 	{"disk", checkDisk},
 	{"ca key", checkCAKey},
 	{"daemon", checkDaemon},
+	{"clock", checkClock},
 	{"revocations", checkRevocations},
 	{"enc socket", checkENCSocket},
 	{"group", checkGroup},

@@ -42,6 +42,7 @@ func TestHealth(t *testing.T) {
 		status      ca.Status
 		failed      error
 		down        *node.Failure
+		clock       error
 		live, ready bool
 		authority   string
 		age         float64
@@ -51,12 +52,13 @@ func TestHealth(t *testing.T) {
 		"store fails":       {status: good, store: fakeStore{err: errors.New("disk on fire")}, authority: "ok"},
 		"authority is down": {failed: errors.New("refused"), live: true, authority: "refused"},
 		"can't revoke":      {status: good, down: &node.Failure{Error: "no space"}, live: true, authority: "revocations wait: no space"},
+		"clock is wrong":    {status: good, clock: errors.New("years ahead"), live: true, authority: "ok"},
 		"CA ended":          {status: ended, live: true, authority: "the CA's certificate ended at 2026-01-02T03:04:04Z"},
 		"CA not begun":      {status: early, live: true, authority: "the CA's certificate is not valid before 2026-01-02T03:04:06Z: is the clock right?"},
 		"CRL ran out":       {status: ranOut, live: true, authority: "the CA's CRL ran out 2026-01-02T03:04:04Z"},
 	} {
 		w := &watch{failed: errNotChecked, Sources: Sources{
-			Store: &c.store, Down: func() *node.Failure { return c.down }, Now: func() time.Time { return now },
+			Store: &c.store, Down: func() *node.Failure { return c.down }, Now: func() time.Time { return now }, Clock: func() error { return c.clock },
 			Brief: func(context.Context) (ca.Status, error) { return c.status, c.failed },
 		}}
 		if h := w.health(t.Context()); h.Ready || h.Authority != "not asked yet" && h.Authority != "" {

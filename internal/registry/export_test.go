@@ -8,6 +8,9 @@ import (
 // Sweep is sweep, for tests of what is forgotten, and when.
 func (r *Registry) Sweep(ctx context.Context) error { return r.housekeeping.sweep(ctx) }
 
+// Housekeep does what Run does once an hour.
+func Housekeep(ctx context.Context, r *Registry) { r.housekeeping.run(ctx) }
+
 // SweepSets forgets the sets of groups that have no nodes.
 func SweepSets(ctx context.Context, r *Registry) error { return r.groups.sweep(ctx) }
 

@@ -84,7 +84,10 @@ type Options struct {
 	Served      func() []string // names in espm's own certificate, reserved like Principals; default none
 	TTL         time.Duration   // of a certificate, if the request names none; default ca.DefaultTTL
 	Now         func() time.Time
-	Log         logrus.FieldLogger
+	// Clock returns why Now can't be believed, an error that wraps node.ErrUnavailable. Meanwhile nothing is issued, no launch
+	// deadline ends and nothing is forgotten. The default believes Now.
+	Clock func() error
+	Log   logrus.FieldLogger
 
 	Sightings   *Sightings                             // default: one that counts for this Registry alone
 	RunInterval time.Duration                          // the longest time between two runs of an agent; default half an hour
@@ -119,7 +122,7 @@ type Registry struct {
 // New returns a Registry. Run settles what an earlier process left open.
 func New(o Options) *Registry {
 	o.setDefaults()
-	c := core{store: o.Store, now: o.Now, log: o.Log}
+	c := core{store: o.Store, now: o.Now, clock: o.Clock, log: o.Log}
 	ended := make(chan struct{})
 	groups := &groups{core: c}
 	view := &view{core: c, sightings: o.Sightings, down: o.Revocations.Down, authority: o.Authority}
@@ -158,6 +161,9 @@ func (o *Options) setDefaults() {
 		o.Sightings = NewSightings(o.Store, SeenInStore(o.Store), o.Now, o.Log)
 	}
 	o.TTL = cmp.Or(o.TTL, ca.DefaultTTL)
+	if o.Clock == nil {
+		o.Clock = func() error { return nil }
+	}
 	if o.Served == nil {
 		o.Served = func() []string { return nil }
 	}
