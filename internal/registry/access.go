@@ -72,6 +72,15 @@ func (a access) write() error {
 	return a.known()
 }
 
+// MayReveal refuses a caller that may not see sensitive values. Every transport asks it before it shows them: records
+// have them in clear, as the ENC needs them.
+func MayReveal(ctx context.Context) error {
+	if accessOf(ctx).Role == node.Admin {
+		return nil
+	}
+	return node.NotPermitted("", "sensitive values are for admins")
+}
+
 // admin refuses every caller but an admin.
 func (a access) admin(field, what string) error {
 	if a.Role == node.Admin {
@@ -90,7 +99,7 @@ func (a access) extended(e ca.Extension) bool {
 	if a.Grant.Extensions == nil {
 		return !e.GrantsAuthorization()
 	}
-	return slices.Contains(a.Grant.Extensions, ca.ExtensionName(e.ID)) || slices.Contains(a.Grant.Extensions, e.ID.String())
+	return slices.ContainsFunc(a.Grant.Extensions, func(entry string) bool { return parseGranted(entry).covers(e) })
 }
 
 // mayJoin checks the groups that a write adds to a node or removes from it. The caller can't remove a group that
