@@ -105,7 +105,7 @@ func TestCAKeyMovesIntoToken(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(log.String(), "take it off this machine") {
+	if !strings.Contains(log.String(), "remove it from this machine") {
 		t.Errorf("no word of the file that is left:\n%s", log.String())
 	}
 	if err := os.Remove(file); err != nil {
