@@ -32,7 +32,8 @@ type GateOptions struct {
 
 // Gate decides who is let in, whatever the transport: it identifies peers, holds callers to the table
 // of permissions, counts their limits, and logs and audits refusals. A transport only
-// translates. The gate works in memory: a peer costs no read of the store or of a file.
+// translates. The gate works in memory: a call costs no read of the store or of a file. A new connection
+// to the local socket costs one: the name of its user.
 // All methods may be called at once.
 type Gate struct {
 	o          GateOptions
