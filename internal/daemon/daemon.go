@@ -81,7 +81,6 @@ func (d *daemon) serve(ctx context.Context, stop context.CancelCauseFunc) error 
 	if err := d.serveMetrics(ctx, stop); err != nil {
 		return err
 	}
-	d.wg.Go(func() { d.reload(ctx) })
 	if err := d.serveAPI(ctx, stop); err != nil {
 		return err
 	}
@@ -105,6 +104,7 @@ type daemon struct {
 	metrics    *metrics.Metrics
 	sources    metrics.Sources
 	trust      atomic.Pointer[auth.Trust] // nil: no network listener, or not yet
+	access     *auth.Gate                 // nil until serveAPI
 	kept       func() *auth.KeptCRL       // the CRL of espm's own CA; nil: it has none
 	enc        *encsock.Server
 	reloads    <-chan os.Signal
@@ -265,7 +265,7 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 		Puppet:      server,
 		Algorithm:   alg,
 		Protected:   d.config.Protected,
-		Principals:  d.config.PrincipalNames(),
+		Principals:  principals(d.config),
 		Served:      d.served,
 		TTL:         time.Duration(d.config.Issue.TTL),
 		Now:         time.Now,
@@ -311,6 +311,7 @@ func (d *daemon) serveAPI(ctx context.Context, stop context.CancelCauseFunc) err
 	if err != nil {
 		return err
 	}
+	d.wg.Go(func() { d.reload(ctx) })
 	local, err := listen(strings.TrimPrefix(d.config.Listen, "unix://"), adminGroup(d.config))
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)

@@ -49,7 +49,8 @@ func (d *daemon) gate(ctx context.Context) (*auth.Gate, *auth.Tokens, error) {
 		return nil, nil, err
 	}
 	d.wg.Go(func() { o.Tokens.Run(ctx) })
-	return auth.NewGate(o), o.Tokens, nil
+	d.access = auth.NewGate(o)
+	return d.access, o.Tokens, d.reviewGrants(ctx, d.config)
 }
 
 // served returns the names of the network listener, which is not known before gate has run.
