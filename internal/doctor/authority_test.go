@@ -69,6 +69,8 @@ func TestNothingThere(t *testing.T) {
 		Config: c, Now: time.Now,
 		Puppet: func(context.Context, ...string) (map[string]string, error) { return nil, errors.New("no puppet") },
 		CA:     func(context.Context) (CA, error) { return CA{}, errors.New("no CA") },
+
+		Certificates: func(context.Context) ([]node.Credential, error) { return nil, errors.New("no certificate") },
 	})
 	said := map[string]bool{}
 	for _, f := range got {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/espm-project/espm/internal/config"
+	"github.com/espm-project/espm/internal/node"
 )
 
 // Severity is how bad a finding is. The worst one is also the exit code of `espm doctor`.
@@ -55,7 +56,10 @@ type Host struct {
 	// Unrevoked asks the daemon for the valid certificates that the CA could not revoke. It is called only if the daemon
 	// answers on a local socket.
 	Unrevoked func(ctx context.Context) ([]Unrevoked, error)
-	Now       func() time.Time
+	// Certificates returns those that espm itself shows. Tokens asks the daemon for the tokens that expire; it is called
+	// only if the daemon answers on a local socket.
+	Certificates, Tokens func(ctx context.Context) ([]node.Credential, error)
+	Now                  func() time.Time
 
 	settings  map[string]string // of Puppet; nil if unknown
 	puppetErr error             // why settings is nil
@@ -101,6 +105,7 @@ var checks = []check{
 	{"ca key", checkCAKey},
 	{"daemon", checkDaemon},
 	{"revocations", checkRevocations},
+	{"credentials", checkCredentials},
 	{"enc socket", checkENCSocket},
 	{"group", checkGroup},
 	{"puppet.conf", checkPuppetConf},
