@@ -63,15 +63,16 @@ var plan = map[string]rule{
 	"internal/registry":         {may: []string{"internal/node", "internal/secret", "internal/store", "internal/ca", "internal/classify", "internal/enc", "internal/bootstrap", "internal/audit", "internal/pemfile"}, why: "use cases declare the small interfaces they need, and know no engine, no authority and no transport"},
 	"internal/auth":             {may: []string{"internal/node", "internal/secret", "internal/secretfile", "internal/audit", "internal/pemfile"}, never: []string{"google.golang.org/grpc", "net/http"}, why: "the gate serves every transport and reads no store; it hands lines to the audit log"},
 	"internal/config":           {may: []string{"internal/node", "internal/auth", "internal/enc", "internal/ca", "internal/ca/pkcs11"}, why: "it checks settings by the domain's rules and starts nothing"},
+	"internal/clock":            {may: []string{"internal/node", "internal/store", "internal/audit"}, why: "it compares the clock with what the store has; an authority and the use cases ask it through a function"},
 	"internal/backup":           {stdlib: true, why: "the form of a backup does not depend on what is in it"},
 	"internal/doctor":           {may: []string{"internal/node", "internal/auth", "internal/config", "internal/shell", "internal/version"}, why: "it looks at what an operator sees; setup asks the authorities for it"},
 	"internal/metrics":          {may: []string{"internal/node", "internal/ca", "internal/version"}, why: "it is told numbers and reads them from small interfaces; what counts knows nothing of it"},
 	"internal/rpc": {
-		may: []string{"internal/node", "internal/auth", "internal/enc", "internal/store", "internal/ca", "internal/bootstrap", "internal/audit", "internal/registry", "proto/espm/v1", "internal/pemfile"},
+		may: []string{"internal/node", "internal/auth", "internal/enc", "internal/store", "internal/ca", "internal/bootstrap", "internal/audit", "internal/clock", "internal/registry", "proto/espm/v1", "internal/pemfile"},
 		why: "a handler speaks to the use cases: it never sees an engine, an authority or the daemon",
 	},
 	"internal/site":     {may: []string{"internal/config", "internal/ca/pkcs11", "internal/ca/puppetserver", "internal/store"}, why: "it knows the host for the daemon and for the work without it, and opens no store"},
-	"internal/setup":    {may: []string{"internal/node", "internal/ca", "internal/ca/directory", "internal/ca/pkcs11", "internal/ca/puppetserver", "internal/config", "internal/doctor", "internal/durable", "internal/enc", "internal/pemfile", "internal/serverfile", "internal/site", "internal/store", "internal/store/bolt", "proto/espm/v1"}, why: "it makes and examines what the daemon runs on, and does not link the daemon"},
+	"internal/setup":    {may: []string{"internal/node", "internal/ca", "internal/ca/directory", "internal/ca/pkcs11", "internal/ca/puppetserver", "internal/clock", "internal/config", "internal/doctor", "internal/durable", "internal/enc", "internal/pemfile", "internal/serverfile", "internal/site", "internal/store", "internal/store/bolt", "proto/espm/v1"}, why: "it makes and examines what the daemon runs on, and does not link the daemon"},
 	"internal/snapshot": {may: []string{"internal/node", "internal/audit", "internal/backup", "internal/ca/directory", "internal/config", "internal/durable", "internal/site", "internal/store", "internal/store/bolt", "internal/version"}, why: "a backup is proven and put back without the daemon"},
 	"internal/daemon":   {anything: true, why: "it alone puts espm together"},
 	"internal/cli": {

@@ -30,6 +30,7 @@ type Options struct {
 	Keep     time.Duration
 	MaxBytes int64
 	Now      func() time.Time
+	Clock    func() error // why Now can't be believed, so that no line leaves for its age; nil: it always can
 	Log      logrus.FieldLogger
 }
 
@@ -255,7 +256,7 @@ func (l *Log) Prune(ctx context.Context) error {
 // tenth of MaxBytes. A damaged line stays, with all lines after it, as it is evidence.
 func (l *Log) leaving(step *store.ChainStep, records []store.AuditRecord, full bool) (why string, err error) {
 	limit := l.Now().Add(-l.Keep)
-	byAge := l.Keep > 0 && l.Now().Sub(l.began) >= clockDoubt
+	byAge := l.Keep > 0 && l.Now().Sub(l.began) >= clockDoubt && (l.Clock == nil || l.Clock() == nil)
 	for _, rec := range records {
 		if rec.Err != nil || rec.Seq != step.New.Base+1 {
 			return why, fmt.Errorf("audit: line %d is damaged, so it and all lines after it are not pruned: see `espm audit verify`", step.New.Base+1)

@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -139,8 +140,10 @@ func permit(c node.Caller, unserved bool) error {
 	switch {
 	case c.Role == "":
 		return node.ErrNotPermitted // the method is not named: the caller may be a stranger with a certificate
-	case unserved, Permits(c.Method, c.Role):
+	case unserved, Permits(c.Method, c):
 		return nil
+	case permissions[c.Method].local && !c.Local && slices.Contains(permissions[c.Method].roles, c.Role):
+		return fmt.Errorf("%w: %s is for callers on the local socket without a token: call it on espm's host", node.ErrNotPermitted, c.Method)
 	default:
 		return fmt.Errorf("%w: %s may not call %s", node.ErrNotPermitted, c.Role, c.Method)
 	}
@@ -168,5 +171,5 @@ func (g *Gate) Open(a *Admission, method string) (done func(), err error) {
 }
 
 func (a *Admission) begins(method string) bool {
-	return a != nil && a.caller.Method == method && Permits(method, a.caller.Role)
+	return a != nil && a.caller.Method == method && Permits(method, a.caller)
 }

@@ -101,7 +101,7 @@ func NewLocal(group string) (Local, error) {
 
 // Caller returns who a process on this machine is.
 func (l Local) Caller(p LocalPeer) node.Caller {
-	c := node.Caller{Name: "local:" + userName(p.UID), Peer: fmt.Sprintf("process %d of user %d", p.PID, p.UID)}
+	c := node.Caller{Name: "local:" + userName(p.UID), Peer: fmt.Sprintf("process %d of user %d", p.PID, p.UID), Local: true}
 	if p.UID == 0 || p.UID == l.self || l.named && slices.Contains(p.Groups, l.group) {
 		c.Role = node.Admin
 	}

@@ -175,3 +175,48 @@ func TestTokenInDoubt(t *testing.T) {
 		t.Errorf("the change was stored: %v", err)
 	}
 }
+
+// lateRecords has another write of the token in doubt after TokenAfter has read it.
+type lateRecords struct {
+	*records
+	once  sync.Once
+	later func()
+}
+
+func (r *lateRecords) TokenAfter(ctx context.Context, name string, _ error) (node.Token, error) {
+	one, err := r.Token(ctx, name)
+	r.once.Do(r.later)
+	return one, err
+}
+
+// A read for an earlier doubt does not end a later one: the token may be revoked meanwhile.
+func TestTokenInDoubtTwice(t *testing.T) {
+	r := &lateRecords{records: newRecords()}
+	tokens, err := NewTokens(t.Context(), r, r, func() time.Time { return now }, logrus.New())
+	if err != nil {
+		t.Fatal(err)
+	}
+	create(t, tokens, "ci")
+	unknown := fmt.Errorf("%w: outcome unknown", node.ErrUnavailable)
+	revoked := make(chan struct{})
+	r.later = func() {
+		defer close(revoked)
+		r.fails = unknown
+		_, _ = tokens.Revoke(node.AsSelf(t.Context()), "ci")
+	}
+	r.fails = unknown
+	_, _, _ = tokens.Rotate(node.AsSelf(t.Context()), "ci", time.Hour)
+	rotated := r.all["ci"].Hash
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go tokens.Run(ctx)
+	<-revoked
+	for deadline := time.Now().Add(time.Minute); len(tokens.table.inDoubt()) > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the doubt does not end")
+		}
+	}
+	if _, err := tokens.table.find(rotated); err == nil {
+		t.Error("a token that is revoked in the store is accepted")
+	}
+}

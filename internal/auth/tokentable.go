@@ -16,6 +16,7 @@ type tokenTable struct {
 	byHash  map[string]node.Token
 	current map[string]version // by name, of revoked tokens too
 	doubted chan struct{}      // has an element when there may be a write in doubt
+	doubts  int                // how many there were
 }
 
 // version is what the table has of a token's name.
@@ -23,6 +24,7 @@ type version struct {
 	hash     string // "": no secret lets anybody in
 	revision int64
 	err      error // of a write with an unknown outcome
+	doubt    int   // the number of that doubt, of all; 0: there is none
 }
 
 func newTokenTable() *tokenTable {
@@ -33,11 +35,14 @@ func newTokenTable() *tokenTable {
 func (t *tokenTable) set(one node.Token) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	old, found := t.current[one.Name]
-	if found && old.revision > one.Revision {
+	if old, found := t.current[one.Name]; found && old.revision > one.Revision {
 		return
 	}
-	delete(t.byHash, old.hash)
+	t.put(one)
+}
+
+func (t *tokenTable) put(one node.Token) {
+	delete(t.byHash, t.current[one.Name].hash)
 	now := version{revision: one.Revision}
 	if one.RevokedAt.IsZero() {
 		now.hash = one.Hash
@@ -52,21 +57,22 @@ func (t *tokenTable) doubt(name string, err error) {
 	defer t.mu.Unlock()
 	old := t.current[name]
 	delete(t.byHash, old.hash)
-	t.current[name] = version{revision: old.revision, err: err}
+	t.doubts++
+	t.current[name] = version{revision: old.revision, err: err, doubt: t.doubts}
 	select {
 	case t.doubted <- struct{}{}:
 	default:
 	}
 }
 
-// inDoubt returns the errors of writes with an unknown outcome, by name.
-func (t *tokenTable) inDoubt() map[string]error {
+// inDoubt returns the tokens whose last write has an unknown outcome, by name.
+func (t *tokenTable) inDoubt() map[string]version {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	all := map[string]error{}
+	all := map[string]version{}
 	for name, v := range t.current {
-		if v.err != nil {
-			all[name] = v.err
+		if v.doubt > 0 {
+			all[name] = v
 		}
 	}
 	return all
@@ -91,12 +97,12 @@ func (t *Tokens) settle(ctx context.Context) {
 	for {
 		var again <-chan time.Time
 		for name, doubt := range t.table.inDoubt() {
-			one, err := t.store.TokenAfter(ctx, name, doubt)
+			one, err := t.store.TokenAfter(ctx, name, doubt.err)
 			switch {
 			case err == nil:
-				t.table.set(one)
+				t.table.settle(doubt, one)
 			case errors.Is(err, node.ErrTokenNotFound):
-				t.table.forget(name)
+				t.table.forget(name, doubt)
 			default:
 				t.log.WithField("token", name).WithError(err).Warn("the token is refused: whether its last change was stored is unknown")
 				again = time.After(settleAgain)
@@ -111,11 +117,21 @@ func (t *Tokens) settle(ctx context.Context) {
 	}
 }
 
-// forget ends the doubt about a token that the store does not have.
-func (t *tokenTable) forget(name string) {
+// settle ends a doubt with the token as the store has it. It does nothing if the token was written again meanwhile:
+// the store was read before that write, which may be in doubt itself.
+func (t *tokenTable) settle(doubt version, one node.Token) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.current[name].err != nil {
+	if t.current[one.Name].doubt == doubt.doubt {
+		t.put(one)
+	}
+}
+
+// forget ends a doubt about a token that the store does not have, as settle does.
+func (t *tokenTable) forget(name string, doubt version) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.current[name].doubt == doubt.doubt {
 		delete(t.current, name)
 	}
 }

@@ -33,7 +33,7 @@ type Authority interface {
 
 	// Sign issues one certificate. The certificate is durable at the authority when Sign returns.
 	// After an error the certificate may exist: ask Find. Only an error that wraps
-	// node.ErrInvalid means that none was issued. The errors node.ErrForeignCertificate,
+	// ErrNotIssued means that there is none. The errors node.ErrForeignCertificate,
 	// ErrForeignRequest and ErrRefused name an obstacle at the authority. If Sign returns a certificate
 	// together with an error, the authority issued it for another key.
 	// Find does not report that certificate: the caller must revoke it.
@@ -91,6 +91,18 @@ type RefusedError struct {
 
 // ErrImpossible means that the authority has no way to revoke that certificate.
 var ErrImpossible = errors.New("the CA can't revoke it")
+
+// ErrNotIssued marks the errors of a Sign that issued no certificate, and left nothing that could become one.
+var ErrNotIssued = errors.New("no certificate was issued")
+
+// NotIssued marks an error with ErrNotIssued. Its text stays.
+func NotIssued(err error) error { return notIssued{err} }
+
+type notIssued struct{ error }
+
+func (e notIssued) Is(target error) bool { return target == ErrNotIssued }
+
+func (e notIssued) Unwrap() error { return e.error }
 
 func (e *RefusedError) Error() string { return errors.Join(e.Targets...).Error() }
 

@@ -19,10 +19,11 @@ func (a *app) certCmd() *cobra.Command {
 
 func (a *app) certListCmd() *cobra.Command {
 	var certname string
+	var impossible bool
 	c := &cobra.Command{
 		Use:     "list",
 		Short:   "List certificates",
-		Example: "  espm cert list --sort expires\n  espm cert list --certname web1.example.com",
+		Example: "  espm cert list --sort expires\n  espm cert list --certname web1.example.com\n  espm cert list --impossible-dates",
 		Args:    args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.call(func(conn *grpc.ClientConn) error {
@@ -31,7 +32,7 @@ func (a *app) certListCmd() *cobra.Command {
 					return []string{c.GetSerial(), c.GetCertname(), word(c.GetState(), "CERTIFICATE_STATE_"), when(c.GetNotAfterTime()), c.GetUid()}
 				}
 				return list(a, []string{"SERIAL", "CERTNAME", "STATE", "EXPIRES", "+UID"}, row, func(token string) ([]*espmv1.Certificate, string, error) {
-					resp, err := client.ListCertificates(cmd.Context(), &espmv1.ListCertificatesRequest{PageSize: 1000, PageToken: token, Certname: certname})
+					resp, err := client.ListCertificates(cmd.Context(), &espmv1.ListCertificatesRequest{PageSize: 1000, PageToken: token, Certname: certname, ImpossibleDates: impossible})
 					return resp.GetCertificates(), resp.GetNextPageToken(), err
 				})
 			})
@@ -39,6 +40,7 @@ func (a *app) certListCmd() *cobra.Command {
 	}
 	a.sortable(c.Flags())
 	c.Flags().StringVar(&certname, "certname", "", "only certificates of this certname, of all its registrations")
+	c.Flags().BoolVar(&impossible, "impossible-dates", false, "only certificates with dates that a wrong clock left: they begin in the future, begin before the CA's certificate, or end after it")
 	return c
 }
 

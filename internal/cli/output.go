@@ -32,7 +32,7 @@ var textOnly = map[string]string{
 }
 
 // nameless are the commands whose answer is about no record. They refuse -o name before they do anything.
-var nameless = []string{"espm audit verify", "espm ca status", "espm ca trust", "espm doctor", "espm version"}
+var nameless = []string{"espm audit verify", "espm ca status", "espm ca trust", "espm clock accept", "espm clock show", "espm doctor", "espm version"}
 
 // checkOutput refuses an output that a command does not have.
 func (a *app) checkOutput(c *cobra.Command) error {

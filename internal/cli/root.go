@@ -98,7 +98,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or a field that breaks a rule, 3 not
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "form of the output: "+strings.Join(outputs, ", "))
 	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error { return a.checkOutput(c) }
-	asking := []*cobra.Command{a.nodeCmd(), a.groupCmd(), a.certCmd(), a.caCmd(), a.encCmd(), a.tokenCmd(), a.auditCmd(), a.backupCmd()}
+	asking := []*cobra.Command{a.nodeCmd(), a.groupCmd(), a.certCmd(), a.caCmd(), a.encCmd(), a.tokenCmd(), a.auditCmd(), a.backupCmd(), a.clockCmd()}
 	for _, c := range asking {
 		f := c.PersistentFlags()
 		f.StringVar(&a.address, "address", cmp.Or(os.Getenv("ESPM_ADDRESS"), config.DefaultListen), "address of the daemon: unix:///PATH, or HOST:PORT with TLS (ESPM_ADDRESS)")

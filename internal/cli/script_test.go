@@ -19,6 +19,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/espm-project/espm/internal/enc/encclient"
+	"github.com/espm-project/espm/internal/store"
+	"github.com/espm-project/espm/internal/store/bolt"
 	"github.com/espm-project/espm/test/health"
 	"github.com/espm-project/espm/test/need"
 	"github.com/espm-project/espm/test/testbed"
@@ -62,6 +64,7 @@ func TestScript(t *testing.T) {
 		},
 		Condition: need.Condition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"dated":   dated,
 			"serving": serving,
 			"exits":   exits,
 			"field":   field,
@@ -79,6 +82,25 @@ func freePort() (string, error) {
 	}
 	_, port, err := net.SplitHostPort(l.Addr().String())
 	return "localhost:" + port, errors.Join(err, l.Close())
+}
+
+// dated has a store's newest record be of a time that is as far ahead as the duration says, or behind.
+func dated(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: dated STORE DURATION")
+	}
+	ahead, err := time.ParseDuration(args[1])
+	ts.Check(err)
+	engine, err := bolt.Open(ts.MkAbs(args[0]), bolt.Options{})
+	ts.Check(err)
+	defer engine.Close()
+	s, err := store.Open(context.Background(), engine)
+	ts.Check(err)
+	c := store.NewChange()
+	c.Unaudited()
+	c.PutClock(store.Clock{Newest: time.Now().Add(ahead)})
+	_, err = s.Commit(context.Background(), c)
+	ts.Check(err)
 }
 
 // serving waits until the daemon of $ESPM_ADDRESS answers.

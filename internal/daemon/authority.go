@@ -12,6 +12,7 @@ import (
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/ca/directory"
 	"github.com/espm-project/espm/internal/ca/puppetserver"
+	"github.com/espm-project/espm/internal/clock"
 	"github.com/espm-project/espm/internal/registry"
 	"github.com/espm-project/espm/internal/site"
 )
@@ -30,7 +31,7 @@ func (d *daemon) authority(ctx context.Context) (authority, error) {
 			return nil, err
 		}
 		authority, err := directory.Open(dir.Path, directory.Options{
-			Key: key, Publish: dir.Publish, TTL: time.Duration(d.config.Issue.TTL), CRLValidity: time.Duration(dir.CRL.Validity), KeepExpired: time.Duration(dir.CRL.KeepExpired), Log: d.log,
+			Key: key, Publish: dir.Publish, TTL: time.Duration(d.config.Issue.TTL), CRLValidity: time.Duration(dir.CRL.Validity), KeepExpired: time.Duration(dir.CRL.KeepExpired), Clock: d.clock, Log: d.log,
 		})
 		if err != nil {
 			return nil, err
@@ -55,6 +56,19 @@ func (d *daemon) authority(ctx context.Context) (authority, error) {
 	d.client = authority.Credential
 	d.wg.Go(func() { d.checkServer(ctx, authority, set.URL) })
 	return authority, nil
+}
+
+// accepting is a Guard whose Accept has the revocations tried again that waited for it.
+type accepting struct {
+	*clock.Guard
+	kick func()
+}
+
+// Accept implements rpc.Clock.
+func (a accepting) Accept(ctx context.Context) error {
+	err := a.Guard.Accept(ctx)
+	a.kick()
+	return err
 }
 
 // token opens the token that has the CA's key, and returns nil if a file has it.

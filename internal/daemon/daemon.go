@@ -22,6 +22,7 @@ import (
 	"github.com/espm-project/espm/internal/auth"
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
+	"github.com/espm-project/espm/internal/clock"
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/enc/encsock"
@@ -99,6 +100,8 @@ type daemon struct {
 	store      *store.Store
 	sightings  *registry.Sightings
 	audit      *audit.Log
+	clock      *clock.Guard
+	accepting  accepting
 	registry   *registry.Registry
 	metrics    *metrics.Metrics
 	sources    metrics.Sources
@@ -167,8 +170,11 @@ func (d *daemon) openStore(ctx context.Context) error {
 	if d.store, err = store.Open(ctx, engine); err != nil {
 		return fmt.Errorf("store %s: %w", path, err)
 	}
+	if d.clock, err = clock.New(ctx, d.store, time.Now, d.log); err != nil {
+		return fmt.Errorf("store %s: %w", path, err)
+	}
 	d.backups = snapshot.NewMaker(d.config, engine)
-	d.sources = metrics.Sources{Store: d.store, StoreBytes: engine.Size, Now: time.Now, Credentials: d.credentials}
+	d.sources = metrics.Sources{Store: d.store, StoreBytes: engine.Size, Now: time.Now, Clock: d.clock.Check, Synchronized: clock.Synchronized, Credentials: d.credentials}
 	return d.storeENC(ctx, d.config)
 }
 
@@ -185,7 +191,7 @@ func (d *daemon) storeENC(ctx context.Context, c config.Config) error {
 // runAudit seals audit lines, the last time when no other part can add any.
 func (d *daemon) runAudit(ctx context.Context) {
 	d.audit = audit.New(d.store, audit.Options{
-		Keep: time.Duration(d.config.Audit.Keep), MaxBytes: int64(d.config.Audit.MaxSizeMiB) << 20, Now: time.Now, Log: d.log,
+		Keep: time.Duration(d.config.Audit.Keep), MaxBytes: int64(d.config.Audit.MaxSizeMiB) << 20, Now: time.Now, Clock: d.clock.Check, Log: d.log,
 	})
 	d.untilClosed(ctx, d.audit.Run)
 }
@@ -266,6 +272,7 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 		Served:      d.served,
 		TTL:         time.Duration(d.config.Issue.TTL),
 		Now:         time.Now,
+		Clock:       d.clock.Check,
 		Log:         d.log,
 		Sightings:   d.sightings,
 		RunInterval: time.Duration(d.config.Puppet.RunInterval),
@@ -277,6 +284,8 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 	})
 	d.sources.Brief = func(ctx context.Context) (ca.Status, error) { return ca.Brief(ctx, authority) }
 	d.sources.Down, d.sources.Keys = queue.Down, pool.Stats
+	d.accepting = accepting{d.clock, queue.Kick}
+	d.wg.Go(func() { d.clock.Run(ctx) })
 	d.wg.Go(func() { queue.Run(ctx) })
 	d.wg.Go(func() { logEnding(ctx, d.credentials, time.Now, logEndingAgain, d.log) })
 	d.wg.Go(func() { logNotInForce(ctx, d.sources.Brief, time.Now, logAgain, d.log) })
@@ -311,7 +320,7 @@ func (d *daemon) serveAPI(ctx context.Context, stop context.CancelCauseFunc) err
 		return fmt.Errorf("listen: %w", err)
 	}
 	server := rpc.NewServer(ctx, rpc.Options{
-		Registry: d.registry, Gate: gate, Tokens: tokens, Audit: d.audit, Backups: d.backups,
+		Registry: d.registry, Gate: gate, Tokens: tokens, Audit: d.audit, Backups: d.backups, Clock: d.accepting,
 		Limits: limits(d.config), Now: time.Now, Log: d.log, GRPC: []grpc.ServerOption{d.metrics.Requests()},
 	})
 	network, err := d.serveOn(server, local, limits(d.config), stop)

@@ -56,6 +56,10 @@ type Host struct {
 	// Unrevoked asks the daemon for the valid certificates that the CA could not revoke. It is called only if the daemon
 	// answers on a local socket.
 	Unrevoked func(ctx context.Context) ([]Unrevoked, error)
+	// Clock asks the daemon about the clock. Asked only where the daemon answers on a local socket.
+	Clock func(ctx context.Context) (Clock, error)
+	// Synchronized says whether a time service keeps the kernel's clock right.
+	Synchronized func() (bool, error)
 	// Certificates returns those that espm itself shows. Tokens asks the daemon for the tokens that expire; it is called
 	// only if the daemon answers on a local socket.
 	Certificates, Tokens func(ctx context.Context) ([]node.Credential, error)
@@ -104,6 +108,7 @@ var checks = []check{
 	{"disk", checkDisk},
 	{"ca key", checkCAKey},
 	{"daemon", checkDaemon},
+	{"clock", checkClock},
 	{"revocations", checkRevocations},
 	{"credentials", checkCredentials},
 	{"enc socket", checkENCSocket},

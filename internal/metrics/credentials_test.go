@@ -21,7 +21,8 @@ func TestCredentialMetrics(t *testing.T) {
 		return node.Credential{Kind: node.BearerToken, Name: name, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(end)}
 	}
 	w := &watch{failed: errNotChecked, Sources: Sources{
-		Store: &fakeStore{}, Down: func() *node.Failure { return nil }, Now: func() time.Time { return now },
+		Store: &fakeStore{}, Down: func() *node.Failure { return nil }, Now: func() time.Time { return now }, Clock: func() error { return nil },
+		Synchronized: func() (bool, error) { return false, errors.New("unknown") },
 		StoreBytes: func() (int64, error) { return 0, errors.New("unknown") }, Keys: func() map[ca.KeyAlgorithm]ca.PoolStats { return nil },
 		Brief: func(context.Context) (ca.Status, error) { return ca.Status{}, errors.New("down") },
 		Credentials: func() []node.Credential {

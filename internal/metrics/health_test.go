@@ -3,8 +3,11 @@ package metrics
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/node"
@@ -39,6 +42,7 @@ func TestHealth(t *testing.T) {
 		status      ca.Status
 		failed      error
 		down        *node.Failure
+		clock       error
 		live, ready bool
 		authority   string
 		age         float64
@@ -49,6 +53,7 @@ func TestHealth(t *testing.T) {
 		"store fails":       {status: good, store: fakeStore{err: errors.New("disk on fire")}, authority: "ok"},
 		"authority is down": {failed: errors.New("refused"), live: true, authority: "refused"},
 		"can't revoke":      {status: good, down: &node.Failure{Error: "no space"}, live: true, authority: "revocations wait: no space"},
+		"clock is wrong":    {status: good, clock: errors.New("years ahead"), live: true, authority: "ok"},
 		"CA ended":          {status: ended, live: true, authority: "the CA's certificate ended at 2026-01-02T03:04:04Z"},
 		"CA not begun":      {status: early, live: true, authority: "the CA's certificate is not valid before 2026-01-02T03:04:06Z: is the clock right?"},
 		"certificate ended": {status: good, live: true, authority: "ok", credentials: []node.Credential{{Kind: node.ServerCertificate, NotAfter: now}}},
@@ -56,7 +61,7 @@ func TestHealth(t *testing.T) {
 		"CRL ran out":       {status: ranOut, live: true, authority: "the CA's CRL ran out 2026-01-02T03:04:04Z"},
 	} {
 		w := &watch{failed: errNotChecked, Sources: Sources{
-			Store: &c.store, Down: func() *node.Failure { return c.down }, Now: func() time.Time { return now },
+			Store: &c.store, Down: func() *node.Failure { return c.down }, Now: func() time.Time { return now }, Clock: func() error { return c.clock },
 			Credentials: func() []node.Credential { return c.credentials },
 			Brief:       func(context.Context) (ca.Status, error) { return c.status, c.failed },
 		}}
@@ -68,5 +73,23 @@ func TestHealth(t *testing.T) {
 		if h.Live != c.live || h.Ready != c.ready || h.Authority != c.authority || h.OldestPendingSeconds != c.age {
 			t.Errorf("%s: %+v", what, h)
 		}
+	}
+}
+
+// The CRL of an issuer outside of the chain has no series: no agent uses it, so its end must not raise an alert.
+func TestCRLOutsideTheChain(t *testing.T) {
+	now := time.Now()
+	w := &watch{status: ca.Status{
+		CRL:     ca.CRLStatus{Issuer: "CN=ca", NextUpdate: now},
+		Foreign: []ca.CRLStatus{{Issuer: "CN=root", NextUpdate: now}, {Issuer: "CN=stray", NextUpdate: now, Outside: true}},
+	}}
+	var issuers []string
+	w.collectCA(func(d *prometheus.Desc, _ float64, labels ...string) {
+		if d == crlEnd {
+			issuers = append(issuers, labels...)
+		}
+	})
+	if !slices.Equal(issuers, []string{"CN=ca", "CN=root"}) {
+		t.Errorf("series of %q", issuers)
 	}
 }

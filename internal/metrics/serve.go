@@ -21,6 +21,7 @@ type Health struct {
 
 	Store     string `json:"store"`     // "ok", or the store's error
 	Authority string `json:"authority"` // "ok", or why the authority can't sign and revoke
+	Clock     string `json:"clock"`     // "ok", or why nothing is signed with this clock
 
 	Certificates string `json:"certificates"` // of espm itself: "ok", or which has ended
 
@@ -37,11 +38,14 @@ var errNotChecked = errors.New("not asked yet")
 const probeLimit = 2 * time.Second
 
 func (w *watch) health(ctx context.Context) Health {
-	h := Health{Store: ok, Authority: ok, Certificates: ok}
+	h := Health{Store: ok, Authority: ok, Certificates: ok, Clock: ok}
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
 	_, err := w.Store.Revision(ctx)
 	down := w.Down()
+	if err := w.Sources.Clock(); err != nil {
+		h.Clock = err.Error()
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err == nil {
@@ -67,7 +71,7 @@ func (w *watch) health(ctx context.Context) Health {
 		}
 	}
 	h.Live = h.Store == ok
-	h.Ready = h.Live && h.Authority == ok && h.Certificates == ok
+	h.Ready = h.Live && h.Authority == ok && h.Certificates == ok && h.Clock == ok
 	return h
 }
 

@@ -27,6 +27,9 @@ type Sources struct {
 	Down       func() *node.Failure                         // why no revocation can be carried out; nil if revocations can be
 	Keys       func() map[ca.KeyAlgorithm]ca.PoolStats
 	Now        func() time.Time
+	Clock      func() error // why the clock is not believed; nil: it is
+	// Synchronized says whether a time service keeps the kernel's clock right.
+	Synchronized func() (bool, error)
 	// Credentials are those of espm and its callers that have an end.
 	Credentials func() []node.Credential
 }
@@ -95,6 +98,8 @@ var (
 	unrevoked  = desc("espm_revocations_impossible", "Revocations that the authority can't carry out: their certificates stay valid until they expire.")
 	oldestAge  = desc("espm_revocations_oldest_pending_seconds", "Age of the oldest pending revocation; 0 if none is pending.")
 	revokerUp  = desc("espm_revocations_possible", "1: the authority carried out the last revocations, or none were tried; 0: it can't revoke.")
+	believed   = desc("espm_clock_believed", "1: the clock agrees with espm's own records; 0: it does not, and nothing is signed.")
+	kept       = desc("espm_clock_synchronized", "1: a time service keeps the kernel's clock right; 0: none does.")
 	authority  = desc("espm_authority_up", "1: the authority answers; 0: it does not, and the metrics of CA and CRL are of its last answer.")
 	caEnd      = desc("espm_ca_not_after_timestamp_seconds", "End of the CA's certificate.")
 	crlNumber  = desc("espm_crl_number", "Number of the CA's own CRL.")
@@ -117,7 +122,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (w *watch) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		storeBytes, pending, unrevoked, oldestAge, revokerUp, authority, caEnd, crlNumber, crlEntries, crlBytes, crlEnd, crlFile,
+		storeBytes, pending, unrevoked, oldestAge, revokerUp, believed, kept, authority, caEnd, crlNumber, crlEntries, crlBytes, crlEnd, crlFile,
 		credEnd, credEnding, keysReady, keysRoom, keysUsed, keysWaited,
 	} {
 		ch <- d
@@ -146,6 +151,10 @@ func (w *watch) Collect(ch chan<- prometheus.Metric) {
 	}
 	w.collectCredentials(gauge)
 	gauge(revokerUp, truth(w.Down() == nil))
+	gauge(believed, truth(w.Clock() == nil))
+	if synchronized, err := w.Synchronized(); err == nil {
+		gauge(kept, truth(synchronized))
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	gauge(authority, truth(w.failed == nil))

@@ -37,6 +37,7 @@ const (
 	ActionTokenRotate Action = "token.rotate"
 	ActionTokenRevoke Action = "token.revoke"
 	ActionBackup      Action = "backup.create"
+	ActionClockAccept Action = "clock.accept"
 	ActionConnect     Action = "connect"       // a refused connection
 	ActionRead        Action = "read"          // a read that was refused, or that returned a secret
 	ActionManyRefused Action = "calls.refused" // several refused calls; see Count

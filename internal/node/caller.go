@@ -25,6 +25,7 @@ type Caller struct {
 	Name   string
 	Role   Role
 	Peer   string // a network address, or a process on this machine
+	Local  bool   // known by the local socket, and not by a token
 	Method string // of the API, such as "espm.v1.NodeService/ProvisionNode"; empty for espm's own work
 	Grant  Grant  // limits of a provisioner
 }

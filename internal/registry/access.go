@@ -72,6 +72,15 @@ func (a access) write() error {
 	return a.known()
 }
 
+// MayReveal refuses a caller that may not see sensitive values. Every transport asks it before it shows them: records
+// have them in clear, as the ENC needs them.
+func MayReveal(ctx context.Context) error {
+	if accessOf(ctx).Role == node.Admin {
+		return nil
+	}
+	return node.NotPermitted("", "sensitive values are for admins")
+}
+
 // admin refuses every caller but an admin.
 func (a access) admin(field, what string) error {
 	if a.Role == node.Admin {

@@ -18,6 +18,7 @@ import (
 type core struct {
 	store *store.Store
 	now   func() time.Time
+	clock func() error // Options.Clock
 	log   logrus.FieldLogger
 }
 

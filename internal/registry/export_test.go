@@ -8,6 +8,9 @@ import (
 // Sweep is sweep, for tests of what is forgotten, and when.
 func (r *Registry) Sweep(ctx context.Context) error { return r.housekeeping.sweep(ctx) }
 
+// Housekeep does what Run does once an hour.
+func Housekeep(ctx context.Context, r *Registry) { r.housekeeping.run(ctx) }
+
 // SweepSets forgets the sets of groups that have no nodes.
 func SweepSets(ctx context.Context, r *Registry) error { return r.groups.sweep(ctx) }
 
@@ -24,3 +27,6 @@ var Matches = matches
 
 // Sightings is what knows when nodes were last seen.
 func (r *Registry) Sightings() *Sightings { return r.view.sightings }
+
+// SettleAll is settleAll.
+func SettleAll(ctx context.Context, r *Registry) bool { return r.settlement.settleAll(ctx) }

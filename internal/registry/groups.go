@@ -23,6 +23,7 @@ type groups struct {
 	// writing serializes writers of groups: of two concurrent ones, one would have to start over. Writers of nodes
 	// never wait for it: the guards of each commit keep the result right.
 	writing sync.Mutex
+	cache   groupCache
 }
 
 // admit checks a node against its groups, and guards the change against concurrent writes of groups. It tells the
@@ -43,7 +44,7 @@ func (g *groups) admit(ctx context.Context, c *store.Change, n node.Node) (node.
 	if known {
 		c.KnownSet(set)
 	}
-	return checkNode(ctx, g.store, n)
+	return checkNode(ctx, g.cache.at(g.store, mark), n)
 }
 
 // commitNode implements the type commitNode.

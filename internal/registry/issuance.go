@@ -69,7 +69,7 @@ func (i *issuance) finish(ctx context.Context) (Provisioned, error) {
 	}
 	if err != nil {
 		err = fmt.Errorf("issuing a certificate for %q: %w", i.intent.Certname, err)
-		i.settlement.abandon(ctx, i.intent, cert)
+		i.settlement.abandon(ctx, i.intent, cert, err)
 		return Provisioned{}, err
 	}
 	i.log.WithFields(logrus.Fields{"certname": n.Certname, "uid": n.UID, "serial": n.Newest()}).Info("certificate issued")
@@ -180,6 +180,9 @@ func (i *issuance) commitLocked(n node.Node, commit func() error) error {
 // prepare waits for the fence, has the authority check the request, generates a key unless the caller sent a
 // CSR, and sets the intent.
 func (i *issuance) prepare(ctx context.Context, n node.Node) error {
+	if err := i.clock(); err != nil {
+		return fmt.Errorf("issue a certificate for %q: %w", n.Certname, err)
+	}
 	if err := i.fence.wait(i.caller, n); err != nil {
 		return err
 	}

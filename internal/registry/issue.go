@@ -34,6 +34,9 @@ func (i *issuer) vetIssue(ctx context.Context, o order) error {
 // vet asks the authority whether it would refuse the request. It also refuses a name whose certificate at the
 // authority was not issued by espm: a new certificate would hide it.
 func (i *issuer) vet(ctx context.Context, o order) error {
+	if err := i.clock(); err != nil {
+		return fmt.Errorf("issue a certificate for %q: %w", o.request.Certname, err)
+	}
 	current, err := i.authority.Check(ctx, o.request)
 	if err != nil || current == nil {
 		return err

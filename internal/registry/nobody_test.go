@@ -44,6 +44,18 @@ func TestNobodyMayDoAnything(t *testing.T) {
 	}
 }
 
+func TestWhoMayReveal(t *testing.T) {
+	for _, role := range append([]node.Role{"", "new"}, node.Roles...) {
+		err := registry.MayReveal(node.WithCaller(t.Context(), node.Caller{Name: "token:ci", Role: role}))
+		if may := role == node.Admin; may != (err == nil) || !may && !errors.Is(err, node.ErrNotPermitted) {
+			t.Errorf("role %q: %v", role, err)
+		}
+	}
+	if err := registry.MayReveal(t.Context()); !errors.Is(err, node.ErrNotPermitted) {
+		t.Errorf("nobody: %v", err)
+	}
+}
+
 // isForTests tells the methods of export_test.go.
 func isForTests(name string) bool { return name == "Sweep" || name == "EndLaunches" }
 

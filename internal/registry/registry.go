@@ -84,7 +84,10 @@ type Options struct {
 	Served      func() []string // names in espm's own certificate, reserved like Principals; default none
 	TTL         time.Duration   // of a certificate, if the request names none; default ca.DefaultTTL
 	Now         func() time.Time
-	Log         logrus.FieldLogger
+	// Clock returns why Now can't be believed, an error that wraps node.ErrUnavailable. Meanwhile nothing is issued, no launch
+	// deadline ends and nothing is forgotten. The default believes Now.
+	Clock func() error
+	Log   logrus.FieldLogger
 
 	Sightings   *Sightings                             // default: one that counts for this Registry alone
 	RunInterval time.Duration                          // the longest time between two runs of an agent; default half an hour
@@ -119,14 +122,14 @@ type Registry struct {
 // New returns a Registry. Run settles what an earlier process left open.
 func New(o Options) *Registry {
 	o.setDefaults()
-	c := core{store: o.Store, now: o.Now, log: o.Log}
+	c := core{store: o.Store, now: o.Now, clock: o.Clock, log: o.Log}
 	ended := make(chan struct{})
 	groups := &groups{core: c}
 	view := &view{core: c, sightings: o.Sightings, down: o.Revocations.Down, authority: o.Authority}
 	names := &certnames{core: c, puppet: o.Puppet.Name, traits: o.Authority.Traits, principals: o.Principals, served: o.Served, ttl: o.TTL}
 	names.SetProtected(o.Protected)
 	registrations := &registrations{core: c, view: view, names: names, commit: groups.commitNode}
-	settlement := &settlement{core: c, authority: o.Authority, queue: o.Revocations, locked: map[node.UID]bool{}, soon: make(chan struct{}, 1)}
+	settlement := &settlement{core: c, authority: o.Authority, queue: o.Revocations, locked: map[node.UID]bool{}, logged: map[node.UID]string{}, soon: make(chan struct{}, 1)}
 	fence := &fence{core: c, traits: o.Authority.Traits, queue: o.Revocations, settleSoon: settlement.settleSoon}
 	orders := &orders{core: c, queue: o.Revocations}
 	terminations := &terminations{core: c, view: view, names: names, orders: orders, queue: o.Revocations, settleSoon: settlement.settleSoon, ended: ended}
@@ -158,6 +161,9 @@ func (o *Options) setDefaults() {
 		o.Sightings = NewSightings(o.Store, SeenInStore(o.Store), o.Now, o.Log)
 	}
 	o.TTL = cmp.Or(o.TTL, ca.DefaultTTL)
+	if o.Clock == nil {
+		o.Clock = func() error { return nil }
+	}
 	if o.Served == nil {
 		o.Served = func() []string { return nil }
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -28,15 +29,17 @@ type settlement struct {
 	}
 
 	mu     sync.Mutex
-	locked map[node.UID]bool // registrations whose intent is locked
-	soon   chan struct{}     // capacity 1: wakes Run, as an intent was left open
+	locked map[node.UID]bool   // registrations whose intent is locked
+	logged map[node.UID]string // why an intent can't be settled, as the log has it
+	soon   chan struct{}       // capacity 1: wakes Run, as an intent was left open
 }
 
 // settleAll settles the intents that it can, and reports whether some are left.
 func (s *settlement) settleAll(ctx context.Context) (left bool) {
+	open := make(map[node.UID]bool)
 	for intent, err := range s.store.Intents(ctx) {
 		if err == nil && !s.lockIntent(intent.UID) {
-			left = true // a call has locked it, and may leave it open
+			left, open[intent.UID] = true, true // a call has locked it, and may leave it open
 			continue
 		}
 		if err == nil {
@@ -48,9 +51,10 @@ func (s *settlement) settleAll(ctx context.Context) (left bool) {
 		}
 		if err != nil {
 			s.unsettled(intent, err)
-			left = true
+			left, open[intent.UID] = true, true
 		}
 	}
+	s.forgetLogged(open)
 	return left
 }
 
@@ -71,6 +75,13 @@ func (s *settlement) unlockIntent(uid node.UID) {
 	delete(s.locked, uid)
 }
 
+// forgetLogged forgets what is in the log about intents that are settled now.
+func (s *settlement) forgetLogged(open map[node.UID]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.logged, func(uid node.UID, _ string) bool { return !open[uid] })
+}
+
 // settleNode settles the open intent of a node whose caller repeats the call. It returns a *node.BusyError if
 // Run has locked the intent.
 func (s *settlement) settleNode(ctx context.Context, n node.Node) error {
@@ -82,10 +93,15 @@ func (s *settlement) settleNode(ctx context.Context, n node.Node) error {
 }
 
 // abandon settles an intent whose issue failed, or leaves that to Run. If the authority returned a certificate
-// that does not match the intent, abandon orders its revocation.
-func (s *settlement) abandon(ctx context.Context, intent node.IssueIntent, cert *x509.Certificate) {
+// that does not match the intent, abandon orders its revocation. It does not ask an authority that has said that it
+// issued none: the reason for that may be a reason for no answer.
+func (s *settlement) abandon(ctx context.Context, intent node.IssueIntent, cert *x509.Certificate, why error) {
 	err := s.refuse(ctx, intent, cert)
-	if err == nil {
+	switch {
+	case err != nil:
+	case errors.Is(why, ca.ErrNotIssued):
+		err = s.close(ctx, intent, ca.Found{})
+	default:
 		err = s.settleOpen(ctx, intent.UID)
 	}
 	if err != nil {
@@ -94,11 +110,19 @@ func (s *settlement) abandon(ctx context.Context, intent node.IssueIntent, cert 
 	}
 }
 
-// unsettled logs why an intent stays open. The level is error, or info if the authority is only busy.
+// unsettled logs why an intent stays open, but not the same reason twice in a row. The level is error, or info if the
+// authority is only busy.
 func (s *settlement) unsettled(intent node.IssueIntent, err error) {
-	level := logrus.ErrorLevel
+	level, why := logrus.ErrorLevel, err.Error()
 	if _, busy := errors.AsType[*node.BusyError](err); busy {
-		level = logrus.InfoLevel
+		level, why = logrus.InfoLevel, "busy" // its text has the wait, which differs each time
+	}
+	s.mu.Lock()
+	known := s.logged[intent.UID] == why
+	s.logged[intent.UID] = why
+	s.mu.Unlock()
+	if known {
+		return
 	}
 	s.log.WithError(err).WithField("certname", intent.Certname).Log(level, "an unfinished issue can't be settled yet")
 }
@@ -162,8 +186,13 @@ func (s *settlement) settle(ctx context.Context, intent node.IssueIntent) error 
 	if err != nil {
 		return fmt.Errorf("ask the authority for the certificate of %q: %w", intent.Certname, err)
 	}
+	return s.close(ctx, intent, found)
+}
+
+// close closes an intent, given what the authority has of it.
+func (s *settlement) close(ctx context.Context, intent node.IssueIntent, found ca.Found) error {
 	log := s.log.WithFields(logrus.Fields{"certname": intent.Certname, "uid": intent.UID, "serial": found.Serial})
-	err = retry(func() error {
+	err := retry(func() error {
 		open, ok, err := s.store.Intent(ctx, intent.UID)
 		if err != nil || !ok {
 			return err

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"slices"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/pemfile"
 	"github.com/espm-project/espm/internal/store"
 )
 
@@ -95,6 +97,26 @@ func (v *view) Certificates(ctx context.Context, name node.Certname, after strin
 		page, err := v.store.Certificates(ctx, after, limit)
 		return page, func(c node.Certificate) string { return string(c.Serial) }, err
 	}
+}
+
+// WithImpossibleDates returns the certificates whose dates can't be right: they begin in the future, begin more than
+// ca.Backdate before the CA's certificate, or end after it. The error wraps node.ErrUnavailable.
+func (v *view) WithImpossibleDates(ctx context.Context, certs []node.Certificate) ([]node.Certificate, error) {
+	trust, err := v.Trust(ctx)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := pemfile.RawCertificates(trust.CertificatesPEM)
+	if err != nil {
+		return nil, fmt.Errorf("%w: the CA's certificate: %w", node.ErrUnavailable, err)
+	}
+	issuer, now := chain[0].X509, v.now()
+	if issuer == nil {
+		return nil, fmt.Errorf("%w: the CA's certificate: %w", node.ErrUnavailable, chain[0].Unreadable)
+	}
+	return slices.DeleteFunc(slices.Clone(certs), func(c node.Certificate) bool {
+		return !c.NotBefore.After(now) && !c.NotBefore.Before(issuer.NotBefore.Add(-ca.Backdate)) && !c.NotAfter.After(issuer.NotAfter)
+	}), nil
 }
 
 // Revocation returns a revocation. Error: node.ErrRevocationNotFound.

@@ -31,7 +31,8 @@ func (q *Queue) endTurn() { <-q.turn }
 // Drop closes an open order without carrying it out: the certificate stays valid. The live registration that had
 // the certificate gets it back, beside a newer one if there is one. Errors: node.ErrRevocationNotFound;
 // ErrRevocationClosed, also if the CRL lists the certificate already; ErrUnavailable if the authority works on a
-// batch for longer than Drop waits, or can't tell whether an earlier try succeeded.
+// batch for longer than Drop waits, or can't tell whether an earlier try succeeded. After store.ErrUnknownOutcome
+// nothing is revoked until the outcome is known: before that, Run would read the order as open.
 func (q *Queue) Drop(ctx context.Context, id, comment string) (node.Revocation, error) {
 	r, err := q.open(ctx, id)
 	if err != nil {
@@ -45,7 +46,12 @@ func (q *Queue) Drop(ctx context.Context, id, comment string) (node.Revocation, 
 			RetryAfter: dropPatience,
 		}
 	}
-	defer q.endTurn()
+	inDoubt := false
+	defer func() {
+		if !inDoubt {
+			q.endTurn()
+		}
+	}()
 	if err := q.unlisted(ctx, r); err != nil {
 		return r, err
 	}
@@ -53,12 +59,44 @@ func (q *Queue) Drop(ctx context.Context, id, comment string) (node.Revocation, 
 		r.Drop = &node.Drop{Comment: comment, DroppedAt: q.now().UTC()}
 		return q.freeCertificate(ctx, c, *r)
 	})
-	if err != nil {
-		return r, err
+	if inDoubt = errors.Is(err, store.ErrUnknownOutcome); inDoubt {
+		go q.finishDrop(context.WithoutCancel(ctx), r, err)
 	}
-	q.log.WithFields(logrus.Fields{"id": r.ID, "certname": r.Certname, "serial": r.Serial, "comment": comment}).Warn("revocation dropped")
+	if err == nil {
+		q.dropped(r)
+	}
+	return r, err
+}
+
+// finishDrop waits until the outcome of a drop is known, and then ends the turn. It gives up when Run has ended, as
+// nothing is carried out then.
+func (q *Queue) finishDrop(ctx context.Context, r node.Revocation, err error) {
+	defer q.endTurn()
+	for errors.Is(err, store.ErrUnknownOutcome) {
+		q.log.WithError(err).WithFields(logrus.Fields{"id": r.ID, "certname": r.Certname, "serial": r.Serial}).
+			Error("the store does not answer while the drop of a revocation is written; espm revokes nothing until it does")
+		if pause(ctx, minBackoff, q.stopped); q.hasStopped() {
+			return
+		}
+		_, err = q.store.Settle(ctx, err)
+	}
+	if err == nil {
+		q.dropped(r)
+	}
+}
+
+func (q *Queue) hasStopped() bool {
+	select {
+	case <-q.stopped:
+		return true
+	default:
+		return false
+	}
+}
+
+func (q *Queue) dropped(r node.Revocation) {
+	q.log.WithFields(logrus.Fields{"id": r.ID, "certname": r.Certname, "serial": r.Serial, "comment": r.Drop.Comment}).Warn("revocation dropped")
 	q.wakeWaiters()
-	return r, nil
 }
 
 // unlisted checks that no earlier try of an order has put its certificate on the CRL.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -14,6 +15,7 @@ import (
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/revoke"
 	"github.com/espm-project/espm/internal/store"
+	"github.com/espm-project/espm/internal/store/enginetest"
 )
 
 // fakeCA is an authority that does what its functions say.
@@ -218,4 +220,84 @@ func TestNothingIsCarriedOutDuringADrop(t *testing.T) {
 		}
 		holds(t, s, rev, isBack)
 	})
+}
+
+// hangingDisk is an engine whose disk can hang: the next commit has an unknown outcome until goOn, and all later
+// commits wait for it.
+type hangingDisk struct {
+	store.Engine
+	hang chan struct{} // capacity 1
+	goOn chan struct{}
+	turn sync.Mutex
+}
+
+func (d *hangingDisk) Commit(ctx context.Context, b store.Batch) (int64, error) {
+	d.turn.Lock()
+	select {
+	case <-d.hang:
+	default:
+		defer d.turn.Unlock()
+		return d.Engine.Commit(ctx, b)
+	}
+	var revision int64
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer d.turn.Unlock()
+		defer close(done)
+		<-d.goOn
+		revision, err = d.Engine.Commit(context.Background(), b)
+	}()
+	doubt := &store.DoubtError{Cause: errors.New("the disk hangs")}
+	doubt.Settle = func(ctx context.Context) (int64, error) {
+		select {
+		case <-done:
+			return revision, err
+		case <-ctx.Done():
+			return 0, doubt
+		}
+	}
+	return 0, doubt
+}
+
+// While the outcome of a drop is unknown, the order reads as open. It is not carried out: the drop may hold.
+func TestDropInDoubt(t *testing.T) {
+	disk := &hangingDisk{Engine: enginetest.Open(t, nil), hang: make(chan struct{}, 1), goOn: make(chan struct{})}
+	s, err := store.New(t.Context(), disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tried := make(chan node.Serial, 10)
+	q := newQueue(s, authority(func(targets []ca.Target) error {
+		for _, target := range targets {
+			tried <- target.Serial
+		}
+		return nil
+	}))
+	dropped, other := ordered(t, s, q), order(t, s, q, "web2.test")
+	s.Bound = 200 * time.Millisecond
+	disk.hang <- struct{}{}
+	if _, err := q.Drop(node.AsSelf(t.Context()), dropped.ID, "it was found again"); !errors.Is(err, store.ErrUnknownOutcome) {
+		t.Fatalf("got %v, want an unknown outcome", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		q.Run(ctx)
+	}()
+	select {
+	case serial := <-tried:
+		t.Errorf("%s is revoked while the drop of %s is in doubt", serial, dropped.Serial)
+	case <-time.After(300 * time.Millisecond):
+	}
+	close(disk.goOn)
+	got, err := q.Wait(ctx, []node.Revocation{dropped, other})
+	cancel()
+	<-ended
+	if err != nil || got[1].Receipt == nil {
+		t.Errorf("the other order: %+v, %v", got[1], err)
+	}
+	holds(t, s, dropped, isBack)
 }

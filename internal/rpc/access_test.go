@@ -106,7 +106,7 @@ func TestEveryMethodWithEveryCaller(t *testing.T) {
 			if wasDenied(err) || err != nil && codeOf(err) != codes.Unavailable && auth.ActionOf(method) != node.ActionRead {
 				refused++
 			}
-			allowed := c.role != "" && auth.Permits(method, c.role)
+			allowed := c.role != "" && auth.Permits(method, node.Caller{Role: c.role, Local: name == "local"})
 			switch got := codeOf(err); {
 			case allowed && (got == codes.Unauthenticated || got == codes.PermissionDenied || got == codes.Unavailable || got == codes.Unimplemented):
 				t.Errorf("%s: %s: %v, want it let in", name, method, err)

@@ -82,6 +82,12 @@ func parseSerial(s string) (node.Serial, error) {
 	return node.SerialOf(n), nil
 }
 
+// certificateFilter is the filter of a ListCertificatesRequest.
+type certificateFilter struct {
+	certname        node.Certname
+	impossibleDates bool
+}
+
 func (s *certificates) ListCertificates(ctx context.Context, req *espmv1.ListCertificatesRequest) (*espmv1.ListCertificatesResponse, error) {
 	of := node.Certname(req.GetCertname())
 	if of != "" {
@@ -89,11 +95,15 @@ func (s *certificates) ListCertificates(ctx context.Context, req *espmv1.ListCer
 			return nil, err
 		}
 	}
-	name, limit, after, err := paging(of, req.GetPageSize(), req.GetPageToken())
+	filter := certificateFilter{of, req.GetImpossibleDates()}
+	name, limit, after, err := paging(filter, req.GetPageSize(), req.GetPageToken())
 	if err != nil {
 		return nil, err
 	}
 	page, place, err := s.registry.Certificates(ctx, of, after, limit)
+	if err == nil && filter.impossibleDates {
+		page.Items, err = s.registry.WithImpossibleDates(ctx, page.Items)
+	}
 	if err != nil {
 		return nil, err
 	}

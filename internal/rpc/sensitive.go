@@ -2,28 +2,19 @@ package rpc
 
 import (
 	"context"
-	"fmt"
 	"strings"
 
 	"github.com/espm-project/espm/internal/node"
+	"github.com/espm-project/espm/internal/registry"
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
-
-// mayReveal tells whether the caller may see sensitive values: nil, or an
-// error that wraps node.ErrNotPermitted.
-func mayReveal(ctx context.Context) error {
-	if node.CallerOf(ctx).Role == node.Admin {
-		return nil
-	}
-	return fmt.Errorf("%w: sensitive values are for admins", node.ErrNotPermitted)
-}
 
 // revealing checks a request that may ask for sensitive values.
 func revealing(ctx context.Context, req interface{ GetRevealSensitive() bool }) error {
 	if !req.GetRevealSensitive() {
 		return nil
 	}
-	return mayReveal(ctx)
+	return registry.MayReveal(ctx)
 }
 
 // showNode is toNode for one who may have asked for sensitive values, which was checked.

@@ -32,6 +32,7 @@ type Options struct {
 	Tokens   *auth.Tokens
 	Audit    *audit.Log
 	Backups  Snapshots
+	Clock    Clock
 	Limits   Limits
 	Now      func() time.Time
 	Log      logrus.FieldLogger
@@ -73,6 +74,7 @@ func NewServer(ctx context.Context, o Options) *Server {
 	espmv1.RegisterTokenServiceServer(s, &tokens{tokens: o.Tokens, registry: r})
 	espmv1.RegisterAuditServiceServer(s, &auditLog{log: o.Audit})
 	espmv1.RegisterBackupServiceServer(s, &backups{snapshots: o.Backups, audit: o.Audit, now: o.Now})
+	espmv1.RegisterClockServiceServer(s, &clocks{clock: o.Clock})
 	hs := health.NewServer()
 	for name := range s.GetServiceInfo() {
 		hs.SetServingStatus(name, healthv1.HealthCheckResponse_SERVING)

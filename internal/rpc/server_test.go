@@ -34,6 +34,7 @@ import (
 	"github.com/espm-project/espm/internal/bootstrap"
 	"github.com/espm-project/espm/internal/ca"
 	"github.com/espm-project/espm/internal/ca/directory"
+	"github.com/espm-project/espm/internal/clock"
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/registry"
 	"github.com/espm-project/espm/internal/revoke"
@@ -67,6 +68,8 @@ type rig struct {
 	classifier  espmv1.ClassifierServiceClient
 	auditing    espmv1.AuditServiceClient
 	closeStore  func() error
+	clock       *clock.Guard
+	hostAhead   *atomic.Int64 // how far the clock of the guard is ahead, in nanoseconds
 	ahead       *atomic.Int64 // how far the clock that tokens live by is ahead, in nanoseconds
 }
 
@@ -147,7 +150,7 @@ func newRigWith(t *testing.T, o bolt.Options) *rig {
 func prepareRig(t *testing.T, o bolt.Options) *rig {
 	t.Helper()
 	dir := testbed.Dir(t)
-	r := &rig{dir: dir, log: &bytes.Buffer{}, ahead: new(atomic.Int64), working: new(sync.WaitGroup), reads: new(atomic.Int64)}
+	r := &rig{dir: dir, log: &bytes.Buffer{}, ahead: new(atomic.Int64), hostAhead: new(atomic.Int64), working: new(sync.WaitGroup), reads: new(atomic.Int64)}
 	engine, err := bolt.Open(filepath.Join(dir, "espm.db"), o)
 	if err != nil {
 		t.Fatal(err)
@@ -195,9 +198,13 @@ func (r *rig) serve(t *testing.T, limits Limits, network func(*auth.GateOptions)
 		go access.Trust.Run(ctx)
 	}
 	r.gate = auth.NewGate(access)
+	var err error
+	if r.clock, err = clock.New(ctx, r.store, func() time.Time { return time.Now().Add(time.Duration(r.hostAhead.Load())) }, silent); err != nil {
+		t.Fatal(err)
+	}
 	r.grpc = NewServer(ctx, Options{
 		Registry: reg, Gate: r.gate, Tokens: access.Tokens,
-		Audit: r.audit, Backups: empty{}, Limits: limits, Now: time.Now, Log: log,
+		Audit: r.audit, Backups: empty{}, Clock: r.clock, Limits: limits, Now: time.Now, Log: log,
 	})
 	l, err := net.Listen("unix", filepath.Join(r.dir, "s"))
 	if err != nil {

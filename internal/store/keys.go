@@ -19,6 +19,7 @@ import (
 //	request/PRINCIPAL ID           node.Request; without PRINCIPAL where it was made before they had one
 //	revocation/ID                  node.Revocation
 //	enc                            ENCSettings
+//	clock                          Clock
 //	token/NAME                     node.Token, revoked ones too
 //	token-use/NAME                 tokenUse; no watch tells of it
 //	seen/CERTNAME                  Seen, of the live registration; no watch tells of it
@@ -54,6 +55,7 @@ import (
 const (
 	schemaKey     = "schema"
 	encKey        = "enc"
+	clockKey      = "clock"
 	nodePrefix    = "node/"
 	groupPrefix   = "group/"
 	certPrefix    = "cert/"

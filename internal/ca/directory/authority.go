@@ -43,7 +43,7 @@ func (a *Authority) NewSerial() node.Serial {
 // espm can't read, the error is node.ErrForeignCertificate.
 func (a *Authority) Check(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
 	now := a.opts.Now()
-	if err := errors.Join(ctx.Err(), ca.CheckRequest(r)); err != nil {
+	if err := errors.Join(ctx.Err(), ca.CheckRequest(r), a.opts.Clock.Check()); err != nil {
 		return nil, fmt.Errorf("check %s: %w", r.Certname, err)
 	}
 	if _, _, err := ca.Validity(a.ttl(r.TTL, now), now, a.issuer); err != nil {
@@ -82,7 +82,7 @@ func (a *Authority) Sign(ctx context.Context, r ca.Request) (*x509.Certificate, 
 	if (r.Key == nil) == (r.CSR == nil) {
 		return nil, fmt.Errorf("sign %s: want a key or a CSR, one of them", r.Certname)
 	}
-	if err := errors.Join(ctx.Err(), ca.CheckRequest(r)); err != nil {
+	if err := errors.Join(ctx.Err(), ca.CheckRequest(r), a.opts.Clock.Check()); err != nil {
 		return nil, fmt.Errorf("sign %s: %w", r.Certname, err)
 	}
 	cert, err := a.issue(r)

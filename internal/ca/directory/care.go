@@ -117,7 +117,7 @@ func (a *caretaker) renew(current *crlChain, now time.Time) error {
 	// An entry stays until one CRL that was issued after the certificate's end has had it (RFC 5280
 	// section 3.3), for those who verify old signatures.
 	ended = slices.DeleteFunc(ended, func(key serialKey) bool { return !a.listed.end(key).before(current.thisUpdate) })
-	next, err := a.signer.next(following(current.number), current.without(ended), current.foreign, now, a.opts.CRLValidity)
+	next, err := a.nextCRL(following(current.number), current.without(ended), current.foreign, now)
 	if err != nil {
 		return err
 	}

@@ -114,9 +114,14 @@ func (a *crlKeeper) writeOwn(next *crlChain, d delta) error {
 // publish writes every copy that is not current. It writes the others even if one
 // fails. The error names those that failed.
 func (a *crlKeeper) publish(c *crlChain) error {
+	ended := a.checkEnd(c)
 	var errs []error
 	for _, f := range a.copies {
 		if f.current {
+			continue
+		}
+		if ended != nil {
+			errs = append(errs, fmt.Errorf("publish CRL: %s: %w", f.path, ended))
 			continue
 		}
 		if err := a.write(f, c.pem); err != nil {
@@ -128,15 +133,16 @@ func (a *crlKeeper) publish(c *crlChain) error {
 
 // loadCRL reads ca_crl.pem and its copies at the start. It refuses a CRL that is older
 // than a published copy or than the last noted number: with it, revoked
-// certificates would be valid again.
-func (a *crlKeeper) loadCRL() error {
+// certificates would be valid again. It puts off the merge and the publication of the files while the clock is not
+// believed: Care does both.
+func (a *crlKeeper) loadCRL() (putOff bool, err error) {
 	data, err := a.own.differs(nil, true)
 	if err != nil {
-		return fmt.Errorf("read CRL: %w", err)
+		return false, fmt.Errorf("read CRL: %w", err)
 	}
 	own, err := parseCRLs(data, a.chain)
 	if err != nil {
-		return fmt.Errorf("CRL %s: %w", a.own.path, err)
+		return false, fmt.Errorf("CRL %s: %w", a.own.path, err)
 	}
 	c := own.crlChain
 	if a.own.current = len(own.more) == 0; !a.own.current {
@@ -157,16 +163,23 @@ func (a *crlKeeper) loadCRL() error {
 			continue
 		}
 		if copies[i] = copied; copied.number.Cmp(c.number) > 0 {
-			return fmt.Errorf("the CRL published at %s has number %d, later than %d of %s: %s Copy the later one over the other",
+			return false, fmt.Errorf("the CRL published at %s has number %d, later than %d of %s: %s Copy the later one over the other",
 				f.path, copied.number, c.number, a.own.path, advice)
 		}
 	}
 	if noted := a.notedNumber(); noted.Cmp(c.number) > 0 {
-		return fmt.Errorf("the CRL %s has number %d, but there was one with number %d before (see %s): %s"+
+		return false, fmt.Errorf("the CRL %s has number %d, but there was one with number %d before (see %s): %s"+
 			" Restore the later one; where it is lost, what it revoked must be revoked again, and removing %s lets espm start",
 			a.own.path, c.number, noted, a.file(numberFile), advice, a.file(numberFile))
 	}
-	return a.mergeFound(own, copies)
+	a.opts.Clock.Learn(time.Time{}, c.thisUpdate)
+	if a.opts.Clock.Check() == nil {
+		return false, a.mergeFound(own, copies)
+	}
+	for _, f := range append([]*crlFile{a.own}, a.copies...) {
+		f.stamp = pemfile.Stamp{} // Care reads the file again
+	}
+	return true, nil
 }
 
 // numberFile has the number of a recent CRL: Care writes it once a minute.

@@ -137,7 +137,7 @@ func (a *crlKeeper) mergeEntries(f *crlFile, theirs []*crlChain) error {
 	if len(added) == 0 && number == current.number {
 		return nil
 	}
-	next, err := a.signer.next(following(number), list, current.foreign, a.opts.Now(), a.opts.CRLValidity)
+	next, err := a.nextCRL(following(number), list, current.foreign, a.opts.Now())
 	if err != nil {
 		return err
 	}

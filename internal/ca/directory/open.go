@@ -41,6 +41,8 @@ type Options struct {
 	KeepExpired time.Duration
 	Disk        durable.Disk
 	Now         func() time.Time
+	// Clock says whether Now can be believed; nil: it can.
+	Clock Clock
 	// Uptime is the time since some fixed moment, by a monotonic clock.
 	Uptime func() time.Duration
 	Rand   io.Reader // of serial numbers
@@ -67,6 +69,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Clock == nil {
+		o.Clock = anyClock{}
 	}
 	if o.Uptime == nil {
 		began := time.Now()
@@ -170,8 +175,10 @@ func (a *Authority) load() error {
 		return fmt.Errorf("CA certificate %s: %w", a.file("ca_crt.pem"), err)
 	}
 	a.signer = signer{issuer: a.issuer, key: key}
+	a.opts.Clock.Learn(a.issuer.NotBefore, time.Time{})
 	a.inventory = &inventory{path: a.file("inventory.txt"), disk: a.opts.Disk}
-	if err := a.loadCRL(); err != nil {
+	putOff, err := a.loadCRL()
+	if err != nil {
 		return err
 	}
 	ended, err := a.inventory.endLine()
@@ -180,6 +187,9 @@ func (a *Authority) load() error {
 	}
 	if ended {
 		a.opts.Log.WithField("path", a.inventory.path).Warn("the last line of the inventory had no line end; espm added it")
+	}
+	if putOff {
+		return nil
 	}
 	if err := a.publish(a.crl.Load()); err != nil {
 		a.opts.Log.WithError(err).Warn("not all copies of the CRL could be written; espm retries every minute")

@@ -102,7 +102,7 @@ func (a *crlKeeper) adding(current *crlChain, targets []ca.Target) (*crlChain, [
 	if len(added) == 0 {
 		return current, nil, nil
 	}
-	next, err := a.signer.next(following(current.number), list, current.foreign, now, a.opts.CRLValidity)
+	next, err := a.nextCRL(following(current.number), list, current.foreign, now)
 	return next, added, err
 }
 

@@ -57,7 +57,7 @@ func (a *Authority) existing(ctx context.Context, name node.Certname) (ca.Existi
 		return ca.Existing{}, nil
 	}
 	if cert.X509 == nil {
-		return ca.Existing{Problem: fmt.Errorf("it can't be read: %w", cert.Unreadable)}, nil
+		return ca.Existing{Problem: fmt.Errorf("it can't be read, but revoked by its serial %s: %w", node.SerialOf(cert.SerialNumber), cert.Unreadable)}, nil
 	}
 	h := ca.Existing{Certificate: cert.X509, Problem: ca.CheckExisting(cert.X509, name, a.issuer, a.opts.Now())}
 	if h.Problem == nil && a.revoked(node.SerialOf(h.Certificate.SerialNumber)) {

@@ -89,6 +89,8 @@ type server struct {
 	slots       chan struct{} // has one element for each running call
 
 	running atomic.Pointer[string] // the last known version of the server
+	signs   atomic.Bool            // the last call of certificate_status was allowed
+	pause   pause
 
 	trusting sync.Mutex // locked while a call fetches chain and CRL
 	trust    atomic.Pointer[trust]

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -61,10 +60,27 @@ func (e *statusError) Error() string {
 	return fmt.Sprintf("%s %s: %d %s", e.call.method, e.call.path, e.code, e.message)
 }
 
-// do sends one request, once. Its errors wrap node.ErrUnavailable. Either there is no
-// answer; then a lostError says that the request may have been sent. Or auth.conf
-// forbids the call.
+// do sends one request, once. If Puppet Server or a proxy asks espm to wait, do sends it again after the wait, as far as
+// c.limit and the caller's deadline allow. Its errors wrap node.ErrUnavailable. Either there is no
+// answer; then a lostError says that the request may have been sent. Or Puppet Server did not get the call, or auth.conf
+// forbids it.
 func (a *server) do(ctx context.Context, c call) (answer, error) {
+	if c.limit == 0 {
+		c.limit = a.opts.Timeout
+	}
+	limit := time.Now().Add(c.limit)
+	for {
+		got, err := answer{code: http.StatusServiceUnavailable}, a.pause.err(a.base.Host)
+		if err == nil {
+			got, err = a.send(ctx, c)
+		}
+		if !waitFor(ctx, err, limit) {
+			return got, err
+		}
+	}
+}
+
+func (a *server) send(ctx context.Context, c call) (answer, error) {
 	select {
 	case a.slots <- struct{}{}:
 		defer func() { <-a.slots }()
@@ -74,9 +90,6 @@ func (a *server) do(ctx context.Context, c call) (answer, error) {
 	transport, err := a.credentials.current()
 	if err != nil {
 		return answer{}, err
-	}
-	if c.limit == 0 {
-		c.limit = a.opts.Timeout
 	}
 	limited, cancel := context.WithTimeoutCause(ctx, c.limit, fmt.Errorf("no answer within %v", c.limit))
 	defer cancel()
@@ -103,6 +116,9 @@ func (a *server) do(ctx context.Context, c call) (answer, error) {
 	got := answer{code: resp.StatusCode, body: body}
 	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
 		got.date, got.start = date, date.Add(-time.Since(begin)-time.Second)
+	}
+	if err := a.checkOrigin(c, resp, body); err != nil {
+		return got, err
 	}
 	if got.code == http.StatusForbidden {
 		return got, a.forbidden(c, firstLine(body))
@@ -188,14 +204,4 @@ func encode(v any) []byte {
 		panic(fmt.Sprintf("puppetserver: encoding %T: %v", v, err))
 	}
 	return b
-}
-
-// firstLine shortens an error page for logs and errors.
-func firstLine(body []byte) string {
-	const limit = 500
-	line, _, _ := strings.Cut(strings.TrimSpace(string(body)), "\n")
-	if len(line) > limit {
-		line = line[:limit] + "..."
-	}
-	return strings.ToValidUTF8(line, "?")
 }

@@ -60,7 +60,7 @@ func (a *signer) find(ctx context.Context, q ca.Query) (ca.Found, error) {
 	}
 	sent := a.change(ctx, q.Certname, q.KeyHash, setStatus(q.Certname, "signed", lostTTL))
 	status, refused := errors.AsType[*statusError](sent)
-	refused = refused && status.code == http.StatusConflict
+	refused = refused && status.code == http.StatusConflict || notTaken(sent)
 	if sent != nil && !refused && !errors.Is(sent, errGone) {
 		return ca.Found{}, sent
 	}

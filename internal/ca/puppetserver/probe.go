@@ -77,7 +77,7 @@ func (a *server) version(ctx context.Context) (string, error) {
 		Version string `json:"service_version"`
 	}
 	if err := json.Unmarshal(got.body, &services); err != nil {
-		return "", fmt.Errorf("%w: the program at %s is no Puppet Server: %s: %w", node.ErrUnavailable, a.base.Host, c.path, err)
+		return "", fmt.Errorf("%w: the program at %s is no Puppet Server, as %s answers %q: set authority.puppetserver.url to the CA server", node.ErrUnavailable, a.base.Host, c.path, firstLine(got.body))
 	}
 	service, ok := services["ca"]
 	if !ok {

@@ -101,23 +101,9 @@ func (a *signer) Sign(ctx context.Context, r ca.Request) (*x509.Certificate, err
 }
 
 func (a *signer) sign(ctx context.Context, r ca.Request) (*x509.Certificate, error) {
-	if (r.Key == nil) == (r.CSR == nil) {
-		return nil, errors.New("want a key or a CSR, one of them")
-	}
-	if err := errors.Join(ctx.Err(), ca.CheckRequest(r)); err != nil {
-		return nil, err
-	}
-	wanted, err := r.Wanted()
+	wanted, csr, ttl, err := a.prepare(ctx, r)
 	if err != nil {
-		return nil, err
-	}
-	csr, err := makeCSR(r)
-	if err != nil {
-		return nil, err
-	}
-	ttl, err := a.ttl(ctx, r.TTL)
-	if err != nil {
-		return nil, err
+		return nil, ca.NotIssued(err)
 	}
 	cert, err := a.submit(ctx, wanted, csr)
 	if cert == nil && err == nil {
@@ -133,6 +119,34 @@ func (a *signer) sign(ctx context.Context, r ca.Request) (*x509.Certificate, err
 		return cert, err // another client replaced our CSR: the caller must revoke the certificate
 	}
 	return cert, nil
+}
+
+// prepare does what Sign does before it sends anything that the server stores.
+func (a *signer) prepare(ctx context.Context, r ca.Request) (w ca.Wanted, csr []byte, ttl time.Duration, err error) {
+	if (r.Key == nil) == (r.CSR == nil) {
+		return w, nil, 0, errors.New("want a key or a CSR, one of them")
+	}
+	if err := errors.Join(ctx.Err(), ca.CheckRequest(r)); err != nil {
+		return w, nil, 0, err
+	}
+	if w, err = r.Wanted(); err != nil {
+		return w, nil, 0, err
+	}
+	if csr, err = makeCSR(r); err != nil {
+		return w, nil, 0, err
+	}
+	if ttl, err = a.ttl(ctx, r.TTL); err != nil {
+		return w, nil, 0, err
+	}
+	// A CSR that espm may neither have signed nor delete would stay at the server.
+	if !a.signs.Load() {
+		_, err = a.ask(ctx, call{method: http.MethodGet, path: statusPath(r.Certname)})
+		if _, answered := errors.AsType[*statusError](err); answered || errors.Is(err, errGone) {
+			err = nil
+		}
+		a.signs.Store(err == nil)
+	}
+	return w, csr, ttl, err
 }
 
 // unrevoked returns an error if an existing certificate of our key is revoked.
@@ -238,7 +252,7 @@ func csrKeyHash(pemBytes []byte) (string, error) {
 func (a *signer) submit(ctx context.Context, w ca.Wanted, csr []byte) (*x509.Certificate, error) {
 	state, err := a.stateOf(ctx, w.Certname, w.KeyHash)
 	if err != nil {
-		return nil, err
+		return nil, ca.NotIssued(err)
 	}
 	if state.taken() {
 		return a.resume(ctx, state)
@@ -248,6 +262,9 @@ func (a *signer) submit(ctx context.Context, w ca.Wanted, csr []byte) (*x509.Cer
 	})
 	if sent == nil {
 		return nil, nil
+	}
+	if notTaken(sent) {
+		return nil, ca.NotIssued(sent)
 	}
 	state, err = a.stateOf(ctx, w.Certname, w.KeyHash)
 	if err != nil {
@@ -305,7 +322,11 @@ func (a *signer) approve(ctx context.Context, w ca.Wanted, ttl time.Duration) (*
 		return nil, state.foreign
 	}
 	if status, ok := errors.AsType[*statusError](sent); ok && status.code == http.StatusConflict {
-		return nil, a.refused(ctx, w, state, status)
+		return nil, a.giveUp(ctx, w, state, fmt.Errorf("%w: %s", node.ErrRefused, status.message))
+	}
+	if notTaken(sent) {
+		a.signs.Store(false)
+		return nil, a.giveUp(ctx, w, state, sent)
 	}
 	if errors.Is(sent, errGone) {
 		sent = fmt.Errorf("%w: another client removed the certificate request of %q", node.ErrUnavailable, w.Certname)
@@ -313,17 +334,20 @@ func (a *signer) approve(ctx context.Context, w ca.Wanted, ttl time.Duration) (*
 	return nil, sent
 }
 
-// refused deletes our CSR, so that it does not block the next try, and returns the server's reason.
-func (a *signer) refused(ctx context.Context, w ca.Wanted, state nameState, status *statusError) error {
-	err := fmt.Errorf("%w: %s", node.ErrRefused, status.message)
-	if state.csr {
-		err = errors.Join(err, a.withdraw(ctx, w.Certname, w.KeyHash))
+// giveUp deletes our CSR after a signing that the server refused or did not get, so that the CSR does not block the next
+// try. It returns the reason.
+func (a *signer) giveUp(ctx context.Context, w ca.Wanted, state nameState, why error) error {
+	if !state.csr {
+		return why
 	}
-	return err
+	if err := a.withdraw(ctx, w.Certname, w.KeyHash); err != nil {
+		return errors.Join(why, err)
+	}
+	return ca.NotIssued(why)
 }
 
 // withdraw deletes our own CSR. The call would delete a certificate of the name too. There is none:
-// the caller has checked that, and the server does not sign a CSR that its policy refuses.
+// the caller has checked that, and the server does not sign a CSR that its policy refuses, or that it was not told to sign.
 func (a *signer) withdraw(ctx context.Context, name node.Certname, keyHash string) error {
 	err := a.change(ctx, name, keyHash, call{method: http.MethodDelete, path: statusPath(name)})
 	if err != nil && !errors.Is(err, errGone) {

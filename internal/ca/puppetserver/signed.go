@@ -42,7 +42,7 @@ func (a *listing) signedNames(ctx context.Context) ([]string, error) {
 		State string `json:"state"`
 	}
 	if err := json.Unmarshal(body, &statuses); err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", node.ErrUnavailable, statusesPath, err)
+		return nil, fmt.Errorf("%w: %s answers %q, which is no list of certificates: set authority.puppetserver.url to the CA server", node.ErrUnavailable, statusesPath, firstLine(body))
 	}
 	var names []string
 	for _, s := range statuses {

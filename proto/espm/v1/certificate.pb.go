@@ -850,9 +850,14 @@ type ListCertificatesRequest struct {
 	// The next_page_token of the page before. The other fields must be the same as for that page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Only those of this certname, of all its registrations.
-	Certname      string `protobuf:"bytes,3,opt,name=certname,proto3" json:"certname,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Certname string `protobuf:"bytes,3,opt,name=certname,proto3" json:"certname,omitempty"`
+	// Only those with dates that a wrong clock left. They begin in the future, begin more than a day
+	// before the CA's certificate, or end after it. A day is what CAs of Puppet subtract. There is no
+	// index for it: a page checks page_size certificates. So pages may be short or empty although
+	// more follow. UNAVAILABLE: the CA's certificate can't be had now.
+	ImpossibleDates bool `protobuf:"varint,4,opt,name=impossible_dates,json=impossibleDates,proto3" json:"impossible_dates,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ListCertificatesRequest) Reset() {
@@ -904,6 +909,13 @@ func (x *ListCertificatesRequest) GetCertname() string {
 		return x.Certname
 	}
 	return ""
+}
+
+func (x *ListCertificatesRequest) GetImpossibleDates() bool {
+	if x != nil {
+		return x.ImpossibleDates
+	}
+	return false
 }
 
 // ListCertificatesResponse is the response of ListCertificates.
@@ -1430,12 +1442,13 @@ const file_espm_v1_certificate_proto_rawDesc = "" +
 	"\x15GetCertificateRequest\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\"P\n" +
 	"\x16GetCertificateResponse\x126\n" +
-	"\vcertificate\x18\x01 \x01(\v2\x14.espm.v1.CertificateR\vcertificate\"q\n" +
+	"\vcertificate\x18\x01 \x01(\v2\x14.espm.v1.CertificateR\vcertificate\"\x9c\x01\n" +
 	"\x17ListCertificatesRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
 	"page_token\x18\x02 \x01(\tR\tpageToken\x12\x1a\n" +
-	"\bcertname\x18\x03 \x01(\tR\bcertname\"|\n" +
+	"\bcertname\x18\x03 \x01(\tR\bcertname\x12)\n" +
+	"\x10impossible_dates\x18\x04 \x01(\bR\x0fimpossibleDates\"|\n" +
 	"\x18ListCertificatesResponse\x128\n" +
 	"\fcertificates\x18\x01 \x03(\v2\x14.espm.v1.CertificateR\fcertificates\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xaa\x02\n" +
