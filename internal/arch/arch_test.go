@@ -72,7 +72,7 @@ var plan = map[string]rule{
 		why: "a handler speaks to the use cases: it never sees an engine, an authority or the daemon",
 	},
 	"internal/site":     {may: []string{"internal/config", "internal/ca/pkcs11", "internal/ca/puppetserver", "internal/store"}, why: "it knows the host for the daemon and for the work without it, and opens no store"},
-	"internal/setup":    {may: []string{"internal/node", "internal/ca", "internal/ca/directory", "internal/ca/pkcs11", "internal/ca/puppetserver", "internal/clock", "internal/config", "internal/doctor", "internal/durable", "internal/enc", "internal/serverfile", "internal/site", "internal/store", "internal/store/bolt", "proto/espm/v1"}, why: "it makes and examines what the daemon runs on, and does not link the daemon"},
+	"internal/setup":    {may: []string{"internal/node", "internal/ca", "internal/ca/directory", "internal/ca/pkcs11", "internal/ca/puppetserver", "internal/clock", "internal/config", "internal/doctor", "internal/durable", "internal/enc", "internal/pemfile", "internal/serverfile", "internal/site", "internal/store", "internal/store/bolt", "proto/espm/v1"}, why: "it makes and examines what the daemon runs on, and does not link the daemon"},
 	"internal/snapshot": {may: []string{"internal/node", "internal/audit", "internal/backup", "internal/ca/directory", "internal/config", "internal/durable", "internal/site", "internal/store", "internal/store/bolt", "internal/version"}, why: "a backup is proven and put back without the daemon"},
 	"internal/daemon":   {anything: true, why: "it alone puts espm together"},
 	"internal/cli": {

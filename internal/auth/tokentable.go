@@ -135,3 +135,24 @@ func (t *tokenTable) forget(name string, doubt version) {
 		delete(t.current, name)
 	}
 }
+
+// endedFor is how long Credentials has a token that has expired.
+const endedFor = 7 * 24 * time.Hour
+
+// Credentials are the tokens that expire and are not revoked. One that expired over a week ago is not missed any more.
+func (t *Tokens) Credentials() []node.Credential {
+	t.table.mu.RLock()
+	defer t.table.mu.RUnlock()
+	var all []node.Credential
+	for _, one := range t.table.byHash {
+		if one.ExpiresAt.IsZero() || t.now().Sub(one.ExpiresAt) > endedFor {
+			continue
+		}
+		begin := one.CreatedAt
+		if one.RotatedAt.After(begin) {
+			begin = one.RotatedAt
+		}
+		all = append(all, node.Credential{Kind: node.BearerToken, Name: one.Name, NotBefore: begin, NotAfter: one.ExpiresAt})
+	}
+	return all
+}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/pemfile"
 	"github.com/espm-project/espm/internal/secretfile"
 )
@@ -160,4 +161,10 @@ func (t *Trust) Names() []string {
 		names = append(names, strings.ToLower(name))
 	}
 	return names
+}
+
+// Credential is the server's certificate.
+func (t *Trust) Credential() node.Credential {
+	leaf := t.pair.Load().Leaf
+	return node.Credential{Kind: node.ServerCertificate, Name: t.files.Certificate, NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter}
 }

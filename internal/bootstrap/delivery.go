@@ -59,7 +59,7 @@ func (d Delivery) Tar() ([]byte, error) {
 func (d Delivery) archive() ([]byte, error) {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
-	now := time.Now()
+	now := time.Now().Truncate(time.Second) // tar rounds up, and warns when it unpacks what is of the future
 	for _, dir := range dirs {
 		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir.path + "/", Mode: int64(dir.mode), ModTime: now}); err != nil {
 			return nil, err

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"filippo.io/age"
 	"go.yaml.in/yaml/v3"
@@ -78,6 +79,23 @@ func TestTar(t *testing.T) {
 	archive, err := delivery().Tar()
 	check(t, err)
 	expectContents(t, untar(t, archive))
+}
+
+// tar warns of an entry of the future. Times are rounded to seconds, so the second half of a second is the test.
+func TestTarIsNotOfTheFuture(t *testing.T) {
+	time.Sleep(time.Until(time.Now().Truncate(time.Second).Add(600 * time.Millisecond)))
+	archive, err := delivery().Tar()
+	check(t, err)
+	for r := tar.NewReader(bytes.NewReader(archive)); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		check(t, err)
+		if h.ModTime.After(time.Now()) {
+			t.Errorf("%s is of %v", h.Name, h.ModTime)
+		}
+	}
 }
 
 // Every recipient can open it, and nobody else.

@@ -53,6 +53,7 @@ func (d *daemon) authority(ctx context.Context) (authority, error) {
 		return nil, err
 	}
 	d.closers = append(d.closers, authority.Close)
+	d.client = authority.Credential
 	d.wg.Go(func() { d.checkServer(ctx, authority, set.URL) })
 	return authority, nil
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/espm-project/espm/internal/enc"
 	"github.com/espm-project/espm/internal/enc/encsock"
 	"github.com/espm-project/espm/internal/metrics"
+	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/registry"
 	"github.com/espm-project/espm/internal/revoke"
 	"github.com/espm-project/espm/internal/rpc"
@@ -103,9 +104,11 @@ type daemon struct {
 	registry   *registry.Registry
 	metrics    *metrics.Metrics
 	sources    metrics.Sources
-	trust      atomic.Pointer[auth.Trust] // nil: no network listener, or not yet
-	access     *auth.Gate                 // nil until serveAPI
-	kept       func() *auth.KeptCRL       // the CRL of espm's own CA; nil: it has none
+	trust      atomic.Pointer[auth.Trust]  // nil: no network listener, or not yet
+	access     *auth.Gate                  // nil until serveAPI
+	tokens     atomic.Pointer[auth.Tokens] // nil: not read yet
+	client     func() node.Credential      // the certificate that espm shows to Puppet Server; nil: espm is the CA
+	kept       func() *auth.KeptCRL        // the CRL of espm's own CA; nil: it has none
 	enc        *encsock.Server
 	reloads    <-chan os.Signal
 	backups    *snapshot.Maker
@@ -171,7 +174,7 @@ func (d *daemon) openStore(ctx context.Context) error {
 		return fmt.Errorf("store %s: %w", path, err)
 	}
 	d.backups = snapshot.NewMaker(d.config, engine)
-	d.sources = metrics.Sources{Store: d.store, StoreBytes: engine.Size, Now: time.Now, Clock: d.clock.Check, Synchronized: clock.Synchronized}
+	d.sources = metrics.Sources{Store: d.store, StoreBytes: engine.Size, Now: time.Now, Clock: d.clock.Check, Synchronized: clock.Synchronized, Credentials: d.credentials}
 	return d.storeENC(ctx, d.config)
 }
 
@@ -284,6 +287,7 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 	d.accepting = accepting{d.clock, queue.Kick}
 	d.wg.Go(func() { d.clock.Run(ctx) })
 	d.wg.Go(func() { queue.Run(ctx) })
+	d.wg.Go(func() { logEnding(ctx, d.credentials, time.Now, logEndingAgain, d.log) })
 	d.wg.Go(func() { logNotInForce(ctx, d.sources.Brief, time.Now, logAgain, d.log) })
 	d.wg.Go(func() { d.registry.Run(ctx) })
 	return nil

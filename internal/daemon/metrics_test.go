@@ -89,7 +89,7 @@ func life(t *testing.T, c config.Config, conn *grpc.ClientConn) {
 func TestMetricsOfFreshDaemon(t *testing.T) {
 	_, c := trial(t)
 	*c.Issue.KeyPool = 1
-	_, url := measured(t, &c)
+	conn, url := measured(t, &c)
 	doc, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
@@ -102,6 +102,11 @@ func TestMetricsOfFreshDaemon(t *testing.T) {
 	defer cancel()
 	_, text := fetch(t, url+"/metrics")
 	first := text
+	token := &espmv1.CreateTokenRequest{Name: "ci", Role: espmv1.Role_ROLE_READER} // without a credential there is no end of one
+	if _, err := espmv1.NewTokenServiceClient(conn).CreateToken(t.Context(), token); err != nil {
+		t.Fatal(err)
+	}
+	_, text = fetch(t, url+"/metrics")
 	for !strings.Contains(text, "\nespm_authority_up 1\n") && ctx.Err() == nil { // the authority is checked after the start
 		_, text = fetch(t, url+"/metrics")
 	}

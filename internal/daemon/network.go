@@ -48,6 +48,7 @@ func (d *daemon) gate(ctx context.Context) (*auth.Gate, *auth.Tokens, error) {
 	if o.Tokens, err = auth.NewTokens(ctx, d.store, d.store, time.Now, d.log); err != nil {
 		return nil, nil, err
 	}
+	d.tokens.Store(o.Tokens)
 	d.wg.Go(func() { o.Tokens.Run(ctx) })
 	d.access = auth.NewGate(o)
 	return d.access, o.Tokens, d.reviewGrants(ctx, d.config)

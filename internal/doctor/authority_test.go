@@ -70,6 +70,7 @@ func TestNothingThere(t *testing.T) {
 		Puppet: func(context.Context, ...string) (map[string]string, error) { return nil, errors.New("no puppet") },
 		CA:     func(context.Context) (CA, error) { return CA{}, errors.New("no CA") },
 
+		Certificates: func(context.Context) ([]node.Credential, error) { return nil, errors.New("no certificate") },
 		Synchronized: func() (bool, error) { return false, errors.New("no kernel") },
 	})
 	said := map[string]bool{}

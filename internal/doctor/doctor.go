@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/espm-project/espm/internal/config"
+	"github.com/espm-project/espm/internal/node"
 )
 
 // Severity is how bad a finding is. The worst one is also the exit code of `espm doctor`.
@@ -59,7 +60,10 @@ type Host struct {
 	Clock func(ctx context.Context) (Clock, error)
 	// Synchronized says whether a time service keeps the kernel's clock right.
 	Synchronized func() (bool, error)
-	Now          func() time.Time
+	// Certificates returns those that espm itself shows. Tokens asks the daemon for the tokens that expire; it is called
+	// only if the daemon answers on a local socket.
+	Certificates, Tokens func(ctx context.Context) ([]node.Credential, error)
+	Now                  func() time.Time
 
 	settings  map[string]string // of Puppet; nil if unknown
 	puppetErr error             // why settings is nil
@@ -106,6 +110,7 @@ var checks = []check{
 	{"daemon", checkDaemon},
 	{"clock", checkClock},
 	{"revocations", checkRevocations},
+	{"credentials", checkCredentials},
 	{"enc socket", checkENCSocket},
 	{"group", checkGroup},
 	{"puppet.conf", checkPuppetConf},

@@ -46,6 +46,7 @@ func TestHealth(t *testing.T) {
 		live, ready bool
 		authority   string
 		age         float64
+		credentials []node.Credential
 	}{
 		"all well":          {status: good, live: true, ready: true, authority: "ok"},
 		"one pending":       {status: good, store: fakeStore{oldest: &node.Revocation{CreatedAt: now.Add(-time.Minute)}}, live: true, ready: true, authority: "ok", age: 60},
@@ -55,11 +56,14 @@ func TestHealth(t *testing.T) {
 		"clock is wrong":    {status: good, clock: errors.New("years ahead"), live: true, authority: "ok"},
 		"CA ended":          {status: ended, live: true, authority: "the CA's certificate ended at 2026-01-02T03:04:04Z"},
 		"CA not begun":      {status: early, live: true, authority: "the CA's certificate is not valid before 2026-01-02T03:04:06Z: is the clock right?"},
+		"certificate ended": {status: good, live: true, authority: "ok", credentials: []node.Credential{{Kind: node.ServerCertificate, NotAfter: now}}},
+		"token ended":       {status: good, live: true, ready: true, authority: "ok", credentials: []node.Credential{{Kind: node.BearerToken, NotAfter: now}}},
 		"CRL ran out":       {status: ranOut, live: true, authority: "the CA's CRL ran out 2026-01-02T03:04:04Z"},
 	} {
 		w := &watch{failed: errNotChecked, Sources: Sources{
 			Store: &c.store, Down: func() *node.Failure { return c.down }, Now: func() time.Time { return now }, Clock: func() error { return c.clock },
-			Brief: func(context.Context) (ca.Status, error) { return c.status, c.failed },
+			Credentials: func() []node.Credential { return c.credentials },
+			Brief:       func(context.Context) (ca.Status, error) { return c.status, c.failed },
 		}}
 		if h := w.health(t.Context()); h.Ready || h.Authority != "not asked yet" && h.Authority != "" {
 			t.Errorf("%s: before the first check: %+v", what, h)

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/espm-project/espm/internal/node"
 )
 
 // Health is the answer of /healthz and /readyz.
@@ -20,6 +22,8 @@ type Health struct {
 	Store     string `json:"store"`     // "ok", or the store's error
 	Authority string `json:"authority"` // "ok", or why the authority can't sign and revoke
 	Clock     string `json:"clock"`     // "ok", or why nothing is signed with this clock
+
+	Certificates string `json:"certificates"` // of espm itself: "ok", or which has ended
 
 	PendingRevocations   int     `json:"pending_revocations"`
 	OldestPendingSeconds float64 `json:"oldest_pending_seconds"`
@@ -34,7 +38,7 @@ var errNotChecked = errors.New("not asked yet")
 const probeLimit = 2 * time.Second
 
 func (w *watch) health(ctx context.Context) Health {
-	h := Health{Store: ok, Authority: ok, Clock: ok}
+	h := Health{Store: ok, Authority: ok, Certificates: ok, Clock: ok}
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
 	_, err := w.Store.Revision(ctx)
@@ -61,8 +65,13 @@ func (w *watch) health(ctx context.Context) Health {
 		h.Authority = fmt.Sprintf("the CA's CRL ran out %s", w.status.CRL.NextUpdate.UTC().Format(time.RFC3339))
 	}
 	h.PendingRevocations, h.OldestPendingSeconds = w.pending, w.age().Seconds()
+	for _, c := range w.Credentials() {
+		if c.Kind != node.BearerToken && c.Ended(w.Now()) {
+			h.Certificates = c.Trouble(w.Now())
+		}
+	}
 	h.Live = h.Store == ok
-	h.Ready = h.Live && h.Authority == ok && h.Clock == ok
+	h.Ready = h.Live && h.Authority == ok && h.Certificates == ok && h.Clock == ok
 	return h
 }
 

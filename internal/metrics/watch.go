@@ -30,6 +30,8 @@ type Sources struct {
 	Clock      func() error // why the clock is not believed; nil: it is
 	// Synchronized says whether a time service keeps the kernel's clock right.
 	Synchronized func() (bool, error)
+	// Credentials are those of espm and its callers that have an end.
+	Credentials func() []node.Credential
 }
 
 // checkInterval is the time between two checks of the authority and the queue. A scrape or a probe checks
@@ -105,6 +107,8 @@ var (
 	crlBytes   = desc("espm_crl_bytes", "All CRLs in PEM: what each agent downloads once a day.")
 	crlEnd     = desc("espm_crl_next_update_timestamp_seconds", "When a CRL expires, by issuer: the CA's own and those of the CAs above it.", "issuer")
 	crlFile    = desc("espm_crl_file_ok", "1: the file has the current CRL; 0: it can't be written.", "path")
+	credEnd    = desc("espm_credential_not_after_timestamp_seconds", "End of the credential of a kind that ends first: the network listener's certificate, the client certificate for Puppet Server, or a token.", "kind")
+	credEnding = desc("espm_credential_ending", "1: a credential of this kind ends within 30 days, or in the last fifth of a shorter life, or has ended; 0: none does.", "kind")
 	keysReady  = desc("espm_key_pool_ready", "Keys in stock.", "algorithm")
 	keysRoom   = desc("espm_key_pool_capacity", "The most keys that the pool holds; EC keys need no pool.", "algorithm")
 	keysUsed   = desc("espm_keys_taken_total", "Keys that callers got.", "algorithm")
@@ -119,7 +123,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 func (w *watch) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		storeBytes, pending, unrevoked, oldestAge, revokerUp, believed, kept, authority, caEnd, crlNumber, crlEntries, crlBytes, crlEnd, crlFile,
-		keysReady, keysRoom, keysUsed, keysWaited,
+		credEnd, credEnding, keysReady, keysRoom, keysUsed, keysWaited,
 	} {
 		ch <- d
 	}
@@ -145,6 +149,7 @@ func (w *watch) Collect(ch chan<- prometheus.Metric) {
 		count(keysUsed, s.Used, string(alg))
 		count(keysWaited, s.Waited, string(alg))
 	}
+	w.collectCredentials(gauge)
 	gauge(revokerUp, truth(w.Down() == nil))
 	gauge(believed, truth(w.Clock() == nil))
 	if synchronized, err := w.Synchronized(); err == nil {
@@ -160,6 +165,24 @@ func (w *watch) Collect(ch chan<- prometheus.Metric) {
 	}
 	if w.status.Subject != "" {
 		w.collectCA(gauge)
+	}
+}
+
+// collectCredentials has no series for a kind that espm has none of, other than that none ends.
+func (w *watch) collectCredentials(gauge func(d *prometheus.Desc, v float64, labels ...string)) {
+	first := map[string]time.Time{}
+	ending := map[string]bool{}
+	for _, c := range w.Credentials() {
+		if end, ok := first[c.Kind]; !ok || c.NotAfter.Before(end) {
+			first[c.Kind] = c.NotAfter
+		}
+		ending[c.Kind] = ending[c.Kind] || c.Ending(w.Now())
+	}
+	for _, kind := range node.CredentialKinds {
+		gauge(credEnding, truth(ending[kind]), kind)
+		if end, ok := first[kind]; ok {
+			gauge(credEnd, float64(end.Unix()), kind)
+		}
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/espm-project/espm/internal/clock"
 	"github.com/espm-project/espm/internal/config"
 	"github.com/espm-project/espm/internal/doctor"
+	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/site"
 )
 
@@ -38,6 +39,8 @@ func Examine(ctx context.Context, file string) []doctor.Finding {
 	}
 	h.Token = func() error { return examineToken(c.Authority.Directory) }
 	h.Unrevoked = func(ctx context.Context) ([]doctor.Unrevoked, error) { return unrevoked(ctx, c.Listen) }
+	h.Certificates = func(ctx context.Context) ([]node.Credential, error) { return certificates(ctx, c) }
+	h.Tokens = func(ctx context.Context) ([]node.Credential, error) { return expiring(ctx, c.Listen) }
 	h.Clock, h.Synchronized = func(ctx context.Context) (doctor.Clock, error) { return askClock(ctx, c.Listen) }, clock.Synchronized
 	ok := doctor.Finding{Check: "configuration", Severity: doctor.OK, What: c.File}
 	return append([]doctor.Finding{ok}, doctor.Examine(ctx, h)...)

@@ -111,6 +111,12 @@ func (c *credentials) certificate() *x509.Certificate {
 	return c.leaf
 }
 
+// Credential is the client certificate.
+func (a *Authority) Credential() node.Credential {
+	leaf := a.credentials.certificate()
+	return node.Credential{Kind: node.ClientCertificate, Name: a.opts.Certificate, NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter}
+}
+
 // name returns the certname in the client certificate.
 func (c *credentials) name() string { return c.certificate().Subject.CommonName }
 
