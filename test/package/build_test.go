@@ -127,6 +127,16 @@ func TestUnit(t *testing.T) {
 	if out, err := analyze("security", "--offline=true", "--no-pager", "--threshold=20", unit); err != nil {
 		t.Errorf("its exposure is over 2.0: %v\n%s", err, out)
 	}
+	// The daemon reads whether a time service keeps the clock right, and can't set the clock.
+	out, err := analyze("security", "--offline=true", "--json=short", unit)
+	check(t, err)
+	for _, want := range []string{
+		`{"set":true,"name":"CapabilityBoundingSet=~CAP_SYS_TIME"`, `{"set":true,"name":"DeviceAllow="`, `{"set":false,"name":"ProtectClock="`, "(e.g. adjtimex is allowed)",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("systemd-analyze does not say %s:\n%s", want, out)
+		}
+	}
 	root := t.TempDir() // systemd-analyze wants what the unit names to be there
 	deb := first(t).deb
 	if out, err := run(t, exec.CommandContext(t.Context(), "dpkg-deb", "--extract", deb, root)); err != nil {
