@@ -34,6 +34,9 @@ func (a *listing) SignedNames(ctx context.Context) ([]string, error) {
 
 func (a *listing) signedNames(ctx context.Context) ([]string, error) {
 	body, err := a.ask(ctx, call{method: http.MethodGet, path: statusesPath, limit: listLimit})
+	if status, ok := errors.AsType[*statusError](err); ok && status.code == http.StatusInternalServerError {
+		return nil, fmt.Errorf("%w (one file in its signed/ that is no certificate is enough for that: the server's log names it. Move it away, or name the certnames to import)", err)
+	}
 	if err != nil {
 		return nil, err
 	}

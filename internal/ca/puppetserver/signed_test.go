@@ -122,6 +122,10 @@ func TestHeldTellsWhatIsWrong(t *testing.T) {
 	if existing, err := a.Existing(t.Context(), []node.Certname{"good.test", "odd.test"}); !errors.Is(err, node.ErrUnavailable) {
 		t.Errorf("got %v, %v", existing, err)
 	}
+	l.set(func() { l.strange[statusesPath] = http.StatusInternalServerError })
+	if _, err := a.SignedNames(t.Context()); !errors.Is(err, node.ErrUnavailable) || !strings.Contains(err.Error(), "name the certnames to import") {
+		t.Errorf("got %v", err)
+	}
 	l.set(func() { l.strange[statusesPath] = http.StatusForbidden })
 	forbidden := (*ForbiddenError)(nil)
 	if _, err := a.SignedNames(t.Context()); !errors.As(err, &forbidden) || !strings.Contains(forbidden.Rule, "certificate_status") {
