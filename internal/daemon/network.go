@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/rpc"
 	"github.com/espm-project/espm/internal/site"
+	"github.com/espm-project/espm/internal/store"
 )
 
 // defaultAdmins is the group whose members are admins if the configuration names none.
@@ -42,7 +44,10 @@ func (d *daemon) gate(ctx context.Context) (*auth.Gate, *auth.Tokens, error) {
 			return nil, nil, fmt.Errorf("network: %w", err)
 		}
 		d.trust.Store(trust)
-		o.Trust, o.Refused = trust, trust.Refused
+		if err := d.store.Ordered.Read(ctx, d.store.View); err != nil {
+			return nil, nil, fmt.Errorf("read the orders to revoke: %w", err)
+		}
+		o.Trust, o.Refused = trust, refused(d.store.Ordered, trust)
 		d.wg.Go(func() { trust.Run(ctx) })
 	}
 	if o.Tokens, err = auth.NewTokens(ctx, d.store, d.store, time.Now, d.log); err != nil {
@@ -60,6 +65,17 @@ func (d *daemon) served() []string {
 		return trust.Names()
 	}
 	return nil
+}
+
+// refused refuses the serials of ordered revocations, and those that a CRL lists. The serial of an order is of the CA
+// that espm revokes at, which signs no CA: the certificates of CAs have serials of their own.
+func refused(ordered *store.Ordered, trust *auth.Trust) func(cert, issuer *x509.Certificate) error {
+	return func(cert, issuer *x509.Certificate) error {
+		if !cert.IsCA && ordered.Has(node.SerialOf(cert.SerialNumber)) {
+			return errors.New("its revocation is ordered")
+		}
+		return trust.Refused(cert, issuer)
+	}
 }
 
 // refusing is an authority that reports revocations to the gate as soon as Revoke returns, before the receipt is stored.

@@ -88,6 +88,7 @@ func TestCheckDNSName(t *testing.T) {
 		{"Puppet", "must be lower case"},
 		{long + "b.c", "at most 253 bytes, is 256"},
 		{"192.0.2.1", "is not a DNS name: its last label is a number"},
+		{"0x7f000001", "is not a DNS name: its last label is a number"},
 	} {
 		expectViolation(t, test.name, CheckDNSName("dns_alt_names[0]", test.name), "dns_alt_names[0]", test.rule)
 	}

@@ -38,11 +38,20 @@ func ParseCertname(s string) (Certname, error) {
 func CheckDNSName(field, s string) error {
 	var c checks
 	c.dnsName(field, s, 253)
-	// Clients read a name that ends in a number as an IPv4 address, which matches no DNS name.
-	if last := s[strings.LastIndexByte(s, '.')+1:]; last != "" && strings.Trim(last, "0123456789") == "" {
+	if IsAddress(s) {
 		c.add(field, "%s: is not a DNS name: its last label is a number", clip(s))
 	}
 	return c.err()
+}
+
+// IsAddress reports whether clients read a name as an IPv4 address, as its last label is a decimal or hexadecimal number:
+// https://url.spec.whatwg.org/#ends-in-a-number-checker
+func IsAddress(name string) bool {
+	last := name[strings.LastIndexByte(name, '.')+1:]
+	if hex, ok := strings.CutPrefix(last, "0x"); ok {
+		return strings.Trim(hex, "0123456789abcdef") == ""
+	}
+	return last != "" && strings.Trim(last, "0123456789") == ""
 }
 
 // CheckGroupName checks the name of a group.

@@ -58,6 +58,8 @@ func (cs *certnames) offLimits(name node.Certname) string {
 		return "espm is reached by that name"
 	case name == "puppet":
 		return "agents look for their server under that name"
+	case node.IsAddress(string(name)):
+		return "clients read it as an IP address, as its last label is a number"
 	}
 	return ""
 }

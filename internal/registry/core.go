@@ -41,6 +41,16 @@ func (k core) line(ctx context.Context, action node.Action, n node.Node) node.Au
 	return audit.OfNode(ctx, k.now(), action, n)
 }
 
+// naming returns the audit line of an act that gives a name to a registration or a certificate. It says where an admin
+// overrides a rule of names that holds for all others.
+func (k core) naming(ctx context.Context, action node.Action, n node.Node) node.AuditLine {
+	line := k.line(ctx, action, n)
+	if node.IsAddress(string(n.Certname)) {
+		line.Comment = "by an admin although clients read the certname as an IP address"
+	}
+	return line
+}
+
 func newUID() node.UID { return node.UID(uuid.Must(uuid.NewV7()).String()) }
 
 // newNode returns a new registration, owned by the caller.

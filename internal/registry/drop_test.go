@@ -176,3 +176,19 @@ func TestDropOfWhatIsListed(t *testing.T) {
 		t.Errorf("got %+v, %v", now, err)
 	}
 }
+
+// Nobody keeps alive the certificate of its own certname.
+func TestNobodyDropsItsOwnRevocation(t *testing.T) {
+	f := newFixture(t)
+	f.provision(t, "boss.test", "")
+	revs, err := f.Revoke(admin(t), registry.RevokeRequest{Certname: "boss.test"}, 0, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	boss := node.WithCaller(t.Context(), node.Caller{Name: "certname:boss.test", Role: node.Admin})
+	_, err = f.DropRevocation(boss, revs[0].ID, "I stay")
+	wantRefused(t, "its own", err, "id")
+	if _, err := f.DropRevocation(admin(t), revs[0].ID, "wrong node"); err != nil {
+		t.Error(err)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,6 +14,25 @@ import (
 	"github.com/espm-project/espm/internal/registry"
 	"github.com/espm-project/espm/internal/store"
 )
+
+// An admin may override the rule, and the audit line says so.
+func TestAddressAsACertname(t *testing.T) {
+	f := newFixture(t)
+	if _, err := f.Provision(admin(t), node.Node{Certname: "10.0.0.7"}, registry.Spec{}, "", false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Register(admin(t), node.Node{Certname: "10.0.0.8"}, "", false); err != nil {
+		t.Fatal(err)
+	}
+	f.provision(t, "web1.test", "")
+	said := map[node.Certname]bool{}
+	for _, l := range f.lines(t) {
+		said[l.Certname] = said[l.Certname] || strings.Contains(l.Comment, "IP address")
+	}
+	if !said["10.0.0.7"] || !said["10.0.0.8"] || said["web1.test"] {
+		t.Errorf("got %v", said)
+	}
+}
 
 // want checks for a refusal of a field; "" for none.
 func wantRefused(t *testing.T, what string, err error, field string) {
@@ -52,6 +72,11 @@ func TestGrantOfNames(t *testing.T) {
 		{"puppet.test", nil, nil, "certname"},
 		{"boss.test", nil, nil, "certname"},
 		{"puppet", nil, []string{"**"}, "certname"},
+		{"127.0.0.2", nil, nil, "certname"},
+		{"127.0.0.2", nil, []string{"**"}, "certname"},
+		{"2130706433", nil, nil, "certname"},
+		{"web.0x1f", nil, nil, "certname"},
+		{"web.x1", nil, nil, ""},
 		{"web1.ci.test", []string{"web1.ci.test", "www.ci.test"}, ci, ""},
 		{"web1.ci.test", []string{"www.test"}, ci, "dns_alt_names"},
 		{"web1.ci.test", []string{"db1.ci.test"}, ci, "dns_alt_names"},

@@ -138,7 +138,7 @@ func (i *issuance) beginAgain(ctx context.Context, old node.Node, isNew bool) er
 		return err
 	}
 	c := store.NewChange()
-	line := i.line(ctx, node.ActionBegin, n)
+	line := i.naming(ctx, node.ActionBegin, n)
 	line.Serial, line.RequestID = i.intent.Serial, node.RequestIDOf(i.intent.RequestID)
 	c.Audit(line)
 	if i.request != nil && isNew {

@@ -60,7 +60,7 @@ func (r *registrations) addNode(ctx context.Context, n *node.Node, request *node
 		return err
 	}
 	c := store.NewChange()
-	line := r.line(ctx, node.ActionRegister, *n)
+	line := r.naming(ctx, node.ActionRegister, *n)
 	if request != nil {
 		n.Requests = []string{request.Key()}
 		line.RequestID = request.ID

@@ -126,6 +126,13 @@ func (r *revoker) DropRevocation(ctx context.Context, id, comment string) (node.
 	if err := checkComment(comment); err != nil {
 		return node.Revocation{}, err
 	}
+	rev, err := r.store.Revocation(ctx, id)
+	if err != nil {
+		return rev, err
+	}
+	if node.CallerOf(ctx).Name == "certname:"+string(rev.Certname) {
+		return node.Revocation{}, node.NotPermitted("id", "the certificate to revoke is of %q, who calls: another admin has to drop it", rev.Certname)
+	}
 	return r.queue.Drop(ctx, id, comment)
 }
 

@@ -18,6 +18,7 @@ type Change struct {
 	index   map[string]bool // index keys: true is put, false deleted
 	known   []string        // names of sets, of KnownSet
 
+	orders    []node.Revocation
 	lines     []node.AuditLine
 	unaudited bool
 	err       error
@@ -56,7 +57,10 @@ func (s *Store) Commit(ctx context.Context, c *Change) (int64, error) {
 			b.Index.Deletes = append(b.Index.Deletes, k)
 		}
 	}
-	return s.commit(ctx, b)
+	ordered := s.Ordered.begin(c.orders)
+	rev, err := s.commit(ctx, b)
+	ordered(err)
+	return rev, err
 }
 
 func (c *Change) put(key string, value []byte) {
@@ -212,6 +216,7 @@ func (c *Change) SetRevocationOwner(r node.Revocation, owner string) {
 }
 
 func (c *Change) putRevocation(old any, r node.Revocation) {
+	c.orders = append(c.orders, r)
 	c.guard(revocationKey(r.ID), r.Revision)
 	c.put(revocationKey(r.ID), encode(r))
 	c.reindex(old, r)

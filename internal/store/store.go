@@ -27,6 +27,9 @@ type Store struct {
 	View
 	engine Engine
 
+	// Ordered has the orders that were committed since the store was opened, and those that its Read took.
+	Ordered *Ordered
+
 	// Bound is the longest wait for a commit. After it the error wraps node.ErrUnavailable and, unless the commit was
 	// withdrawn, ErrUnknownOutcome. Set it before the first use.
 	Bound time.Duration
@@ -75,7 +78,9 @@ func Open(ctx context.Context, e Engine) (*Store, error) {
 	return s, err
 }
 
-func storeOf(e Engine) *Store { return &Store{View: viewOf(e), engine: e, Bound: DefaultBound} }
+func storeOf(e Engine) *Store {
+	return &Store{View: viewOf(e), engine: e, Ordered: newOrdered(), Bound: DefaultBound}
+}
 
 // Node returns the live registration of a certname; node.ErrNodeNotFound if there is none.
 func (v nodeView) Node(ctx context.Context, name node.Certname) (node.Node, error) {
