@@ -23,7 +23,7 @@ func TestCredentialMetrics(t *testing.T) {
 	w := &watch{failed: errNotChecked, Sources: Sources{
 		Store: &fakeStore{}, Down: func() *node.Failure { return nil }, Now: func() time.Time { return now }, Clock: func() error { return nil },
 		Synchronized: func() (bool, error) { return false, errors.New("unknown") },
-		StoreBytes: func() (int64, error) { return 0, errors.New("unknown") }, Keys: func() map[ca.KeyAlgorithm]ca.PoolStats { return nil },
+		StoreBytes:   func() (int64, error) { return 0, errors.New("unknown") }, Keys: func() map[ca.KeyAlgorithm]ca.PoolStats { return nil },
 		Brief: func(context.Context) (ca.Status, error) { return ca.Status{}, errors.New("down") },
 		Credentials: func() []node.Credential {
 			return []node.Credential{token("late", 9*time.Hour), token("soon", time.Minute),
