@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -34,8 +35,9 @@ type GateOptions struct {
 // translates. The gate works in memory: a peer costs no read of the store or of a file.
 // All methods may be called at once.
 type Gate struct {
-	o         GateOptions
-	strangers *SparingLog
+	o          GateOptions
+	principals atomic.Pointer[Principals] // never nil
+	strangers  *SparingLog
 }
 
 // NewGate returns a gate.
@@ -43,8 +45,14 @@ func NewGate(o GateOptions) *Gate {
 	if o.Refused == nil {
 		o.Refused = func(_, _ *x509.Certificate) error { return errors.New("no list of refused serial numbers is there") }
 	}
-	return &Gate{o: o, strangers: NewSparingLog(o.Log)}
+	g := &Gate{o: o, strangers: NewSparingLog(o.Log)}
+	g.SetPrincipals(o.Principals)
+	return g
 }
+
+// SetPrincipals replaces GateOptions.Principals. It holds for every call that is admitted from then on. The admission
+// of a caller whose role or grant has changed is no longer valid.
+func (g *Gate) SetPrincipals(p Principals) { g.principals.Store(&p) }
 
 // Request is what a transport knows of a call before it reads the call's message.
 type Request struct {
@@ -116,10 +124,18 @@ func (g *Gate) identify(r Request) (*Admission, error) {
 		a.caller.Name, a.caller.Role, a.caller.Grant = t.Principal(), t.Role, t.Grant
 		a.valid = func() error { _, err := g.o.Tokens.Authenticate(text); return err }
 		return a, nil
-	case r.Peer.caller.Name == "":
+	}
+	c := r.Peer.now()
+	if c.Name == "" {
 		return a, errors.New("neither a token nor a certificate with a name was shown")
 	}
-	a.caller = r.Peer.caller
+	a.caller = c
+	a.valid = func() error {
+		if !r.Peer.now().Same(c) {
+			return errPrincipalChanged
+		}
+		return r.Peer.Check()
+	}
 	return a, nil
 }
 

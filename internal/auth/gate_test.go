@@ -189,6 +189,55 @@ func TestAdmissionEnds(t *testing.T) {
 	}
 }
 
+// A change of the principals holds for the next call, and ends what is admitted by the old ones.
+func TestPrincipalsChange(t *testing.T) {
+	r := newGateRig(t)
+	secret := create(t, r.o.Tokens, "ci")
+	peer := r.on(r.client)
+	admit := func() *Admission {
+		t.Helper()
+		a, err := r.Admit(Request{Peer: peer, Method: list})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	before := admit()
+	byToken, err := r.Admit(Request{Peer: peer, Method: list, Authorization: []string{"Bearer " + string(secret.Bytes())}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := func(list ...Principal) {
+		t.Helper()
+		p, err := NewPrincipals(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.SetPrincipals(p)
+	}
+	same := Principal{Certname: "web1.test", Role: node.Provisioner, Grant: node.Grant{OpenProvisions: 1, RequestsPerSecond: 5}}
+	change(same, Principal{Certname: "other.test", Role: node.Admin})
+	if err := errors.Join(before.Valid(), peer.CheckPrincipal()); err != nil {
+		t.Error("a change of another principal: ", err)
+	}
+	narrow := same
+	narrow.Grant.Names = []string{}
+	change(narrow)
+	if err := before.Valid(); !errors.Is(err, node.ErrUnauthenticated) || !errors.Is(peer.CheckPrincipal(), errPrincipalChanged) {
+		t.Errorf("a change of the grant: %v", err)
+	}
+	if after := admit(); after.Valid() != nil || after.Caller().Grant.Names == nil {
+		t.Errorf("the next call: %+v", after.Caller())
+	}
+	change()
+	if _, err := r.Admit(Request{Peer: peer, Method: list}); !errors.Is(err, node.ErrNotPermitted) {
+		t.Errorf("got %v", err)
+	}
+	if err := byToken.Valid(); err != nil {
+		t.Errorf("a token does not go by the principals: %v", err)
+	}
+}
+
 // Nobody who was not told which serial numbers are refused lets a certificate in.
 func TestGateWithoutRefused(t *testing.T) {
 	r := newGateRig(t)

@@ -14,12 +14,33 @@ import (
 
 // Peer is who is at the other end of a connection, as far as the connection itself says.
 type Peer struct {
-	caller node.Caller // without a name where nothing was shown
+	caller node.Caller // as it was when the connection was set up; without a name where nothing was shown
 	proof  *proof      // of a client certificate; nil: none was shown
 }
 
-// Listed tells whether the peer has a role without a token.
+// Listed tells whether the peer had a role without a token when the connection was set up.
 func (p *Peer) Listed() bool { return p.caller.Role != "" }
+
+// now returns the caller that the connection says, by the principals as they are now.
+func (p *Peer) now() node.Caller {
+	if p.proof == nil {
+		return p.caller
+	}
+	c := p.proof.gate.principals.Load().Caller(p.proof.leaf)
+	c.Peer = p.caller.Peer
+	return c
+}
+
+// errPrincipalChanged ends calls and connections of a caller that has another role or grant now.
+var errPrincipalChanged = errors.New("the principals have changed, and give the caller another role or another grant")
+
+// CheckPrincipal tells whether the peer still has the role and the grant that it had when the connection was set up.
+func (p *Peer) CheckPrincipal() error {
+	if !p.now().Same(p.caller) {
+		return errPrincipalChanged
+	}
+	return nil
+}
 
 // ShowsCertificate tells whether Check may change its mind.
 func (p *Peer) ShowsCertificate() bool { return p.proof != nil }
@@ -47,7 +68,7 @@ func (g *Gate) LocalPeer(conn syscall.Conn) (*Peer, error) {
 func (g *Gate) NetworkPeer(address string, shown []*x509.Certificate) *Peer {
 	p := &Peer{}
 	if len(shown) > 0 {
-		p.caller, p.proof = g.o.Principals.Caller(shown[0]), &proof{gate: g, leaf: shown[0]}
+		p.caller, p.proof = g.principals.Load().Caller(shown[0]), &proof{gate: g, leaf: shown[0]}
 	}
 	p.caller.Peer = address
 	return p

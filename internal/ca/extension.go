@@ -25,6 +25,9 @@ var (
 // Neither Puppet nor espm accepts it from a CSR.
 var PPCliAuth = append(slices.Clone(arcAuthorization), 39)
 
+// PPAuthRole is a role by which Puppet's authorization, and espm's principals, know the holder.
+var PPAuthRole = append(slices.Clone(arcAuthorization), 13)
+
 // registered are the short names in arcRegistered: the name at index i has
 // the OID arcRegistered.(i+1).
 var registered = []string{
@@ -40,7 +43,7 @@ var shortNames, oidNames = extensionNames()
 func extensionNames() (map[string]asn1.ObjectIdentifier, map[string]string) {
 	oids := map[string]asn1.ObjectIdentifier{
 		"pp_authorization": append(slices.Clone(arcAuthorization), 1),
-		"pp_auth_role":     append(slices.Clone(arcAuthorization), 13),
+		"pp_auth_role":     PPAuthRole,
 		"pp_cli_auth":      PPCliAuth,
 	}
 	for i, name := range registered {

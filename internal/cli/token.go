@@ -117,6 +117,9 @@ given as '' allows nothing.`,
 				if err != nil {
 					return err
 				}
+				for _, warning := range resp.GetWarnings() {
+					fmt.Fprintf(a.stderr, "espm: warning: token %s: %s\n", resp.GetToken().GetName(), warning)
+				}
 				return a.showSecret(out, &resp.Secret, resp, resp.GetToken())
 			})
 		},
@@ -141,7 +144,7 @@ func (g *grantFlags) register(f *pflag.FlagSet) {
 	f.StringSliceVar(&g.names, "name-pattern", nil, "certnames that the token may register; * stands for any characters but a dot, ** for any")
 	f.StringArrayVar(&g.environments, "environment", nil, "environment that the token's nodes may be in; repeatable; '': a node may name none, and the agent chooses")
 	f.StringSliceVar(&g.groups, "group", nil, "groups that the token's nodes may be in")
-	f.StringSliceVar(&g.extensions, "extension", nil, "certificate extensions that the token may ask for, by short name or OID")
+	f.StringSliceVar(&g.extensions, "extension", nil, "certificate extensions that the token may ask for, by short name or OID, such as pp_role or pp_auth_role=web")
 	durationVar(f, &g.maxTTL, "max-ttl", "longest validity of a certificate, such as 30d")
 	f.Float64Var(&g.requests, "requests-per-second", 0, "requests a second (default: 100)")
 	f.Int32Var(&g.open, "open-provisions", 0, "provisions under way at once (default: 32)")

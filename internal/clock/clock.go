@@ -49,24 +49,21 @@ type Guard struct {
 
 	mu       sync.Mutex
 	evidence store.Clock
-	signed   time.Time // when the CA's CRL was signed, zero: not known or overruled
+	wrote    time.Time // when the CA's CRL was signed, or an earlier version wrote; zero: not known or overruled
 	begins   time.Time // of the CA's certificate, zero: not known
 }
 
-// New returns a Guard with the evidence of a store. A store without any, which an earlier version of espm wrote, has its
-// newest audit line.
+// New returns a Guard with the evidence of a store. A store of an earlier version has none but its newest audit line. That line
+// is no evidence of a clock that is ahead, as nothing may have changed for long.
 func New(ctx context.Context, s Store, now func() time.Time, log logrus.FieldLogger) (*Guard, error) {
 	g := &Guard{store: s, now: now, log: log}
 	evidence, known, err := s.Clock(ctx)
+	g.evidence, g.stored = evidence, evidence.Newest
 	if err == nil && !known {
-		evidence.Newest, err = newestLine(ctx, s)
+		g.wrote, err = newestLine(ctx, s)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("how late it is by the store: %w", err)
-	}
-	g.evidence = evidence
-	if known {
-		g.stored = evidence.Newest
 	}
 	return g, nil
 }
@@ -91,8 +88,8 @@ func (g *Guard) Learn(begins, signed time.Time) {
 	if !begins.IsZero() {
 		g.begins = begins
 	}
-	if signed.After(g.signed) && signed.After(g.evidence.Overruled) {
-		g.signed = signed
+	if signed.After(g.wrote) && signed.After(g.evidence.Overruled) {
+		g.wrote = signed
 	}
 }
 
@@ -135,8 +132,8 @@ func (g *Guard) Latest() time.Time {
 }
 
 func (g *Guard) latest() time.Time {
-	if g.signed.After(g.evidence.Newest) {
-		return g.signed
+	if g.wrote.After(g.evidence.Newest) {
+		return g.wrote
 	}
 	return g.evidence.Newest
 }
@@ -179,7 +176,7 @@ func (g *Guard) Accept(ctx context.Context) error {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.evidence, g.stored, g.signed = next, now, time.Time{}
+	g.evidence, g.stored, g.wrote = next, now, time.Time{}
 	g.log.WithField("now", stamp(now)).WithField("doubt", doubt.Error()).Warn("an admin accepted the clock")
 	return nil
 }

@@ -117,12 +117,14 @@ func (c *Config) Access() (auth.Principals, error) {
 	return auth.NewPrincipals(list)
 }
 
-// PrincipalNames are the certnames of the principals that have one.
-func (c *Config) PrincipalNames() (names []string) {
+// PrincipalNames returns the certnames and the authorization roles by which principals are known.
+func (c *Config) PrincipalNames() (certnames, authRoles []string) {
 	for _, p := range c.Principals {
 		if p.Certname != "" {
-			names = append(names, p.Certname)
+			certnames = append(certnames, p.Certname)
+		} else {
+			authRoles = append(authRoles, p.AuthRole)
 		}
 	}
-	return names
+	return certnames, authRoles
 }

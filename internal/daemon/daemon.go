@@ -82,7 +82,6 @@ func (d *daemon) serve(ctx context.Context, stop context.CancelCauseFunc) error 
 	if err := d.serveMetrics(ctx, stop); err != nil {
 		return err
 	}
-	d.wg.Go(func() { d.reload(ctx) })
 	if err := d.serveAPI(ctx, stop); err != nil {
 		return err
 	}
@@ -107,6 +106,7 @@ type daemon struct {
 	sources    metrics.Sources
 	trust      atomic.Pointer[auth.Trust]  // nil: no network listener, or not yet
 	tokens     atomic.Pointer[auth.Tokens] // nil: not read yet
+	access     *auth.Gate                  // nil until serveAPI
 	client     func() node.Credential      // the certificate that espm shows to Puppet Server; nil: espm is the CA
 	kept       func() *auth.KeptCRL        // the CRL of espm's own CA; nil: it has none
 	enc        *encsock.Server
@@ -268,7 +268,7 @@ func (d *daemon) openAuthority(ctx context.Context) error {
 		Puppet:      server,
 		Algorithm:   alg,
 		Protected:   d.config.Protected,
-		Principals:  d.config.PrincipalNames(),
+		Principals:  principals(d.config),
 		Served:      d.served,
 		TTL:         time.Duration(d.config.Issue.TTL),
 		Now:         time.Now,
@@ -315,6 +315,7 @@ func (d *daemon) serveAPI(ctx context.Context, stop context.CancelCauseFunc) err
 	if err != nil {
 		return err
 	}
+	d.wg.Go(func() { d.reload(ctx) })
 	local, err := listen(strings.TrimPrefix(d.config.Listen, "unix://"), adminGroup(d.config))
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)

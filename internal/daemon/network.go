@@ -50,7 +50,8 @@ func (d *daemon) gate(ctx context.Context) (*auth.Gate, *auth.Tokens, error) {
 	}
 	d.tokens.Store(o.Tokens)
 	d.wg.Go(func() { o.Tokens.Run(ctx) })
-	return auth.NewGate(o), o.Tokens, nil
+	d.access = auth.NewGate(o)
+	return d.access, o.Tokens, d.reviewGrants(ctx, d.config)
 }
 
 // served returns the names of the network listener, which is not known before gate has run.

@@ -57,6 +57,15 @@ var parts = []part{
 		d.registry.SetProtected(c.Protected)
 		return nil
 	}},
+	{[]string{"principals"}, func(ctx context.Context, d *daemon, c config.Config) error {
+		listed, _ := c.Access() // config.Load has checked it
+		d.registry.SetPrincipals(principals(c))
+		d.access.SetPrincipals(listed)
+		if err := d.reviewGrants(ctx, c); err != nil {
+			d.log.WithError(err).Warn("whether a grant gives more than it should is not known")
+		}
+		return nil
+	}},
 	{[]string{"log.level", "log.format"}, func(_ context.Context, d *daemon, c config.Config) error {
 		setLog(d.log, c.Log)
 		return nil
@@ -98,6 +107,6 @@ func (d *daemon) reread(ctx context.Context, running *config.Config) error {
 // log names the others at every reload until espm is restarted.
 func mix(running, fresh config.Config) config.Config {
 	running.ENC.UnknownNodes, running.ENC.Command = fresh.ENC.UnknownNodes, fresh.ENC.Command
-	running.Protected, running.Log = fresh.Protected, fresh.Log
+	running.Protected, running.Principals, running.Log = fresh.Protected, fresh.Principals, fresh.Log
 	return running
 }

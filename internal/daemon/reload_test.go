@@ -134,7 +134,7 @@ func TestReload(t *testing.T) {
 // Each setting that is said to take effect at once does reach what runs.
 func TestPartsAreMixed(t *testing.T) {
 	one := config.Config{}
-	two := config.Config{ENC: config.ENC{UnknownNodes: "x", Command: "x"}, Protected: []string{"x"}, Log: config.Log{Level: "x", Format: "x"}}
+	two := config.Config{ENC: config.ENC{UnknownNodes: "x", Command: "x"}, Protected: []string{"x"}, Principals: []config.Principal{{Certname: "x"}}, Log: config.Log{Level: "x", Format: "x"}}
 	if left := config.Diff(mix(one, two), two); len(left) > 0 {
 		t.Errorf("%q is not taken over", left)
 	}

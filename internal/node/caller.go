@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"reflect"
 	"time"
 )
 
@@ -30,6 +31,11 @@ type Caller struct {
 	Grant  Grant  // limits of a provisioner
 }
 
+// Same reports whether two callers are the same principal with the same role and grant.
+func (c Caller) Same(as Caller) bool {
+	return c.Name == as.Name && c.Role == as.Role && reflect.DeepEqual(c.Grant, as.Grant) // a list without a limit is no empty list
+}
+
 // self is the caller of work that no call asked for, such as a launch deadline.
 var self = Caller{Name: "espm", Role: Admin}
 
@@ -56,7 +62,7 @@ type Grant struct {
 	Names        []string      `json:"names"`        // patterns of certnames; "*" stands for any characters but a dot, "**" for any
 	Environments []string      `json:"environments"` // "" allows a node without an environment, which the agent then chooses
 	Groups       []string      `json:"groups"`
-	Extensions   []string      `json:"extensions"` // by short name or OID
+	Extensions   []string      `json:"extensions"` // by short name or OID; with =VALUE for that value alone
 	MaxTTL       time.Duration `json:"max_ttl,omitempty"`
 	// Limits of one principal. 0: the daemon's default.
 	RequestsPerSecond float64 `json:"requests_per_second,omitempty"`

@@ -99,7 +99,7 @@ func (a access) extended(e ca.Extension) bool {
 	if a.Grant.Extensions == nil {
 		return !e.GrantsAuthorization()
 	}
-	return slices.Contains(a.Grant.Extensions, ca.ExtensionName(e.ID)) || slices.Contains(a.Grant.Extensions, e.ID.String())
+	return slices.ContainsFunc(a.Grant.Extensions, func(entry string) bool { return parseGranted(entry).covers(e) })
 }
 
 // mayJoin checks the groups that a write adds to a node or removes from it. The caller can't remove a group that

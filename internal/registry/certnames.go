@@ -18,9 +18,9 @@ type certnames struct {
 	puppet     string                   // the Puppet Server's own
 	protected  atomic.Pointer[[]string] // Options.Protected, or the names that SetProtected gave
 	traits     func() ca.Traits         // of the authority, which protects names of its own
-	principals []string                 // Options.Principals
-	served     func() []string          // Options.Served
-	ttl        time.Duration            // of a certificate whose request names none
+	principals atomic.Pointer[Principals]
+	served     func() []string // Options.Served
+	ttl        time.Duration   // of a certificate whose request names none
 }
 
 // SetProtected replaces Options.Protected. A call that has begun may still use the old names.
@@ -52,7 +52,7 @@ func (cs *certnames) offLimits(name node.Certname) string {
 	switch {
 	case cs.protection(name) != "":
 		return cs.protection(name)
-	case slices.Contains(cs.principals, string(name)):
+	case slices.Contains(cs.principals.Load().Certnames, string(name)):
 		return "a principal of espm is known by that name"
 	case slices.Contains(cs.served(), string(name)):
 		return "espm is reached by that name"
@@ -93,8 +93,8 @@ func (cs *certnames) mayOrder(ctx context.Context, o *order) error {
 		}
 	}
 	for _, e := range o.request.Extensions {
-		if !a.extended(e) {
-			return node.NotPermitted("extensions["+ca.ExtensionName(e.ID)+"]", "is none of the extensions granted to %s", a.Name)
+		if err := cs.mayExtend(a, e); err != nil {
+			return err
 		}
 	}
 	limit := a.Grant.MaxTTL

@@ -28,7 +28,7 @@ func wantRefused(t *testing.T, what string, err error, field string) {
 
 func TestGrantOfNames(t *testing.T) {
 	f := newFixture(t)
-	f.options.Principals = []string{"boss.test"}
+	f.options.Principals.Certnames = []string{"boss.test"}
 	f.options.Served = func() []string { return []string{"espm.test"} }
 	f.restart()
 	if _, err := f.Register(by(t, "token:b"), node.Node{Certname: "db1.ci.test"}, "", false); err != nil {
@@ -124,6 +124,12 @@ func TestGrantOfExtensions(t *testing.T) {
 		{"1.3.6.1.4.1.34380.1.3.99", nil, true},
 		{"pp_auth_role", []string{"pp_role"}, true},
 		{"pp_auth_role", []string{"pp_auth_role"}, false},
+		{"pp_auth_role", []string{"pp_auth_role=x"}, false},
+		{"1.3.6.1.4.1.34380.1.3.13", []string{"pp_auth_role=x"}, false},
+		{"pp_auth_role", []string{"pp_auth_role=y", "pp_auth_role="}, true},
+		{"pp_role", []string{"pp_role=y"}, true},
+		{"pp_role", []string{"pp_role=y", "1.3.6.1.4.1.34380.1.1.13=x"}, false},
+		{"pp_cli_auth", []string{"pp_cli_auth"}, true},
 	} {
 		ctx := granted(t, "token:a", node.Grant{Extensions: test.granted})
 		spec := registry.Spec{Extensions: map[string]string{test.asked: "x"}}
@@ -138,6 +144,64 @@ func TestGrantOfExtensions(t *testing.T) {
 	csr := newCSRWith(t, "web1.test", map[string]string{"pp_role": "x"})
 	_, err := f.Provision(granted(t, "token:a", node.Grant{Extensions: []string{}}), node.Node{Certname: "web1.test"}, registry.Spec{CSRPEM: csr}, "", true)
 	wantRefused(t, "in the CSR", err, "extensions[pp_role]")
+}
+
+// A value by which a principal is known makes its holder that principal.
+func TestNoGrantMakesAPrincipal(t *testing.T) {
+	f := newFixture(t)
+	f.options.Principals.AuthRoles = []string{"admins"}
+	f.restart()
+	const oid = "1.3.6.1.4.1.34380.1.3.13"
+	ask := func(ctx context.Context, spec registry.Spec) error {
+		_, err := f.Provision(ctx, node.Node{Certname: "web1.test"}, spec, "", true)
+		return err
+	}
+	for _, name := range []string{"pp_auth_role", oid} {
+		spec := registry.Spec{Extensions: map[string]string{name: "admins"}}
+		for _, entry := range []string{"pp_auth_role", "pp_auth_role=admins", oid, oid + "=admins"} {
+			wantRefused(t, entry, ask(granted(t, "token:a", node.Grant{Extensions: []string{entry}}), spec), "extensions[pp_auth_role]")
+		}
+		wantRefused(t, "an admin", ask(admin(t), spec), "")
+	}
+	csr := newCSRWith(t, "web1.test", map[string]string{"pp_auth_role": "admins"})
+	err := ask(granted(t, "token:a", node.Grant{Extensions: []string{"pp_auth_role"}}), registry.Spec{CSRPEM: csr, Extensions: map[string]string{"pp_auth_role": "admins"}})
+	wantRefused(t, "in the CSR", err, "extensions[pp_auth_role]")
+
+	web := registry.Spec{Extensions: map[string]string{"pp_auth_role": "web"}}
+	caller := granted(t, "token:a", node.Grant{Extensions: []string{"pp_auth_role=web"}})
+	wantRefused(t, "a value that is no principal's", ask(caller, web), "")
+	f.SetPrincipals(registry.Principals{AuthRoles: []string{"web"}})
+	wantRefused(t, "after a reload", ask(caller, web), "extensions[pp_auth_role]")
+	wantRefused(t, "after a reload, the old one", ask(granted(t, "token:a", node.Grant{Extensions: []string{"pp_auth_role"}}), registry.Spec{Extensions: map[string]string{"pp_auth_role": "admins"}}), "")
+}
+
+func TestReviewGrant(t *testing.T) {
+	f := newFixture(t)
+	f.SetPrincipals(registry.Principals{AuthRoles: []string{"admins"}})
+	for entry, want := range map[string]string{
+		"pp_role":                         "",
+		"pp_role=admins":                  "",
+		"pp_auth_role=web":                "",
+		"no_such=thing":                   "",
+		"pp_auth_role":                    "warned",
+		"pp_authorization":                "warned",
+		"pp_cli_auth":                     "refused",
+		"pp_cli_auth=true":                "refused",
+		"pp_auth_role=admins":             "refused",
+		"1.3.6.1.4.1.34380.1.3.13=admins": "refused",
+	} {
+		warnings, err := f.ReviewGrant(node.Grant{Extensions: []string{entry}})
+		got := ""
+		switch {
+		case errors.Is(err, node.ErrInvalid):
+			got = "refused"
+		case len(warnings) == 1:
+			got = "warned"
+		}
+		if got != want || err != nil && len(warnings) > 0 {
+			t.Errorf("%s: got %q, %v", entry, warnings, err)
+		}
+	}
 }
 
 func TestGrantOfClassification(t *testing.T) {

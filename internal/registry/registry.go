@@ -80,7 +80,7 @@ type Options struct {
 	Puppet      bootstrap.Server
 	Algorithm   ca.KeyAlgorithm // of a key, if the caller names no algorithm
 	Protected   []string        // certnames that are never terminated, besides Puppet.Name and the authority's own
-	Principals  []string        // certnames by which espm identifies callers: only an admin may get certificates of them
+	Principals  Principals      // only an admin may get certificates that identify one of them
 	Served      func() []string // names in espm's own certificate, reserved like Principals; default none
 	TTL         time.Duration   // of a certificate, if the request names none; default ca.DefaultTTL
 	Now         func() time.Time
@@ -111,7 +111,7 @@ type Registry struct {
 	*terminations  // Terminate
 	*revoker       // Revoke, RetryRevocation, DropRevocation
 	*groups        // CreateGroup, UpdateGroup, DeleteGroup
-	*certnames     // SetProtected
+	*certnames     // SetProtected, SetPrincipals, ReviewGrant
 
 	settlement   *settlement
 	launches     *launches
@@ -126,8 +126,9 @@ func New(o Options) *Registry {
 	ended := make(chan struct{})
 	groups := &groups{core: c}
 	view := &view{core: c, sightings: o.Sightings, down: o.Revocations.Down, authority: o.Authority}
-	names := &certnames{core: c, puppet: o.Puppet.Name, traits: o.Authority.Traits, principals: o.Principals, served: o.Served, ttl: o.TTL}
+	names := &certnames{core: c, puppet: o.Puppet.Name, traits: o.Authority.Traits, served: o.Served, ttl: o.TTL}
 	names.SetProtected(o.Protected)
+	names.SetPrincipals(o.Principals)
 	registrations := &registrations{core: c, view: view, names: names, commit: groups.commitNode}
 	settlement := &settlement{core: c, authority: o.Authority, queue: o.Revocations, locked: map[node.UID]bool{}, logged: map[node.UID]string{}, soon: make(chan struct{}, 1)}
 	fence := &fence{core: c, traits: o.Authority.Traits, queue: o.Revocations, settleSoon: settlement.settleSoon}

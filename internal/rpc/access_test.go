@@ -176,7 +176,7 @@ func TestNothingPassesBesideTheTap(t *testing.T) {
 	}
 }
 
-// A certificate that is revoked cuts the connection that showed it.
+// A certificate that is revoked ends its streams, and cuts the connection that showed it. Which comes first is not fixed.
 func TestRevokedCertificateIsCut(t *testing.T) {
 	n := newNetworkRig(t, DefaultLimits)
 	pair := n.bundle(t, n.provision(t, "reader.test", ""))
@@ -189,7 +189,7 @@ func TestRevokedCertificateIsCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.terminateAndWait(t, "reader.test")
-	if _, err := w.Recv(); codeOf(err) != codes.Unavailable {
+	if _, err := w.Recv(); codeOf(err) != codes.Unauthenticated && codeOf(err) != codes.Unavailable {
 		t.Errorf("the watch: %v", err)
 	}
 	if _, err := nodes.ListNodes(t.Context(), &espmv1.ListNodesRequest{}); codeOf(err) != codes.Unauthenticated && codeOf(err) != codes.Unavailable {

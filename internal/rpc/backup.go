@@ -28,6 +28,9 @@ func (s *backups) CreateBackup(req *espmv1.CreateBackupRequest, stream grpc.Serv
 	ctx := stream.Context()
 	line := audit.Line(ctx, s.now(), node.ActionBackup)
 	if req.GetIncludePrivateKey() {
+		if !node.CallerOf(ctx).Local { // a stolen token or certificate must not become the CA
+			return node.NotPermitted("include_private_key", "a backup with private keys is for callers on the local socket without a token: make it on espm's host")
+		}
 		line.Comment = "with the CA's private key"
 	}
 	line.Object = "backup"

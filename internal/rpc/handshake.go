@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -94,7 +95,8 @@ func (h *handshakes) network(c *conn) (net.Conn, credentials.AuthInfo, error) {
 	return secure, peerInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, c}, nil
 }
 
-// watch cuts connections whose certificate is no longer accepted, until ctx is done.
+// watch cuts connections whose certificate is no longer accepted, or whose principal has changed, until ctx is done.
+// That ends their calls and streams.
 func (h *handshakes) watch(ctx context.Context) {
 	for {
 		select {
@@ -118,7 +120,7 @@ func (h *handshakes) cut() {
 	}
 	h.mu.Unlock()
 	for _, c := range all {
-		if err := c.peer.Check(); err != nil {
+		if err := cmp.Or(c.peer.Check(), c.peer.CheckPrincipal()); err != nil {
 			h.log.Warn("a connection was cut", logrus.Fields{"peer": c.RemoteAddr().String(), "reason": err.Error()})
 			c.Close()
 		}

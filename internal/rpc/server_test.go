@@ -50,6 +50,7 @@ type rig struct {
 	dir       string
 	store     *store.Store
 	authority *faulty
+	registry  *registry.Registry
 	sightings *registry.Sightings
 	audit     *audit.Log // not running: what is refused leaves the store as it was
 	grpc      *Server
@@ -187,6 +188,7 @@ func (r *rig) serve(t *testing.T, limits Limits, network func(*auth.GateOptions)
 		Puppet: bootstrap.Server{Name: "puppet.test", Port: 8140}, Algorithm: ca.ECP256,
 		Protected: []string{"puppet.test"}, Now: time.Now, Log: silent, Sightings: r.sightings,
 	})
+	r.registry = reg
 	ctx, stop := context.WithCancel(context.Background())
 	r.stop = stop
 	r.working.Go(func() { queue.Run(ctx) })

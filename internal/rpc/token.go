@@ -23,13 +23,16 @@ func (s *tokens) CreateToken(ctx context.Context, req *espmv1.CreateTokenRequest
 	if err != nil {
 		return nil, err
 	}
-	t, secret, err := s.tokens.Create(ctx, auth.NewToken{
-		Name: req.GetName(), Role: roleOf(req.GetRole()), Grant: fromGrant(req.GetGrant()), TTL: ttl,
-	})
+	grant := fromGrant(req.GetGrant())
+	warnings, err := s.registry.ReviewGrant(grant)
 	if err != nil {
 		return nil, err
 	}
-	return &espmv1.CreateTokenResponse{Token: toToken(t), Secret: string(secret.Bytes())}, nil
+	t, secret, err := s.tokens.Create(ctx, auth.NewToken{Name: req.GetName(), Role: roleOf(req.GetRole()), Grant: grant, TTL: ttl})
+	if err != nil {
+		return nil, err
+	}
+	return &espmv1.CreateTokenResponse{Token: toToken(t), Secret: string(secret.Bytes()), Warnings: warnings}, nil
 }
 
 // fromTTL tells a life of 0, which is none, from the default.

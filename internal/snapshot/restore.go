@@ -82,11 +82,19 @@ type restore struct {
 }
 
 func newRestore(c config.Config) *restore {
-	t := &restore{config: c, stamp: time.Now().UTC().Format("20060102T150405Z"), store: c.Store.Path, rename: rename}
+	t := &restore{config: c, stamp: time.Now().UTC().Format("20060102T150405Z"), store: realPath(c.Store.Path), rename: rename}
 	if dir := c.Authority.Directory; dir != nil {
-		t.ca = filepath.Clean(dir.Path)
+		t.ca = realPath(dir.Path)
 	}
 	return t
+}
+
+// realPath returns a path without symbolic links, so that a restore replaces what a link names and not the link.
+func realPath(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	return filepath.Clean(path)
 }
 
 // close removes the staged files, and then unlocks. After that, another restore may stage its

@@ -158,20 +158,9 @@ func count(ctx context.Context, v store.View) (revision int64, records map[strin
 var caOrder = []string{"inventory.txt", "espm_crl_number", "ca_crl.pem"}
 
 func addCA(ctx context.Context, out *backup.Writer, dir string, privateKey bool) error {
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case errors.Is(err, fs.ErrNotExist) && path != dir: // revoked or removed meanwhile
+	err := caFiles(ctx, dir, "", func(rel string) error {
+		if slices.Contains(caOrder, rel) {
 			return nil
-		case err != nil:
-			return err
-		case !d.Type().IsRegular() || strings.HasPrefix(d.Name(), ".") || d.Name() == "espm.lock":
-			return nil
-		}
-		rel, err := filepath.Rel(dir, path)
-		if err != nil || slices.Contains(caOrder, rel) {
-			return err
 		}
 		return addCAFile(out, dir, rel, privateKey)
 	})
@@ -181,6 +170,47 @@ func addCA(ctx context.Context, out *backup.Writer, dir string, privateKey bool)
 		}
 	}
 	return err
+}
+
+// caFiles calls visit with the path of each file of a CA folder, below the folder. Old sites have symbolic links: to the
+// folder itself, to single files, and to folders in it such as signed/. Their content belongs to the backup. A link in
+// a linked folder is followed to a file only, so that there is an end.
+func caFiles(ctx context.Context, dir, below string, visit func(rel string) error) error {
+	root, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return err
+	}
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, fs.ErrNotExist) && path != root: // revoked or removed meanwhile
+			return nil
+		case err != nil:
+			return err
+		case strings.HasPrefix(d.Name(), ".") && path != root || d.Name() == "espm.lock":
+			return nil
+		}
+		rel, err := filepath.Rel(root, path)
+		if err != nil {
+			return err
+		}
+		rel = filepath.Join(below, rel)
+		mode := d.Type()
+		if mode&fs.ModeSymlink != 0 {
+			info, err := os.Stat(path)
+			if err != nil { // it leads nowhere
+				return nil
+			}
+			if mode = info.Mode().Type(); mode.IsDir() && below == "" {
+				return caFiles(ctx, path, rel, visit)
+			}
+		}
+		if !mode.IsRegular() {
+			return nil
+		}
+		return visit(rel)
+	})
 }
 
 func addCAFile(out *backup.Writer, dir, rel string, privateKey bool) error {

@@ -118,6 +118,7 @@ type Put struct {
 
 // Event is a change of a key at Revision. Value is the key's value when the
 // event is read; if the key was deleted, Deleted is set and Value is nil.
+// Watches share the value, so nobody may change it.
 // Earlier values may be skipped, the last one never is.
 type Event struct {
 	Key      string

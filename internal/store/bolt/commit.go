@@ -252,7 +252,7 @@ func (e *Engine) commitGroup(group []*request) {
 		refuse(group, err)
 		return
 	}
-	e.wakeWatches()
+	e.wakeFan()
 }
 
 // refuse answers all requests with an error, even those whose guard failed: the guard may have failed by the change

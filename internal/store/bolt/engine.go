@@ -81,6 +81,8 @@ type Engine struct {
 	closing bool
 	changed chan struct{} // closed and replaced whenever the revision has moved
 
+	fan *fan // gives watches their events
+
 	unsettled bool          // only the committer uses it; see settle
 	inDoubt   []*request    // only the committer uses it: the requests of the unsettled transaction
 	committed chan struct{} // closed when the committer has ended
@@ -120,7 +122,9 @@ func Open(path string, opts Options) (*Engine, error) {
 		closed:    make(chan struct{}),
 	}
 	e.wake = sync.NewCond(&e.mu)
+	e.fan = newFan(e)
 	go e.commitLoop()
+	go e.fan.run()
 	return e, nil
 }
 
@@ -134,6 +138,7 @@ func (e *Engine) Close() error {
 		e.mu.Unlock()
 		<-e.committed
 		close(e.closed)
+		<-e.fan.ended
 		if err := e.db.Close(); err != nil {
 			e.closeErr = fmt.Errorf("close store %s: %w", e.path, err)
 		}

@@ -72,7 +72,7 @@ func (e *Engine) settle() error {
 		close(r.settled)
 	}
 	e.inDoubt = nil
-	e.wakeWatches()
+	e.wakeFan()
 	return nil
 }
 

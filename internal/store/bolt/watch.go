@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"iter"
-	"strings"
 
 	bbolt "go.etcd.io/bbolt"
 
@@ -21,7 +20,7 @@ const (
 	maxPageBytes     = 1 << 20
 )
 
-// page is what a watch reads in one transaction.
+// page is what is read in one transaction.
 type page struct {
 	events []store.Event
 	last   int64 // every revision up to here has been read
@@ -29,19 +28,24 @@ type page struct {
 }
 
 // Watch implements store.Engine. It leaves out an event if a later one of the same key follows, so an event always has
-// the value that its revision wrote. No transaction is open while the consumer handles an event.
+// the value that its revision wrote. No transaction is open while the consumer handles an event. All watches of a prefix
+// share the values of events, so a consumer must not change them.
 func (e *Engine) Watch(ctx context.Context, prefix string, after int64) iter.Seq2[store.Event, error] {
 	return func(yield func(store.Event, error) bool) {
+		t, err := e.fan.join(prefix)
+		if err != nil {
+			yield(store.Event{}, fmt.Errorf("watch %q: %w", prefix, err))
+			return
+		}
+		defer e.fan.leave(t)
 		for {
-			// Taken before the read: what is committed after the read closes it.
-			changed := e.revisionChanged()
 			if err := ctx.Err(); err != nil {
 				yield(store.Event{}, err)
 				return
 			}
-			page, err := e.readPage(prefix, after)
+			page, news, err := e.fan.following(t, after)
 			if err != nil {
-				yield(store.Event{}, fmt.Errorf("watch %q: %w", prefix, err))
+				yield(store.Event{}, err)
 				return
 			}
 			for _, event := range page.events {
@@ -58,7 +62,7 @@ func (e *Engine) Watch(ctx context.Context, prefix string, after int64) iter.Seq
 				continue
 			}
 			select {
-			case <-changed:
+			case <-news:
 			case <-ctx.Done():
 			case <-e.closed:
 				yield(store.Event{}, fmt.Errorf("watch %q: %w", prefix, e.errClosed()))
@@ -75,16 +79,16 @@ func (e *Engine) revisionChanged() <-chan struct{} {
 	return e.changed
 }
 
-// wakeWatches wakes every watch to read.
-func (e *Engine) wakeWatches() {
+// wakeFan has the fan read.
+func (e *Engine) wakeFan() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	close(e.changed)
 	e.changed = make(chan struct{})
 }
 
-// readPage reads what follows a revision.
-func (e *Engine) readPage(prefix string, after int64) (page, error) {
+// readPage reads what follows a revision, of the keys that are wanted.
+func (e *Engine) readPage(wanted func(key string) bool, after int64) (page, error) {
 	p := page{last: after}
 	err := e.view(func(tx *bbolt.Tx) error {
 		if err := checkKept(tx, after); err != nil {
@@ -101,7 +105,7 @@ func (e *Engine) readPage(prefix string, after int64) (page, error) {
 			if err != nil {
 				return err
 			}
-			events, err := eventsOf(kv, prefix, revision, entry)
+			events, err := eventsOf(kv, wanted, revision, entry)
 			if err != nil {
 				return err
 			}
@@ -134,14 +138,14 @@ func checkKept(tx *bbolt.Tx, after int64) error {
 }
 
 // eventsOf returns the events of one revision, without changes of keys that a later revision changes again.
-func eventsOf(kv *bbolt.Bucket, prefix string, revision int64, entry []byte) ([]store.Event, error) {
+func eventsOf(kv *bbolt.Bucket, wanted func(key string) bool, revision int64, entry []byte) ([]store.Event, error) {
 	changes, err := parseChanges(revision, entry)
 	if err != nil {
 		return nil, err
 	}
 	var events []store.Event
 	for _, c := range changes {
-		if !strings.HasPrefix(c.key, prefix) {
+		if !wanted(c.key) {
 			continue
 		}
 		stored := kv.Get([]byte(c.key))

@@ -136,8 +136,9 @@ type Grant struct {
 	Environments *StringList `protobuf:"bytes,2,opt,name=environments,proto3" json:"environments,omitempty"`
 	// Groups that nodes may be in.
 	Groups *StringList `protobuf:"bytes,3,opt,name=groups,proto3" json:"groups,omitempty"`
-	// Extensions of certificates, by short name or OID. Those below 1.3.6.1.4.1.34380.1.3 are allowed
-	// only if they are listed.
+	// Extensions of certificates, by short name or OID: "pp_role" for any value, "pp_role=web" for
+	// one. Those below 1.3.6.1.4.1.34380.1.3 are allowed only if they are listed. A value by which the
+	// configuration lists a principal, and pp_cli_auth, are for admins alone.
 	Extensions *StringList `protobuf:"bytes,4,opt,name=extensions,proto3" json:"extensions,omitempty"`
 	// The longest validity of a certificate.
 	MaxTtl *durationpb.Duration `protobuf:"bytes,5,opt,name=max_ttl,json=maxTtl,proto3" json:"max_ttl,omitempty"`
@@ -426,7 +427,9 @@ type CreateTokenResponse struct {
 	// The record.
 	Token *Token `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	// The token's text, which begins with "espm_". It is shown this once. Keep it out of logs.
-	Secret        string `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	Secret string `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	// What is dangerous about the grant, in sentences for the person who makes the token.
+	Warnings      []string `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -473,6 +476,13 @@ func (x *CreateTokenResponse) GetSecret() string {
 		return x.Secret
 	}
 	return ""
+}
+
+func (x *CreateTokenResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
 }
 
 // GetTokenRequest is the request of GetToken.
@@ -915,10 +925,11 @@ const file_espm_v1_token_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\x04role\x18\x02 \x01(\x0e2\r.espm.v1.RoleR\x04role\x12$\n" +
 	"\x05grant\x18\x03 \x01(\v2\x0e.espm.v1.GrantR\x05grant\x12+\n" +
-	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"S\n" +
+	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"o\n" +
 	"\x13CreateTokenResponse\x12$\n" +
 	"\x05token\x18\x01 \x01(\v2\x0e.espm.v1.TokenR\x05token\x12\x16\n" +
-	"\x06secret\x18\x02 \x01(\tR\x06secret\"%\n" +
+	"\x06secret\x18\x02 \x01(\tR\x06secret\x12\x1a\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"%\n" +
 	"\x0fGetTokenRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"8\n" +
 	"\x10GetTokenResponse\x12$\n" +
