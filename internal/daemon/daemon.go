@@ -107,7 +107,6 @@ type daemon struct {
 	trust      atomic.Pointer[auth.Trust]  // nil: no network listener, or not yet
 	access     *auth.Gate                  // nil until serveAPI
 	tokens     atomic.Pointer[auth.Tokens] // nil: not read yet
-	access     *auth.Gate                  // nil until serveAPI
 	client     func() node.Credential      // the certificate that espm shows to Puppet Server; nil: espm is the CA
 	kept       func() *auth.KeptCRL        // the CRL of espm's own CA; nil: it has none
 	enc        *encsock.Server
