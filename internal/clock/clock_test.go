@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -268,12 +269,12 @@ func TestAcceptBeforeTheCA(t *testing.T) {
 func TestAlarm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, hook := logtest.NewNullLogger()
-		var ahead time.Duration
-		g, err := clock.New(t.Context(), fakeStore{}, func() time.Time { return time.Now().Add(ahead) }, log)
+		var ahead atomic.Int64 // nanoseconds
+		g, err := clock.New(t.Context(), fakeStore{}, func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }, log)
 		if err != nil || g.Check() != nil {
 			t.Fatal(err, g.Check())
 		}
-		ahead = 6 * year
+		ahead.Store(int64(6 * year))
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan struct{})
 		go func() { g.Run(ctx); close(ended) }()
@@ -289,7 +290,7 @@ func TestAlarm(t *testing.T) {
 		if n := count(logrus.ErrorLevel); n != 3 {
 			t.Errorf("%d alarms in two hours, want 3", n)
 		}
-		ahead = 0
+		ahead.Store(0)
 		time.Sleep(2 * time.Hour)
 		if n := count(logrus.ErrorLevel); n != 3 || count(logrus.InfoLevel) != 1 {
 			t.Errorf("%d alarms and %d all-clears, want 3 and 1", n, count(logrus.InfoLevel))
