@@ -99,7 +99,7 @@ func checkFree(path, kind string) error {
 	_, err := os.Lstat(path)
 	switch {
 	case err == nil:
-		return fmt.Errorf("%s stands already: remove it or choose another %s", path, kind)
+		return fmt.Errorf("%s exists already: remove it or choose another %s", path, kind)
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	default:

@@ -224,13 +224,13 @@ func initTable(out io.Writer, made setup.Initialized) {
 	for _, s := range made.Steps {
 		what := "made"
 		if s.Stood {
-			what = "stands already, kept"
+			what = "exists already, kept"
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\n", s.What, s.Path, what)
 	}
 	w.Flush()
 	if slices.ContainsFunc(made.Steps, func(s setup.Step) bool { return s.Stood }) {
-		fmt.Fprintln(out, "\nOptions for what stands already had no effect.")
+		fmt.Fprintln(out, "\nOptions for what exists already had no effect.")
 	}
 }
 
