@@ -25,7 +25,7 @@ type Bundle struct {
 	MasterURL      string // of the Puppet Server, https://HOST:PORT
 }
 
-// file is a file of a bundle. Its path is relative to the agent's --confdir.
+// file is a file of a bundle. The path of a file is relative to the agent's --confdir.
 type file struct {
 	path string
 	data []byte

@@ -112,9 +112,9 @@ func compress(data []byte) ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// JSON returns one object whose values are all strings. It has the parts of the bundle or, with
-// Recipients, the encrypted archive in base64. It also has the fields by which a caller identifies the
-// node.
+// JSON returns one object whose values are all strings. The object has the parts of the bundle or, with
+// Recipients, the encrypted archive in base64. The object also has the fields by which a caller identifies
+// the node.
 func (d Delivery) JSON() ([]byte, error) {
 	doc := map[string]string{
 		"certname": string(d.Certname), "uid": d.UID, "serial": d.Serial, "request_id": d.RequestID, "master_url": d.Bundle.MasterURL,

@@ -28,8 +28,8 @@ var DefaultTemplate string
 
 const maxTemplate = 64 << 10
 
-// CheckTemplate checks the template of a puppet.conf. The template must be UTF-8 of at most 64 KiB. It
-// must set certname with the placeholder, as the agent has a certificate only for that name.
+// CheckTemplate checks the template of a puppet.conf. The template must be UTF-8 of at most 64 KiB. The
+// template must set certname with the placeholder, as the agent has a certificate only for that name.
 func CheckTemplate(text string) error {
 	switch {
 	case len(text) > maxTemplate:

@@ -64,8 +64,7 @@ func (d Delivery) firstBoot() []byte {
 	return b.Bytes()
 }
 
-// packed reports whether to compress a file. These files are large, and most clouds limit user data to 16
-// KiB.
+// packed reports whether to compress a file: most clouds limit user data to 16 KiB.
 func packed(f file) bool { return f.path == scriptName || f.path == crlPath }
 
 type cloudConfig struct {

@@ -58,8 +58,9 @@ func (a *app) dial(ctx context.Context) (*grpc.ClientConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The dialer tries all addresses of a name. gRPC would report only the error of the last one, such as
-	// ::1 of localhost. That would hide that the daemon refused the certificate at another address.
+	// The dialer tries all addresses of a name. With its own resolver, gRPC reports only the error of the
+	// last address, such as ::1 of localhost. The error of another address, such as a refused certificate,
+	// would be lost.
 	return grpc.NewClient("passthrough:///"+a.address, append(options, grpc.WithTransportCredentials(patient{credentials.NewTLS(config)}))...)
 }
 

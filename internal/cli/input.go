@@ -16,7 +16,7 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// input reads files. It reads standard input, "-", at most once.
+// input reads files. input reads standard input, "-", at most once.
 type input struct{ taken bool }
 
 func (in *input) read(path string) ([]byte, error) {

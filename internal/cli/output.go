@@ -23,7 +23,8 @@ import (
 // outputs are the values of --output.
 var outputs = []string{"table", "wide", "name", "json", "yaml"}
 
-// textOnly are the commands whose output has only one form, with the reason. They refuse --output.
+// textOnly are the commands whose output has only one form, with the reason. Each of these commands
+// refuses --output.
 var textOnly = map[string]string{
 	"espm serve":          "it logs until it is stopped",
 	"espm init":           "it is a guide for the person who sets espm up",
@@ -31,7 +32,8 @@ var textOnly = map[string]string{
 	"espm backup restore": "it is a report for the person at the console",
 }
 
-// nameless are the commands whose answer is no record. They refuse -o name before they call the daemon.
+// nameless are the commands whose answer is no record. Each of these commands refuses -o name before it
+// calls the daemon.
 var nameless = []string{"espm audit verify", "espm ca status", "espm ca trust", "espm clock accept", "espm clock show", "espm doctor", "espm version"}
 
 // checkOutput refuses a value of --output that the command does not support.

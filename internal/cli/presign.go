@@ -57,8 +57,8 @@ Without --csr, espm makes the private key and returns it once. With --csr, espm 
 	return c
 }
 
-// presign requests a certificate, with the method for a CSR if the request has one. It returns the node and
-// the bundle.
+// presign requests a certificate, with the method for a CSR if the request has one. presign returns the
+// node and the bundle.
 func presign(ctx context.Context, conn *grpc.ClientConn, req *espmv1.PresignCertificateRequest) (*espmv1.ProvisionNodeResponse, error) {
 	client := espmv1.NewCertificateServiceClient(conn)
 	var answer interface{ GetBundle() *espmv1.Bundle }

@@ -114,8 +114,8 @@ func parseGroup(data []byte) (*espmv1.Group, error) {
 	})
 }
 
-// parseRecord parses the known fields of a record. It ignores unknown fields: they are output-only, or
-// belong to the response around the record.
+// parseRecord parses the known fields of a record. parseRecord ignores unknown fields: they are
+// output-only, or belong to the response around the record.
 func parseRecord(data []byte, noun string, m proto.Message, known map[string]func(*yaml.Node) error) error {
 	top, err := document(data)
 	if err != nil {

@@ -106,8 +106,8 @@ func notRevoked(revs []*espmv1.Revocation, wait node.Duration) error {
 	return nil
 }
 
-// neverRevoked returns why an order ended without a receipt. It returns nil for a pending or published
-// revocation.
+// neverRevoked returns why an order ended without a receipt. neverRevoked returns nil for a pending or
+// published revocation.
 func neverRevoked(r *espmv1.Revocation) error {
 	why := ""
 	switch r.GetState() {

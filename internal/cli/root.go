@@ -31,7 +31,7 @@ type app struct {
 	stderr  io.Writer
 }
 
-// Main runs a command line. It returns the exit code for the kind of the error.
+// Main runs a command line. Main returns the exit code for the kind of the error.
 func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	a := &app{stdout: stdout, stderr: stderr}
 	root := a.root()
@@ -104,7 +104,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or a field that breaks a rule, 3 not
 		a.tls.register(f)
 	}
 	root.AddCommand(asking...)
-	// These commands call no daemon. They have no --address and no --cert, which would have no effect.
+	// These commands have no --address and no --cert: they call no daemon.
 	root.AddCommand(a.initCmd(), a.serveCmd(), a.doctorCmd(), a.versionCmd())
 	return root
 }

@@ -38,7 +38,7 @@ type Store interface {
 	Commit(ctx context.Context, c *store.Change) (int64, error)
 }
 
-// Guard compares the clock with the evidence. Its methods may be called concurrently.
+// Guard compares the clock with the evidence. All methods may be called concurrently.
 type Guard struct {
 	store Store
 	now   func() time.Time
@@ -201,8 +201,8 @@ func (g *Guard) accepted(now time.Time) (store.Clock, error) {
 	return next, doubt
 }
 
-// Run stores the evidence every hour, and logs an alarm while the clock is not trusted. It ends with ctx.
-// Call it once.
+// Run stores the evidence every hour, and logs an alarm while the clock is not trusted. Run ends with ctx.
+// Run must be called only once.
 func (g *Guard) Run(ctx context.Context) {
 	tick := time.NewTicker(checkEvery)
 	defer tick.Stop()

@@ -16,9 +16,9 @@ import (
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
-// RevocationList is a CRL (RFC 5280 section 5). It stays DER, so an entry needs no memory beyond its
-// bytes. Unlike package x509, it supports version 1, negative serials and any signature algorithm, as
-// Puppet Server and OpenSSL do.
+// RevocationList is a CRL (RFC 5280 section 5). The list stays DER, so an entry needs no memory beyond its
+// bytes. Unlike package x509, RevocationList supports version 1, negative serials and any signature
+// algorithm, as Puppet Server and OpenSSL do.
 type RevocationList struct {
 	Raw        []byte
 	RawIssuer  []byte    // the name, in DER
@@ -44,7 +44,7 @@ var (
 	oidAuthorityKeyID = asn1.ObjectIdentifier{2, 5, 29, 35}
 )
 
-// ParseCRL parses one block of a CRL file. It checks neither the signature (CheckSignatureFrom) nor
+// ParseCRL parses one block of a CRL file. ParseCRL checks neither the signature (CheckSignatureFrom) nor
 // whether the CRL is complete (CheckWhole).
 func ParseCRL(block *pem.Block) (*RevocationList, error) {
 	if block.Type != CRL {
@@ -217,7 +217,7 @@ type Entry struct {
 	when cryptobyte.String
 }
 
-// All yields the entries in order. It stops at a malformed entry, which a parsed list does not have.
+// All yields the entries in order. All stops at a malformed entry, which a parsed list does not have.
 func (e Entries) All() iter.Seq[Entry] {
 	return func(yield func(Entry) bool) {
 		for rest := cryptobyte.String(e); !rest.Empty(); {
@@ -229,7 +229,7 @@ func (e Entries) All() iter.Seq[Entry] {
 	}
 }
 
-// Count returns the number of entries. It parses all of them.
+// Count returns the number of entries. Count parses all of them.
 func (e Entries) Count() int {
 	n := 0
 	for range e.All() {

@@ -65,7 +65,7 @@ func encodedLen(kind string, der int) int {
 	return len("-----BEGIN -----\n-----END -----\n") + 2*len(kind) + base64.StdEncoding.EncodedLen(der) + lines
 }
 
-// Blocks yields the PEM blocks in data, in order. It skips text around them.
+// Blocks yields the PEM blocks in data, in order. Blocks skips text around them.
 func Blocks(data []byte) iter.Seq[*pem.Block] {
 	return func(yield func(*pem.Block) bool) {
 		for block := range Texts(data) {
@@ -98,7 +98,7 @@ func Texts(data []byte) iter.Seq2[*pem.Block, []byte] {
 }
 
 // decodePlain decodes a block at the start of data if the block has exactly the form of Encode. Otherwise
-// it returns nil. It takes less than half of the time of encoding/pem.
+// decodePlain returns nil. decodePlain takes less than half of the time of encoding/pem.
 func decodePlain(data []byte) (*pem.Block, []byte) {
 	first, body, _ := bytes.Cut(data, []byte("\n"))
 	kind, begins := bytes.CutPrefix(first, []byte("-----BEGIN "))
@@ -128,8 +128,8 @@ func decodePlain(data []byte) (*pem.Block, []byte) {
 	return &pem.Block{Type: string(kind), Bytes: der}, rest
 }
 
-// Certificates returns all certificates in data. It skips blocks of other types. A malformed certificate,
-// and data without a certificate, are errors.
+// Certificates returns all certificates in data. Certificates skips blocks of other types. A malformed
+// certificate, and data without a certificate, are errors.
 func Certificates(data []byte) ([]*x509.Certificate, error) {
 	var certs []*x509.Certificate
 	for block := range Blocks(data) {

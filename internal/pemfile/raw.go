@@ -11,7 +11,7 @@ import (
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
-// RawCertificate is a certificate as DER. Its fields are available even if package x509 refuses the
+// RawCertificate is a certificate as DER. The fields are available even if package x509 refuses the
 // certificate: for keys on brainpool curves and secp256k1, negative serials and malformed extensions.
 type RawCertificate struct {
 	Raw                     []byte
@@ -30,8 +30,9 @@ func (c *RawCertificate) Subject() string { return nameOf(c.RawSubject) }
 // Issuer returns the issuer's name as text.
 func (c *RawCertificate) Issuer() string { return nameOf(c.RawIssuer) }
 
-// RawCertificates returns all certificates in data, even if package x509 refuses them. It skips blocks of
-// other types. A block that is no certificate in DER, and data without a certificate, are errors.
+// RawCertificates returns all certificates in data, even if package x509 refuses them. RawCertificates
+// skips blocks of other types. A block that is no certificate in DER, and data without a certificate, are
+// errors.
 func RawCertificates(data []byte) ([]*RawCertificate, error) {
 	var certs []*RawCertificate
 	for block := range Blocks(data) {

@@ -8,10 +8,10 @@ import (
 )
 
 // SerialKey is a serial number of at most 20 octets (the limit of RFC 5280), big-endian, padded with zeros
-// on the left. It has no pointers, so the garbage collector does not scan a large set of keys.
+// on the left. SerialKey has no pointers, so the garbage collector does not scan a large set of keys.
 type SerialKey [20]byte
 
-// KeyOf returns the key of a serial. It returns false for a negative serial, or one of more than 20
+// KeyOf returns the key of a serial. KeyOf returns false for a negative serial, or one of more than 20
 // octets.
 func KeyOf(n *big.Int) (SerialKey, bool) {
 	var key SerialKey
@@ -33,8 +33,8 @@ func (e Entry) Key() (SerialKey, bool) {
 	return key, true
 }
 
-// Bytes returns the serial of an entry in the form of big.Int.Bytes, of any length. It returns false for a
-// negative serial.
+// Bytes returns the serial of an entry in the form of big.Int.Bytes, of any length. Bytes returns false
+// for a negative serial.
 func (e Entry) Bytes() ([]byte, bool) {
 	return bytes.TrimLeft(e.Serial, "\x00"), e.Serial[0]&0x80 == 0
 }

@@ -42,8 +42,8 @@ func Stamps(paths ...string) []Stamp {
 	return stamps
 }
 
-// HasContent reports whether a file can be read and has that content. It reads in pieces, so that a large
-// file needs little memory.
+// HasContent reports whether a file can be read and has that content. HasContent reads in pieces, so that
+// a large file needs little memory.
 func HasContent(path string, want []byte) bool {
 	f, err := os.Open(path)
 	if err != nil {

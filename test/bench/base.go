@@ -25,7 +25,7 @@ const (
 	timeLimit   = 1.10
 )
 
-// benchBase compares this espm with an earlier version. It measures the CPU time of look-ups and
+// benchBase compares this espm with an earlier version. benchBase measures the CPU time of look-ups and
 // registrations, and the duration of presigns and terminations.
 func benchBase(ctx context.Context, now lab, o options) error {
 	if o.base == "" {
@@ -178,7 +178,7 @@ func (f baseFleet) terminate(ctx context.Context) (time.Duration, error) {
 	return time.Since(start), err
 }
 
-// cpu returns the CPU time that the daemon used during work. It reads schedstat, in nanoseconds, as the
+// cpu returns the CPU time that the daemon used during work. cpu reads schedstat, in nanoseconds, as the
 // ticks of /proc/PID/stat are too coarse.
 func (f baseFleet) cpu(work func() error) (time.Duration, error) {
 	before, err := f.onCPU()

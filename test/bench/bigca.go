@@ -19,8 +19,8 @@ import (
 // keyCompromise is the reason that Puppet Server gives for a revocation.
 const keyCompromise = 1
 
-// makeCA makes the CA of a Puppet Server. Its inventory and its CRL have the given numbers of issued and
-// revoked certificates.
+// makeCA makes the CA of a Puppet Server, with the given number of certificates in its inventory and in
+// its CRL.
 func makeCA(dir string, issued, revoked int) error {
 	if err := directory.Create(dir, directory.CreateOptions{Host: "puppet", Key: ca.RSA4096}); err != nil || issued == 0 {
 		return err

@@ -37,8 +37,8 @@ const (
 	churnLoss = 1.1
 )
 
-// benchChurn provisions and terminates with a large store and a large CRL. It compares the cost with that
-// of an empty CRL, and measures the memory.
+// benchChurn provisions and terminates with a large store and a large CRL. benchChurn compares the cost
+// with that of an empty CRL, and measures the memory.
 func benchChurn(ctx context.Context, l lab, o options) (err error) {
 	var fleets []*churn
 	defer func() {

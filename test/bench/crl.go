@@ -26,8 +26,8 @@ const (
 // startEntries are the sizes of the CRL. The first one is the baseline.
 var startEntries = []int{0, 100_000, 1_000_000}
 
-// benchCRL runs the Go benchmarks of the directory authority. They compare the authority with the minimal
-// work, in turns. benchCRL also measures the daemon's start.
+// benchCRL runs the Go benchmarks of the directory authority. The Go benchmarks compare the authority with
+// the minimal work, in turns. benchCRL also measures the daemon's start.
 func benchCRL(ctx context.Context, l lab, _ options) error {
 	fmt.Println("\nThe CA directory: one revocation of 20 certificates (BenchmarkRevoke) and the start (BenchmarkOpen)")
 	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^Benchmark(Revoke|Open)$", "-benchtime", "3s", "-count", "3", "./internal/ca/directory")
@@ -46,8 +46,8 @@ func benchCRL(ctx context.Context, l lab, _ options) error {
 	return measureStarts(ctx, l)
 }
 
-// measureStarts starts the daemon several times with each size of CRL. It reports the time until the
-// daemon serves, and the daemon's memory after that.
+// measureStarts starts the daemon several times with each size of CRL. measureStarts reports the time
+// until the daemon serves, and the daemon's memory after that.
 func measureStarts(ctx context.Context, l lab) error {
 	fmt.Printf("\nespm serve: the CA's CRL with so many entries, twice as many lines in the inventory\n%10s %14s %14s %14s %14s\n",
 		"entries", "serves after", "after 5 s", "highest", "bytes an entry")

@@ -152,8 +152,7 @@ func (d *daemon) start(ctx context.Context) error {
 }
 
 func (d *daemon) dial() (*grpc.ClientConn, error) {
-	// The default backoff of gRPC is one second if the socket does not exist yet. That is longer than a
-	// start.
+	// The default backoff of gRPC is one second if the socket does not exist yet. A start takes less.
 	soon := backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1, MaxDelay: 5 * time.Millisecond}
 	return grpc.NewClient(d.address(), grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: soon, MinConnectTimeout: time.Second}))

@@ -1,7 +1,7 @@
-// Command bench compares espm with other programs. They run in turns in the same run, so that a busy
-// machine slows all of them. The goals are ratios; the absolute times are only for information.
+// Command bench compares espm with other programs. The programs run in turns in the same run, so that a
+// busy machine slows all of them. The goals are ratios; the absolute times are only for information.
 //
-// `make bench` builds bin/espm and bin/espm-enc and runs it.
+// `make bench` builds bin/espm and bin/espm-enc, and runs bench.
 package main
 
 import (

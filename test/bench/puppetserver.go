@@ -233,8 +233,8 @@ func (s *puppetServer) files() (certificate, key, trust string) {
 	return ssl + "/certs/puppet.pem", ssl + "/private_keys/puppet.pem", ssl + "/certs/ca.pem"
 }
 
-// client returns a client that authenticates with the server's own certificate. It keeps a connection for
-// each caller.
+// client returns a client that authenticates with the server's own certificate. client keeps a connection
+// for each caller.
 func (s *puppetServer) client(callers int) (*http.Client, error) {
 	certificate, key, trust := s.files()
 	pair, err := tls.LoadX509KeyPair(certificate, key)

@@ -49,7 +49,7 @@ func race(ctx context.Context, programs []*program, rounds int) error {
 	return nil
 }
 
-// check runs a program once. It checks the output, and brings the program into the page cache.
+// check runs a program once. check verifies the output, and brings the program into the page cache.
 func (p *program) check(ctx context.Context) error {
 	args := p.args(0)
 	out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()

@@ -1,5 +1,5 @@
-// Package oldca makes CAs of old sites with openssl. Their keys and hashes are accepted by Puppet Server
-// and OpenSSL, but not by Go's x509.
+// Package oldca makes CAs of old sites with openssl. Puppet Server and OpenSSL accept the keys and hashes
+// of such a CA, but Go's x509 does not.
 package oldca
 
 import (

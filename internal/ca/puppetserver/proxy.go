@@ -96,8 +96,8 @@ func (p *pause) err(host string) error {
 	return nil
 }
 
-// waitFor waits for the time in a *node.BusyError. It returns false, without a wait, for any other error,
-// or if the wait would end after the limit or the caller's deadline.
+// waitFor waits for the time in a *node.BusyError. waitFor returns false, without a wait, for any other
+// error, or if the wait would end after the limit or the caller's deadline.
 func waitFor(ctx context.Context, err error, limit time.Time) bool {
 	busy, ok := errors.AsType[*node.BusyError](err)
 	if !ok {

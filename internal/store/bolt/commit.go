@@ -23,8 +23,8 @@ const (
 // errNothing rolls back a transaction in which no batch was applied.
 var errNothing = errors.New("nothing to commit")
 
-// request is a batch on its way to the committer. It shares no memory with the caller, who may return
-// before the commit is done.
+// request is a batch on its way to the committer. A request shares no memory with the caller, who may
+// return before the commit is done.
 type request struct {
 	guards  []store.Guard
 	puts    []store.Put // with roomyValues
@@ -86,8 +86,8 @@ func (e *Engine) awaitSettled(ctx context.Context, r *request) bool {
 	}
 }
 
-// newRequest copies a batch. It refuses every batch that bbolt would refuse: a refused batch would fail
-// its group, and so the batches of other callers.
+// newRequest copies a batch. newRequest refuses every batch that bbolt would refuse: a refused batch would
+// fail its group, and so the batches of other callers.
 func newRequest(b store.Batch) (*request, error) {
 	r := &request{guards: slices.Clone(b.Guards), deletes: slices.Concat(b.Deletes, b.Index.Deletes), silent: b.Unwatched, done: make(chan struct{})}
 	seen := make(map[string]bool, len(b.Puts)+len(b.Index.Puts)+len(b.Deletes)+len(b.Index.Deletes))
@@ -201,8 +201,8 @@ func (e *Engine) commitLoop() {
 	}
 }
 
-// gather waits for requests. It returns those that fit into one transaction, in order of arrival. It
-// returns nil when the engine is closing and all requests are answered.
+// gather waits for requests. gather returns the requests that fit into one transaction, in order of
+// arrival. gather returns nil when the engine is closing and all requests are answered.
 func (e *Engine) gather() []*request {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -256,8 +256,8 @@ func (e *Engine) commitGroup(group []*request) {
 	e.wakeFan()
 }
 
-// refuse answers all requests with an error, even those whose guard failed. A guard may have failed
-// because of another batch in the group, which was not applied.
+// refuse answers all requests with an error, even those whose guard failed. A guard may fail because of
+// another batch in the group, which was not applied.
 func refuse(group []*request, err error) {
 	for _, r := range group {
 		r.revision, r.err = 0, err

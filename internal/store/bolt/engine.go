@@ -35,9 +35,8 @@ type Options struct {
 	History int           // revisions kept for watches; default 10,000
 	Mode    os.FileMode   // of a new file, independent of the umask; default 0640
 
-	// Committed, if not nil, is called after each transaction, before its callers get their answers. Its
-	// arguments are the number of applied batches, the time including the sync, and the error. It must not
-	// block.
+	// Committed, if not nil, is called after each transaction, before its callers get their answers.
+	// batches is the number of applied batches, took includes the sync. Committed must not block.
 	Committed func(batches int, took time.Duration, err error)
 }
 
@@ -95,7 +94,7 @@ type Engine struct {
 
 var _ store.Engine = (*Engine)(nil)
 
-// Open opens the store at path. It creates the file, but not the folder. If another process has the file
+// Open opens the store at path. Open creates the file, but not the folder. If another process has the file
 // open, Open waits for Timeout. Then the error wraps ErrLocked and, if possible, names that process. Open
 // refuses a file that is no store, is damaged or was written by a newer espm, and does not change it.
 func Open(path string, opts Options) (*Engine, error) {
@@ -152,7 +151,7 @@ func (e *Engine) Get(ctx context.Context, key string) (store.Record, error) {
 	return get(ctx, e.view, key)
 }
 
-// List implements store.Reader. It keeps a read transaction open while it reads, so a large limit delays
+// List implements store.Reader. List keeps a read transaction open while it reads, so a large limit delays
 // the reuse of pages.
 func (e *Engine) List(ctx context.Context, prefix, after string, limit int) ([]store.Record, int64, error) {
 	return list(ctx, e.view, prefix, after, limit)

@@ -12,7 +12,7 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// resolve finds the outcome of a transaction for which bbolt returned an error. It returns nil if the
+// resolve finds the outcome of a transaction for which bbolt returned an error. resolve returns nil if the
 // transaction is durable.
 //
 // bbolt writes the data pages and syncs. Then it writes the meta page, which makes the data pages valid,
@@ -45,8 +45,8 @@ func (e *Engine) resolve(cause error, newest int64) error {
 // transaction, which needs them.
 //
 // Another sync proves nothing, as the kernel drops pages that it could not sync. So settle writes the
-// bytes of the meta page again. It does not touch the other meta page, so at any moment one of the two is
-// whole.
+// bytes of the meta page again. settle does not touch the other meta page, so at any moment one of the two
+// is whole.
 //
 // Reads that began before the failure also need the replaced pages, and bbolt no longer reserves these
 // pages. So settle waits until such reads are done.

@@ -15,8 +15,8 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// create makes an empty store at path if there is no file. It syncs the folder, so that the name survives
-// a power loss. The file appears whole or not at all, and never replaces another file.
+// create makes an empty store at path if there is no file. create syncs the folder, so that the name
+// survives a power loss. The file appears whole or not at all, and never replaces another file.
 func create(path string, mode os.FileMode) error {
 	folder, err := os.Open(filepath.Dir(path))
 	if err != nil {
@@ -85,9 +85,9 @@ func openFile(path string, timeout time.Duration, readOnly bool) (db *bbolt.DB, 
 		NoFreelistSync:  false,
 		FreelistType:    bbolt.FreelistMapType, // the array slows down as the file fragments
 		PreLoadFreelist: false,                 // a reader does not need the free list
-		// To grow the map, bbolt waits for all readers and blocks new ones. It does so whenever the file
-		// doubles and, above 1 GiB, at every GiB. A large map avoids that. It costs only address space,
-		// and the file does not grow with it.
+		// To grow the map, bbolt waits for all readers and blocks new ones. Up to 1 GiB, the map grows
+		// whenever the file doubles, then at every GiB. A large initial map avoids these waits. The map
+		// costs only address space, and the file stays small.
 		InitialMmapSize: 1 << 30,
 		OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
 			var err error
@@ -109,7 +109,7 @@ func openFile(path string, timeout time.Duration, readOnly bool) (db *bbolt.DB, 
 	return db, file, nil
 }
 
-// openExisting never creates a file. It refuses an empty file, which bbolt would initialize.
+// openExisting never creates a file. openExisting refuses an empty file, which bbolt would initialize.
 func openExisting(name string, flag int, mode os.FileMode) (*os.File, error) {
 	file, err := os.OpenFile(name, flag&^os.O_CREATE, mode)
 	if err != nil {

@@ -15,8 +15,8 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// Reader reads a store that no process has open for writing. It has a shared lock until Close, so a daemon
-// that starts meanwhile waits. Its methods may be called concurrently.
+// Reader reads a store that no process has open for writing. Reader has a shared lock until Close, so a
+// daemon that starts meanwhile waits. All methods may be called concurrently.
 type Reader struct {
 	path string
 	db   *bbolt.DB
@@ -24,9 +24,9 @@ type Reader struct {
 
 var _ store.Reader = (*Reader)(nil)
 
-// OpenReader opens the store at path for reading. It takes milliseconds for any size, and never creates or
-// changes the file. The error wraps fs.ErrNotExist if there is no file, and ErrLocked if a daemon has the
-// file open during the whole timeout. With timeout 0, OpenReader tries once.
+// OpenReader opens the store at path for reading. OpenReader takes milliseconds for any size, and never
+// creates or changes the file. The error wraps fs.ErrNotExist if there is no file, and ErrLocked if a
+// daemon has the file open during the whole timeout. With timeout 0, OpenReader tries once.
 func OpenReader(path string, timeout time.Duration) (*Reader, error) {
 	db, _, err := openFile(path, timeout, true)
 	if err != nil {

@@ -27,9 +27,9 @@ type page struct {
 	more   bool  // the history has later revisions
 }
 
-// Watch implements store.Engine. It omits an event if the history has a later event of the same key. So an
-// event always has the value that its revision wrote. No transaction is open while the consumer handles an
-// event. All watches of a prefix share the values of events, so a consumer must not change them.
+// Watch implements store.Engine. Watch omits an event if the history has a later event of the same key. So
+// an event always has the value that its revision wrote. No transaction is open while the consumer handles
+// an event. All watches of a prefix share the values of events, so a consumer must not change them.
 func (e *Engine) Watch(ctx context.Context, prefix string, after int64) iter.Seq2[store.Event, error] {
 	return func(yield func(store.Event, error) bool) {
 		t, err := e.fan.join(prefix)
@@ -137,7 +137,7 @@ func checkKept(tx *bbolt.Tx, after int64) error {
 	return nil
 }
 
-// eventsOf returns the events of one revision. It omits keys that a later revision changed again.
+// eventsOf returns the events of one revision. eventsOf omits keys that a later revision changed again.
 func eventsOf(kv *bbolt.Bucket, wanted func(key string) bool, revision int64, entry []byte) ([]store.Event, error) {
 	changes, err := parseChanges(revision, entry)
 	if err != nil {

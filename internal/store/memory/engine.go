@@ -1,5 +1,5 @@
-// Package memory is a store engine for tests. It keeps all data in memory. It has the properties of etcd
-// that bbolt does not have: at most 128 operations in a commit, commits that share a revision, gaps
+// Package memory is a store engine for tests. The engine writes no file. The engine has the properties of
+// etcd that bbolt does not have: at most 128 operations in a commit, commits that share a revision, gaps
 // between revisions, and lost answers.
 package memory
 
@@ -44,7 +44,7 @@ type Options struct {
 	Committed func(batches int, took time.Duration, err error)
 }
 
-// Engine is a store.Engine in memory. Its methods may be called concurrently.
+// Engine is a store.Engine in memory. All methods may be called concurrently.
 type Engine struct {
 	o       Options
 	commits atomic.Int64

@@ -1,4 +1,4 @@
-// Command grpcenc is the ENC with which espm-enc is compared. It calls the daemon over gRPC, like any
+// Command grpcenc is the ENC with which espm-enc is compared. grpcenc calls the daemon over gRPC, like any
 // client of the API.
 package main
 

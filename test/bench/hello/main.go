@@ -1,5 +1,5 @@
-// Command hello prints a short YAML. Its time is the part of an ENC's time that every Go program needs to
-// start.
+// Command hello prints a short YAML. The time of hello is the part of an ENC's time that every Go program
+// needs to start.
 package main
 
 import "os"
