@@ -20,7 +20,7 @@ until answer=$(espm node provision "$name" --group fleet --request-id "$id-$name
 		[ "$try" -le 10 ] || { echo "no name left for $base" >&2; exit 1; }
 		name=$base-$try$domain
 		;;
-	1:*'stands already'*)
+	1:*'exists already'*)
 		echo "$file is there: was it launched?" >&2
 		exit 1
 		;;

@@ -1,4 +1,4 @@
-// Package bootstrap makes the bundle of an instance: the files with which its agent is trusted
+// Package bootstrap makes the bundle of an instance: the files that its Puppet agent needs to authenticate
 // from the first boot.
 package bootstrap
 
@@ -15,7 +15,7 @@ import (
 	"github.com/espm-project/espm/internal/secret"
 )
 
-// Bundle has the data that an agent needs.
+// Bundle has the data of the files that an agent needs.
 type Bundle struct {
 	CertificatePEM []byte
 	PrivateKeyPEM  secret.Text // empty if the caller has the key
@@ -25,7 +25,7 @@ type Bundle struct {
 	MasterURL      string // of the Puppet Server, https://HOST:PORT
 }
 
-// file is a file of a bundle. Its name is relative to the agent's --confdir.
+// file is a file of a bundle. The path of a file is relative to the agent's --confdir.
 type file struct {
 	path string
 	data []byte
@@ -61,9 +61,9 @@ const (
 func keyPath(name node.Certname) string         { return "ssl/private_keys/" + string(name) + ".pem" }
 func certificatePath(name node.Certname) string { return "ssl/certs/" + string(name) + ".pem" }
 
-// Write writes a bundle, puppet.conf and ssl/, to dir, which an agent can use as its
-// --confdir. Each file is durable when Write returns. Only the owner can read the private
-// key. See CheckFree for the files that may exist already.
+// Write writes a bundle, puppet.conf and ssl/, to dir, which an agent can use as its --confdir. Each file
+// is durable when Write returns. Only the owner can read the private key. CheckFree says which files may
+// exist before the call.
 func (b Bundle) Write(dir string, name node.Certname) error {
 	for _, sub := range dirs {
 		if err := os.MkdirAll(filepath.Join(dir, sub.path), 0o755); err != nil {
@@ -99,7 +99,7 @@ func checkFree(path, kind string) error {
 	_, err := os.Lstat(path)
 	switch {
 	case err == nil:
-		return fmt.Errorf("%s stands already: remove it or choose another %s", path, kind)
+		return fmt.Errorf("%s exists already: remove it or choose another %s", path, kind)
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	default:

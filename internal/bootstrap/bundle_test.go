@@ -82,7 +82,7 @@ func TestCheckFree(t *testing.T) {
 			check(t, os.WriteFile(path, nil, 0o600))
 		}
 		err := CheckFree(dir, "web01")
-		if (err == nil) != test.free || err != nil && !strings.Contains(err.Error(), filepath.Join(dir, test.stand)+" stands already") {
+		if (err == nil) != test.free || err != nil && !strings.Contains(err.Error(), filepath.Join(dir, test.stand)+" exists already") {
 			t.Errorf("%s: %v", test.what, err)
 		}
 	}

@@ -16,7 +16,7 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Delivery is a bundle as one document, to be sent to an instance.
+// Delivery is a bundle as one document for an instance.
 type Delivery struct {
 	Certname   node.Certname
 	UID        string
@@ -25,12 +25,12 @@ type Delivery struct {
 	Bundle     Bundle
 	Recipients []age.Recipient // who can decrypt it; none: the document is not encrypted
 
-	// Only for user data.
-	Script   []byte // packaging/bootstrap's, or the site's
-	Identity string // the path of the instance's age identity; needed if there are Recipients
+	// Only user data uses these fields.
+	Script   []byte // the script of packaging/bootstrap, or the site's own
+	Identity string // the path of the instance's age identity; required with Recipients
 }
 
-// ParseRecipients reads age recipients, age1..., that one document can be sealed to.
+// ParseRecipients parses age recipients, age1..., to which one document can be encrypted.
 func ParseRecipients(names []string) ([]age.Recipient, error) {
 	var all []age.Recipient
 	for _, s := range names {
@@ -59,7 +59,7 @@ func (d Delivery) Tar() ([]byte, error) {
 func (d Delivery) archive() ([]byte, error) {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
-	now := time.Now().Truncate(time.Second) // tar rounds up, and warns when it unpacks what is of the future
+	now := time.Now().Truncate(time.Second) // not in the future: GNU tar warns about such a time, and a fraction may be rounded up
 	for _, dir := range dirs {
 		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir.path + "/", Mode: int64(dir.mode), ModTime: now}); err != nil {
 			return nil, err
@@ -77,7 +77,7 @@ func (d Delivery) archive() ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// sealed compresses and then encrypts, as encrypted data can't be compressed.
+// sealed compresses before it encrypts, as encrypted data can't be compressed.
 func (d Delivery) sealed() ([]byte, error) {
 	archive, err := d.archive()
 	if err != nil {
@@ -112,8 +112,9 @@ func compress(data []byte) ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// JSON returns one object whose values are all strings. It has the parts of the
-// bundle or, with Recipients, the result of Tar in base64. It also has the data that a caller stores of the node.
+// JSON returns one object whose values are all strings. The object has the parts of the bundle or, with
+// Recipients, the encrypted archive in base64. The object also has the fields by which a caller identifies
+// the node.
 func (d Delivery) JSON() ([]byte, error) {
 	doc := map[string]string{
 		"certname": string(d.Certname), "uid": d.UID, "serial": d.Serial, "request_id": d.RequestID, "master_url": d.Bundle.MasterURL,

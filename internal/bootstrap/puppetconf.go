@@ -28,8 +28,8 @@ var DefaultTemplate string
 
 const maxTemplate = 64 << 10
 
-// CheckTemplate checks the template of a puppet.conf. It must be at most 64 KiB of
-// UTF-8. It must set certname with the placeholder, as the agent has no certificate for another name.
+// CheckTemplate checks the template of a puppet.conf. The template must be UTF-8 of at most 64 KiB. The
+// template must set certname with the placeholder, as the agent has a certificate only for that name.
 func CheckTemplate(text string) error {
 	switch {
 	case len(text) > maxTemplate:
@@ -51,8 +51,8 @@ func (s Server) URL() string {
 	return "https://" + net.JoinHostPort(s.Name, strconv.Itoa(s.Port))
 }
 
-// PuppetConf returns a node's puppet.conf, made from the template. A line whose
-// placeholder has no value is left out.
+// PuppetConf returns a node's puppet.conf, made from the template. A line whose placeholder has no value
+// is omitted.
 func (s Server) PuppetConf(name node.Certname, environment string) string {
 	values := []struct{ placeholder, value string }{
 		{"ES_NODE_NAME", string(name)},

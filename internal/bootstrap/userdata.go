@@ -27,8 +27,8 @@ func CheckIdentity(path string) error {
 	return nil
 }
 
-// payload has the files that user data writes: the bundle, perhaps encrypted, the
-// script, and the program that runs both.
+// payload returns the files in the user data: the bundle, encrypted if there are Recipients, the bootstrap
+// script, and a script that runs it.
 func (d Delivery) payload() ([]file, error) {
 	if d.Bundle.PrivateKeyPEM.IsZero() {
 		return nil, errors.New("user data needs the private key, which the caller holds")
@@ -46,8 +46,8 @@ func (d Delivery) payload() ([]file, error) {
 	return append(files, file{scriptName, d.Script, 0o755}, file{"first-boot", d.firstBoot(), 0o755}), nil
 }
 
-// firstBoot is a shell script. Its values need no quotes: certnames,
-// DNS names and the path that CheckIdentity has checked.
+// firstBoot returns a shell script. The values in it need no quotes: certnames, DNS names and a path that
+// CheckIdentity has checked.
 func (d Delivery) firstBoot() []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "#!/bin/sh\n# Written by espm for %s. Run it again if it failed: %s goes when it went well.\n", d.Certname, InstanceDir)
@@ -64,7 +64,7 @@ func (d Delivery) firstBoot() []byte {
 	return b.Bytes()
 }
 
-// packed reports whether to compress a file. Most clouds limit user data to 16 KiB.
+// packed reports whether to compress a file: most clouds limit user data to 16 KiB.
 func packed(f file) bool { return f.path == scriptName || f.path == crlPath }
 
 type cloudConfig struct {

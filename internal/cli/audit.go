@@ -74,7 +74,7 @@ func (a *app) auditListCmd() *cobra.Command {
 	return c
 }
 
-// moment reads a time, or how long ago it is.
+// moment parses a time, or a duration before now.
 func moment(flag, s string, now time.Time) (*timestamppb.Timestamp, error) {
 	if s == "" {
 		return nil, nil
@@ -140,7 +140,7 @@ docs/audit.md has the fields. To continue an export, give --after and the seq of
 	return c
 }
 
-// writeLines writes whole lines only, as long as the writer takes what it is given.
+// writeLines encodes all lines before it writes, so that an encoding error leaves no partial line.
 func writeLines(w io.Writer, lines []*espmv1.AuditLine) error {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -234,7 +234,6 @@ func verifyTable(w io.Writer, v *espmv1.VerifyAuditResponse) {
 	fmt.Fprintf(w, "head\t%d:%s\n", v.GetHeadSeq(), v.GetHeadHash())
 }
 
-// verifyFile checks an export.
 func verifyFile(path string, expect *audit.Anchor) (*espmv1.VerifyAuditResponse, error) {
 	in := os.Stdin
 	if path != "-" {
@@ -261,7 +260,8 @@ func verifyFile(path string, expect *audit.Anchor) (*espmv1.VerifyAuditResponse,
 	return resp, err
 }
 
-// maxExported is above what a line can have, 4 KiB of text, with every byte escaped.
+// maxExported bounds one exported line. A line has at most 4 KiB of text, and JSON may escape every byte
+// of it.
 const maxExported = 64 << 10
 
 func checkExport(in io.Reader, check *audit.Checker) error {

@@ -86,13 +86,13 @@ func (a *app) backedUpKeys(m backup.Manifest) {
 	}
 }
 
-// receive writes a backup to path, whole and proven or not at all.
+// receive writes a backup to path. The file appears only if the archive is complete and verified.
 func receive(path string, stream grpc.ServerStreamingClient[espmv1.CreateBackupResponse]) (m backup.Manifest, sum string, err error) {
 	incoming := &incoming{stream: stream, sum: sha256.New()}
 	err = durable.WriteStream(path, 0o600, func(w io.Writer) (err error) {
 		m, err = backup.Read(io.TeeReader(incoming, w), func(backup.File, io.Reader) error { return nil })
 		if incoming.failed != nil {
-			return incoming.failed // which says more than that the archive is cut short
+			return incoming.failed // it says more than the archive's error, which is only that the archive is cut short
 		}
 		return err
 	})
@@ -102,7 +102,7 @@ func receive(path string, stream grpc.ServerStreamingClient[espmv1.CreateBackupR
 	return m, hex.EncodeToString(incoming.sum.Sum(nil)), err
 }
 
-// incoming reads the parts of a stream.
+// incoming is the stream as an io.Reader.
 type incoming struct {
 	stream grpc.ServerStreamingClient[espmv1.CreateBackupResponse]
 	sum    hash.Hash

@@ -114,7 +114,7 @@ func importRow(m proto.Message) []string {
 	return []string{c.GetCertname(), dash(c.GetSerial()), when(c.GetNotAfterTime()), encAnswer(c.GetEncBefore()), encAnswer(c.GetEncAfter()), outcome, dash(c.GetReason())}
 }
 
-// encAnswer says in a word or two what the ENC answers.
+// encAnswer summarizes an answer of an ENC in a few words.
 func encAnswer(a *espmv1.EncAnswer) string {
 	var has struct {
 		Environment string
@@ -144,7 +144,7 @@ func encAnswer(a *espmv1.EncAnswer) string {
 	return cmp.Or(strings.Join(parts, ", "), "empty")
 }
 
-// summary goes to standard error, where it does not disturb who reads the list.
+// summary writes to standard error, so that standard output has only the list.
 func (a *app) summary(counts map[espmv1.ImportOutcome]int, dry bool, hint string) {
 	done := fmt.Sprintf("%d imported", counts[espmv1.ImportOutcome_IMPORT_OUTCOME_IMPORTED])
 	if dry {

@@ -14,7 +14,7 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// classifyFlags are those of a classification, on nodes and groups.
+// classifyFlags are the flags of a classification, on nodes and groups.
 type classifyFlags struct {
 	environment string
 	classes     []string
@@ -74,7 +74,7 @@ func (f *classifyFlags) classification() (*espmv1.Classification, error) {
 	for _, arg := range f.parameters {
 		name, text, given := strings.Cut(arg, "=")
 		if !given {
-			return nil, usageError{errors.New("--parameter: wants NAME=JSON or NAME=@FILE")} // what it got may be the value alone
+			return nil, usageError{errors.New("--parameter: wants NAME=JSON or NAME=@FILE")} // the argument is not printed: it may be the value alone, and secret
 		}
 		v, err := in.parseJSON("--parameter "+name, text)
 		if err != nil {
@@ -88,8 +88,8 @@ func (f *classifyFlags) classification() (*espmv1.Classification, error) {
 	return c, nil
 }
 
-// parseJSON reads a value, from a file where the text is @FILE. Its errors never repeat
-// the value, nor do a decoder's: whether it is sensitive is marked in the store, perhaps.
+// parseJSON parses a value, or reads it from a file if the text is @FILE. Errors contain neither the value
+// nor the decoder's error, which quotes the value. The value may be sensitive: only the store knows.
 func (in *input) parseJSON(flag, text string) (*structpb.Value, error) {
 	data := []byte(text)
 	if path, ok := strings.CutPrefix(text, "@"); ok {
@@ -108,7 +108,6 @@ func (in *input) parseJSON(flag, text string) (*structpb.Value, error) {
 	return v, nil
 }
 
-// pairs turns K=V arguments into a map.
 func pairs(flag string, given []string) (map[string]string, error) {
 	out := map[string]string{}
 	for _, arg := range given {
@@ -124,7 +123,7 @@ func pairs(flag string, given []string) (map[string]string, error) {
 	return out, nil
 }
 
-// mask returns the paths of the flags that were given, and of those to clear.
+// mask returns the paths of the flags that were given, and of the flags to clear.
 func mask(flags *pflag.FlagSet, paths map[string]string, clear []string) ([]string, error) {
 	var out []string
 	flags.Visit(func(f *pflag.Flag) {

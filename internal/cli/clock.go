@@ -27,7 +27,7 @@ right, this command makes espm go on. It works on the host of the daemon only, o
 	return noun("clock", "Show and accept the clock of the daemon's host", show, accept)
 }
 
-// clockAnswer is the answer of each method of the ClockService.
+// clockAnswer is implemented by the responses of all methods of the ClockService.
 type clockAnswer interface {
 	proto.Message
 	GetClock() *espmv1.Clock

@@ -20,7 +20,7 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// deliveryFlags say where a bundle goes, and in what form.
+// deliveryFlags are the target and the format of a bundle.
 type deliveryFlags struct {
 	out, format      string
 	sealTo           []string
@@ -42,7 +42,7 @@ var (
 	userData = []string{"cloud-init", "ignition"}
 )
 
-// check names the flag and the rule it breaks.
+// check returns a usage error that names the flag and the rule.
 func (f *deliveryFlags) check(cmd *cobra.Command, ownKey bool) error {
 	instance := slices.Contains(userData, f.format)
 	sealed := len(f.sealTo) > 0
@@ -72,7 +72,8 @@ func (f *deliveryFlags) check(cmd *cobra.Command, ownKey bool) error {
 	return nil
 }
 
-// checkFree makes sure that nothing would be overwritten. Ask before the certificate is issued.
+// checkFree returns an error if the delivery would overwrite a file. Call it before the certificate is
+// issued.
 func (f *deliveryFlags) checkFree(name node.Certname) error {
 	switch {
 	case f.format == "":
@@ -84,12 +85,12 @@ func (f *deliveryFlags) checkFree(name node.Certname) error {
 	}
 }
 
-// delivery is where a node's bundle goes.
+// delivery is the target and the format of one node's bundle.
 type delivery struct {
 	*deliveryFlags
 	certname   node.Certname
 	recipients []age.Recipient
-	text       []byte // the script
+	text       []byte // the first-boot script
 }
 
 func (f *deliveryFlags) delivery(cmd *cobra.Command, name node.Certname, ownKey bool) (*delivery, error) {
@@ -109,7 +110,7 @@ func (f *deliveryFlags) delivery(cmd *cobra.Command, name node.Certname, ownKey 
 	return d, nil
 }
 
-// target names what is written, in an error.
+// target names the target in error messages.
 func (d *delivery) target() string { return cmp.Or(d.out, "the output") }
 
 func (d *delivery) write(stdout io.Writer, resp *espmv1.ProvisionNodeResponse, requestID string) error {

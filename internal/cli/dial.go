@@ -25,7 +25,7 @@ import (
 	"github.com/espm-project/espm/internal/site"
 )
 
-// tlsFlags say who the caller is, and whom it trusts.
+// tlsFlags are the caller's credentials and the CA of the daemon's certificate.
 type tlsFlags struct {
 	ca, cert, key string
 	tokenFile     string
@@ -38,7 +38,7 @@ func (t *tlsFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&t.tokenFile, "token-file", os.Getenv("ESPM_TOKEN_FILE"), "file with a bearer token, in place of a client certificate (ESPM_TOKEN_FILE)")
 }
 
-// dial connects to the daemon. Nothing is sent before the first call.
+// dial returns a connection to the daemon. gRPC connects on the first call.
 func (a *app) dial(ctx context.Context) (*grpc.ClientConn, error) {
 	options := []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32))}
 	if a.tls.tokenFile != "" {
@@ -58,18 +58,19 @@ func (a *app) dial(ctx context.Context) (*grpc.ClientConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The dialer goes through the addresses of a name. gRPC would report the last one, such as ::1 of
-	// localhost, and hide that the daemon at another one refused the certificate.
+	// The dialer tries all addresses of a name. With its own resolver, gRPC reports only the error of the
+	// last address, such as ::1 of localhost. The error of another address, such as a refused certificate,
+	// would be lost.
 	return grpc.NewClient("passthrough:///"+a.address, append(options, grpc.WithTransportCredentials(patient{credentials.NewTLS(config)}))...)
 }
 
-// refused tells that the daemon did not take the client certificate: rpc has one alert for
-// whatever is wrong with it. TLS 1.3 shows it to the client's first reading, after its side of the handshake.
+// refused reports whether the daemon rejected the client certificate: the server sends the same alert for
+// every cause. In TLS 1.3 the client sees the alert on its first read, after its part of the handshake.
 func (a *app) refused(s *status.Status) bool {
 	return a.tls.cert != "" && strings.Contains(s.Message(), "remote error: tls: bad certificate")
 }
 
-// patient are credentials for a connection that the daemon may have closed already when gRPC first writes.
+// patient are credentials for a connection that the daemon may already have closed at gRPC's first write.
 type patient struct {
 	credentials.TransportCredentials
 }
@@ -78,13 +79,13 @@ func (p patient) ClientHandshake(ctx context.Context, authority string, raw net.
 	return p.TransportCredentials.ClientHandshake(ctx, authority, heard{raw})
 }
 
-// Clone keeps the handshake above, as gRPC clones what it is given.
+// Clone keeps the wrapper: gRPC clones its credentials.
 func (p patient) Clone() credentials.TransportCredentials {
 	return patient{p.TransportCredentials.Clone()}
 }
 
-// heard leaves it to the reader to find that the other side has closed the connection: before the end it
-// reads the alert that says why, of which a write that fails knows nothing.
+// heard hides a write error that only means that the peer has closed the connection. The next read then
+// returns the peer's alert, which has the reason.
 type heard struct{ net.Conn }
 
 func (h heard) Write(b []byte) (int, error) {
@@ -95,7 +96,7 @@ func (h heard) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// config fills in what is not given with Puppet's files on this host.
+// config uses the files of Puppet on this host for all flags that were not given.
 func (t *tlsFlags) config(ctx context.Context) (*tls.Config, error) {
 	if (t.cert == "") != (t.key == "") {
 		return nil, usageError{errors.New("--cert and --key belong together")}
@@ -128,8 +129,8 @@ func (t *tlsFlags) config(ctx context.Context) (*tls.Config, error) {
 	return config, nil
 }
 
-// bearer sends a token with every call. That the way is safe is seen to by
-// dial, which knows but TLS and the local socket.
+// bearer sends a token with every call. dial makes sure that the connection is secure: it allows only TLS
+// and the local socket.
 type bearer struct{ token secret.Text }
 
 func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {

@@ -41,7 +41,8 @@ sensitive values without --reveal-sensitive.`,
 	return c
 }
 
-// yaml prints the classification of a node: as it is, as JSON, or the node's name alone.
+// yaml prints the classification of a node in the form of --output: the ENC's own YAML, JSON, or only the
+// certname.
 func (a *app) yaml(certname string, answer []byte) error {
 	switch a.output {
 	case "name":

@@ -217,7 +217,8 @@ func classificationTable(w io.Writer, c *espmv1.Classification) {
 	}
 }
 
-// valueText is a value as JSON in one line; protojson varies its white space on purpose.
+// valueText returns a value as JSON in one line. json.Compact makes the white space stable, which
+// protojson varies on purpose.
 func valueText(v *structpb.Value) string {
 	raw, err := v.MarshalJSON()
 	var b bytes.Buffer

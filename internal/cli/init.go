@@ -20,7 +20,7 @@ import (
 	"github.com/espm-project/espm/internal/setup"
 )
 
-// The kinds of authority that init knows, and the flags that belong to one of them.
+// Kinds of authority, and the flags that are valid only for one of them.
 const (
 	directoryKind = "directory"
 	serverKind    = "puppetserver"
@@ -111,7 +111,7 @@ auth.conf. An ENC in enc.command comes back. The removal of the package runs it,
 func (a *app) initialize(ctx context.Context, o setup.InitOptions, apply bool) error {
 	if o.PuppetServer == nil && o.Certname == "" {
 		name := o.Puppet.Certname
-		if o.Dir != "" { // a trial knows nothing of this host's Puppet
+		if o.Dir != "" { // a trial does not use this host's Puppet
 			name = os.Hostname
 		}
 		var err error
@@ -119,7 +119,7 @@ func (a *app) initialize(ctx context.Context, o setup.InitOptions, apply bool) e
 			return fmt.Errorf("--certname: not given, and not found on this host: %w; give --certname NAME", err)
 		}
 	}
-	if apply { // before anything is made
+	if apply { // checked before any file is made
 		if _, err := o.Puppet.Conf(); err != nil {
 			return fmt.Errorf("--apply: %w", err)
 		}
@@ -145,7 +145,7 @@ func (a *app) initialize(ctx context.Context, o setup.InitOptions, apply bool) e
 	return nil
 }
 
-// undo takes espm out of Puppet's files.
+// undo removes espm's settings from Puppet's files.
 func (a *app) undo(cmd *cobra.Command, o setup.InitOptions) error {
 	var others []string
 	cmd.Flags().Visit(func(f *pflag.Flag) {
@@ -178,8 +178,8 @@ func (a *app) undo(cmd *cobra.Command, o setup.InitOptions) error {
 	return nil
 }
 
-// chooseKind is for who does not say who has the CA: a Puppet Server of this host that has one
-// keeps it. What an earlier init has made stays.
+// chooseKind chooses the authority if no flag does. A Puppet Server on this host that has a CA stays the
+// authority. The authority of an earlier init stays, too.
 func (a *app) chooseKind(cmd *cobra.Command, o setup.InitOptions) (string, error) {
 	made, err := config.Load(config.DefaultFile)
 	switch {
@@ -201,7 +201,7 @@ func (a *app) chooseKind(cmd *cobra.Command, o setup.InitOptions) (string, error
 	return serverKind, nil
 }
 
-// checkKind refuses flags that would be ignored.
+// checkKind refuses flags that have no effect for the kind.
 func checkKind(cmd *cobra.Command, kind string) error {
 	if _, ok := kindFlags[kind]; !ok {
 		return usageError{fmt.Errorf("--authority: must be directory or puppetserver, is %q", kind)}
@@ -224,13 +224,13 @@ func initTable(out io.Writer, made setup.Initialized) {
 	for _, s := range made.Steps {
 		what := "made"
 		if s.Stood {
-			what = "stands already, kept"
+			what = "exists already, kept"
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\n", s.What, s.Path, what)
 	}
 	w.Flush()
 	if slices.ContainsFunc(made.Steps, func(s setup.Step) bool { return s.Stood }) {
-		fmt.Fprintln(out, "\nOptions for what stands already had no effect.")
+		fmt.Fprintln(out, "\nOptions for what exists already had no effect.")
 	}
 }
 
@@ -252,8 +252,8 @@ func initChanges(out io.Writer, changes []*serverfile.Change) {
 	}
 }
 
-// packaged tells whether systemd runs here and knows espm: then it starts espm as the user
-// whose files init has made.
+// packaged reports whether systemd runs on this host and has espm's unit. The unit runs espm as the user
+// that owns the files of init.
 func packaged() bool {
 	for _, path := range []string{"/run/systemd/system", "/usr/lib/systemd/system/espm.service"} {
 		if _, err := os.Stat(path); err != nil {
@@ -263,11 +263,11 @@ func packaged() bool {
 	return true
 }
 
-// guide says what is left to do.
+// guide prints the admin's next steps.
 type guide struct {
 	made    setup.Initialized
-	command string // what Puppet Server is to ask
-	applied bool   // Puppet's files are as they are to be
+	command string // the ENC command of Puppet Server
+	applied bool   // Puppet's files have all settings
 }
 
 func (g guide) print(out io.Writer) {
@@ -285,7 +285,7 @@ func (g guide) print(out io.Writer) {
 	g.enc(out)
 }
 
-// server says what Puppet Server lets espm do, and how it lets it do the rest.
+// server prints what Puppet Server permits espm, and the rules that are missing.
 func (g guide) server(out io.Writer, s setup.PuppetServer) {
 	switch {
 	case s.Client == "":
@@ -302,7 +302,7 @@ func (g guide) server(out io.Writer, s setup.PuppetServer) {
 	}
 }
 
-// enc says how Puppet Server comes to ask espm what a node is.
+// enc prints how to make espm the ENC of Puppet Server.
 func (g guide) enc(out io.Writer) {
 	fmt.Fprintf(out, `
 While it runs, this must answer as Puppet Server's user:

@@ -16,7 +16,7 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// input reads files, and standard input, once, for "-".
+// input reads files. input reads standard input, "-", at most once.
 type input struct{ taken bool }
 
 func (in *input) read(path string) ([]byte, error) {
@@ -30,8 +30,8 @@ func (in *input) read(path string) ([]byte, error) {
 	return io.ReadAll(os.Stdin)
 }
 
-// parseClassification reads a classification in YAML, or JSON, with the fields of the
-// API. Errors say the line and the field, and never what stands there: it may be secret.
+// parseClassification parses a classification in YAML or JSON, with the field names of the API. Errors
+// name the line and the field, but never the value, which may be secret.
 func parseClassification(data []byte) (*espmv1.Classification, error) {
 	top, err := document(data)
 	if err != nil {
@@ -40,7 +40,7 @@ func parseClassification(data []byte) (*espmv1.Classification, error) {
 	return classification(top)
 }
 
-// document parses a file of YAML, or JSON.
+// document parses a YAML or JSON file.
 func document(data []byte) (*yaml.Node, error) {
 	var doc yaml.Node
 	if err := yaml.Unmarshal(data, &doc); err != nil {
@@ -75,8 +75,8 @@ func classification(top *yaml.Node) (*espmv1.Classification, error) {
 
 var yamlLine = regexp.MustCompile(`^yaml: (line [0-9]+): `)
 
-// notYAML keeps of a parser's error where it was: that of an unknown anchor has the
-// anchor's name, and a password may begin with an asterisk.
+// notYAML keeps only the line of a parser's error. The parser's error for an unknown anchor quotes the
+// anchor's name, which may be a password that begins with an asterisk.
 func notYAML(err error) error {
 	at := ""
 	if found := yamlLine.FindStringSubmatch(err.Error()); found != nil {
@@ -92,7 +92,7 @@ func wants(n *yaml.Node, path, shape string) error {
 	return fmt.Errorf("line %d: %smust be %s", n.Line, path, shape)
 }
 
-// each goes through a map.
+// each calls do for each key of a map.
 func each(n *yaml.Node, path, shape string, do func(key string, value *yaml.Node) error) error {
 	if n.Kind != yaml.MappingNode {
 		return wants(n, path, shape)
@@ -105,7 +105,7 @@ func each(n *yaml.Node, path, shape string, do func(key string, value *yaml.Node
 	return nil
 }
 
-// fields goes through a map of known keys. One that is null is as if it were not there.
+// fields parses a map that allows only the known keys. A null value counts as a missing key.
 func fields(n *yaml.Node, path, shape string, known map[string]func(*yaml.Node) error) error {
 	return each(n, path, shape, func(key string, value *yaml.Node) error {
 		read, ok := known[key]
@@ -137,7 +137,7 @@ func values(n *yaml.Node, path string) (map[string]*structpb.Value, error) {
 	})
 }
 
-// decode takes no number for a string, as a decoder of YAML would.
+// decode is strict: a number is no string. The YAML decoder would convert it.
 func decode(n *yaml.Node, path, shape string, to any) error {
 	texts := []*yaml.Node{n}
 	switch to.(type) {
@@ -160,7 +160,7 @@ func decode(n *yaml.Node, path, shape string, to any) error {
 	return nil
 }
 
-// plain refuses what JSON can't say, or YAML's versions read in different ways.
+// plain refuses values that JSON can't express, and values that YAML 1.1 and 1.2 parse differently.
 func plain(n *yaml.Node) error {
 	refuse := func(why string) error { return fmt.Errorf("line %d: %s", n.Line, why) }
 	switch n.Kind {
@@ -185,7 +185,8 @@ func plain(n *yaml.Node) error {
 			}
 			seen[child.Value] = true
 			if value := n.Content[i+1]; n.Style&yaml.FlowStyle != 0 && value.ShortTag() == "!!null" && value.Value == "" {
-				// {token:text} is one key, and would be named as a field.
+				// In {token:text}, the whole text is one key, and may be secret. A later error would print
+				// it as an unknown field.
 				return fmt.Errorf("line %d: a key in {} has no value: write a space after its colon, or null for no value", child.Line)
 			}
 		}
@@ -196,7 +197,7 @@ func plain(n *yaml.Node) error {
 	return nil
 }
 
-// durationVar adds a flag for a time span. The help shows no default where there is none.
+// durationVar adds a flag for a duration. The help shows no default of zero.
 func durationVar(f *pflag.FlagSet, d *node.Duration, name, usage string) {
 	f.Var(d, name, usage)
 	if *d == 0 {

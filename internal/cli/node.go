@@ -22,7 +22,7 @@ func (a *app) nodeCmd() *cobra.Command {
 		a.nodeClassifyCmd(), a.nodeWatchCmd())
 }
 
-// nodeFlags are those that describe a node.
+// nodeFlags are the flags that describe a node.
 type nodeFlags struct {
 	classifyFlags
 	groups []string
@@ -303,7 +303,8 @@ func pending(r *espmv1.Revocation) bool {
 	return r.GetState() == espmv1.RevocationState_REVOCATION_STATE_PENDING
 }
 
-// lastOrders returns the last order for each certificate. An earlier one was dropped, or was ordered anew by force.
+// lastOrders returns the last revocation order for each certificate. An earlier order was dropped or
+// replaced.
 func lastOrders(all []*espmv1.Revocation) []*espmv1.Revocation {
 	var last []*espmv1.Revocation
 	for _, r := range all {

@@ -10,7 +10,7 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// certificateLines has a line for each certificate that a node holds, or held last, newest first.
+// certificateLines writes a line for each certificate that the node has, or had last, newest first.
 func certificateLines(w io.Writer, certs []*espmv1.Certificate) {
 	for _, c := range certs {
 		fmt.Fprintf(w, "certificate\t%s\n", certificateLine(c))

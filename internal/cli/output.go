@@ -20,10 +20,11 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// outputs are what -o takes.
+// outputs are the values of --output.
 var outputs = []string{"table", "wide", "name", "json", "yaml"}
 
-// textOnly are the commands whose output has one form, and why. They refuse -o.
+// textOnly are the commands whose output has only one form, with the reason. Each of these commands
+// refuses --output.
 var textOnly = map[string]string{
 	"espm serve":          "it logs until it is stopped",
 	"espm init":           "it is a guide for the person who sets espm up",
@@ -31,10 +32,11 @@ var textOnly = map[string]string{
 	"espm backup restore": "it is a report for the person at the console",
 }
 
-// nameless are the commands whose answer is about no record. They refuse -o name before they do anything.
+// nameless are the commands whose answer is no record. Each of these commands refuses -o name before it
+// calls the daemon.
 var nameless = []string{"espm audit verify", "espm ca status", "espm ca trust", "espm clock accept", "espm clock show", "espm doctor", "espm version"}
 
-// checkOutput refuses an output that a command does not have.
+// checkOutput refuses a value of --output that the command does not support.
 func (a *app) checkOutput(c *cobra.Command) error {
 	if !slices.Contains(outputs, a.output) {
 		return usageError{fmt.Errorf("--output: must be one of %s, is %q", strings.Join(outputs, ", "), a.output)}
@@ -48,12 +50,12 @@ func (a *app) checkOutput(c *cobra.Command) error {
 	return nil
 }
 
-// sortable adds --sort to the command of a list.
+// sortable adds --sort to a list command.
 func (a *app) sortable(f *pflag.FlagSet) {
 	f.StringVar(&a.sort, "sort", "", "column to sort by, as in the heading of -o wide; --sort=-COLUMN turns the order round")
 }
 
-// sortColumn returns the index of the column that --sort names, -1 for none.
+// sortColumn returns the index of the column of --sort, or -1 without --sort.
 func (p *pager) sortColumn() (int, error) {
 	name := strings.TrimPrefix(p.app.sort, "-")
 	if name == "" {
@@ -70,7 +72,7 @@ func (p *pager) sortColumn() (int, error) {
 	return -1, usageError{fmt.Errorf("--sort: must be one of %s, is %q", strings.Join(known, ", "), name)}
 }
 
-// sorted returns all pages as one, in the order of a column. What is equal stays in the order of the list.
+// sorted returns all pages as one page, in the order of a column. Equal cells keep the order of the list.
 func sorted[T proto.Message](a *app, next func(string) ([]T, string, error), column func(T) string) func(string) ([]T, string, error) {
 	return func(string) ([]T, string, error) {
 		var all []T
@@ -104,8 +106,8 @@ func sorted[T proto.Message](a *app, next func(string) ([]T, string, error), col
 	}
 }
 
-// comparison orders the cells of a column: as numbers where all of them are numbers, else as texts. An
-// empty cell, "-", comes first. The serial numbers 10 and 1A are texts.
+// comparison compares the cells of a column: as numbers if all cells are numbers, otherwise as text. An
+// empty cell, "-", comes first. Serial numbers such as 10 and 1A are text.
 func comparison(cells []string) func(i, j int) int {
 	numbers := make([]int64, len(cells))
 	for i, cell := range cells {
@@ -121,11 +123,11 @@ func comparison(cells []string) func(i, j int) int {
 	return func(i, j int) int { return cmp.Compare(numbers[i], numbers[j]) }
 }
 
-// encoded tells whether the output is the record as it is: JSON or YAML.
+// encoded reports whether the output is the whole record, in JSON or YAML.
 func (a *app) encoded() bool { return a.output == "json" || a.output == "yaml" }
 
-// width returns how many characters a line of a table may have; 0: any number. Only a
-// terminal has a width, and -o wide asks for whole lines.
+// width returns the maximum length of a table line in characters; 0: no limit. Only a terminal has a
+// limit, and -o wide removes it.
 func (a *app) width() int {
 	f, ok := a.stdout.(*os.File)
 	if !ok || a.output == "wide" {
@@ -138,7 +140,7 @@ func (a *app) width() int {
 	return int(size.Col)
 }
 
-// cut shortens lines that are longer than the width, in characters.
+// cut shortens lines to at most width characters.
 func cut(text []byte, width int) []byte {
 	if width == 0 {
 		return text
@@ -155,7 +157,7 @@ func cut(text []byte, width int) []byte {
 	return b.Bytes()
 }
 
-// Exit codes by kind of error; docs/cli.md has them.
+// Exit codes by kind of error. docs/cli.md documents them.
 const (
 	exitFailed       = 1
 	exitUsage        = 2
@@ -165,7 +167,7 @@ const (
 	exitUnavailable  = 6
 )
 
-// exitError is an error whose kind no status of the API tells.
+// exitError is an error with an exit code that the status of the API does not determine.
 type exitError struct {
 	error
 	code int
@@ -182,7 +184,7 @@ func exitOf(err error) int {
 	}
 	s, _ := status.FromError(err)
 	if reason(s) == "ISSUE_IN_PROGRESS" {
-		return exitUnavailable // the one conflict that passes by itself
+		return exitUnavailable // the only conflict that ends by itself
 	}
 	switch s.Code() {
 	case codes.InvalidArgument, codes.OutOfRange:

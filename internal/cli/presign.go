@@ -57,7 +57,8 @@ Without --csr, espm makes the private key and returns it once. With --csr, espm 
 	return c
 }
 
-// presign asks for a certificate, by the method for a CSR if there is one. It returns the bundle with the node that has it.
+// presign requests a certificate, with the method for a CSR if the request has one. presign returns the
+// node and the bundle.
 func presign(ctx context.Context, conn *grpc.ClientConn, req *espmv1.PresignCertificateRequest) (*espmv1.ProvisionNodeResponse, error) {
 	client := espmv1.NewCertificateServiceClient(conn)
 	var answer interface{ GetBundle() *espmv1.Bundle }

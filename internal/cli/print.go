@@ -16,20 +16,20 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// encode returns a message or another value whole, as JSON or YAML, in lines. A message has the
-// field names of the .proto files.
+// encode returns a message or another value, whole, as indented JSON or YAML. A message has the field
+// names of the .proto files.
 func (a *app) encode(v any) ([]byte, error) {
 	if m, ok := v.(proto.Message); ok {
 		raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
 		if err != nil {
 			return nil, err
 		}
-		v = json.RawMessage(raw) // indented below: protojson varies its white space on purpose
+		v = json.RawMessage(raw) // indented below, as protojson varies its white space on purpose
 	}
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false) // a command is to be copied as it is
+	enc.SetEscapeHTML(false) // so that a command in the output can be copied
 	if err := enc.Encode(v); err != nil || a.output != "yaml" {
 		return b.Bytes(), err
 	}
@@ -40,7 +40,7 @@ func (a *app) encode(v any) ([]byte, error) {
 	return yaml.Marshal(parsed)
 }
 
-// whole prints what is no table.
+// whole prints a value that has no table.
 func (a *app) whole(v any) error {
 	b, err := a.encode(v)
 	if err != nil {
@@ -50,7 +50,8 @@ func (a *app) whole(v any) error {
 	return err
 }
 
-// show prints one message: as the table that the function writes, its name, or whole.
+// show prints one message in the form of --output: as the table that the function writes, as its name, or
+// whole.
 func (a *app) show(m proto.Message, table func(io.Writer)) error {
 	switch a.output {
 	case "table", "wide":
@@ -64,7 +65,7 @@ func (a *app) show(m proto.Message, table func(io.Writer)) error {
 	}
 }
 
-// names prints a name a line. What is not made yet has none.
+// names prints one name a line. A record that does not exist yet has an empty name, which is not printed.
 func (a *app) names(names ...string) error {
 	var b strings.Builder
 	for _, name := range names {
@@ -76,8 +77,8 @@ func (a *app) names(names ...string) error {
 	return err
 }
 
-// nameOf returns what names a message in another command: a certname, a group's or a token's
-// name, a serial number, a revocation's id. An answer has the name of the record in it.
+// nameOf returns the name by which other commands identify a record: certname, name of a group or token,
+// serial number, or id of a revocation. For a response, that is the name of the record in it.
 func nameOf(m proto.Message) string {
 	r := m.ProtoReflect()
 	key := map[string]string{"Node": "certname", "Group": "name", "Token": "name", "Certificate": "serial", "Revocation": "id"}[string(r.Descriptor().Name())]
@@ -96,16 +97,16 @@ func nameOf(m proto.Message) string {
 	return ""
 }
 
-// pager prints a list page by page, so that a long one is never held whole: a
-// table, names, a JSON array or a YAML list. A column that begins with "+" is for -o wide
-// alone. The first column is the record's name.
+// pager prints a list page by page, so that memory does not grow with the list. The list is a table,
+// names, a JSON array or a YAML list. A column that begins with "+" appears only with -o wide. The first
+// column is the record's name.
 type pager struct {
 	app     *app
 	columns []string
 	count   int
 }
 
-// shown returns the columns that the output has, of the headings or of a row.
+// shown returns the cells of a row, or the headings, that the output has.
 func (p *pager) shown(row []string) []string {
 	var out []string
 	for i, column := range p.columns {
@@ -194,7 +195,7 @@ func (p *pager) end() error {
 	return err
 }
 
-// list prints all pages that next returns; it is given the token of each. With --sort it holds them all.
+// list prints all pages. next returns the page of a token. With --sort, all pages are in memory at once.
 func list[T proto.Message](a *app, columns []string, row func(T) []string, next func(token string) ([]T, string, error)) error {
 	p := &pager{app: a, columns: columns}
 	by, err := p.sortColumn()
@@ -231,7 +232,7 @@ func when(t *timestamppb.Timestamp) string {
 	return t.AsTime().UTC().Format(time.RFC3339)
 }
 
-// word turns an enum's name, such as NODE_STATE_ISSUING, into a word.
+// word turns the name of an enum value, such as NODE_STATE_ISSUING, into a word.
 func word(e fmt.Stringer, prefix string) string {
 	return strings.ToLower(strings.TrimPrefix(e.String(), prefix))
 }

@@ -19,7 +19,7 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// specFlags are those that describe a certificate.
+// specFlags are the flags that describe a certificate.
 type specFlags struct {
 	csr, algorithm string
 	ttl            node.Duration
@@ -128,7 +128,7 @@ func (a *app) nodeProvisionCmd() *cobra.Command {
 	return c
 }
 
-// deliver calls for a certificate, and writes what the instance needs.
+// deliver requests a certificate, and writes the bundle for the instance.
 func (a *app) deliver(certname, requestID string, out *delivery, call func(*grpc.ClientConn) (*espmv1.ProvisionNodeResponse, error)) error {
 	return a.call(func(conn *grpc.ClientConn) error {
 		resp, err := call(conn)
@@ -143,9 +143,9 @@ func (a *app) deliver(certname, requestID string, out *delivery, call func(*grpc
 				certname, err, out.target(), requestID)
 		}
 		if out.out == "" {
-			return nil // standard output has the document, and nothing else
+			return nil // standard output has only the document
 		}
-		resp.Bundle = nil // the private key is for the file alone
+		resp.Bundle = nil // the private key is only in the file
 		return a.show(resp, func(w io.Writer) {
 			nodeTable(w, resp.GetNode())
 			fmt.Fprintf(w, "written to\t%s\n", out.out)
@@ -153,7 +153,7 @@ func (a *app) deliver(certname, requestID string, out *delivery, call func(*grpc
 	})
 }
 
-// unanswered tells that a call was sent, and that what came of it is not known.
+// unanswered reports whether a call may have been applied although its answer was lost.
 func (a *app) unanswered(err error) bool {
 	s, ok := status.FromError(err)
 	if !ok || reason(s) != "" || a.refused(s) || strings.Contains(s.Message(), "while dialing") {

@@ -12,7 +12,7 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// recordFile is a file with a whole record, as the noun's show and list print it.
+// recordFile is a file with a whole record, in the form that show and list print.
 type recordFile struct{ noun, path string }
 
 func (r *recordFile) add(c *cobra.Command, noun string) {
@@ -29,7 +29,7 @@ func (r *recordFile) add(c *cobra.Command, noun string) {
 	}
 }
 
-// read returns the file's text. The file excludes the flags that describe a record.
+// read returns the text of the file. A file and the flags that describe a record exclude each other.
 func (r *recordFile) read(flags *pflag.FlagSet) ([]byte, error) {
 	var beside error
 	flags.Visit(func(f *pflag.Flag) {
@@ -50,7 +50,7 @@ func (r *recordFile) read(flags *pflag.FlagSet) ([]byte, error) {
 	return data, nil
 }
 
-// readNode returns the node in the file, and the fields that an update sets.
+// readNode returns the node in the file, and the update mask.
 func (r *recordFile) readNode(flags *pflag.FlagSet) (*espmv1.Node, []string, error) {
 	data, err := r.read(flags)
 	if err != nil {
@@ -63,7 +63,7 @@ func (r *recordFile) readNode(flags *pflag.FlagSet) (*espmv1.Node, []string, err
 	return n, paths, nil
 }
 
-// readGroup returns the group in the file, and the fields that an update sets.
+// readGroup returns the group in the file, and the update mask.
 func (r *recordFile) readGroup(flags *pflag.FlagSet) (*espmv1.Group, []string, error) {
 	data, err := r.read(flags)
 	if err != nil {
@@ -76,8 +76,8 @@ func (r *recordFile) readGroup(flags *pflag.FlagSet) (*espmv1.Group, []string, e
 	return g, []string{"classification", "description", "parents"}, nil
 }
 
-// parseNode reads a node and the fields that an update sets: all but the owner, which an update leaves
-// where the text does not name it. Errors are as those of parseClassification.
+// parseNode returns the node and the update mask. The mask has the owner only if the text has it: an
+// update keeps the owner otherwise. See parseClassification for the errors.
 func parseNode(data []byte) (*espmv1.Node, []string, error) {
 	m, paths := &espmv1.Node{}, []string{"classification", "groups", "labels"}
 	err := parseRecord(data, "node", m, map[string]func(*yaml.Node) error{
@@ -114,8 +114,8 @@ func parseGroup(data []byte) (*espmv1.Group, error) {
 	})
 }
 
-// parseRecord reads a record's known fields. It ignores the other ones, which are output-only, and
-// what an answer has beside the record.
+// parseRecord parses the known fields of a record. parseRecord ignores unknown fields: they are
+// output-only, or belong to the response around the record.
 func parseRecord(data []byte, noun string, m proto.Message, known map[string]func(*yaml.Node) error) error {
 	top, err := document(data)
 	if err != nil {
@@ -152,7 +152,7 @@ func classificationIn(to **espmv1.Classification) func(*yaml.Node) error {
 	}
 }
 
-// revision reads the number as JSON has it of a protobuf message, a string, or bare.
+// revision parses a number, or a string with a number, as JSON has it for an int64 of protobuf.
 func revision(to *int64) func(*yaml.Node) error {
 	return func(n *yaml.Node) (err error) {
 		if *to, err = strconv.ParseInt(n.Value, 10, 64); err != nil || *to <= 0 {

@@ -18,7 +18,7 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// reasonUsage is of the flags that say why a certificate is revoked.
+// reasonUsage is the help of the flags for a revocation reason.
 const reasonUsage = "reason, as RFC 5280 section 5.3.1 names it (default: keyCompromise, like Puppet)"
 
 func (a *app) certRevokeCmd() *cobra.Command {
@@ -77,7 +77,7 @@ certificate is revoked. If it is not revoked by then, the exit code is 6 and the
 	return c
 }
 
-// showOrders has a name for each order: none where an order was only checked.
+// showOrders prints the revocation orders. An order of a dry run has no name.
 func (a *app) showOrders(resp *espmv1.RevokeCertificateResponse) error {
 	if a.output == "name" {
 		var ids []string
@@ -93,7 +93,7 @@ func (a *app) showOrders(resp *espmv1.RevokeCertificateResponse) error {
 	})
 }
 
-// notRevoked says which orders have no receipt after a wait, and why.
+// notRevoked returns an error for the first order that has no receipt after the wait.
 func notRevoked(revs []*espmv1.Revocation, wait node.Duration) error {
 	for _, r := range revs {
 		if err := neverRevoked(r); err != nil {
@@ -106,7 +106,8 @@ func notRevoked(revs []*espmv1.Revocation, wait node.Duration) error {
 	return nil
 }
 
-// neverRevoked says why an order ended without a receipt, nil where it is pending or carried out.
+// neverRevoked returns why an order ended without a receipt. neverRevoked returns nil for a pending or
+// published revocation.
 func neverRevoked(r *espmv1.Revocation) error {
 	why := ""
 	switch r.GetState() {
@@ -206,7 +207,7 @@ func (a *app) revocationRetryCmd() *cobra.Command {
 					}
 					for _, r := range resp.GetRevocations() {
 						_, err := client.RetryRevocation(cmd.Context(), &espmv1.RetryRevocationRequest{Id: r.GetId()})
-						if err != nil && status.Code(err) != codes.FailedPrecondition { // it was closed meanwhile
+						if err != nil && status.Code(err) != codes.FailedPrecondition { // the order was closed meanwhile
 							return nil, "", err
 						}
 					}

@@ -1,4 +1,4 @@
-// Package cli is the command espm: the daemon and the admin verbs, one file a noun.
+// Package cli is the espm command: the daemon and the admin commands, one file for each noun.
 package cli
 
 import (
@@ -21,17 +21,17 @@ import (
 	"github.com/espm-project/espm/internal/version"
 )
 
-// app is what the verbs share.
+// app is the state that all commands share.
 type app struct {
 	address string
 	tls     tlsFlags
 	output  string
-	sort    string // a column of a list
+	sort    string // the column of --sort
 	stdout  io.Writer
 	stderr  io.Writer
 }
 
-// Main runs the command line and returns its exit code, by the kind of the error.
+// Main runs a command line. Main returns the exit code for the kind of the error.
 func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	a := &app{stdout: stdout, stderr: stderr}
 	root := a.root()
@@ -53,18 +53,17 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitOf(err)
 }
 
-// Command returns the whole command line, for what is made from it: manual
-// pages and completions. It does not run; Main does.
+// Command returns the command tree for manual pages and completions. Main runs commands.
 func Command() *cobra.Command {
 	root := (&app{}).root()
 	root.InitDefaultCompletionCmd()
 	return root
 }
 
-// exitCode ends the command without a word more.
+// exitCode is an error that prints nothing: only the exit code differs.
 type exitCode int
 
-// err returns nil for success.
+// err returns nil for the exit code 0.
 func (e exitCode) err() error {
 	if e == 0 {
 		return nil
@@ -74,7 +73,7 @@ func (e exitCode) err() error {
 
 func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
-// usageError is a command line that is wrong in itself.
+// usageError is an error in the command line itself.
 type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
@@ -105,12 +104,12 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or a field that breaks a rule, 3 not
 		a.tls.register(f)
 	}
 	root.AddCommand(asking...)
-	// These ask no daemon: an --address or a --cert would be taken and mean nothing.
+	// These commands have no --address and no --cert: they call no daemon.
 	root.AddCommand(a.initCmd(), a.serveCmd(), a.doctorCmd(), a.versionCmd())
 	return root
 }
 
-// noun returns a command that only holds verbs.
+// noun returns a command that has only subcommands.
 func noun(name, short string, verbs ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{Use: name, Short: short, RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
 	c.Args = noVerb(c)
@@ -118,7 +117,7 @@ func noun(name, short string, verbs ...*cobra.Command) *cobra.Command {
 	return c
 }
 
-// noVerb refuses arguments of a command that only holds others.
+// noVerb refuses arguments of a command that has only subcommands.
 func noVerb(c *cobra.Command) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
 		if len(args) == 0 {
@@ -133,7 +132,7 @@ func noVerb(c *cobra.Command) cobra.PositionalArgs {
 	}
 }
 
-// args wants exactly these arguments.
+// args requires exactly these arguments.
 func args(names ...string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
 		if len(args) != len(names) {
@@ -147,7 +146,6 @@ func args(names ...string) cobra.PositionalArgs {
 	}
 }
 
-// call runs f with a connection to the daemon.
 func (a *app) call(f func(*grpc.ClientConn) error) error {
 	conn, err := a.dial(context.Background())
 	if err != nil {
@@ -168,7 +166,7 @@ func (a *app) call(f func(*grpc.ClientConn) error) error {
 	}
 }
 
-// describe puts an error into words, with the API's reason where it has one.
+// describe returns the text of an error, with the reason of the API if it has one.
 func describe(err error) string {
 	s, ok := status.FromError(err)
 	if !ok {

@@ -28,18 +28,18 @@ func (a *app) tokenCmd() *cobra.Command {
 	return noun("token", "Make, list, rotate and revoke bearer tokens", a.tokenCreateCmd(), a.tokenListCmd(), a.tokenShowCmd(), a.tokenRotateCmd(), a.tokenRevokeCmd())
 }
 
-// defaultExpires is the API's.
+// defaultExpires is the default of the API.
 const defaultExpires = node.Duration(90 * 24 * time.Hour)
 
-// secretFile is where a token's text goes in place of standard output. A shell's > would empty
-// the file before anything is known of the call.
+// secretFile is the file for a token's text, in place of standard output. The > of a shell would empty the
+// file even if the call fails.
 type secretFile struct{ path string }
 
 func (s *secretFile) register(f *pflag.FlagSet, usage string) {
 	f.StringVar(&s.path, "out", "", usage)
 }
 
-// check is asked before the call: a token whose text could not be written is lost.
+// check runs before the call: if the text can't be written after the call, it is lost.
 func (s *secretFile) check(f *pflag.FlagSet, output string, replace bool) error {
 	if !f.Changed("out") {
 		if output == "name" {
@@ -68,7 +68,7 @@ func (s *secretFile) check(f *pflag.FlagSet, output string, replace bool) error 
 	return nil
 }
 
-// showSecret prints a token's text or, with --out, writes it and prints the record.
+// showSecret prints a token's text. With --out, it writes the text to the file and prints the record.
 func (a *app) showSecret(out secretFile, text *string, resp proto.Message, t *espmv1.Token) error {
 	if out.path == "" {
 		return a.show(resp, func(w io.Writer) { fmt.Fprintln(w, *text) })
@@ -76,7 +76,7 @@ func (a *app) showSecret(out secretFile, text *string, resp proto.Message, t *es
 	if err := durable.OS.WriteFile(out.path, []byte(*text+"\n"), 0o600); err != nil {
 		return fmt.Errorf("the new text of the token %s is lost: %w; mend that, then give the token another text: espm token rotate %s --out FILE", t.GetName(), err, t.GetName())
 	}
-	*text = "" // it is for the file alone
+	*text = "" // only the file has the text
 	return a.show(resp, func(w io.Writer) {
 		tokenTable(w, t)
 		fmt.Fprintf(w, "written to\t%s\n", out.path)
@@ -132,7 +132,7 @@ given as '' allows nothing.`,
 	return c
 }
 
-// grantFlags confine a provisioner.
+// grantFlags are the limits of a provisioner.
 type grantFlags struct {
 	names, environments, groups, extensions []string
 	maxTTL                                  node.Duration

@@ -1,9 +1,9 @@
-// Package clock decides whether the system's clock can be believed. A certificate or a CRL with
-// the dates of a wrong clock is useless or harmful: agents refuse a CRL that has ended or is not valid yet.
+// Package clock decides whether the system's clock can be trusted. With the dates of a wrong clock, a
+// certificate or a CRL is useless or harmful: agents refuse a CRL that has expired or is not yet valid.
 //
-// The evidence is what espm wrote itself. The store has the latest time at which the clock was believed, and the CA has its
-// certificate and its CRL. A clock that contradicts them is not believed until it is right
-// again or an admin accepts it. Meanwhile nothing is signed.
+// The evidence is in espm's own data. The store has the latest time at which the clock was trusted. The CA
+// has the dates of its certificate and its CRL. If the clock contradicts the evidence, espm signs nothing
+// until the clock is right again or an admin accepts it.
 package clock
 
 import (
@@ -22,15 +22,15 @@ import (
 const (
 	// MaxBehind is how far the clock may be behind the newest evidence.
 	MaxBehind = 24 * time.Hour
-	// MaxAhead is how far the clock may be ahead of the last time at which it was believed.
+	// MaxAhead is how far the clock may be ahead of the last time at which it was trusted.
 	MaxAhead = 90 * 24 * time.Hour
 
 	checkEvery = time.Minute
-	storeEvery = time.Hour // how old the stored evidence may get
+	storeEvery = time.Hour // the maximum age of the stored evidence
 	alarmEvery = time.Hour
 )
 
-// Store keeps the evidence; see store.Store.
+// Store persists the evidence; see store.Store.
 type Store interface {
 	Clock(ctx context.Context) (store.Clock, bool, error)
 	AuditHead(ctx context.Context) (node.AuditHead, error)
@@ -38,23 +38,24 @@ type Store interface {
 	Commit(ctx context.Context, c *store.Change) (int64, error)
 }
 
-// Guard compares the clock with the evidence. Its methods may be called at once.
+// Guard compares the clock with the evidence. All methods may be called concurrently.
 type Guard struct {
 	store Store
 	now   func() time.Time
 	log   logrus.FieldLogger
 
 	writing sync.Mutex // must be locked to write the store
-	stored  time.Time  // evidence.Newest as the store has it
+	stored  time.Time  // evidence.Newest in the store
 
 	mu       sync.Mutex
 	evidence store.Clock
-	wrote    time.Time // when the CA's CRL was signed, or an earlier version wrote; zero: not known or overruled
-	begins   time.Time // of the CA's certificate, zero: not known
+	wrote    time.Time // when the CA's CRL was signed, or the last audit line of an earlier version; zero: not known or overruled
+	begins   time.Time // notBefore of the CA's certificate; zero: not known
 }
 
-// New returns a Guard with the evidence of a store. A store of an earlier version has none but its newest audit line. That line
-// is no evidence of a clock that is ahead, as nothing may have changed for long.
+// New returns a Guard with the evidence of a store. An earlier version stored no evidence, so New uses the
+// time of the last audit line. That time does not show that the clock is ahead, as a quiet store may have
+// no lines for months.
 func New(ctx context.Context, s Store, now func() time.Time, log logrus.FieldLogger) (*Guard, error) {
 	g := &Guard{store: s, now: now, log: log}
 	evidence, known, err := s.Clock(ctx)
@@ -75,13 +76,14 @@ func newestLine(ctx context.Context, s Store) (time.Time, error) {
 		return time.Time{}, err
 	}
 	lines, err := s.AuditLines(ctx, head.Seq-1, 1)
-	if err != nil || len(lines) == 0 || lines[0].Err != nil { // `espm audit verify` reports a damaged line
+	if err != nil || len(lines) == 0 || lines[0].Err != nil { // `espm audit verify` reports a damaged line, so New does not fail
 		return time.Time{}, err
 	}
 	return lines[0].Time.Time, nil
 }
 
-// Learn adds the evidence of the CA: when its certificate begins, and when its CRL was signed. Either may be zero.
+// Learn adds the evidence of the CA: the notBefore of its certificate, and the time at which its CRL was
+// signed. Either may be zero.
 func (g *Guard) Learn(begins, signed time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -93,7 +95,8 @@ func (g *Guard) Learn(begins, signed time.Time) {
 	}
 }
 
-// Check returns nil if the clock can be believed. Otherwise the error wraps node.ErrUnavailable, and the caller must sign nothing.
+// Check returns nil if the clock can be trusted. Otherwise the error wraps node.ErrUnavailable, and the
+// caller must sign nothing.
 func (g *Guard) Check() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -107,7 +110,7 @@ func (g *Guard) Check() error {
 	return nil
 }
 
-// doubt returns why a time can't be believed.
+// doubt returns why a time can't be trusted.
 func (g *Guard) doubt(now time.Time) error {
 	const mend = "espm signs nothing; set the clock, or if it is right: espm clock accept"
 	latest, newest := g.latest(), g.evidence.Newest
@@ -124,7 +127,7 @@ func (g *Guard) doubt(now time.Time) error {
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// Latest returns the latest time that the evidence has: it is at least so late.
+// Latest returns the latest time in the evidence: the present can't be earlier.
 func (g *Guard) Latest() time.Time {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -138,14 +141,14 @@ func (g *Guard) latest() time.Time {
 	return g.evidence.Newest
 }
 
-// State is how the clock stands.
+// State is the clock, compared with the evidence.
 type State struct {
 	Now    time.Time
 	Latest time.Time // zero: there is no evidence
-	Doubt  error     // why the clock is not believed; nil: it is
+	Doubt  error     // why the clock is not trusted; nil: it is trusted
 }
 
-// State returns how the clock stands.
+// State returns the present State.
 func (g *Guard) State() State {
 	err := g.Check()
 	g.mu.Lock()
@@ -153,8 +156,9 @@ func (g *Guard) State() State {
 	return State{Now: g.now(), Latest: g.latest(), Doubt: err}
 }
 
-// Accept makes the present time the newest evidence, with an audit line, both durable when Accept returns. It changes
-// nothing if the clock is believed. The error wraps node.ErrUnavailable before the CA's certificate begins.
+// Accept makes the present time the newest evidence, and adds an audit line. Both are durable when Accept
+// returns. If the clock is trusted, Accept changes nothing. Before the notBefore of the CA's certificate,
+// the error wraps node.ErrUnavailable.
 func (g *Guard) Accept(ctx context.Context) error {
 	g.writing.Lock()
 	defer g.writing.Unlock()
@@ -181,7 +185,8 @@ func (g *Guard) Accept(ctx context.Context) error {
 	return nil
 }
 
-// accepted returns the evidence after an admin accepts now, zero if now can't be accepted, and why now is not believed.
+// accepted returns the evidence after an admin accepts now, and why now is not trusted. The evidence is
+// zero if now can't be accepted.
 func (g *Guard) accepted(now time.Time) (store.Clock, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -196,12 +201,13 @@ func (g *Guard) accepted(now time.Time) (store.Clock, error) {
 	return next, doubt
 }
 
-// Run stores the evidence, and logs while the clock is not believed, until ctx is done. It is called once.
+// Run stores the evidence every hour, and logs an alarm while the clock is not trusted. Run ends with ctx.
+// Run must be called only once.
 func (g *Guard) Run(ctx context.Context) {
 	tick := time.NewTicker(checkEvery)
 	defer tick.Stop()
 	doubted, failing := false, false
-	var said time.Duration // since the last alarm
+	var said time.Duration // the time since the last alarm
 	for {
 		err := g.Check()
 		switch {
@@ -226,7 +232,7 @@ func (g *Guard) Run(ctx context.Context) {
 	}
 }
 
-// keep stores the evidence if the store's is old.
+// keep stores the evidence if the stored evidence is storeEvery old.
 func (g *Guard) keep(ctx context.Context) error {
 	g.writing.Lock()
 	defer g.writing.Unlock()
@@ -237,7 +243,7 @@ func (g *Guard) keep(ctx context.Context) error {
 		return nil
 	}
 	c := store.NewChange()
-	c.Unaudited() // it says nothing that the audit lines don't
+	c.Unaudited() // an audit line would add nothing: the other lines have their times
 	c.PutClock(evidence)
 	if _, err := g.store.Commit(ctx, c); err != nil {
 		return err

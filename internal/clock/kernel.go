@@ -6,9 +6,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Synchronized says whether a time service keeps the kernel's clock right (adjtimex(2)). Reading needs no capability.
+// Synchronized reports whether a time service synchronizes the kernel's clock (adjtimex(2)). The call
+// needs no capability.
 func Synchronized() (bool, error) {
-	var t unix.Timex // no modes: it changes nothing
+	var t unix.Timex // no modes: the call changes nothing
 	state, err := unix.Adjtimex(&t)
 	if err != nil {
 		return false, fmt.Errorf("ask the kernel for its clock's state: adjtimex: %w", err)

@@ -1,4 +1,4 @@
-// Package durable writes files. All of espm uses it. After a killed process or a power cut, a file
+// Package durable writes files. All packages of espm write with it. After a crash or a power loss, a file
 // has either its old or its new content.
 package durable
 
@@ -17,27 +17,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Disk writes files durably. When a method returns nil, the change is on the
-// disk, and so is the file's name. After an error, the
-// change may be applied or not, but never in part: a reader sees either the
-// old or the new file. Errors wrap the operating system's
-// error for errors.Is (unix.ENOSPC) and name the path. Calls on different
-// paths may run concurrently. The caller must order calls on the same path.
+// Disk writes files durably. When a method returns nil, the change and the file's name are on the disk.
+// After an error, the change is applied completely or not at all: a reader sees either the old or the new
+// file. Errors name the path, and wrap the operating system's error for errors.Is (unix.ENOSPC). Calls on
+// different paths may run concurrently. The caller must order calls on the same path.
 type Disk interface {
-	// WriteFile replaces path with data, atomically. The file gets exactly
-	// mode, independent of the umask. As root, WriteFile keeps the owner of the
-	// old file, unless everybody may write in the folder. WriteFile replaces a symbolic link,
-	// not the file that it names: see Target.
+	// WriteFile replaces path with data, atomically. The file gets exactly mode, independent of the umask.
+	// As root, WriteFile keeps the owner of the old file, unless the folder is writable for everybody.
+	// WriteFile replaces a symbolic link itself, not the link's target: see Target.
 	WriteFile(path string, data []byte, mode fs.FileMode) error
 
-	// Append adds data to the end of path. A new file gets mode. If the
-	// write fails, Append removes the part of data that was written. Only a
-	// killed process can leave a part.
+	// Append adds data to the end of path. A new file gets mode. If the write fails, Append removes the
+	// part of data that was written. Only a crash can leave a part.
 	Append(path string, data []byte, mode fs.FileMode) error
 
-	// Remove removes files of one folder, which it syncs once. A missing file
-	// is no error. If a file can't be removed, Remove still removes the others, and returns
-	// a *RemoveError with the failures. Any other error may concern all files.
+	// Remove removes files of one folder, with one sync of the folder. A missing file is no error. If a
+	// file can't be removed, Remove still removes the others, and returns a *RemoveError with the
+	// failures. Any other error may concern all files.
 	Remove(paths ...string) error
 }
 
@@ -70,10 +66,9 @@ func replace(path string, data []byte, mode fs.FileMode) error {
 
 func replaceWith(path string, mode fs.FileMode, write func(w io.Writer) error) error {
 	dir := filepath.Dir(path)
-	// The temporary file is always in the same folder, not in $TMPDIR: renameio would make two files
-	// a call to find out whether both are on the same file system.
-	// It has mode 0600 at first, so that others can never read a key. The
-	// owner is set before the final mode.
+	// The temporary file is always in the same folder, not in $TMPDIR. Otherwise renameio makes two files
+	// for each call, to find out whether both folders are on the same file system. The mode is 0600 until
+	// the owner is set, so that others can never read a key.
 	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(dir), renameio.WithStaticPermissions(0o600))
 	if err != nil {
 		return nameless(err)
@@ -94,8 +89,8 @@ func replaceWith(path string, mode fs.FileMode, write func(w io.Writer) error) e
 	return nil
 }
 
-// nameless removes the temporary file's random name from an error. So the same failure has the same text, and a
-// caller can log it only once.
+// nameless removes the temporary file's random name from an error. So the same failure always has the same
+// text, and a caller can log it only once.
 func nameless(err error) error {
 	if e, ok := errors.AsType[*fs.PathError](err); ok {
 		return fmt.Errorf("%s: %w", e.Op, e.Err)
@@ -106,8 +101,8 @@ func nameless(err error) error {
 	return err
 }
 
-// keepOwner gives f the owner of the file at path. Only root can do so. A daemon
-// that runs as root in a folder of the user puppet must not change the owner of puppet's files.
+// keepOwner gives f the owner of the file at path. Only root can change an owner. A daemon that runs as
+// root in a folder of the user puppet must not change the owner of puppet's files.
 func keepOwner(f *os.File, path string) error {
 	if os.Geteuid() != 0 {
 		return nil
@@ -127,7 +122,7 @@ func keepOwner(f *os.File, path string) error {
 	if err := unix.Stat(filepath.Dir(path), &dir); err != nil {
 		return err
 	}
-	if dir.Mode&0o002 != 0 { // as in /tmp: who put a file there before must not own a key or a backup after
+	if dir.Mode&0o002 != 0 { // as /tmp: a user who created the file before espm must not become the owner of a key or a backup
 		return nil
 	}
 	return f.Chown(int(st.Uid), int(st.Gid))
@@ -147,11 +142,11 @@ func (osDisk) Append(path string, data []byte, mode fs.FileMode) (err error) {
 		err = f.Sync()
 	}
 	if err != nil {
-		// A full disk may have got a part of the data. Remove it, or the next append
-		// would continue in the middle of a line.
+		// A full disk may have accepted a part of the data. Without Truncate, the next append would
+		// continue in the middle of a line.
 		return errors.Join(err, f.Truncate(st.Size()), f.Sync())
 	}
-	if st.Size() == 0 { // perhaps new: its name must last too
+	if st.Size() == 0 { // the file may be new: its name must be durable, too
 		return SyncFolder(filepath.Dir(path))
 	}
 	return nil
@@ -181,7 +176,8 @@ func (osDisk) Remove(paths ...string) error {
 	return nil
 }
 
-// RemoveError has the files that Remove could not remove, and why. The others are durably removed.
+// RemoveError has the files that Remove could not remove, with the causes. The removal of the other files
+// is durable.
 type RemoveError struct {
 	Paths map[string]error
 }
@@ -196,8 +192,7 @@ func (e *RemoveError) Unwrap() []error {
 	return errs
 }
 
-// SyncFolder makes creations, renames and removals in a folder
-// durable. renameio does not do that.
+// SyncFolder makes creations, renames and removals in a folder durable. renameio does not sync the folder.
 func SyncFolder(dir string) (err error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -210,9 +205,9 @@ func SyncFolder(dir string) (err error) {
 	return nil
 }
 
-// RemoveStale removes the temporary files that a killed WriteFile left in dir,
-// for the names that ours accepts. No process may write these names meanwhile. It
-// returns how many it removed. A missing dir is no error.
+// RemoveStale removes the temporary files that a crash during WriteFile left in dir, for the names that
+// ours accepts. No process may write these names meanwhile. RemoveStale returns the number of removed
+// files. A missing dir is no error.
 func RemoveStale(dir string, ours func(name string) bool) (int, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -232,7 +227,7 @@ func RemoveStale(dir string, ours func(name string) bool) (int, error) {
 	return removed, nil
 }
 
-// target returns the final name of a temporary file of renameio, whose name is "." NAME DIGITS.
+// target returns the final name of a temporary file. renameio names a temporary file "." NAME DIGITS.
 func target(temp string) (string, bool) {
 	hidden, ok := strings.CutPrefix(temp, ".")
 	name := strings.TrimRight(hidden, "0123456789")

@@ -9,13 +9,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxLinks is how many links Target follows, as many as the kernel.
+// maxLinks is how many links Target follows. The kernel has the same limit.
 const maxLinks = 40
 
-// Target returns the file that WriteFile must replace so that a symbolic link at path stays a link, and a reader of
-// path gets the new content: the end of the links that begin at path. Without a link that is path. The file may be
-// missing. Target follows only links that root or this process's user made: another user could have a file
-// replaced that only this process may write. So it also follows none in a folder where everybody may replace any file.
+// Target returns the end of the chain of symbolic links at path. If WriteFile replaces that file, the
+// links stay, and a reader of path gets the new content. Without a link, the result is path. The file may
+// be missing.
+//
+// Target follows only links of root or of this process's user. With a link of another user, that user
+// could replace a file that only this process may write. For the same reason, Target follows no link in a
+// folder where everybody may replace any file.
 func Target(path string) (string, error) {
 	at := path
 	for range maxLinks {
@@ -26,7 +29,7 @@ func Target(path string) (string, error) {
 		if text == "" {
 			return at, nil
 		}
-		// EvalSymlinks before any "..", as the link's folder may be reached by a link.
+		// EvalSymlinks comes before the "..", as the folder of the link may itself be reached by a link.
 		if !filepath.IsAbs(text) {
 			text = filepath.Dir(at) + "/" + text
 		}
@@ -39,8 +42,8 @@ func Target(path string) (string, error) {
 	return "", fmt.Errorf("write %s: %w", path, unix.ELOOP)
 }
 
-// readLink returns what the link at path names, "" if there is no link. Owner and text are of the same link, even if
-// another program replaces it meanwhile.
+// readLink returns the target of the link at path, or "" if path is no link. The owner check and the
+// target are of the same link, even if another program replaces the link meanwhile.
 func readLink(path string) (text string, err error) {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) {

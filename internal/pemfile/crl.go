@@ -16,27 +16,27 @@ import (
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
-// RevocationList is a CRL (RFC 5280 section 5). It stays DER: an entry costs no memory but its
-// bytes. It reads more than package x509 does: version 1, negative serials, any signature
-// algorithm. Puppet Server and OpenSSL take all of these.
+// RevocationList is a CRL (RFC 5280 section 5). The list stays DER, so an entry needs no memory beyond its
+// bytes. Unlike package x509, RevocationList supports version 1, negative serials and any signature
+// algorithm, as Puppet Server and OpenSSL do.
 type RevocationList struct {
 	Raw        []byte
 	RawIssuer  []byte    // the name, in DER
-	Version    int       // 1 or 2, as people count
-	ThisUpdate time.Time // zero: it can't be read
-	NextUpdate time.Time // zero: there is none, or it can't be read
-	Number     *big.Int  // nil: there is none
-	// AuthorityKeyID is the identifier of the issuer's key, nil where there is none.
+	Version    int       // 1 or 2; the encoded value is one less
+	ThisUpdate time.Time // zero: malformed
+	NextUpdate time.Time // zero: missing or malformed
+	Number     *big.Int  // nil: missing
+	// AuthorityKeyID is the identifier of the issuer's key; nil: missing.
 	AuthorityKeyID []byte
 	Entries        Entries
-	EmptyEntries   bool // the list of entries is there and empty, which RFC 5280 section 5.1.2.6 forbids
+	EmptyEntries   bool // the list is present but empty, which RFC 5280 section 5.1.2.6 forbids
 
 	tbs       []byte
-	algorithm []byte // identifier of the signature's, inside the signed part
-	outer     []byte // the same, beside the signature
+	algorithm []byte // AlgorithmIdentifier inside the signed part
+	outer     []byte // AlgorithmIdentifier outside the signed part
 	signature []byte
-	critical  asn1.ObjectIdentifier // of the first critical extension
-	malformed error                 // of an extension
+	critical  asn1.ObjectIdentifier // the first critical extension
+	malformed error                 // the error of an extension; CheckWhole returns it
 }
 
 var (
@@ -44,8 +44,8 @@ var (
 	oidAuthorityKeyID = asn1.ObjectIdentifier{2, 5, 29, 35}
 )
 
-// ParseCRL reads one block of a file of CRLs. Whose the CRL is remains to be
-// checked (CheckSignatureFrom), and whether it is whole (CheckWhole).
+// ParseCRL parses one block of a CRL file. ParseCRL checks neither the signature (CheckSignatureFrom) nor
+// whether the CRL is complete (CheckWhole).
 func ParseCRL(block *pem.Block) (*RevocationList, error) {
 	if block.Type != CRL {
 		return nil, WrongType(block, CRL)
@@ -77,9 +77,9 @@ func parseCRL(der []byte) (*RevocationList, error) {
 	return &l, l.parseTBS(tbs)
 }
 
-// parseTBS reads the signed part.
+// parseTBS parses the signed part.
 func (l *RevocationList) parseTBS(tbs cryptobyte.String) error {
-	version := 0 // of a CRL without: version 1
+	version := 0 // the default if the field is missing: version 1
 	if tbs.PeekASN1Tag(cbasn1.INTEGER) && !tbs.ReadASN1Integer(&version) {
 		return errors.New("malformed version")
 	}
@@ -110,7 +110,7 @@ func (l *RevocationList) parseTBS(tbs cryptobyte.String) error {
 	return nil
 }
 
-// parseExtensions reads what follows the entries.
+// parseExtensions parses the fields after the entries.
 func (l *RevocationList) parseExtensions(tbs cryptobyte.String) error {
 	var list cryptobyte.String
 	var present bool
@@ -154,10 +154,11 @@ func (l *RevocationList) parseExtensions(tbs cryptobyte.String) error {
 	return nil
 }
 
-// Issuer spells the issuer's name.
+// Issuer returns the issuer's name as text.
 func (l *RevocationList) Issuer() string { return nameOf(l.RawIssuer) }
 
-// nameOf spells a name, or where its strings are of no known kind its bytes, as RFC 4514 does.
+// nameOf returns a name as text. If the name can't be parsed, nameOf returns its bytes as RFC 4514 section
+// 2.4 does, # and hexadecimal digits.
 func nameOf(der []byte) string {
 	var rdns pkix.RDNSequence
 	if _, err := asn1.Unmarshal(der, &rdns); err != nil {
@@ -168,9 +169,8 @@ func nameOf(der []byte) string {
 	return name.String()
 }
 
-// CheckWhole refuses a CRL that may not list all revocations of its issuer.
-// A delta CRL, and one for a part of the certificates, says so in a critical
-// extension (RFC 5280 section 5.2).
+// CheckWhole refuses a CRL that may not list all revocations of its issuer. A delta CRL, or a CRL for a
+// part of the certificates, has a critical extension (RFC 5280 section 5.2).
 func (l *RevocationList) CheckWhole() error {
 	if l.malformed != nil {
 		return fmt.Errorf("the CRL of %q: %w", l.Issuer(), l.malformed)
@@ -181,7 +181,7 @@ func (l *RevocationList) CheckWhole() error {
 	return nil
 }
 
-// CheckSignatureFrom checks that a CA signed the CRL, with whatever hash: see CheckSignature.
+// CheckSignatureFrom checks that a CA signed the CRL. Like CheckSignature, it accepts weak hashes.
 func (l *RevocationList) CheckSignatureFrom(issuer *x509.Certificate) error {
 	switch {
 	case !slices.Equal(l.algorithm, l.outer):
@@ -194,11 +194,11 @@ func (l *RevocationList) CheckSignatureFrom(issuer *x509.Certificate) error {
 	return CheckSignature(issuer.PublicKey, l.algorithm, l.tbs, l.signature)
 }
 
-// WeakHash names the hash of the signature if that is not to be trusted any more, else "".
+// WeakHash returns the name of the signature's hash if the hash is weak, otherwise "".
 func (l *RevocationList) WeakHash() string { return weakHash(l.algorithm) }
 
-// NumberOf returns the number of a CRL, and 0 for a CRL without one. RFC 5280
-// section 5.2.3 demands a number, but not every tool writes it.
+// NumberOf returns the number of a CRL, or 0 for a CRL without a number. RFC 5280 section 5.2.3 requires a
+// number, but not every tool writes one.
 func NumberOf(l *RevocationList) *big.Int {
 	if l.Number == nil {
 		return new(big.Int)
@@ -206,10 +206,10 @@ func NumberOf(l *RevocationList) *big.Int {
 	return l.Number
 }
 
-// Entries are entries of a CRL in DER, one after the other.
+// Entries are the entries of a CRL in DER, without separators.
 type Entries []byte
 
-// Entry is one of them. Both fields are parts of the list's bytes.
+// Entry is one entry of a CRL. Both fields share the memory of the CRL.
 type Entry struct {
 	Raw    []byte
 	Serial []byte // the contents of the INTEGER
@@ -217,7 +217,7 @@ type Entry struct {
 	when cryptobyte.String
 }
 
-// All yields the entries in order. It ends at bytes that are no entry: a parsed list has none.
+// All yields the entries in order. All stops at a malformed entry, which a parsed list does not have.
 func (e Entries) All() iter.Seq[Entry] {
 	return func(yield func(Entry) bool) {
 		for rest := cryptobyte.String(e); !rest.Empty(); {
@@ -229,7 +229,7 @@ func (e Entries) All() iter.Seq[Entry] {
 	}
 }
 
-// Count returns how many there are.
+// Count returns the number of entries. Count parses all of them.
 func (e Entries) Count() int {
 	n := 0
 	for range e.All() {
@@ -260,7 +260,7 @@ func readEntry(list *cryptobyte.String) (Entry, bool) {
 	return Entry{Raw: raw, Serial: serial, when: fields}, true
 }
 
-// Time is when the certificate was revoked, false where that can't be read.
+// Time returns when the certificate was revoked, and false if the time is malformed.
 func (e Entry) Time() (time.Time, bool) {
 	fields := e.when
 	return readTime(&fields)
@@ -270,7 +270,7 @@ func isTime(s cryptobyte.String) bool {
 	return s.PeekASN1Tag(cbasn1.UTCTime) || s.PeekASN1Tag(cbasn1.GeneralizedTime)
 }
 
-// skipTime reads a time, the zero one where it is malformed.
+// skipTime parses a time and advances s. A malformed time is the zero time.
 func skipTime(s *cryptobyte.String) time.Time {
 	t, ok := readTime(s)
 	if !ok {
@@ -281,7 +281,7 @@ func skipTime(s *cryptobyte.String) time.Time {
 	return t
 }
 
-// readTime reads a time of either form.
+// readTime parses a UTCTime or a GeneralizedTime.
 func readTime(s *cryptobyte.String) (t time.Time, ok bool) {
 	if t, ok = readUTC(s); ok {
 		return t, true
@@ -294,7 +294,7 @@ func readTime(s *cryptobyte.String) (t time.Time, ok bool) {
 	return t, ok
 }
 
-// readUTC reads a UTCTime in the form of DER, YYMMDDHHMMSSZ, without an allocation.
+// readUTC parses a UTCTime in the form that DER requires, YYMMDDHHMMSSZ, without an allocation.
 func readUTC(s *cryptobyte.String) (time.Time, bool) {
 	const size = 13
 	rest := *s
@@ -311,12 +311,12 @@ func readUTC(s *cryptobyte.String) (time.Time, bool) {
 		n[i] = int(tens)*10 + int(ones)
 	}
 	year := 2000 + n[0]
-	if n[0] >= 50 { // RFC 5280 section 4.1.2.5.1
+	if n[0] >= 50 { // RFC 5280 section 4.1.2.5.1: 50 to 99 are 1950 to 1999
 		year = 1900 + n[0]
 	}
 	t := time.Date(year, time.Month(n[1]), n[2], n[3], n[4], n[5], 0, time.UTC)
 	if t.Month() != time.Month(n[1]) || t.Day() != n[2] || t.Hour() != n[3] || t.Minute() != n[4] || t.Second() != n[5] {
-		return time.Time{}, false // there is no such day or hour
+		return time.Time{}, false // time.Date has normalized a date that does not exist
 	}
 	*s = rest
 	return t, true

@@ -19,14 +19,14 @@ const (
 	Request     = "CERTIFICATE REQUEST"
 )
 
-// A line of PEM has 64 characters, which are 48 bytes.
+// A line of PEM has 64 characters, which encode 48 bytes.
 const (
 	lineBytes = 48
 	lineChars = 64
 )
 
-// Encode returns one PEM block of DER, which may come in parts. It needs a third of the time of
-// encoding/pem. With a large CRL, that would be the greatest part of a revocation's time.
+// Encode returns one PEM block of DER, which may come in parts. Encode takes a third of the time of
+// encoding/pem, which would dominate a revocation with a large CRL.
 func Encode(kind string, der ...[]byte) []byte {
 	begin, end := "-----BEGIN "+kind+"-----\n", "-----END "+kind+"-----\n"
 	length := 0
@@ -34,7 +34,7 @@ func Encode(kind string, der ...[]byte) []byte {
 		length += len(part)
 	}
 	out := append(make([]byte, 0, encodedLen(kind, length)), begin...)
-	line := make([]byte, 0, lineBytes) // of the end of one part and the start of the next
+	line := make([]byte, 0, lineBytes) // the end of one part and the start of the next
 	for _, part := range der {
 		if len(line) > 0 {
 			n := min(len(part), lineBytes-len(line))
@@ -65,7 +65,7 @@ func encodedLen(kind string, der int) int {
 	return len("-----BEGIN -----\n-----END -----\n") + 2*len(kind) + base64.StdEncoding.EncodedLen(der) + lines
 }
 
-// Blocks yields the PEM blocks in data, in order. Text around them is skipped.
+// Blocks yields the PEM blocks in data, in order. Blocks skips text around them.
 func Blocks(data []byte) iter.Seq[*pem.Block] {
 	return func(yield func(*pem.Block) bool) {
 		for block := range Texts(data) {
@@ -76,8 +76,8 @@ func Blocks(data []byte) iter.Seq[*pem.Block] {
 	}
 }
 
-// Texts is Blocks with the text of each block as Encode spells it. That is a part of data where it
-// stands there so, as a copy of a large CRL costs much memory.
+// Texts is Blocks with the text of each block, in the form of Encode. If a block in data has that form,
+// the text shares the memory of data: a copy of a large CRL costs much memory.
 func Texts(data []byte) iter.Seq2[*pem.Block, []byte] {
 	return func(yield func(*pem.Block, []byte) bool) {
 		for len(data) > 0 {
@@ -97,8 +97,8 @@ func Texts(data []byte) iter.Seq2[*pem.Block, []byte] {
 	}
 }
 
-// decodePlain reads a block that stands at the start of data and is spelled as Encode does, nil for any other. It takes less than
-// half of the time of encoding/pem.
+// decodePlain decodes a block at the start of data if the block has exactly the form of Encode. Otherwise
+// decodePlain returns nil. decodePlain takes less than half of the time of encoding/pem.
 func decodePlain(data []byte) (*pem.Block, []byte) {
 	first, body, _ := bytes.Cut(data, []byte("\n"))
 	kind, begins := bytes.CutPrefix(first, []byte("-----BEGIN "))
@@ -128,8 +128,8 @@ func decodePlain(data []byte) (*pem.Block, []byte) {
 	return &pem.Block{Type: string(kind), Bytes: der}, rest
 }
 
-// Certificates returns all certificates in data. Blocks of other types are skipped.
-// A certificate that can't be read, and data without one, are errors.
+// Certificates returns all certificates in data. Certificates skips blocks of other types. A malformed
+// certificate, and data without a certificate, are errors.
 func Certificates(data []byte) ([]*x509.Certificate, error) {
 	var certs []*x509.Certificate
 	for block := range Blocks(data) {
@@ -148,8 +148,8 @@ func Certificates(data []byte) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
-// First returns the first certificate in data and ignores the rest. In a chain that is the leaf,
-// or the signing CA.
+// First returns the first certificate in data and ignores the rest. In a chain, the first certificate is
+// the leaf, or the signing CA.
 func First(data []byte) (*x509.Certificate, error) {
 	for block := range Blocks(data) {
 		if block.Type == Certificate {

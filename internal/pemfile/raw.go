@@ -11,27 +11,28 @@ import (
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
-// RawCertificate is a certificate as DER, with what can be told of it even where package x509
-// refuses it: keys on brainpool curves and secp256k1, negative serials, malformed extensions.
+// RawCertificate is a certificate as DER. The fields are available even if package x509 refuses the
+// certificate: for keys on brainpool curves and secp256k1, negative serials and malformed extensions.
 type RawCertificate struct {
 	Raw                     []byte
 	RawSubject, RawIssuer   []byte // names, in DER
 	RawSubjectPublicKeyInfo []byte
 	SerialNumber            *big.Int  // may be negative
-	NotBefore, NotAfter     time.Time // zero: can't be read
+	NotBefore, NotAfter     time.Time // zero: malformed
 
 	X509       *x509.Certificate // nil: package x509 refuses it
-	Unreadable error             // why it does
+	Unreadable error             // the error of package x509
 }
 
-// Subject spells the subject's name.
+// Subject returns the subject's name as text.
 func (c *RawCertificate) Subject() string { return nameOf(c.RawSubject) }
 
-// Issuer spells the issuer's name.
+// Issuer returns the issuer's name as text.
 func (c *RawCertificate) Issuer() string { return nameOf(c.RawIssuer) }
 
-// RawCertificates returns all certificates in data, whatever package x509 says of each. Blocks of
-// other types are skipped. Bytes that are no certificate at all, and data without one, are errors.
+// RawCertificates returns all certificates in data, even if package x509 refuses them. RawCertificates
+// skips blocks of other types. A block that is no certificate in DER, and data without a certificate, are
+// errors.
 func RawCertificates(data []byte) ([]*RawCertificate, error) {
 	var certs []*RawCertificate
 	for block := range Blocks(data) {
@@ -73,7 +74,7 @@ func parseRaw(der []byte) (*RawCertificate, error) {
 	return c, nil
 }
 
-// readSerial reads an INTEGER, minimally encoded or not.
+// readSerial parses an INTEGER, even if the encoding is not minimal.
 func readSerial(der cryptobyte.String, into *big.Int) bool {
 	var contents cryptobyte.String
 	if !der.ReadASN1(&contents, cbasn1.INTEGER) || contents.Empty() {

@@ -7,11 +7,12 @@ import (
 	"slices"
 )
 
-// SerialKey is a serial number of at most 20 octets, which is RFC 5280's
-// limit, to the right. It has no pointers, so many of them are small, and nothing to the garbage collector.
+// SerialKey is a serial number of at most 20 octets (the limit of RFC 5280), big-endian, padded with zeros
+// on the left. SerialKey has no pointers, so the garbage collector does not scan a large set of keys.
 type SerialKey [20]byte
 
-// KeyOf returns the key of a serial; false for one that no certificate may have.
+// KeyOf returns the key of a serial. KeyOf returns false for a negative serial, or one of more than 20
+// octets.
 func KeyOf(n *big.Int) (SerialKey, bool) {
 	var key SerialKey
 	if n.Sign() < 0 || n.BitLen() > 8*len(key) {
@@ -21,7 +22,7 @@ func KeyOf(n *big.Int) (SerialKey, bool) {
 	return key, true
 }
 
-// Key does the same for an entry's.
+// Key returns the key of the entry's serial, like KeyOf.
 func (e Entry) Key() (SerialKey, bool) {
 	var key SerialKey
 	b, ok := e.Bytes()
@@ -32,7 +33,8 @@ func (e Entry) Key() (SerialKey, bool) {
 	return key, true
 }
 
-// Bytes returns the serial of an entry as big.Int.Bytes does, however long; false if it is negative.
+// Bytes returns the serial of an entry in the form of big.Int.Bytes, of any length. Bytes returns false
+// for a negative serial.
 func (e Entry) Bytes() ([]byte, bool) {
 	return bytes.TrimLeft(e.Serial, "\x00"), e.Serial[0]&0x80 == 0
 }
@@ -40,14 +42,14 @@ func (e Entry) Bytes() ([]byte, bool) {
 // Compare orders keys as numbers.
 func (k SerialKey) Compare(other SerialKey) int { return bytes.Compare(k[:], other[:]) }
 
-// SerialSet is a set of serials in order. A serial of at most 8 octets costs 8 bytes, a longer one 20.
+// SerialSet is a sorted set of serials. A serial of at most 8 octets costs 8 bytes, a longer one 20.
 type SerialSet struct {
 	short []uint64
 	long  []SerialKey
 }
 
-// Serials returns the set of the entries' serials. One that no certificate may have is left out.
-// repeated: a serial stands there more than once.
+// Serials returns the set of the entries' serials, without those for which Key returns false. repeated
+// reports whether a serial occurs more than once.
 func (e Entries) Serials() (set SerialSet, repeated bool) {
 	short := 0
 	for entry := range e.All() {
@@ -72,7 +74,8 @@ func (k SerialKey) isShort() bool { return [len(k) - 8]byte(k[:]) == [len(k) - 8
 
 func (k SerialKey) low() uint64 { return binary.BigEndian.Uint64(k[len(k)-8:]) }
 
-// Append adds a serial that is above all in the set.
+// Append adds a serial. The serial must be greater than all serials in the set, or the caller must sort
+// the set.
 func (s *SerialSet) Append(key SerialKey) {
 	if key.isShort() {
 		s.short = append(s.short, key.low())
@@ -81,10 +84,10 @@ func (s *SerialSet) Append(key SerialKey) {
 	}
 }
 
-// Len returns how many serials there are.
+// Len returns the number of serials.
 func (s SerialSet) Len() int { return len(s.short) + len(s.long) }
 
-// Index returns the place of a serial in the order, false where it is not in the set.
+// Index returns the position of a serial in the sorted set, and false if the serial is not in the set.
 func (s SerialSet) Index(key SerialKey) (int, bool) {
 	if key.isShort() {
 		return slices.BinarySearch(s.short, key.low())
@@ -93,7 +96,7 @@ func (s SerialSet) Index(key SerialKey) (int, bool) {
 	return len(s.short) + i, found
 }
 
-// At returns the serial at a place in the order.
+// At returns the serial at a position of the sorted set.
 func (s SerialSet) At(i int) SerialKey {
 	if i >= len(s.short) {
 		return s.long[i-len(s.short)]

@@ -15,10 +15,11 @@ import (
 	"fmt"
 )
 
-// ErrUnverifiable: a signature is made by an algorithm, or by a key, that espm can't verify. It may be good.
+// ErrUnverifiable marks a signature by an algorithm or a key that espm can't verify. The signature may be
+// valid.
 var ErrUnverifiable = errors.New("the signature is of a kind that espm can't verify")
 
-// scheme is how a signature is made.
+// scheme is a signature algorithm.
 type scheme struct {
 	hash     crypto.Hash
 	rsa, pss bool // else ECDSA
@@ -50,9 +51,9 @@ var (
 	}
 )
 
-// CheckSignature checks a signature of an RSA or EC key. algorithm is the AlgorithmIdentifier
-// in DER. It asks whose signature it is, not how strong: MD5 and SHA-1 are taken, which a
-// verifier of today refuses. What can't be verified is ErrUnverifiable.
+// CheckSignature verifies a signature of an RSA or EC key. algorithm is the AlgorithmIdentifier in DER.
+// CheckSignature accepts MD5 and SHA-1, as it only finds out which key signed. If espm can't verify the
+// algorithm or the key, the error wraps ErrUnverifiable.
 func CheckSignature(key crypto.PublicKey, algorithm, signed, signature []byte) error {
 	how, err := schemeOf(algorithm)
 	if err != nil {
@@ -82,13 +83,13 @@ func CheckSignature(key crypto.PublicKey, algorithm, signed, signature []byte) e
 	return fmt.Errorf("%w: by a %T", ErrUnverifiable, key)
 }
 
-// signedParts are the parts of a certificate.
+// signedParts are the fields of a certificate in DER.
 type signedParts struct {
 	TBS, Algorithm asn1.RawValue
 	Signature      asn1.BitString
 }
 
-// CheckIssued checks that a CA's key signed a certificate in DER, as CheckSignature does.
+// CheckIssued verifies that a CA's key signed a certificate in DER; see CheckSignature.
 func CheckIssued(cert []byte, issuer *x509.Certificate) error {
 	var fields signedParts
 	if _, err := asn1.Unmarshal(cert, &fields); err != nil {
@@ -111,7 +112,7 @@ func schemeOf(algorithm []byte) (scheme, error) {
 	return scheme{}, fmt.Errorf("%w: algorithm %s", ErrUnverifiable, id.Algorithm)
 }
 
-// schemeOfPSS reads the parameters of RFC 4055 section 3.1.
+// schemeOfPSS parses the parameters of RSA-PSS (RFC 4055 section 3.1).
 func schemeOfPSS(parameters []byte) (scheme, error) {
 	var p struct {
 		Hash    pkix.AlgorithmIdentifier `asn1:"explicit,optional,tag:0"`
@@ -124,7 +125,7 @@ func schemeOfPSS(parameters []byte) (scheme, error) {
 			return scheme{}, fmt.Errorf("%w: the parameters of RSA-PSS can't be read: %w", ErrUnverifiable, err)
 		}
 	}
-	hash, masked := crypto.SHA1, crypto.SHA1 // where nothing is said
+	hash, masked := crypto.SHA1, crypto.SHA1 // the defaults of RFC 4055
 	if p.Hash.Algorithm != nil {
 		hash = hashes[p.Hash.Algorithm.String()]
 	}
@@ -141,7 +142,8 @@ func schemeOfPSS(parameters []byte) (scheme, error) {
 	return scheme{hash: hash, rsa: true, pss: true}, nil
 }
 
-// WeakHash names the hash of the signature of a certificate in DER, if collisions of it can be made, else "".
+// WeakHash returns the name of the hash of a certificate's signature if the hash is weak, otherwise "".
+// The certificate is in DER.
 func WeakHash(cert []byte) string {
 	var fields signedParts
 	if _, err := asn1.Unmarshal(cert, &fields); err != nil {
@@ -150,7 +152,8 @@ func WeakHash(cert []byte) string {
 	return weakHash(fields.Algorithm.FullBytes)
 }
 
-// weakHash names the hash of an algorithm if collisions of it can be made, else "".
+// weakHash returns the name of an algorithm's hash if collisions can be computed for the hash, otherwise
+// "".
 func weakHash(algorithm []byte) string {
 	how, err := schemeOf(algorithm)
 	if err != nil || how.hash != crypto.MD5 && how.hash != crypto.SHA1 {

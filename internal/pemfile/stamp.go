@@ -9,9 +9,9 @@ import (
 	"syscall"
 )
 
-// Stamp is the state of a file. Equal stamps mean that the file has not changed. A
-// file that is rewritten with the same size and modification time has
-// another stamp, as the kernel sets the change time. No file has the zero Stamp.
+// Stamp identifies the state of a file. Equal stamps mean that the file has not changed. A rewrite with
+// the same size and modification time changes the stamp, as the kernel sets the change time. No file has
+// the zero Stamp.
 type Stamp struct {
 	inode           uint64
 	size            int64
@@ -32,8 +32,8 @@ func StampOf(path string) (Stamp, error) {
 	return Stamp{s.Ino, s.Size, s.Mtim, s.Ctim}, nil
 }
 
-// Stamps returns the stamps of files that are read together. After an error, a file
-// has the zero Stamp.
+// Stamps returns the stamps of files that are read together. A file that can't be examined has the zero
+// Stamp.
 func Stamps(paths ...string) []Stamp {
 	stamps := make([]Stamp, len(paths))
 	for i, path := range paths {
@@ -42,14 +42,14 @@ func Stamps(paths ...string) []Stamp {
 	return stamps
 }
 
-// HasContent reports whether a file can be read and has that content. It reads piece by piece, so
-// a large file takes no memory.
+// HasContent reports whether a file can be read and has that content. HasContent reads in pieces, so that
+// a large file needs little memory.
 func HasContent(path string, want []byte) bool {
 	f, err := os.Open(path)
 	if err != nil {
 		return false
 	}
-	defer func() { _ = f.Close() }() // it was only read
+	defer func() { _ = f.Close() }() // a file that was only read has no error to report
 	piece := make([]byte, 64<<10)
 	for {
 		n, err := f.Read(piece)

@@ -12,7 +12,7 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// benchAudit compares commits that have an audit line with some that have none.
+// benchAudit compares commits with an audit line and commits without.
 func benchAudit(ctx context.Context, l lab, _ options) error {
 	without, closeWithout, err := storeCommits(ctx, l, "without", false)
 	if err != nil {
@@ -40,7 +40,8 @@ func benchAudit(ctx context.Context, l lab, _ options) error {
 	return nil
 }
 
-// sealing seals the audit log of a store as a daemon does, until it is closed.
+// sealing starts to seal the audit log of a store, like a daemon. The returned function stops the sealing,
+// and then calls end.
 func sealing(ctx context.Context, s *store.Store, end func() error) func() error {
 	log := logrus.New()
 	log.SetOutput(io.Discard)

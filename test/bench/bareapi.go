@@ -16,10 +16,10 @@ import (
 	"strings"
 )
 
-// ttl of the certificates that the benchmarks ask for, in seconds.
+// ttl is the lifetime of the benchmarks' certificates, in seconds.
 const ttl = 24 * 60 * 60
 
-// bareAPI makes Puppet Server's API calls without espm.
+// bareAPI calls Puppet Server's API directly, without espm.
 type bareAPI struct {
 	url    string
 	client *http.Client
@@ -30,7 +30,7 @@ func (s *puppetServer) bareAPI(callers int) (bareAPI, error) {
 	return bareAPI{s.url() + "/puppet-ca/v1/", client}, err
 }
 
-// presign makes a key, submits a CSR, has it signed and fetches the certificate.
+// presign makes a key, submits a CSR, signs it and downloads the certificate.
 func (b bareAPI) presign(ctx context.Context, name string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -62,7 +62,6 @@ func (b bareAPI) presign(ctx context.Context, name string) error {
 	return err
 }
 
-// revoke revokes one certificate.
 func (b bareAPI) revoke(ctx context.Context, name string) error {
 	return b.set(ctx, name, `{"desired_state":"revoked"}`)
 }

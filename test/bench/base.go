@@ -18,15 +18,15 @@ import (
 )
 
 const (
-	baseRounds  = 24   // pairs, each with a new store and a new CA
-	baseNodes   = 1000 // registered, presigned and terminated in a round
-	baseLookUps = 100  // by espm-enc, in a round
+	baseRounds  = 24   // pairs of base and present version, each with a new store and a new CA
+	baseNodes   = 1000 // registered, presigned and terminated in each round
+	baseLookUps = 100  // by espm-enc, in each round
 	cpuLimit    = 1.03
 	timeLimit   = 1.10
 )
 
-// benchBase compares this espm with an earlier one: the CPU time of look-ups and
-// registrations, the time of presigns and of terminations.
+// benchBase compares this espm with an earlier version. benchBase measures the CPU time of look-ups and
+// registrations, and the duration of presigns and terminations.
 func benchBase(ctx context.Context, now lab, o options) error {
 	if o.base == "" {
 		fmt.Println("base: skipped, as no BASE is named to compare with (make bench BASE=COMMIT)")
@@ -69,10 +69,10 @@ type baseWork struct {
 	name   string
 	limit  float64
 	ratios []float64
-	times  []float64 // milliseconds
+	times  []float64 // in milliseconds
 }
 
-// live has a new daemon go through a fleet's life, and returns what each part cost.
+// live runs all measured steps with a new daemon, and returns the cost of each step.
 func (l lab) live(ctx context.Context, round int) (costs []time.Duration, err error) {
 	d, err := l.initialize(ctx, fmt.Sprintf("base-%d", round))
 	if err != nil {
@@ -105,7 +105,7 @@ type baseFleet struct {
 	conn   *grpc.ClientConn
 }
 
-// register returns the CPU time of the daemon.
+// register returns the CPU time that the daemon needs for the registrations.
 func (f baseFleet) register(ctx context.Context) (time.Duration, error) {
 	groups := espmv1.NewGroupServiceClient(f.conn)
 	for _, g := range fleetGroups() {
@@ -126,7 +126,7 @@ func (f baseFleet) register(ctx context.Context) (time.Duration, error) {
 	})
 }
 
-// lookUp returns the CPU time of espm-enc and of the daemon.
+// lookUp returns the CPU time that espm-enc and the daemon need for the look-ups.
 func (f baseFleet) lookUp(context.Context) (time.Duration, error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
@@ -178,7 +178,8 @@ func (f baseFleet) terminate(ctx context.Context) (time.Duration, error) {
 	return time.Since(start), err
 }
 
-// cpu returns how much CPU time the daemon used meanwhile, to the nanosecond: ticks are too coarse.
+// cpu returns the CPU time that the daemon used during work. cpu reads schedstat, in nanoseconds, as the
+// ticks of /proc/PID/stat are too coarse.
 func (f baseFleet) cpu(work func() error) (time.Duration, error) {
 	before, err := f.onCPU()
 	if err != nil {

@@ -19,31 +19,31 @@ import (
 // keyCompromise is the reason that Puppet Server gives for a revocation.
 const keyCompromise = 1
 
-// makeCA makes the CA of a Puppet Server, with an inventory and a CRL as if
-// so many certificates had been issued and so many of them revoked.
+// makeCA makes the CA of a Puppet Server, with the given number of certificates in its inventory and in
+// its CRL.
 func makeCA(dir string, issued, revoked int) error {
 	if err := directory.Create(dir, directory.CreateOptions{Host: "puppet", Key: ca.RSA4096}); err != nil || issued == 0 {
 		return err
 	}
-	return past{first: 2, issued: issued, revoked: revoked}.write(dir) // 1 is the CA's own
+	return past{first: 2, issued: issued, revoked: revoked}.write(dir) // 1 is the serial of the CA itself
 }
 
-// past is what a CA has issued and revoked.
+// past describes the issued and revoked certificates of a CA.
 type past struct {
-	first           int64 // serial number; the others follow it
+	first           int64 // the first serial; the others follow
 	issued, revoked int
 }
 
-// serial returns the i-th serial number. Long ones are in no order, like those that espm draws.
+// serial returns the i-th serial number. Long serials are not sorted, like the random serials of espm.
 func (p past) serial(i int) int64 {
 	if p.first == longSerial {
-		const odd = 0x1E3779B97F4A7C15 // so that no two are equal
+		const odd = 0x1E3779B97F4A7C15 // odd, so that all serials differ
 		return longSerial | int64(i)*odd&(longSerial-1)
 	}
 	return p.first + int64(i)
 }
 
-// write adds to the inventory of a CA that nobody works with, and replaces its CRL.
+// write extends the inventory of a CA, and replaces the CRL. No other process may use the CA.
 func (p past) write(dir string) error {
 	now := time.Now().UTC().Truncate(time.Second)
 	const layout = "2006-01-02T15:04:05UTC"

@@ -24,19 +24,21 @@ import (
 
 const (
 	churnCallers = 64
-	churnEntries = 100_000 // of the CRL, at the start
+	churnEntries = 100_000 // entries of the CRL at the start
 	churnNodes   = 1_000_000
-	churnTurn    = 200 // provisions of one turn, of each daemon
+	churnTurn    = 200 // provisions of each daemon in a turn
 	churnTurns   = 21
-	// churnMemory is what the daemon's anonymous memory may be at the end, beside churnEntry for each entry of the CRL.
+	// churnMemory is the limit of the daemon's anonymous memory at the end, in bytes. churnEntry is added
+	// for each entry of the CRL.
 	churnMemory = 200 << 20
 	churnEntry  = 300
-	// churnLoss is what a provision may cost with the large CRL, against none.
+	// churnLoss is the limit of a provision's cost with the large CRL, relative to the cost with an empty
+	// CRL.
 	churnLoss = 1.1
 )
 
-// benchChurn provisions and terminates with a large CRL, beside a large store: what that costs
-// against an empty CRL, and what memory it takes.
+// benchChurn provisions and terminates with a large store and a large CRL. benchChurn compares the cost
+// with that of an empty CRL, and measures the memory.
 func benchChurn(ctx context.Context, l lab, o options) (err error) {
 	var fleets []*churn
 	defer func() {
@@ -67,7 +69,8 @@ func benchChurn(ctx context.Context, l lab, o options) (err error) {
 	return fleets[1].run(ctx, o.churn)
 }
 
-// compareProvisions compares what a provision costs with the large CRL and with none, in turns.
+// compareProvisions compares the CPU time of a provision with the large CRL and with an empty CRL, in
+// turns.
 func compareProvisions(ctx context.Context, fleets []*churn, omit bool) (err error) {
 	fmt.Printf("\nProvisions, CRL of %d entries against none, omit_crl %v, %d turns of %d each\n", churnEntries, omit, churnTurns, churnTurn)
 	var ratios []float64
@@ -79,7 +82,7 @@ func compareProvisions(ctx context.Context, fleets []*churn, omit bool) (err err
 				return err
 			}
 		}
-		if turn > 0 { // the first warms up
+		if turn > 0 { // the first turn is a warm-up
 			ratios = append(ratios, ratio(took[1], took[0]))
 		}
 	}
@@ -89,17 +92,17 @@ func compareProvisions(ctx context.Context, fleets []*churn, omit bool) (err err
 	return nil
 }
 
-// churn is a daemon that owns its CA, with a large store, and its callers' connection.
+// churn is a daemon with its own CA and a large store, and the callers' connection.
 type churn struct {
 	*daemon
 	nodes   espmv1.NodeServiceClient
 	conn    *grpc.ClientConn
 	entries int
-	last    time.Duration // CPU of the last turn
+	last    time.Duration // the CPU time of the last turn
 }
 
 func (l lab) churn(ctx context.Context, filled string, entries int) (*churn, error) {
-	d, err := l.initialize(ctx, fmt.Sprintf("churn-%d", entries)) // with an EC key: nothing hides what the CRL costs
+	d, err := l.initialize(ctx, fmt.Sprintf("churn-%d", entries)) // with an EC key, as the time of an RSA signature would hide the cost of the CRL
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +128,7 @@ func (f *churn) stop() error {
 	return f.daemon.stop()
 }
 
-// provisions provisions so many nodes, one after the other, and returns the daemon's CPU time.
+// provisions provisions n nodes, one after the other, and returns the daemon's CPU time.
 func (f *churn) provisions(ctx context.Context, n int, omit bool) (time.Duration, error) {
 	took, err := baseFleet{daemon: f.daemon}.cpu(func() error {
 		for range n {
@@ -146,7 +149,7 @@ func (f *churn) provision(ctx context.Context, omit bool) (*espmv1.Node, error) 
 	return p.GetNode(), err
 }
 
-// run has all callers provision and terminate for some time, and reports the daemon's memory.
+// run makes all callers provision and terminate for the given time, and reports the daemon's memory.
 func (f *churn) run(ctx context.Context, span time.Duration) error {
 	fmt.Printf("\nChurn: %d callers provision and terminate for %v; store of %d nodes, CRL of %d entries at first\n", churnCallers, span, churnNodes, f.entries)
 	end := time.Now().Add(span)
@@ -199,7 +202,8 @@ func (f *churn) life(ctx context.Context) error {
 	return err
 }
 
-// memory returns a field of /proc/PID/status, in bytes. RssAnon is the memory of the daemon that is no file's.
+// memory returns a field of /proc/PID/status, in bytes. RssAnon is the daemon's memory without mapped
+// files.
 func (d *daemon) memory(field string) (int64, error) {
 	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.cmd.Process.Pid), "status"))
 	if err != nil {
@@ -214,8 +218,8 @@ func (d *daemon) memory(field string) (int64, error) {
 	return 0, fmt.Errorf("the kernel tells no %s", field)
 }
 
-// nodeOnly reads the node of a ProvisionNodeResponse, which comes first, and not the CRL: the
-// callers run beside the daemon and would take its cores.
+// nodeOnly decodes only the node of a ProvisionNodeResponse, which is the first field, and not the CRL.
+// The callers run beside the daemon, and would use its cores.
 type nodeOnly struct{ encoding.CodecV2 }
 
 // Unmarshal implements encoding.CodecV2.

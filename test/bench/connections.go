@@ -26,8 +26,8 @@ const (
 	connectionsRounds = 5
 )
 
-// benchConnections measures the time of concurrent provisions while strangers and
-// idle clients have connections to the same listener, in turns with no such connections.
+// benchConnections compares concurrent provisions with and without other connections to the same listener,
+// in turns. The other connections are of unknown and of idle clients.
 func benchConnections(ctx context.Context, l lab, _ options) error {
 	n, stop, err := startNetwork(ctx, l)
 	if err != nil {
@@ -69,13 +69,14 @@ func benchConnections(ctx context.Context, l lab, _ options) error {
 	return nil
 }
 
-// networked is a daemon on the network.
+// networked is a daemon that listens on TCP with TLS.
 type networked struct {
 	address string
 	tls     *tls.Config
 }
 
-// startNetwork has a daemon make its own certificate, and starts it anew with that.
+// startNetwork starts a daemon, which makes its own certificate, and starts the daemon again with that
+// certificate.
 func startNetwork(ctx context.Context, l lab) (n networked, stop func() error, err error) {
 	d, err := l.initialize(ctx, "connections")
 	if err != nil {
@@ -119,7 +120,7 @@ func startNetwork(ctx context.Context, l lab) (n networked, stop func() error, e
 	return n, again.stop, nil
 }
 
-// crowd are the open connections of strangers and idle clients.
+// crowd has the open connections of unknown and idle clients.
 type crowd struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -139,7 +140,7 @@ func (c *crowd) end() error {
 	return nil
 }
 
-// crowd opens the connections, from several addresses as a fleet's are.
+// crowd opens the connections from several addresses, like a fleet.
 func (n networked) crowd(ctx context.Context) (*crowd, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	c := &crowd{cancel: cancel}
@@ -166,7 +167,8 @@ func (n networked) crowd(ctx context.Context) (*crowd, error) {
 	return c, nil
 }
 
-// trickle sends a handshake one byte at a time, and starts again whenever the connection is closed.
+// trickle sends a handshake one byte at a time. Whenever the daemon closes the connection, trickle opens
+// another.
 func (n networked) trickle(ctx context.Context) {
 	for ctx.Err() == nil {
 		conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 2, 1)}}).DialContext(ctx, "tcp", n.address)

@@ -11,22 +11,23 @@ import (
 )
 
 const (
-	// crlLoss is what a Revoke may cost: three times the bare cost of its bytes.
+	// crlLoss is the limit of a Revoke's time, relative to the bare cost: hash, signature and write of the
+	// same bytes.
 	crlLoss = 3
-	// startLimit is how long the daemon may take to serve, and entryLimit how many bytes of memory an entry
-	// of the CRL may cost, with the largest of startEntries.
+	// startLimit is the limit of the time until the daemon serves. entryLimit is the limit of the memory
+	// of a CRL entry, in bytes. Both are for the largest of startEntries.
 	startLimit = time.Second
 	entryLimit = 200
 	starts     = 5
-	// settled is the time after which the daemon's first round of care is over.
+	// settled is longer than the daemon's first round of periodic work.
 	settled = 5 * time.Second
 )
 
-// startEntries are the entries of the CRL. The first is what the others are compared with.
+// startEntries are the sizes of the CRL. The first one is the baseline.
 var startEntries = []int{0, 100_000, 1_000_000}
 
-// benchCRL runs the Go benchmarks of the directory authority, which compare it with the
-// minimal work, in turns. It also measures the daemon's start.
+// benchCRL runs the Go benchmarks of the directory authority. The Go benchmarks compare the authority with
+// the minimal work, in turns. benchCRL also measures the daemon's start.
 func benchCRL(ctx context.Context, l lab, _ options) error {
 	fmt.Println("\nThe CA directory: one revocation of 20 certificates (BenchmarkRevoke) and the start (BenchmarkOpen)")
 	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^Benchmark(Revoke|Open)$", "-benchtime", "3s", "-count", "3", "./internal/ca/directory")
@@ -45,7 +46,8 @@ func benchCRL(ctx context.Context, l lab, _ options) error {
 	return measureStarts(ctx, l)
 }
 
-// measureStarts starts the daemon some times on each size of CA, until it serves, and says what it holds in memory then.
+// measureStarts starts the daemon several times with each size of CRL. measureStarts reports the time
+// until the daemon serves, and the daemon's memory after that.
 func measureStarts(ctx context.Context, l lab) error {
 	fmt.Printf("\nespm serve: the CA's CRL with so many entries, twice as many lines in the inventory\n%10s %14s %14s %14s %14s\n",
 		"entries", "serves after", "after 5 s", "highest", "bytes an entry")
@@ -81,7 +83,7 @@ func measureStarts(ctx context.Context, l lab) error {
 	return nil
 }
 
-// started is what one start took. The memory is in bytes.
+// started has the results of one start. The memory is in bytes.
 type started struct {
 	took             time.Duration
 	settled, highest int64
@@ -108,12 +110,12 @@ func (l lab) measureStart(ctx context.Context, dir string) (s started, err error
 	return s, errors.Join(err, d.stop())
 }
 
-// worst returns the highest figure that the runs of a Go benchmark gave in a unit.
+// worst returns the highest result of a Go benchmark in a unit.
 func worst(output, benchmark, unit string) (high float64, err error) {
 	found := false
 	for line := range strings.Lines(output) {
 		fields := strings.Fields(line)
-		if len(fields) == 0 || strings.Split(fields[0], "-")[0] != benchmark { // -N is the number of cores
+		if len(fields) == 0 || strings.Split(fields[0], "-")[0] != benchmark { // the suffix -N is the number of cores
 			continue
 		}
 		for i := 2; i+1 < len(fields); i += 2 {

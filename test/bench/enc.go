@@ -12,17 +12,16 @@ import (
 	"time"
 )
 
-// smallStore is how many nodes the small store has.
 const smallStore = 1000
 
-// same is what two medians may differ by and still count as the same.
+// same is the highest ratio at which two medians count as equal.
 const same = 1.1
 
 //go:embed testdata/enc.c
 var staticC string
 
-// benchENC times the ENC as Puppet Server starts it, from spawn to exit, in
-// stores of two sizes at once.
+// benchENC measures the ENC as a process that Puppet Server starts, from spawn to exit. Stores of two
+// sizes are measured in turns.
 func benchENC(ctx context.Context, l lab, o options) error {
 	programs, baseline := references(ctx, l)
 	for _, name := range []string{"hello", "grpcenc"} {
@@ -57,8 +56,8 @@ func benchENC(ctx context.Context, l lab, o options) error {
 	return nil
 }
 
-// references returns the programs that know nothing of espm, and the static C
-// program among them, nil where it can't be compiled.
+// references returns the programs that don't use espm. One of them is the baseline, the static C program;
+// baseline is nil if the program can't be compiled.
 func references(ctx context.Context, l lab) (programs []*program, baseline *program) {
 	if err := compileC(ctx, l); err != nil {
 		fmt.Printf("no static C program to compare with: %v\n", err)
@@ -89,7 +88,7 @@ func compileC(ctx context.Context, l lab) error {
 	return l.install(filepath.Join(out, "enc-c"))
 }
 
-// site is a store of some size, with a daemon, and a copy that no daemon holds.
+// site is a store with a daemon, and a copy of the store that no daemon has open.
 type site struct {
 	lab    lab
 	nodes  int
@@ -121,7 +120,7 @@ func newSite(ctx context.Context, l lab, nodes int) (*site, error) {
 	return s, nil
 }
 
-// name picks another node each round, from all over the store.
+// name returns another node in each round, spread over the store.
 func (s *site) name(round int) string { return certname(round * 7919 % s.nodes) }
 
 func (s *site) espm() *program {

@@ -14,11 +14,11 @@ import (
 	"github.com/espm-project/espm/internal/store/bolt"
 )
 
-// certname names the nodes of a store 0, 1, 2...
+// certname returns the certname of the i-th node of a store.
 func certname(i int) string { return fmt.Sprintf("node-%06d.prod.example.com", i) }
 
-// newNode makes a node as a fleet has them: three classes, four parameters,
-// two groups (which see fleetGroups).
+// newNode returns a typical node of a fleet: three classes, four parameters, and the two groups of
+// fleetGroups.
 func newNode(name string) node.Node {
 	now := time.Now().UTC()
 	return node.Node{
@@ -59,7 +59,7 @@ func fleetGroups() []node.Group {
 	}
 }
 
-// populate fills the store of a daemon that is not running.
+// populate adds nodes to a store that no daemon has open.
 func populate(ctx context.Context, path string, nodes int) (err error) {
 	const batch = 2000
 	engine, err := bolt.Open(path, bolt.Options{})

@@ -19,9 +19,9 @@ import (
 
 const (
 	heirs        = 1_000_000 // nodes that inherit the group
-	heirRoles    = 250       // each inherits it; every tenth sets the same for itself
+	heirRoles    = 250       // each inherits the group; every tenth overrides its parameter
 	heirSites    = 200       // with the roles: 50,000 distinct sets of groups
-	heirsOwn     = 20        // each so many-th node has values of its own
+	heirsOwn     = 20        // every 20th node has its own values
 	groupUpdates = 15
 	quietTurn    = 300 * time.Millisecond
 
@@ -29,7 +29,8 @@ const (
 	waitGoal   = 10 * time.Millisecond
 )
 
-// benchGroups updates a group that a large fleet inherits, while nodes are registered in its sets of groups.
+// benchGroups updates a group that a large fleet inherits. During the update, it registers nodes in the
+// same sets of groups.
 func benchGroups(ctx context.Context, l lab, _ options) (err error) {
 	d, err := l.initialize(ctx, "groups")
 	if err != nil {
@@ -100,13 +101,13 @@ func updateBase(ctx context.Context, groups espmv1.GroupServiceClient, round int
 	return err
 }
 
-// joiner registers one node after the other in sets that have nodes.
+// joiner registers one node after the other, in sets of groups that already have nodes.
 type joiner struct {
 	nodes espmv1.NodeServiceClient
 	next  int
 }
 
-// until returns how long each registration took, until stop.
+// until returns the duration of each registration until stop fires.
 func (j *joiner) until(ctx context.Context, stop <-chan time.Time) (times []time.Duration, err error) {
 	for {
 		select {
@@ -125,7 +126,7 @@ func (j *joiner) until(ctx context.Context, stop <-chan time.Time) (times []time
 	}
 }
 
-// heir is the node of a number.
+// heir returns the i-th node.
 func heir(i int) node.Node {
 	set := i % (heirRoles * heirSites)
 	n := newNode(fmt.Sprintf("heir-%07d.prod.example.com", i))
@@ -157,7 +158,7 @@ func heirGroups() []node.Group {
 	return groups
 }
 
-// populateHeirs fills the store of a daemon that is not running.
+// populateHeirs fills a store that no daemon has open.
 func populateHeirs(ctx context.Context, path string) (err error) {
 	const batch = 2000
 	engine, err := bolt.Open(path, bolt.Options{})

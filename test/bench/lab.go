@@ -17,7 +17,7 @@ import (
 	"github.com/espm-project/espm/test/health"
 )
 
-// lab is a scratch folder with the programs to measure.
+// lab is a temporary folder with the measured programs.
 type lab struct {
 	dir string
 	bin string
@@ -28,7 +28,7 @@ func newLab(bin string) (lab, error) {
 	if err != nil {
 		return lab{}, err
 	}
-	if err := os.Chmod(dir, 0o755); err != nil { // Puppet Server's user passes through
+	if err := os.Chmod(dir, 0o755); err != nil { // the user puppet must be able to enter the folder
 		return lab{}, err
 	}
 	l := lab{dir: dir, bin: bin}
@@ -45,9 +45,9 @@ func (l lab) remove() { os.RemoveAll(l.dir) }
 
 func (l lab) path(name string) string { return filepath.Join(l.dir, name) }
 
-// install copies a program into the lab. It is written in one piece, as a
-// package manager does: a file as the linker leaves it is in the page cache in small
-// pieces and takes up to a tenth longer to start.
+// install copies a program into the lab. The copy is one write, as by a package manager. The linker writes
+// a file in small pieces, which stay small in the page cache. Such a file takes up to 10 % longer to
+// start.
 func (l lab) install(path string) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -56,7 +56,7 @@ func (l lab) install(path string) error {
 	return os.WriteFile(l.path(filepath.Base(path)), text, 0o755)
 }
 
-// build compiles one of this folder's Go programs, static, as the product is.
+// build compiles one of the Go programs in test/bench. Like espm-enc, the program is static.
 func (l lab) build(ctx context.Context, name string) error {
 	out := l.path("build-" + name)
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", filepath.Join(out, name), "./test/bench/"+name)
@@ -67,13 +67,13 @@ func (l lab) build(ctx context.Context, name string) error {
 	return l.install(filepath.Join(out, name))
 }
 
-// daemon is a running `espm serve` with a folder of its own.
+// daemon is an `espm serve` with its own folder.
 type daemon struct {
 	dir string
 	cmd *exec.Cmd
 }
 
-// initialize makes the folder of a daemon.
+// initialize makes the folder of a daemon with espm init.
 func (l lab) initialize(ctx context.Context, name string) (*daemon, error) {
 	d := l.daemon(l.path(name))
 	out, err := exec.CommandContext(ctx, l.path("espm"), "init", "--dir", d.dir, "--certname", "puppet.example.com", "--ca-key", "ec-p256").CombinedOutput()
@@ -83,7 +83,7 @@ func (l lab) initialize(ctx context.Context, name string) (*daemon, error) {
 	return d, nil
 }
 
-// daemon is one that is not running yet, with a folder that initialize made.
+// daemon returns a daemon that is not yet running. initialize has made the folder.
 func (l lab) daemon(dir string) *daemon {
 	return &daemon{dir: dir, cmd: exec.Command(l.path("espm"), "serve", "--config", filepath.Join(dir, "espm.yaml"))}
 }
@@ -95,7 +95,8 @@ func (l lab) beside(ctx context.Context, s *puppetServer) (*daemon, error) {
 		return nil, err
 	}
 	certificate, theirs, trust := s.files()
-	// A copy: Puppet Server opens its own key to its group, which on this host is anybody's if it runs in another root.
+	// The daemon gets a copy of the key. Puppet Server makes its own key readable for its group. If Puppet
+	// Server runs in another root, that group id may be any group on this host.
 	text, err := os.ReadFile(theirs)
 	if err != nil {
 		return nil, err
@@ -125,7 +126,7 @@ func (d *daemon) store() string   { return filepath.Join(d.dir, "espm.db") }
 func (d *daemon) socket() string  { return filepath.Join(d.dir, "run", "enc.sock") }
 func (d *daemon) address() string { return "unix://" + filepath.Join(d.dir, "run", "espm.sock") }
 
-// start starts the daemon and returns when it serves.
+// start starts the daemon, and returns when the daemon serves.
 func (d *daemon) start(ctx context.Context) error {
 	log, err := os.Create(filepath.Join(d.dir, "log"))
 	if err != nil {
@@ -151,13 +152,13 @@ func (d *daemon) start(ctx context.Context) error {
 }
 
 func (d *daemon) dial() (*grpc.ClientConn, error) {
-	// gRPC waits a second after a socket that is not there yet: longer than a start takes.
+	// The default backoff of gRPC is one second if the socket does not exist yet. A start takes less.
 	soon := backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1, MaxDelay: 5 * time.Millisecond}
 	return grpc.NewClient(d.address(), grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: soon, MinConnectTimeout: time.Second}))
 }
 
-// stop ends the daemon, if it was started.
+// stop stops the daemon, if it was started.
 func (d *daemon) stop() error {
 	if d.cmd.Process == nil {
 		return nil

@@ -1,8 +1,7 @@
-// Command bench compares espm with other programs. They run in turns in one
-// run, so that a busy machine slows all of them. The
-// goals are ratios; the times are for information.
+// Command bench compares espm with other programs. The programs run in turns in the same run, so that a
+// busy machine slows all of them. The goals are ratios; the absolute times are only for information.
 //
-// `make bench` builds bin/espm and bin/espm-enc and runs it.
+// `make bench` builds bin/espm and bin/espm-enc, and runs bench.
 package main
 
 import (
@@ -17,7 +16,7 @@ import (
 	"time"
 )
 
-// options are the command's flags.
+// options are the command line flags.
 type options struct {
 	bin    string
 	base   string
@@ -98,7 +97,7 @@ func run(ctx context.Context, o options) error {
 	return nil
 }
 
-// load returns the load averages of 1, 5 and 15 minutes, where the system tells.
+// load returns the load averages of 1, 5 and 15 minutes, or "unknown".
 func load() string {
 	text, err := os.ReadFile("/proc/loadavg")
 	if fields := strings.Fields(string(text)); err == nil && len(fields) >= 3 {

@@ -17,13 +17,12 @@ import (
 const (
 	presignRounds = 15
 	presignTurn   = 2 * time.Second
-	presignWarmUp = 10 * time.Second // of each: the JVM compiles what it runs often
-	// presignLoss is what espm may cost: 5 % more time a certificate than the bare API.
+	presignWarmUp = 10 * time.Second // for each contender: the JVM compiles frequent code first
+	// presignLoss is the limit of espm's time for a certificate, relative to the bare API: 5 % more.
 	presignLoss = 1.05
 )
 
-// benchPresign compares a provision through espm with the calls that sign a
-// certificate by hand.
+// benchPresign compares a provision through espm with direct calls of Puppet Server's API.
 func benchPresign(ctx context.Context, l lab, _ options) error {
 	return onServers(ctx, l, "presign", 0, 0, func(s *puppetServer) error { return presign(ctx, l, s) })
 }
@@ -66,7 +65,7 @@ func comparePresign(ctx context.Context, s *puppetServer, d *daemon) error {
 	return nil
 }
 
-// race2 gives two contenders turns, the first turn to each in every second round.
+// race2 runs two contenders in turns, and swaps their order in every round.
 func race2(ctx context.Context, a, b *contender) error {
 	for round := range presignRounds + 1 {
 		turn, pair := presignTurn, []*contender{a, b}
@@ -87,7 +86,7 @@ func race2(ctx context.Context, a, b *contender) error {
 	return nil
 }
 
-// presigned numbers the names, so that none comes twice.
+// presigned numbers the certnames, so that each one is unique.
 var presigned atomic.Int64
 
 func newName() string { return fmt.Sprintf("new-%06d.prod.example.com", presigned.Add(1)) }
@@ -119,8 +118,8 @@ func provisionRequest(name string) *espmv1.ProvisionNodeRequest {
 	}
 }
 
-// onServers runs a benchmark with each Puppet Server that can be had, one
-// after the other, with a CA of its own.
+// onServers runs a benchmark with each available Puppet Server, one after the other. Each Puppet Server
+// gets a new CA.
 func onServers(ctx context.Context, l lab, name string, issued, revoked int, f func(*puppetServer) error) error {
 	hosts, missing := findHosts()
 	for _, why := range missing {

@@ -23,19 +23,20 @@ import (
 	"github.com/espm-project/espm/test/debian"
 )
 
-// serverStart bounds Puppet Server's start: 45 s on two idle cores, ten times that on busy ones.
+// serverStart is the limit of Puppet Server's start. A start takes 45 s on two idle cores, and up to ten
+// times as long on busy cores.
 const serverStart = 10 * time.Minute
 
 //go:embed testdata/puppetserver
 var serverConfig embed.FS
 
-// host is a system with Puppet Server: this one, or one in a folder.
+// host is a system with Puppet Server: this host, or a root in a folder.
 type host struct {
-	root    string // "" for this one
-	version string // of the package
+	root    string // "": this host
+	version string // the version of the package
 }
 
-// findHosts returns the hosts that have a Puppet Server, and why others are missing.
+// findHosts returns the hosts that have a Puppet Server, and the reasons why others are not available.
 func findHosts() (hosts []host, missing []string) {
 	if os.Geteuid() != 0 {
 		return nil, []string{"a Puppet Server needs root here, to run as the user puppet"}
@@ -44,7 +45,7 @@ func findHosts() (hosts []host, missing []string) {
 	if trixie, err := debian.Folder("ESPM_E2E_TRIXIE", "trixie"); err != nil {
 		missing = append(missing, err.Error())
 	} else {
-		roots = append(roots, trixie) // which test/e2e makes, with Puppet Server 8
+		roots = append(roots, trixie) // made by test/e2e, with Puppet Server 8
 	}
 	for _, root := range roots {
 		out, err := exec.Command("dpkg-query", "--admindir", filepath.Join(root, "/var/lib/dpkg"), "-W", "-f", "${Version}", "puppetserver").Output()
@@ -58,18 +59,18 @@ func findHosts() (hosts []host, missing []string) {
 	return hosts, missing
 }
 
-// puppetServer is a Puppet Server with a CA of its own, in a folder of the
-// lab that has the same path on its host.
+// puppetServer is a Puppet Server with its own CA, in a folder of the lab. The folder has the same path
+// inside the host's root.
 type puppetServer struct {
 	Dir  string
 	Port int
 
 	host host
 	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
+	done chan struct{} // closed when the process has ended
 }
 
-// startServer starts a Puppet Server whose CA is in dir/ca, and returns when it is ready.
+// startServer starts a Puppet Server whose CA is in dir/ca, and returns when the server is ready.
 func (h host) startServer(ctx context.Context, dir string) (*puppetServer, error) {
 	s := &puppetServer{Dir: dir, host: h, done: make(chan struct{})}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -122,7 +123,7 @@ func (s *puppetServer) configure() error {
 	if err != nil {
 		return err
 	}
-	// What belongs to the installed version rather than to us.
+	// These files belong to the installed version.
 	for _, name := range []string{"conf.d/auth.conf", "conf.d/metrics.conf", "conf.d/web-routes.conf", "services.d/bootstrap.cfg"} {
 		text, err := os.ReadFile(filepath.Join(s.host.root, "/etc/puppet/puppetserver", name))
 		if err != nil {
@@ -135,8 +136,8 @@ func (s *puppetServer) configure() error {
 	return os.Rename(filepath.Join(s.Dir, "ps/puppet.conf"), filepath.Join(s.Dir, "conf/puppet.conf"))
 }
 
-// inRoot mounts what a Java program needs into a root, in a mount namespace
-// that ends with the program, and runs the rest there.
+// inRoot mounts the folders that Java needs into a root, and runs the remaining arguments there. The
+// mounts end with their mount namespace.
 const inRoot = `root=$1 dir=$2
 mount --rbind /dev "$root/dev"
 mount -t proc proc "$root/proc"
@@ -144,7 +145,7 @@ mount --bind "$dir" "$root$dir"
 shift 2
 exec chroot "$root" "$@"`
 
-// asPuppet runs the rest as the user puppet, for as long as this program lives.
+// asPuppet runs the remaining arguments as the user puppet. The process ends with this program.
 const asPuppet = `chown -R puppet:puppet "$1"
 cd "$1"
 shift
@@ -182,7 +183,7 @@ func (s *puppetServer) launch() error {
 	return nil
 }
 
-// await waits until the server answers that it runs.
+// await waits until the server's status is running.
 func (s *puppetServer) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, serverStart)
 	defer cancel()
@@ -226,14 +227,14 @@ func (s *puppetServer) running(ctx context.Context) error {
 
 func (s *puppetServer) url() string { return fmt.Sprintf("https://localhost:%d", s.Port) }
 
-// files are the server's own certificate, its key and its CA.
+// files returns the paths of the server's certificate, its key and its CA.
 func (s *puppetServer) files() (certificate, key, trust string) {
 	ssl := filepath.Join(s.Dir, "conf/ssl")
 	return ssl + "/certs/puppet.pem", ssl + "/private_keys/puppet.pem", ssl + "/certs/ca.pem"
 }
 
-// client returns a client with the server's own certificate that keeps a
-// connection for each caller.
+// client returns a client that authenticates with the server's own certificate. client keeps a connection
+// for each caller.
 func (s *puppetServer) client(callers int) (*http.Client, error) {
 	certificate, key, trust := s.files()
 	pair, err := tls.LoadX509KeyPair(certificate, key)
@@ -254,11 +255,11 @@ func (s *puppetServer) client(callers int) (*http.Client, error) {
 	}}, nil
 }
 
-// stop ends the server; there is nothing that it would have to finish.
+// stop kills the server. A benchmark needs no clean shutdown.
 func (s *puppetServer) stop() error {
 	err := syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL)
 	<-s.done
-	if s.host.root != "" { // where its folder was mounted
+	if s.host.root != "" { // the mount point of the server's folder
 		at := filepath.Join(s.host.root, s.Dir)
 		err = errors.Join(err, os.Remove(at), os.Remove(filepath.Dir(at)))
 	}

@@ -12,16 +12,16 @@ import (
 	"time"
 )
 
-// program is a program that is started repeatedly.
+// program is a program whose process time is measured.
 type program struct {
 	name  string
-	nodes int // in the store that it asks; 0: it asks none
+	nodes int // nodes in the store that it queries; 0: no store
 	args  func(round int) []string
 
-	times []time.Duration // posix spawn to exit, sorted after race
+	times []time.Duration // from posix_spawn to exit; sorted after race
 }
 
-// race runs every program once a round, in an order that changes.
+// race runs every program once in each round, in random order.
 func race(ctx context.Context, programs []*program, rounds int) error {
 	for _, p := range programs {
 		if err := p.check(ctx); err != nil {
@@ -49,7 +49,7 @@ func race(ctx context.Context, programs []*program, rounds int) error {
 	return nil
 }
 
-// check runs a program once, to see that it does its work and to have it in the page cache.
+// check runs a program once. check verifies the output, and brings the program into the page cache.
 func (p *program) check(ctx context.Context) error {
 	args := p.args(0)
 	out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
@@ -80,7 +80,7 @@ func (p *program) time(round int, null *os.File) error {
 	return nil
 }
 
-// quantile returns the time that a share of the runs did not exceed.
+// quantile returns the time that the given share of the runs did not exceed.
 func (p *program) quantile(share float64) time.Duration {
 	return p.times[min(int(share*float64(len(p.times))), len(p.times)-1)]
 }
@@ -93,7 +93,7 @@ func milliseconds(d time.Duration) string {
 
 func ratio(a, b time.Duration) float64 { return float64(a) / float64(b) }
 
-// goal prints a verdict.
+// goal prints whether a goal is met.
 func goal(what string, have float64, met bool) {
 	verdict := "missed"
 	if met {

@@ -23,27 +23,25 @@ import (
 
 const (
 	callers        = 64
-	connections    = 8 // that the callers share
+	connections    = 8 // shared by the callers
 	registerRounds = 7
-	turn           = time.Second // of each contender in a round
+	turn           = time.Second // the duration of a contender's turn in a round
 )
 
-// write makes one durable write.
 type write func(ctx context.Context) error
 
-// contender is a number of callers that write at once.
+// contender is a group of concurrent callers.
 type contender struct {
 	name    string
 	callers int
 	write   write
 
-	rates []float64 // a second, one a round
+	rates []float64 // writes a second, one value for each round
 	mu    sync.Mutex
-	times []time.Duration // of every call, in any order
+	times []time.Duration // of all calls, not sorted
 }
 
-// benchRegister compares durable registrations with what they would be if
-// each waited for its own fsync.
+// benchRegister compares durable registrations with writes that each wait for their own fsync.
 func benchRegister(ctx context.Context, l lab, _ options) error {
 	size := recordSize()
 	fsync, closeFsync, err := fsyncEach(l, size)
@@ -84,7 +82,7 @@ func benchRegister(ctx context.Context, l lab, _ options) error {
 	return nil
 }
 
-// run lets a contender write for its turn.
+// run makes all callers of a contender write until the turn ends.
 func (c *contender) run(ctx context.Context, turn time.Duration) error {
 	start := time.Now()
 	var wg sync.WaitGroup
@@ -117,7 +115,7 @@ func (c *contender) run(ctx context.Context, turn time.Duration) error {
 	}
 }
 
-// against returns the median, over the rounds, of how many times faster c was than another.
+// against returns how many times faster c was than other: the median of the rounds.
 func (c *contender) against(other *contender) float64 {
 	var ratios []float64
 	for i := range c.rates {
@@ -126,7 +124,7 @@ func (c *contender) against(other *contender) float64 {
 	return median(ratios)
 }
 
-// quantile returns the time that a share of the calls did not exceed.
+// quantile returns the time that the given share of the calls did not exceed.
 func (c *contender) quantile(share float64) time.Duration {
 	sorted := slices.Sorted(slices.Values(c.times))
 	return sorted[min(int(share*float64(len(sorted))), len(sorted)-1)]
@@ -137,17 +135,17 @@ func median(values []float64) float64 {
 	return sorted[len(sorted)/2]
 }
 
-// recordSize is how many bytes a registration comes to: its record and keys.
+// recordSize returns the bytes that a registration writes: the record and its keys.
 func recordSize() int {
 	n := newNode(certname(0))
 	record, err := json.Marshal(n)
 	if err != nil {
-		panic(err) // it is of types that JSON can hold
+		panic(err) // all types are valid in JSON
 	}
 	return len(record) + (1+len(n.Groups))*len("ix/node-group/linux/"+n.Certname)
 }
 
-// fsyncEach appends as many bytes as a registration has and syncs the file, each time.
+// fsyncEach returns a write that appends size bytes and syncs the file.
 func fsyncEach(l lab, size int) (write, func() error, error) {
 	f, err := os.Create(l.path("fsync"))
 	if err != nil {
@@ -160,8 +158,8 @@ func fsyncEach(l lab, size int) (write, func() error, error) {
 	}, f.Close, nil
 }
 
-// storeCommits writes registrations to a store in this process, with their audit lines, which are sealed
-// meanwhile, or without.
+// storeCommits returns a write that registers a node in a store of this process. If audited, each
+// registration has an audit line, which is sealed concurrently.
 func storeCommits(ctx context.Context, l lab, name string, audited bool) (write, func() error, error) {
 	path := l.path(name + ".db")
 	if err := populate(ctx, path, 0); err != nil {
@@ -192,7 +190,7 @@ func storeCommits(ctx context.Context, l lab, name string, audited bool) (write,
 	}, end, nil
 }
 
-// registrations calls RegisterNode of a daemon.
+// registrations returns a write that calls RegisterNode of a daemon.
 func registrations(ctx context.Context, l lab) (write, func() error, error) {
 	d, err := l.initialize(ctx, "register")
 	if err != nil {
@@ -230,7 +228,7 @@ func closeFirst(conn *grpc.ClientConn, then func() error) func() error {
 	return func() error { return errors.Join(conn.Close(), then()) }
 }
 
-// registerRequest asks for the node that newNode makes.
+// registerRequest returns the request that registers newNode.
 func registerRequest(name string) (*espmv1.RegisterNodeRequest, error) {
 	n := newNode(name)
 	c := &espmv1.Classification{Environment: n.Classification.Environment, Classes: map[string]*espmv1.ClassParameters{}}

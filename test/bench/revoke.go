@@ -18,21 +18,21 @@ import (
 )
 
 const (
-	revokeRounds = 5    // odd: for the median
-	revocations  = 1000 // in a round, by callers
-	revokeSample = 20   // single ones at Puppet Server, in all rounds
-	// revokeLimit is what espm may take for them with bigCRL entries, and
-	// revokeGain how many times faster than Puppet Server it is to be.
+	revokeRounds = 5    // odd, for the median
+	revocations  = 1000 // in each round, by all callers
+	revokeSample = 20   // single revocations at Puppet Server, in all rounds
+	// revokeLimit is the limit of the time that espm needs for the revocations, with bigCRL entries.
+	// revokeGain is how many times faster than Puppet Server espm must be.
 	revokeLimit = time.Second
 	revokeGain  = 1000
-	// perCRL is how many of them are to share one CRL at least.
+	// perCRL is the number of revocations that must share one CRL on average.
 	perCRL = 50
-	// longSerial makes serial numbers as long as those that espm draws.
+	// longSerial is the minimum of a serial number as long as those of espm.
 	longSerial = 1 << 62
 )
 
-// benchRevoke measures terminations, until the last receipt, at CAs that espm
-// owns, with CRLs of several sizes, and single revocations at Puppet Servers.
+// benchRevoke measures terminations until the last receipt, at CAs of espm with CRLs of several sizes. For
+// comparison it measures single revocations at Puppet Servers.
 func benchRevoke(ctx context.Context, l lab, _ options) error {
 	f, err := l.prepared(ctx)
 	if err != nil {
@@ -45,7 +45,7 @@ func benchRevoke(ctx context.Context, l lab, _ options) error {
 	return onServers(ctx, l, "revoke", bigInventory, bigCRL, func(s *puppetServer) error { return measureRevocations(ctx, l, f, s) })
 }
 
-// measureRevocations measures beside a Puppet Server; nil: there is none.
+// measureRevocations measures espm and, unless s is nil, a Puppet Server.
 func measureRevocations(ctx context.Context, l lab, f prepared, s *puppetServer) (err error) {
 	name := "revoke"
 	if s != nil {
@@ -64,7 +64,7 @@ func measureRevocations(ctx context.Context, l lab, f prepared, s *puppetServer)
 		}
 		owners = append(owners, o)
 	}
-	if s != nil { // the JVM compiles what it runs often
+	if s != nil { // the JVM compiles frequent code first
 		if _, err := sampleRevocations(ctx, s, revokeSample/revokeRounds); err != nil {
 			return err
 		}
@@ -88,7 +88,8 @@ func measureRevocations(ctx context.Context, l lab, f prepared, s *puppetServer)
 	return nil
 }
 
-// sampleRevocations returns how long Puppet Server takes for one of n, asked for all at once.
+// sampleRevocations returns the average time of a revocation at Puppet Server, for n concurrent
+// revocations.
 func sampleRevocations(ctx context.Context, s *puppetServer, n int) (time.Duration, error) {
 	api, err := s.bareAPI(n)
 	if err != nil {
@@ -143,15 +144,14 @@ func seconds(times []time.Duration) []float64 {
 	return out
 }
 
-// prepared is the folder of a daemon that owns its CA, and the provisioned
-// nodes of each round. Each daemon gets a copy, as signing is slow.
+// prepared is the folder of a daemon with its own CA, and the provisioned nodes of each round. Each daemon
+// gets a copy, as it takes long to sign the certificates.
 type prepared struct {
 	dir   string
 	lives [revokeRounds][]*espmv1.Node
 }
 
-// prepared provisions the nodes while the CRL is empty, as the answer of a provision has the
-// CRL.
+// prepared provisions the nodes while the CRL is empty: each response of a provision contains the CRL.
 func (l lab) prepared(ctx context.Context) (f prepared, err error) {
 	d, err := l.withCA(ctx, "prepared")
 	if err != nil {
@@ -177,7 +177,7 @@ func (l lab) prepared(ctx context.Context) (f prepared, err error) {
 	return f, nil
 }
 
-// withCA makes the folder of a daemon that owns a CA with an RSA-4096 key.
+// withCA makes the folder of a daemon that has a CA with an RSA-4096 key.
 func (l lab) withCA(ctx context.Context, name string) (*daemon, error) {
 	d := l.daemon(l.path(name))
 	if err := errors.Join(os.Mkdir(d.dir, 0o755), makeCA(d.ca(), 0, 0)); err != nil {
@@ -188,18 +188,18 @@ func (l lab) withCA(ctx context.Context, name string) (*daemon, error) {
 
 func (d *daemon) ca() string { return filepath.Join(d.dir, "ca") }
 
-// owner is a daemon that owns its CA, with callers' connections.
+// owner is a daemon with its own CA, and the callers' connections.
 type owner struct {
 	*daemon
 	lives   [revokeRounds][]*espmv1.Node
-	entries int // of the CRL, before the first round
+	entries int // in the CRL, before the first round
 
 	conns []*grpc.ClientConn
-	times []time.Duration // one a round
-	crls  int64           // signed in all rounds
+	times []time.Duration // one value for each round
+	crls  int64           // CRLs signed in all rounds
 }
 
-// owner starts a daemon with such nodes and a CRL of so many entries.
+// owner starts a daemon with the prepared nodes and a CRL of the given size.
 func (l lab) owner(ctx context.Context, f prepared, name string, entries int) (*owner, error) {
 	d := l.daemon(l.path(name))
 	if out, err := exec.CommandContext(ctx, "cp", "-a", f.dir, d.dir).CombinedOutput(); err != nil {
@@ -243,8 +243,8 @@ func (o *owner) nodes(call int) espmv1.NodeServiceClient {
 	return espmv1.NewNodeServiceClient(o.conns[call%connections])
 }
 
-// terminate has the callers ask for all of a round without waiting, while one
-// stream brings the receipts, as a control plane would.
+// terminate terminates all nodes of a round, by concurrent callers that don't wait. One stream receives
+// the receipts, as in a control plane.
 func (o *owner) terminate(ctx context.Context, round int) error {
 	before, err := o.crlNumber(ctx)
 	if err != nil {

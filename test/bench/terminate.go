@@ -21,12 +21,12 @@ const (
 	bigInventory     = 100_000
 	bigCRL           = 50_000
 	terminateWait    = 30 * time.Minute
-	// batchGain is how many times faster than one by one espm is to revoke.
+	// batchGain is how many times faster than single revocations espm must be.
 	batchGain = 20
 )
 
-// benchTerminate compares terminations through espm, until the last receipt,
-// with as many single revocations at a CA that has seen much.
+// benchTerminate compares terminations through espm, until the last receipt, with as many single
+// revocations. The CA has a large inventory and a large CRL.
 func benchTerminate(ctx context.Context, l lab, o options) error {
 	return onServers(ctx, l, "terminate", bigInventory, bigCRL, func(s *puppetServer) error {
 		d, err := l.beside(ctx, s)
@@ -76,7 +76,7 @@ func compareTerminations(ctx context.Context, s *puppetServer, d *daemon, sample
 	return nil
 }
 
-// revokeSingly signs some certificates and measures their revocation.
+// revokeSingly issues n certificates, and returns the duration of their revocation.
 func revokeSingly(ctx context.Context, api bareAPI, n int) (time.Duration, error) {
 	names := make([]string, n)
 	err := share(n, 4, func(i int) error {
@@ -91,7 +91,7 @@ func revokeSingly(ctx context.Context, api bareAPI, n int) (time.Duration, error
 	return time.Since(begin), err
 }
 
-// fleet is the nodes to terminate.
+// fleet has the nodes to terminate.
 type fleet struct {
 	nodes espmv1.NodeServiceClient
 	lives [terminations]*espmv1.Node
@@ -99,13 +99,13 @@ type fleet struct {
 
 func (f *fleet) provision(ctx context.Context) error {
 	return share(terminations, 4, func(i int) error {
-		p, err := f.nodes.ProvisionNode(ctx, provisionRequest(newName()), grpc.MaxCallRecvMsgSize(64<<20)) // the CRL is in it
+		p, err := f.nodes.ProvisionNode(ctx, provisionRequest(newName()), grpc.MaxCallRecvMsgSize(64<<20)) // the response contains the CRL
 		f.lives[i] = p.GetNode()
 		return err
 	})
 }
 
-// terminate has the callers ask for all, and come back for the receipts.
+// terminate orders all terminations, and then waits for each receipt.
 func (f *fleet) terminate(ctx context.Context) (time.Duration, error) {
 	begin := time.Now()
 	for _, wait := range []time.Duration{0, terminateWait} {
@@ -125,7 +125,7 @@ func (f *fleet) terminate(ctx context.Context) (time.Duration, error) {
 	return time.Since(begin), nil
 }
 
-// share has so many callers work on 0 to n-1.
+// share runs work for 0 to n-1 in the given number of concurrent callers.
 func share(n, callers int, work func(i int) error) error {
 	var wg sync.WaitGroup
 	errs := make([]error, callers)

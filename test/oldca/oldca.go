@@ -1,5 +1,5 @@
-// Package oldca makes, with openssl, CAs as old sites have them: signed by keys and
-// hashes that Puppet Server and OpenSSL take and Go's x509 does not.
+// Package oldca makes CAs of old sites with openssl. Puppet Server and OpenSSL accept the keys and hashes
+// of such a CA, but Go's x509 does not.
 package oldca
 
 import (
@@ -17,18 +17,18 @@ import (
 type Root string
 
 const (
-	SHA1      Root = "sha1"      // RSA, its certificate and CRL and what it issued signed with SHA-1
-	PSS       Root = "rsa-pss"   // a key for RSA-PSS alone
+	SHA1      Root = "sha1"      // RSA; its certificate, its CRL and the certificates that it issues are signed with SHA-1
+	PSS       Root = "rsa-pss"   // a key that is only for RSA-PSS
 	Brainpool Root = "brainpool" // an EC key on brainpoolP256r1
 	Secp256k1 Root = "secp256k1" // an EC key on secp256k1
-	Negative  Root = "negative"  // RSA, a negative serial in its certificate and in its CRL
-	NoKeyID   Root = "no-key-id" // RSA; neither it nor the CA below has a subject key identifier
+	Negative  Root = "negative"  // RSA; a negative serial in its certificate and in its CRL
+	NoKeyID   Root = "no-key-id" // RSA; neither the root nor the CA below has a subject key identifier
 )
 
-// Roots are all kinds.
+// Roots returns all kinds.
 func Roots() []Root { return []Root{SHA1, PSS, Brainpool, Secp256k1, Negative, NoKeyID} }
 
-// newKey are the arguments of openssl genpkey, and more of req, ca and x509 for this kind.
+// newKey returns the arguments of openssl genpkey, and further arguments of openssl req, ca and x509.
 func (r Root) newKey() (key, sign []string) {
 	switch r {
 	case SHA1:
@@ -64,8 +64,8 @@ keyUsage = critical, digitalSignature, keyEncipherment
 extendedKeyUsage = critical, serverAuth, clientAuth
 `
 
-// Make makes a CA directory with an RSA key, whose certificate a root of that kind issued. Both
-// CRLs are of version 1, without a number. That of the root lists one serial.
+// Make makes a CA directory. The CA has an RSA key and a certificate from a root of the given kind. Both
+// CRLs are version 1, without a number. The root's CRL lists one serial.
 func Make(t testing.TB, root Root) (dir string) {
 	t.Helper()
 	need.Program(t, "openssl")
@@ -109,14 +109,14 @@ func Make(t testing.TB, root Root) (dir string) {
 	return dir
 }
 
-// RevokeCA returns the CRL by which the root revokes the CA of a directory that Make made.
+// RevokeCA returns a CRL of the root that revokes the CA. dir is a directory that Make made.
 func RevokeCA(t testing.TB, dir string) string {
 	t.Helper()
 	return read(t, filepath.Join(dir, "revoked_crl.pem"))
 }
 
-// Leaf issues a certificate of a CA directory, with more arguments for openssl x509, under a new key of openssl
-// genpkey with those arguments. It writes signed/NAME.pem, without a line in the inventory.
+// Leaf issues a certificate from a CA directory, with a new key. key are arguments for openssl genpkey,
+// more are arguments for openssl x509. Leaf writes signed/NAME.pem, but no line in the inventory.
 func Leaf(t testing.TB, dir, name string, key []string, more ...string) {
 	t.Helper()
 	in := maker{t, t.TempDir()}
@@ -127,17 +127,17 @@ func Leaf(t testing.TB, dir, name string, key []string, more ...string) {
 		"-days", "300", "-extfile", "openssl.cnf", "-extensions", "leaf", "-out", filepath.Join(dir, "signed", name+".pem")}, more...)...)
 }
 
-// RSAKey is a key for Leaf.
+// RSAKey returns the genpkey arguments of an RSA key.
 func RSAKey() []string {
 	return []string{"-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"}
 }
 
-// BrainpoolKey is one that Go can't read.
+// BrainpoolKey returns the genpkey arguments of a key that Go can't parse.
 func BrainpoolKey() []string {
 	return []string{"-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:brainpoolP256r1"}
 }
 
-// maker runs openssl in a folder.
+// maker runs openssl in dir.
 type maker struct {
 	t   testing.TB
 	dir string

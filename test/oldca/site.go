@@ -9,25 +9,25 @@ import (
 	"testing"
 )
 
-// Site is a CA directory with what ten years leave.
+// Site is a CA directory after ten years of use.
 type Site struct {
 	Dir     string   // a symbolic link to the folder
-	Crl     string   // the file that Dir's ca_crl.pem, a symbolic link, names
-	Foreign []string // the CRLs in it that are not the CA's, in order: the root's, and that of an issuer outside the chain
+	Crl     string   // the target of Dir's ca_crl.pem, which is a symbolic link
+	Foreign []string // the CRLs in Crl that are not the CA's, in order: the root's, then one of an issuer outside the chain
 }
 
-// What the CRL of a site lists.
+// Serials in the CRL of a site.
 const (
 	ExpiredGMT    = "1001" // expired years ago, in a line with dates in GMT
-	ExpiredOffset = "1002" // the same, with an offset
-	ExpiredLower  = "1AB3" // the same, with a serial in lower case and the line end of Windows
-	ExpiredLast   = "1006" // the same, in the last line, which has no end
-	Unlisted      = "1004" // in no line
-	Live          = "1005" // in force
-	Left          = "2001" // in force, and its file is still in signed/
+	ExpiredOffset = "1002" // expired, in a line with dates that have an offset
+	ExpiredLower  = "1AB3" // expired, in a line with a serial in lower case and a Windows line end
+	ExpiredLast   = "1006" // expired, in the last line, which has no line end
+	Unlisted      = "1004" // not in the inventory
+	Live          = "1005" // not expired
+	Left          = "2001" // not expired, and the certificate is still in signed/
 )
 
-// The inventory's last line has no end. It has one certificate of twice.example.com that has no file.
+// The last line has no line end. One of the two certificates of twice.example.com has no file.
 const inventory = "# Inventory of signed certificates\n# SERIAL NOT_BEFORE NOT_AFTER SUBJECT\n" +
 	"0x0001 2011-01-02T03:04:05GMT 2041-01-02T03:04:05GMT /CN=Puppet CA: old\n" +
 	"0x1001 2011-01-02T03:04:05GMT 2016-01-02T03:04:05GMT /CN=a.example.com\n" +
@@ -40,8 +40,8 @@ const inventory = "# Inventory of signed certificates\n# SERIAL NOT_BEFORE NOT_A
 	"0x3002 2021-01-02T03:04:05GMT 2040-01-02T03:04:05GMT /CN=twice.example.com\n" +
 	"0x1006 2014-01-02T03:04:05GMT 2019-01-02T03:04:05GMT /CN=e.example.com"
 
-// MakeSite makes a site. Of its names in signed/, sha1, md5 and twice (.example.com) have a certificate that espm can
-// take over.
+// MakeSite makes a site. espm can import three of the certificates in signed/: sha1, md5 and twice
+// (.example.com).
 func MakeSite(t testing.TB) Site {
 	t.Helper()
 	real := Make(t, Brainpool)
@@ -73,7 +73,7 @@ func MakeSite(t testing.TB) Site {
 	return s
 }
 
-// siteCRL is the CA's own CRL: of version 1, signed by SHA-1.
+// siteCRL returns the CA's own CRL: version 1, signed with SHA-1.
 func siteCRL(t testing.TB, dir string) string {
 	t.Helper()
 	in := maker{t, t.TempDir()}
@@ -86,7 +86,7 @@ func siteCRL(t testing.TB, dir string) string {
 	return in.openssl("ca", "-config", "openssl.cnf", "-gencrl", "-md", "sha1", "-cert", filepath.Join(dir, "ca_crt.pem"), "-keyfile", filepath.Join(dir, "ca_key.pem"))
 }
 
-// outsideCRL is the CRL of an issuer that no chain has.
+// outsideCRL returns the CRL of an issuer that is in no chain.
 func outsideCRL(t testing.TB) string {
 	t.Helper()
 	in := maker{t, t.TempDir()}

@@ -15,8 +15,8 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// proxyError is an answer that Puppet Server does not give: a proxy or another program answered in its place. It is a
-// node.ErrUnavailable: a retry succeeds once the setting is changed.
+// proxyError is an answer that does not come from Puppet Server, but from a proxy or another program. The
+// error is a node.ErrUnavailable: a retry succeeds after the setting or the proxy is corrected.
 type proxyError struct {
 	call, answer, hint string
 }
@@ -25,10 +25,10 @@ func (e *proxyError) Error() string {
 	return fmt.Sprintf("%s: %s: %s", e.call, e.answer, e.hint)
 }
 
-// Is reports whether target is node.ErrUnavailable.
 func (e *proxyError) Is(target error) bool { return target == node.ErrUnavailable }
 
-// Unless the error of this function is a lostError, Puppet Server did not get the call.
+// checkOrigin returns an error if the answer does not come from Puppet Server, or asks espm to wait.
+// Puppet Server did not process the call, unless the error is a lostError.
 func (a *server) checkOrigin(c call, resp *http.Response, body []byte) error {
 	e := &proxyError{call: fmt.Sprintf("%s %s://%s%s", c.method, a.base.Scheme, a.base.Host, c.path)}
 	page := isPage(body)
@@ -48,19 +48,20 @@ func (a *server) checkOrigin(c call, resp *http.Response, body []byte) error {
 		return nil
 	}
 	if resp.StatusCode/100 == 2 {
-		return lostError{e} // whoever made the page may have passed the call on
+		return lostError{e} // the sender of the page may have forwarded the call
 	}
 	return e
 }
 
 const (
-	// unsaidWait is the wait after a 429 without a Retry-After.
+	// unsaidWait is the wait if an answer has no Retry-After.
 	unsaidWait = 5 * time.Second
-	// longestWait bounds a Retry-After. Puppet Server sends at most half an hour by default (max-retry-delay).
+	// longestWait bounds a Retry-After. Puppet Server sends at most 30 minutes by default
+	// (max-retry-delay).
 	longestWait = time.Hour
 )
 
-// retryAfter reads a Retry-After: seconds, or a time.
+// retryAfter parses a Retry-After header: seconds, or a date.
 func retryAfter(text string, now time.Time) time.Duration {
 	wait := unsaidWait
 	if seconds, err := strconv.Atoi(text); err == nil {
@@ -71,10 +72,10 @@ func retryAfter(text string, now time.Time) time.Duration {
 	return min(max(wait, 0), longestWait)
 }
 
-// pause is the time that an answer asked espm to wait. It goes for all calls.
+// pause is the wait that an answer demanded. No call is sent during a pause.
 type pause struct{ until atomic.Int64 } // in Unix nanoseconds
 
-// begin begins a pause, and returns its error.
+// begin begins a pause, and returns the error of the call that was refused.
 func (p *pause) begin(wait time.Duration, host string) error {
 	p.until.Store(time.Now().Add(wait).UnixNano())
 	return busy(wait, host)
@@ -95,8 +96,8 @@ func (p *pause) err(host string) error {
 	return nil
 }
 
-// waitFor waits as long as a *node.BusyError says. It returns false at once if the wait would go beyond the limit or the
-// caller's deadline, and for another error.
+// waitFor waits for the time in a *node.BusyError. waitFor returns false, without a wait, for any other
+// error, or if the wait would end after the limit or the caller's deadline.
 func waitFor(ctx context.Context, err error, limit time.Time) bool {
 	busy, ok := errors.AsType[*node.BusyError](err)
 	if !ok {
@@ -116,13 +117,14 @@ func waitFor(ctx context.Context, err error, limit time.Time) bool {
 	}
 }
 
-// notTaken reports whether the error of a call says that Puppet Server did not get it, or forbade it unread.
+// notTaken reports whether Puppet Server certainly did not process the call.
 func notTaken(err error) bool {
 	status, answered := errors.AsType[*statusError](err)
 	return err != nil && (!answered || status.code == http.StatusServiceUnavailable) && !lost(err) && !errors.Is(err, errGone)
 }
 
-// isPage reports whether a body is HTML or XML. Puppet Server's own answers are PEM, JSON or a line of text.
+// isPage reports whether a body is HTML or XML. The answers of Puppet Server are PEM, JSON or a line of
+// text.
 func isPage(body []byte) bool { return bytes.HasPrefix(bytes.TrimSpace(body), []byte("<")) }
 
 var (
@@ -130,7 +132,7 @@ var (
 	tag   = regexp.MustCompile(`(?s)<(?:style|script).*?</(?:style|script)>|<[^>]*>`)
 )
 
-// firstLine shortens the body of an error for logs and errors: of a page it returns the title.
+// firstLine shortens a body for logs and errors. For a web page it returns the title.
 func firstLine(body []byte) string {
 	if isPage(body) {
 		body = body[:min(len(body), 64<<10)]

@@ -13,8 +13,8 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// Bounds of what shares one transaction, hence one wait for the disk. A batch
-// larger than maxGroupBytes goes alone.
+// Limits of a group: the batches that share one transaction, and so one sync of the disk. A batch larger
+// than maxGroupBytes gets its own transaction.
 const (
 	maxGroup      = 512
 	maxGroupBytes = 16 << 20
@@ -23,26 +23,26 @@ const (
 // errNothing rolls back a transaction in which no batch was applied.
 var errNothing = errors.New("nothing to commit")
 
-// request is a batch on its way to the committer. It shares no memory with the
-// caller, who may go away before the commit is done.
+// request is a batch on its way to the committer. A request shares no memory with the caller, who may
+// return before the commit is done.
 type request struct {
 	guards  []store.Guard
 	puts    []store.Put // with roomyValues
 	deletes []string
 	size    int
-	silent  bool // has no entry in the history
+	silent  bool // no watch gets these changes
 
-	// Set by the committer before it closes done.
+	// The committer sets these fields before it closes done.
 	revision int64
 	err      error
 	done     chan struct{}
 
-	// Used if err leaves the outcome unknown: closed when settle has made the transaction durable.
+	// Only for an unknown outcome: settle closes settled when the transaction is durable.
 	settled chan struct{}
 	outcome func() (int64, error)
 }
 
-// answer is what Commit returns for a request that is done.
+// answer returns the result of Commit for a request that is done.
 func (e *Engine) answer(r *request) (int64, error) {
 	if errors.Is(r.err, store.ErrUnknownOutcome) {
 		return 0, e.doubt(r, r.err)
@@ -50,7 +50,7 @@ func (e *Engine) answer(r *request) (int64, error) {
 	return r.revision, r.err
 }
 
-// doubt is the error of a request whose outcome is not known yet.
+// doubt returns the error of a request whose outcome is not yet known.
 func (e *Engine) doubt(r *request, cause error) error {
 	return &store.DoubtError{Cause: cause, Settle: func(ctx context.Context) (int64, error) {
 		select {
@@ -68,8 +68,8 @@ func (e *Engine) doubt(r *request, cause error) error {
 	}}
 }
 
-// awaitSettled waits until settle is done with a request. The committer settles before any other commit, so
-// awaitSettled queues commits that can't be applied, to wake it.
+// awaitSettled waits until settle has made the transaction of the request durable. The committer settles
+// only before another commit. So awaitSettled queues commits whose guard always fails.
 func (e *Engine) awaitSettled(ctx context.Context, r *request) bool {
 	const pause = 100 * time.Millisecond
 	for {
@@ -86,8 +86,8 @@ func (e *Engine) awaitSettled(ctx context.Context, r *request) bool {
 	}
 }
 
-// newRequest copies a batch. It refuses all that bbolt would refuse: in a group, one refused batch would fail the
-// batches of other callers, too.
+// newRequest copies a batch. newRequest refuses every batch that bbolt would refuse: a refused batch would
+// fail its group, and so the batches of other callers.
 func newRequest(b store.Batch) (*request, error) {
 	r := &request{guards: slices.Clone(b.Guards), deletes: slices.Concat(b.Deletes, b.Index.Deletes), silent: b.Unwatched, done: make(chan struct{})}
 	seen := make(map[string]bool, len(b.Puts)+len(b.Index.Puts)+len(b.Deletes)+len(b.Index.Deletes))
@@ -128,13 +128,14 @@ func newRequest(b store.Batch) (*request, error) {
 	return r, nil
 }
 
-// Bounds implements store.Engine. They keep one caller from holding up the others; bbolt has none.
+// Bounds implements store.Engine. bbolt itself has no bounds. With them, one large batch can't delay the
+// batches of other callers for long.
 func (e *Engine) Bounds() store.Bounds {
 	return store.Bounds{Operations: 10_000, Bytes: maxGroupBytes}
 }
 
-// Commit implements store.Engine. Batches that come while a transaction waits
-// for the disk share the next one; a lone batch goes at once.
+// Commit implements store.Engine. Batches that arrive during a transaction's sync share the next
+// transaction. A single batch does not wait for others.
 func (e *Engine) Commit(ctx context.Context, b store.Batch) (int64, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, fmt.Errorf("commit: %w", err)
@@ -200,8 +201,8 @@ func (e *Engine) commitLoop() {
 	}
 }
 
-// gather waits for requests, and returns those that fit one transaction, in order of arrival. It returns nil when the
-// engine is closing and all requests are answered.
+// gather waits for requests. gather returns the requests that fit into one transaction, in order of
+// arrival. gather returns nil when the engine is closing and all requests are answered.
 func (e *Engine) gather() []*request {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -255,15 +256,15 @@ func (e *Engine) commitGroup(group []*request) {
 	e.wakeFan()
 }
 
-// refuse answers all requests with an error, even those whose guard failed: the guard may have failed by the change
-// of another batch, which was not applied.
+// refuse answers all requests with an error, even those whose guard failed. A guard may fail because of
+// another batch in the group, which was not applied.
 func refuse(group []*request, err error) {
 	for _, r := range group {
 		r.revision, r.err = 0, err
 	}
 }
 
-// leaveInDoubt keeps the outcomes that hold once settle has made the group's transaction durable.
+// leaveInDoubt stores the outcomes that become valid when settle has made the group's transaction durable.
 func (e *Engine) leaveInDoubt(group []*request) {
 	for _, r := range group {
 		revision, err := r.revision, r.err
@@ -272,8 +273,8 @@ func (e *Engine) leaveInDoubt(group []*request) {
 	e.inDoubt = group
 }
 
-// apply puts the batches whose guards hold into the transaction, each on top of
-// those before it, and returns the newest revision. An error fails all.
+// apply writes the batches whose guards match, in order, and returns the newest revision. Each guard sees
+// the batches before it. An error fails the whole group.
 func (e *Engine) apply(tx *bbolt.Tx, group []*request) (newest int64, err error) {
 	before, err := readRevision(tx)
 	if err != nil {
@@ -333,7 +334,7 @@ func applyRequest(kv *bbolt.Bucket, r *request) (entry []byte, err error) {
 	}
 	for _, key := range r.deletes {
 		if kv.Get([]byte(key)) == nil {
-			continue // nothing changes, so there is no event
+			continue // an absent key causes no event
 		}
 		if err := kv.Delete([]byte(key)); err != nil {
 			return nil, err
@@ -345,8 +346,8 @@ func applyRequest(kv *bbolt.Bucket, r *request) (entry []byte, err error) {
 	return entry, nil
 }
 
-// trimHistory deletes the entries up to a revision. It starts over from the
-// first entry each time, since a bbolt cursor skips one after a Delete.
+// trimHistory deletes the entries up to a revision. Each iteration starts at the first entry, as a bbolt
+// cursor skips an entry after a Delete.
 func trimHistory(history *bbolt.Bucket, upTo int64) error {
 	cursor := history.Cursor()
 	for key, _ := cursor.First(); key != nil; key, _ = cursor.First() {

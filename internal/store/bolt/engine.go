@@ -26,17 +26,17 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// ErrLocked marks an error of opening a file that another process has open.
+// ErrLocked marks the error of an attempt to open a file that another process has open.
 var ErrLocked = errors.New("locked by another process")
 
-// Options of Open. The zero value is good for production.
+// Options of Open. The zero value is suitable for production.
 type Options struct {
 	Timeout time.Duration // how long to wait for the file's lock; default 5 s
 	History int           // revisions kept for watches; default 10,000
-	Mode    os.FileMode   // of a file newly created, whatever the umask; default 0640
+	Mode    os.FileMode   // of a new file, independent of the umask; default 0640
 
-	// Committed, if not nil, is called after each transaction, before its callers get their answers, with the number
-	// of applied batches, the time with the wait for the disk, and the error. It must not block.
+	// Committed, if not nil, is called after each transaction, before its callers get their answers.
+	// batches is the number of applied batches, took includes the sync. Committed must not block.
 	Committed func(batches int, took time.Duration, err error)
 }
 
@@ -58,33 +58,34 @@ func (o Options) withDefaults() Options {
 
 // Engine is a store.Engine on a bbolt file. All methods may be called concurrently.
 //
-// A commit is durable when it returns: its pages were synced, and then the page that names them. After a failure
-// (disk full, I/O error) the engine still answers reads, and commits work again when the disk does. A damaged page
-// fails the reads that need it. A commit that needs it panics: nothing more may be written to such a file.
+// A commit is durable when Commit returns: bbolt has synced the data pages, and then the meta page that
+// refers to them. After a failure (disk full, I/O error) the engine still serves reads. Commits succeed
+// again as soon as the disk works. A damaged page fails only the reads that need it. A commit that needs a
+// damaged page panics, as no process may write to such a file.
 type Engine struct {
 	path    string
 	db      *bbolt.DB
-	file    *os.File // bbolt's own; see settle
+	file    *os.File // the file that bbolt has open; see settle
 	history int64
 	told    func(batches int, took time.Duration, err error)
 
-	// Tests inject faults here; otherwise they are db.Update and file.Sync.
+	// Tests inject faults here. The defaults are db.Update and file.Sync.
 	update func(func(*bbolt.Tx) error) error
 	sync   func() error
 
-	// reads is held shared by every read transaction; see settle.
+	// Every read transaction has a read lock on reads; see settle.
 	reads sync.RWMutex
 
 	mu      sync.Mutex
 	wake    *sync.Cond // signalled when queue grows or closing is set
 	queue   []*request
 	closing bool
-	changed chan struct{} // closed and replaced whenever the revision has moved
+	changed chan struct{} // closed and replaced after each change of the revision
 
-	fan *fan // gives watches their events
+	fan *fan // distributes events to the watches
 
-	unsettled bool          // only the committer uses it; see settle
-	inDoubt   []*request    // only the committer uses it: the requests of the unsettled transaction
+	unsettled bool          // used only by the committer; see settle
+	inDoubt   []*request    // used only by the committer: the requests of the unsettled transaction
 	committed chan struct{} // closed when the committer has ended
 	closed    chan struct{} // closed when Close has begun
 	closeErr  error
@@ -93,10 +94,9 @@ type Engine struct {
 
 var _ store.Engine = (*Engine)(nil)
 
-// Open opens the store at path, creating it if the file is absent; the folder
-// must exist. If another process has the file open, Open waits for Timeout; then the error wraps ErrLocked and, if
-// possible, names that process. Open refuses a file that is no store, is damaged or was written by a newer espm, and
-// does not change it.
+// Open opens the store at path. Open creates the file, but not the folder. If another process has the file
+// open, Open waits for Timeout. Then the error wraps ErrLocked and, if possible, names that process. Open
+// refuses a file that is no store, is damaged or was written by a newer espm, and does not change it.
 func Open(path string, opts Options) (*Engine, error) {
 	opts = opts.withDefaults()
 	if err := create(path, opts.Mode); err != nil {
@@ -128,8 +128,8 @@ func Open(path string, opts Options) (*Engine, error) {
 	return e, nil
 }
 
-// Close answers the queued commits, then releases the file. Later calls, and watches, get an error that wraps
-// node.ErrUnavailable.
+// Close answers the queued commits, then releases the file. Later calls and all watches get an error that
+// wraps node.ErrUnavailable.
 func (e *Engine) Close() error {
 	e.closeOnce.Do(func() {
 		e.mu.Lock()
@@ -151,8 +151,8 @@ func (e *Engine) Get(ctx context.Context, key string) (store.Record, error) {
 	return get(ctx, e.view, key)
 }
 
-// List implements store.Reader. It has a read transaction open while it reads, so a large limit delays the reuse of
-// pages.
+// List implements store.Reader. List keeps a read transaction open while it reads, so a large limit delays
+// the reuse of pages.
 func (e *Engine) List(ctx context.Context, prefix, after string, limit int) ([]store.Record, int64, error) {
 	return list(ctx, e.view, prefix, after, limit)
 }

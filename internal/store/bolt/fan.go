@@ -11,42 +11,41 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// fan reads the history once for all watches, however many there are. A commit wakes only the watches of the keys that
-// it changed.
+// fan reads the history once for all watches. A commit wakes only the watches of the keys that it changed.
 type fan struct {
 	engine *Engine
 
 	mu     sync.Mutex
 	topics map[string]*topic // by prefix
-	at     int64             // the topics have all events up to this revision, from theirs on
-	ended  chan struct{}     // closed when the goroutine that reads has ended
+	at     int64             // each topic has all events after topic.from, up to this revision
+	ended  chan struct{}     // closed when run has ended
 }
 
-// topic has the newest events of a prefix, for all its watches. The mutex of the fan guards it.
+// topic has the newest events of a prefix, for all watches of that prefix. The mutex of the fan guards it.
 type topic struct {
 	prefix  string
 	watches int
-	from    int64         // events are complete after this revision
+	from    int64         // the topic has all events after this revision
 	events  []store.Event // at most maxPageEvents and maxPageBytes
 	bytes   int
 	news    chan struct{} // closed and replaced when there are more events
-	told    int64         // the revision at which news was closed last
-	err     error         // ends the watches
+	told    int64         // the revision at which news was last closed
+	err     error         // the error that ends the watches
 }
 
-// A watch without events is told this often how far the history is. A watch that falls behind then reads
-// from a revision that the history still has.
+// A watch without events gets the present revision at this interval. If the watch later falls behind, it
+// reads from a revision that the history still has.
 const maxQuietRevisions = 1000
 
 func newFan(e *Engine) *fan {
 	return &fan{engine: e, topics: map[string]*topic{}, ended: make(chan struct{})}
 }
 
-// run reads after each commit, until the engine closes.
+// run reads the history after each commit, until the engine closes.
 func (f *fan) run() {
 	defer close(f.ended)
 	for {
-		changed := f.engine.revisionChanged() // taken before the read: what is committed after the read closes it
+		changed := f.engine.revisionChanged() // before the read, so that a commit after the read closes it
 		f.out()
 		select {
 		case <-changed:
@@ -56,7 +55,7 @@ func (f *fan) run() {
 	}
 }
 
-// out gives the topics what was committed since the last time.
+// out adds the events since the last call to the topics.
 func (f *fan) out() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -82,7 +81,7 @@ func (f *fan) watched(key string) bool {
 	return false
 }
 
-// fail ends all watches. Those that come later begin anew.
+// fail ends all watches. Later watches get new topics.
 func (f *fan) fail(err error) {
 	for _, t := range f.topics {
 		t.err = err
@@ -91,7 +90,7 @@ func (f *fan) fail(err error) {
 	clear(f.topics)
 }
 
-// add takes the events of the topic from a page, and drops the oldest above the bounds.
+// add appends the events of the topic in a page, and drops the oldest events above the limits.
 func (t *topic) add(p page, at int64) {
 	had := len(t.events)
 	for _, event := range p.events {
@@ -113,11 +112,11 @@ func (t *topic) add(p page, at int64) {
 	t.news = make(chan struct{})
 }
 
-// join returns the topic of a prefix, for a watch that calls leave when it ends.
+// join returns the topic of a prefix. The watch must call leave when it ends.
 func (f *fan) join(prefix string) (*topic, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if len(f.topics) == 0 { // nobody has read since
+	if len(f.topics) == 0 { // without topics, f.at is outdated
 		if err := f.engine.view(func(tx *bbolt.Tx) (err error) { f.at, err = readRevision(tx); return err }); err != nil {
 			return nil, err
 		}
@@ -139,15 +138,15 @@ func (f *fan) leave(t *topic) {
 	}
 }
 
-// following returns what follows a revision. A watch that is behind its topic reads the history by itself. News is
-// closed once there is more than the page has.
+// following returns the events after a revision. A watch that is behind its topic reads the history
+// itself. news is closed as soon as there are later events.
 func (f *fan) following(t *topic, after int64) (p page, news <-chan struct{}, err error) {
 	f.mu.Lock()
 	at, from, events, news, err := f.at, t.from, t.events, t.news, t.err
 	f.mu.Unlock()
 	if err == nil && after < from {
 		if p, err = f.engine.readPage(func(key string) bool { return strings.HasPrefix(key, t.prefix) }, after); err == nil && !p.more {
-			p.last, p.more = max(p.last, from), true // the rest is in the topic
+			p.last, p.more = max(p.last, from), true // the topic has the later events
 		}
 	} else {
 		first := sort.Search(len(events), func(i int) bool { return events[i].Revision > after })

@@ -12,11 +12,14 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// resolve finds the outcome of a transaction that bbolt calls failed; nil if it is durable. bbolt writes the pages and
-// syncs; then it writes the meta page, which makes them valid, and syncs again. Before the meta page only free pages
-// are written, and bbolt rolls back. If the second sync failed, the meta page is in the kernel's cache: bbolt and
-// other processes see the transaction from now on, while the disk may not have it. A read of the new revision shows
-// that.
+// resolve finds the outcome of a transaction for which bbolt returned an error. resolve returns nil if the
+// transaction is durable.
+//
+// bbolt writes the data pages and syncs. Then it writes the meta page, which makes the data pages valid,
+// and syncs again. Before the meta page bbolt writes only free pages, so it can roll back. If the second
+// sync failed, the meta page is in the kernel's cache. bbolt and other processes then see the transaction,
+// although the disk may not have it. So resolve reads the revision: the new revision means that the meta
+// page was written.
 func (e *Engine) resolve(cause error, newest int64) error {
 	failed := fmt.Errorf("commit to %s: %w: %w", e.path, node.ErrUnavailable, withErrno(cause))
 	if newest == 0 {
@@ -37,13 +40,16 @@ func (e *Engine) resolve(cause error, newest int64) error {
 	return nil
 }
 
-// settle makes the newest transaction durable after the sync of its meta page failed. Nothing may be written before:
-// bbolt counts the replaced pages as free, but the disk may still have the previous transaction, which needs them.
-// Another sync proves nothing, as the kernel drops pages that it could not sync. So settle writes the same bytes of
-// the meta page again. It does not touch the other meta page, so one of the two is whole at any moment.
+// settle makes the newest transaction durable after the sync of its meta page failed. No other transaction
+// may be written first. bbolt counts the replaced pages as free, but the disk may still have the previous
+// transaction, which needs them.
 //
-// Reads that began before the failure also need the replaced pages, and bbolt no longer reserves them. So settle waits
-// until these reads are done.
+// Another sync proves nothing, as the kernel drops pages that it could not sync. So settle writes the
+// bytes of the meta page again. settle does not touch the other meta page, so at any moment one of the two
+// is whole.
+//
+// Reads that began before the failure also need the replaced pages, and bbolt no longer reserves these
+// pages. So settle waits until such reads are done.
 func (e *Engine) settle() error {
 	e.reads.Lock()
 	defer e.reads.Unlock()
@@ -76,7 +82,7 @@ func (e *Engine) settle() error {
 	return nil
 }
 
-// causedError is an error whose cause is only in its text.
+// causedError adds an errno to an error that has it only in its text.
 type causedError struct {
 	error
 	errno syscall.Errno
@@ -84,7 +90,8 @@ type causedError struct {
 
 func (c causedError) Unwrap() []error { return []error{c.error, c.errno} }
 
-// withErrno makes errors.Is find the system's error. bbolt puts it only into the text if the file can't grow.
+// withErrno makes errors.Is find the system's error. If the file can't grow, bbolt has that error only in
+// the text.
 func withErrno(err error) error {
 	for _, errno := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG, syscall.EIO, syscall.ENOMEM} {
 		if !errors.Is(err, errno) && strings.HasSuffix(err.Error(), errno.Error()) {

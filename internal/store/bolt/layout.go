@@ -48,11 +48,11 @@ func writeRevision(tx *bbolt.Tx, revision int64) error {
 	return tx.Bucket(bucketMeta).Put(keyRevision, strconv.AppendInt(nil, revision, 10))
 }
 
-// maxPrefix is the room that a revision and the space after it take at most.
+// maxPrefix is the maximum length of a revision and the space after it.
 const maxPrefix = len("9223372036854775807 ")
 
-// roomyValue copies a value and leaves room for its prefix, so that it is
-// copied once although its revision is not known yet.
+// roomyValue copies a value and reserves space for its prefix. So the value is copied only once, although
+// its revision is not yet known.
 func roomyValue(value []byte) []byte {
 	return append(make([]byte, maxPrefix, maxPrefix+len(value)), value...)
 }
@@ -65,7 +65,8 @@ func prefixed(roomy []byte, revision int64) []byte {
 	return record
 }
 
-// splitRecord splits a record into its parts. value is still in bbolt's memory.
+// splitRecord splits a record into revision and value. The value is memory of bbolt, valid only during the
+// transaction.
 func splitRecord(key string, record []byte) (revision int64, value []byte, err error) {
 	prefix, value, ok := bytes.Cut(record, []byte(" "))
 	if ok {
@@ -97,14 +98,14 @@ func historyRevision(key []byte) (int64, error) {
 	return int64(binary.BigEndian.Uint64(key)), nil // #nosec G115 -- what historyKey wrote
 }
 
-// change is one key in an entry of the history.
+// change is one changed key in an entry of the history.
 type change struct {
 	key     string
 	deleted bool
 }
 
-// appendChange adds a line to an entry. Keys are quoted as in Go, since JSON
-// can't hold those that are not UTF-8.
+// appendChange appends a line to an entry. Keys are quoted as in Go, as JSON can't express a key that is
+// not UTF-8.
 func appendChange(entry []byte, c change) []byte {
 	sign := byte('+')
 	if c.deleted {

@@ -11,8 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// describeHolder describes the process that has locked a file, if it can be found. The kernel's list has no entry for
-// a process of another container. On some file systems, such as btrfs, it has another device than stat.
+// describeHolder describes the process that has locked a file. The result is a guess if the process can't
+// be found. The kernel's list has no entry for a process of another container. On some file systems, such as btrfs,
+// the list and stat have different device numbers.
 func describeHolder(path string) string {
 	const guess = "is another `espm serve` running?"
 	info, err := os.Stat(path)
@@ -39,8 +40,8 @@ func describeHolder(path string) string {
 	return "pid " + pid + " holds it"
 }
 
-// lockHolder finds the holder of a whole-file lock in the format of
-// /proc/locks (proc(5)); "" if there is none or its pid is not visible.
+// lockHolder returns the pid of the process with a lock on the whole file, or "" if no pid is visible.
+// locks has the format of /proc/locks (proc(5)):
 //
 //	1: FLOCK  ADVISORY  WRITE 4242 08:01:131074 0 EOF
 func lockHolder(locks io.Reader, major, minor uint32, inode uint64) string {
@@ -48,7 +49,7 @@ func lockHolder(locks io.Reader, major, minor uint32, inode uint64) string {
 	lines := bufio.NewScanner(locks)
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
-		// A process that waits for a lock has an arrow in the second field.
+		// The second field of a process that waits for the lock is an arrow.
 		if len(fields) >= 6 && fields[1] == "FLOCK" && fields[5] == file && fields[4] > "0" {
 			return fields[4]
 		}

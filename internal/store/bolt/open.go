@@ -15,8 +15,8 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// create makes an empty store at path, unless there is a file, and syncs the folder so that the name survives power
-// loss. The file appears whole or not at all. It never replaces another file.
+// create makes an empty store at path if there is no file. create syncs the folder, so that the name
+// survives a power loss. The file appears whole or not at all, and never replaces another file.
 func create(path string, mode os.FileMode) error {
 	folder, err := os.Open(filepath.Dir(path))
 	if err != nil {
@@ -30,7 +30,7 @@ func create(path string, mode os.FileMode) error {
 	} else if err != nil {
 		return err
 	}
-	// Even for an existing file: the process that made it may have died before its sync.
+	// The sync is needed even for an existing file: its creator may have crashed before the sync.
 	if err := folder.Sync(); err != nil {
 		return fmt.Errorf("sync folder: %w", err)
 	}
@@ -53,18 +53,18 @@ func createNew(path string, mode os.FileMode) error {
 	if err := errors.Join(db.Update(initLayout), db.Close()); err != nil {
 		return err
 	}
-	// A link, not a rename: a rename would replace a file that another process has just made.
+	// Link, unlike Rename, never replaces a file that another process has just made.
 	if err := os.Link(f.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	return nil
 }
 
-// openFile opens a bbolt file that must exist, and checks that it is a store of
-// this layout. The file returned is the one that bbolt holds.
+// openFile opens an existing bbolt file, and checks that it is a store of this layout. The returned file
+// is the one that bbolt has open.
 func openFile(path string, timeout time.Duration, readOnly bool) (db *bbolt.DB, file *os.File, err error) {
-	// bbolt maps the file and trusts its page numbers: on a damaged one it
-	// panics, or reads past the end, which is a fault.
+	// bbolt maps the file and trusts its page numbers. With a damaged file, bbolt panics or reads past the
+	// end, which is a fault.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		p := recover()
@@ -72,21 +72,22 @@ func openFile(path string, timeout time.Duration, readOnly bool) (db *bbolt.DB, 
 			err = fmt.Errorf("file is damaged: %v", p)
 		}
 		if err != nil && file != nil {
-			// bbolt leaves the map behind, which keeps the lock although the file is closed.
+			// bbolt does not unmap the file. The map keeps the lock, even after file is closed.
 			_ = syscall.Flock(int(file.Fd()), syscall.LOCK_UN)
 			_ = file.Close()
 		}
 	}()
 	db, err = bbolt.Open(path, 0, &bbolt.Options{
-		Timeout:  max(timeout, 1), // to bbolt, 0 means no bound
+		Timeout:  max(timeout, 1), // bbolt waits without limit for 0
 		ReadOnly: readOnly,
-		// The free list is kept on disk: without it bbolt scans the whole
-		// file at every opening for writing, and after every failed commit.
+		// The free list is stored. Otherwise bbolt scans the whole file whenever it opens the file for
+		// writing, and after every failed commit.
 		NoFreelistSync:  false,
 		FreelistType:    bbolt.FreelistMapType, // the array slows down as the file fragments
-		PreLoadFreelist: false,                 // a reader does not need it
-		// To grow the map, bbolt waits for all readers and blocks new ones: at every doubling of the file and, from
-		// 1 GiB on, at every GiB. A large map avoids that. Address space is free, and the file grows as it is filled.
+		PreLoadFreelist: false,                 // a reader does not need the free list
+		// To grow the map, bbolt waits for all readers and blocks new ones. Up to 1 GiB, the map grows
+		// whenever the file doubles, then at every GiB. A large initial map avoids these waits. The map
+		// costs only address space, and the file stays small.
 		InitialMmapSize: 1 << 30,
 		OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
 			var err error
@@ -108,7 +109,7 @@ func openFile(path string, timeout time.Duration, readOnly bool) (db *bbolt.DB, 
 	return db, file, nil
 }
 
-// openExisting never creates, and refuses an empty file, which bbolt would fill.
+// openExisting never creates a file. openExisting refuses an empty file, which bbolt would initialize.
 func openExisting(name string, flag int, mode os.FileMode) (*os.File, error) {
 	file, err := os.OpenFile(name, flag&^os.O_CREATE, mode)
 	if err != nil {

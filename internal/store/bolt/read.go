@@ -15,8 +15,8 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// Reader reads a store that no process has open for writing. It holds a shared
-// lock until Close: a daemon that starts meanwhile waits. Its methods may be called concurrently.
+// Reader reads a store that no process has open for writing. Reader has a shared lock until Close, so a
+// daemon that starts meanwhile waits. All methods may be called concurrently.
 type Reader struct {
 	path string
 	db   *bbolt.DB
@@ -24,8 +24,8 @@ type Reader struct {
 
 var _ store.Reader = (*Reader)(nil)
 
-// OpenReader opens the store at path for reading, in milliseconds whatever its
-// size; it never creates or changes the file. The error wraps fs.ErrNotExist if there is no file, and ErrLocked if a
+// OpenReader opens the store at path for reading. OpenReader takes milliseconds for any size, and never
+// creates or changes the file. The error wraps fs.ErrNotExist if there is no file, and ErrLocked if a
 // daemon has the file open during the whole timeout. With timeout 0, OpenReader tries once.
 func OpenReader(path string, timeout time.Duration) (*Reader, error) {
 	db, _, err := openFile(path, timeout, true)
@@ -45,7 +45,7 @@ func (r *Reader) List(ctx context.Context, prefix, after string, limit int) ([]s
 	return list(ctx, r.view, prefix, after, limit)
 }
 
-// Close releases the file; calls that come later get an error that wraps node.ErrUnavailable.
+// Close releases the file. Later calls return an error that wraps node.ErrUnavailable.
 func (r *Reader) Close() error {
 	if err := r.db.Close(); err != nil {
 		return fmt.Errorf("close store %s: %w", r.path, err)
@@ -55,9 +55,9 @@ func (r *Reader) Close() error {
 
 func (r *Reader) view(fn func(*bbolt.Tx) error) error { return view(r.db, r.path, fn) }
 
-// view runs fn in a read transaction, and returns fn's error unchanged. If the store can't be read, the error wraps
-// node.ErrUnavailable. On a damaged page bbolt panics or faults; only this call fails then, as the daemon can still
-// serve the other nodes.
+// view runs fn in a read transaction, and returns fn's error unchanged. If the store can't be read, the
+// error wraps node.ErrUnavailable. On a damaged page bbolt panics or faults. view returns that as an
+// error, so that the daemon can still serve the other nodes.
 func view(db *bbolt.DB, path string, fn func(*bbolt.Tx) error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -75,7 +75,6 @@ func view(db *bbolt.DB, path string, fn func(*bbolt.Tx) error) (err error) {
 	return err
 }
 
-// viewer is the view method of an Engine or a Reader.
 type viewer func(fn func(*bbolt.Tx) error) error
 
 func get(ctx context.Context, view viewer, key string) (record store.Record, err error) {

@@ -8,9 +8,9 @@ import (
 	bbolt "go.etcd.io/bbolt"
 )
 
-// Snapshot writes the file as it is at one revision, for OpenReader to open. It holds a read
-// transaction meanwhile, so w should be as fast as a disk: pages that are
-// replaced meanwhile can't be used again, and the file grows.
+// Snapshot writes the file at one revision; OpenReader can open the copy. Snapshot keeps a read
+// transaction open. Until it ends, replaced pages can't be reused and the file grows, so w should be as
+// fast as a disk.
 func (e *Engine) Snapshot(ctx context.Context, w io.Writer) error {
 	err := e.view(func(tx *bbolt.Tx) error {
 		_, err := tx.WriteTo(cancellable{ctx, w})
@@ -22,7 +22,6 @@ func (e *Engine) Snapshot(ctx context.Context, w io.Writer) error {
 	return nil
 }
 
-// cancellable is a writer that fails once ctx is done.
 type cancellable struct {
 	ctx context.Context
 	w   io.Writer
@@ -35,12 +34,12 @@ func (c cancellable) Write(p []byte) (int, error) {
 	return c.w.Write(p)
 }
 
-// Check reads the whole file and returns what is not as bbolt would have it; nil: it is
-// sound. It is not for a daemon: on some damage bbolt panics in a goroutine of its own.
+// Check reads the whole file and returns the first damage that bbolt finds, or nil. Don't call Check in a
+// daemon: on some damage, bbolt panics in its own goroutine, which ends the process.
 func (r *Reader) Check() error {
 	return r.view(func(tx *bbolt.Tx) error {
 		var first error
-		for err := range tx.Check() { // to its end, or its goroutine would stay
+		for err := range tx.Check() { // without an early exit, which would leak bbolt's goroutine
 			if first == nil {
 				first = fmt.Errorf("store %s is damaged: %w", r.path, err)
 			}

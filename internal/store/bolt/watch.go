@@ -12,24 +12,24 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// A page of a watch ends with the revision that crosses one of these, so that
-// neither its memory nor the time of its read transaction depends on the consumer.
+// A page of a watch ends with the revision that exceeds one of these limits. So neither its memory nor the
+// time of its read transaction depends on the consumer.
 const (
 	maxPageRevisions = 1000
 	maxPageEvents    = 256
 	maxPageBytes     = 1 << 20
 )
 
-// page is what is read in one transaction.
+// page is the result of one read transaction.
 type page struct {
 	events []store.Event
-	last   int64 // every revision up to here has been read
-	more   bool  // the history goes on
+	last   int64 // the last revision that was read
+	more   bool  // the history has later revisions
 }
 
-// Watch implements store.Engine. It leaves out an event if a later one of the same key follows, so an event always has
-// the value that its revision wrote. No transaction is open while the consumer handles an event. All watches of a prefix
-// share the values of events, so a consumer must not change them.
+// Watch implements store.Engine. Watch omits an event if the history has a later event of the same key. So
+// an event always has the value that its revision wrote. No transaction is open while the consumer handles
+// an event. All watches of a prefix share the values of events, so a consumer must not change them.
 func (e *Engine) Watch(ctx context.Context, prefix string, after int64) iter.Seq2[store.Event, error] {
 	return func(yield func(store.Event, error) bool) {
 		t, err := e.fan.join(prefix)
@@ -72,14 +72,14 @@ func (e *Engine) Watch(ctx context.Context, prefix string, after int64) iter.Seq
 	}
 }
 
-// revisionChanged is closed once the revision has moved on from now.
+// revisionChanged returns a channel that is closed at the next change of the revision.
 func (e *Engine) revisionChanged() <-chan struct{} {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.changed
 }
 
-// wakeFan has the fan read.
+// wakeFan makes the fan read the history.
 func (e *Engine) wakeFan() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -87,7 +87,7 @@ func (e *Engine) wakeFan() {
 	e.changed = make(chan struct{})
 }
 
-// readPage reads what follows a revision, of the keys that are wanted.
+// readPage reads the events after a revision, for the keys for which wanted returns true.
 func (e *Engine) readPage(wanted func(key string) bool, after int64) (page, error) {
 	p := page{last: after}
 	err := e.view(func(tx *bbolt.Tx) error {
@@ -121,7 +121,7 @@ func (e *Engine) readPage(wanted func(key string) bool, after int64) (page, erro
 	return p, err
 }
 
-// checkKept checks that the history has everything after a revision.
+// checkKept returns an error if the history lacks a revision after the given one.
 func checkKept(tx *bbolt.Tx, after int64) error {
 	var kept int64
 	if key, _ := tx.Bucket(bucketHistory).Cursor().First(); key != nil {
@@ -137,7 +137,7 @@ func checkKept(tx *bbolt.Tx, after int64) error {
 	return nil
 }
 
-// eventsOf returns the events of one revision, without changes of keys that a later revision changes again.
+// eventsOf returns the events of one revision. eventsOf omits keys that a later revision changed again.
 func eventsOf(kv *bbolt.Bucket, wanted func(key string) bool, revision int64, entry []byte) ([]store.Event, error) {
 	changes, err := parseChanges(revision, entry)
 	if err != nil {

@@ -13,9 +13,9 @@ import (
 // request is a batch on its way to the committer.
 type request struct {
 	batch store.Batch
-	lost  bool // the caller gets no answer
+	lost  bool // the caller gets a store.DoubtError
 
-	// Set by the committer before it closes done.
+	// The committer sets these fields before it closes done.
 	revision int64
 	err      error
 	done     chan struct{}
@@ -78,7 +78,8 @@ func copied(b store.Batch) store.Batch {
 	return b
 }
 
-// commitLoop applies what is queued, a group at a time, until the engine is closed and all are answered.
+// commitLoop applies the queued batches, one group at a time, until the engine is closed and all callers
+// have an answer.
 func (e *Engine) commitLoop() {
 	defer close(e.ended)
 	for {
@@ -89,7 +90,7 @@ func (e *Engine) commitLoop() {
 		group := e.queue
 		e.queue = nil
 		if len(group) == 0 {
-			close(e.changed) // watches see that the engine is closed
+			close(e.changed) // wakes the watches, which then find the engine closed
 			e.changed = make(chan struct{})
 			e.mu.Unlock()
 			return
@@ -103,13 +104,14 @@ func (e *Engine) commitLoop() {
 	}
 }
 
-// apply applies a group. Batches that touch none of each other's keys, guards included, share a revision.
+// apply applies a group. Batches share a revision until a batch has a key, in a guard or otherwise, of an
+// earlier batch with that revision.
 func (e *Engine) apply(group []*request) {
 	d := e.disk
 	touched := map[string]bool{}
 	next := func() {
 		clear(touched)
-		d.revision += 1 + d.revision%3 // with gaps
+		d.revision += 1 + d.revision%3 // revisions have gaps, as in etcd
 		d.history = append(d.history, entry{revision: d.revision})
 	}
 	for _, r := range group {
@@ -127,7 +129,7 @@ func (e *Engine) apply(group []*request) {
 		for _, key := range keys {
 			touched[key] = true
 		}
-		touched[""] = true // the revision is taken, even by a batch without keys
+		touched[""] = true // marks the revision as used, even by a batch without keys
 		r.revision = d.revision
 		d.applyBatch(r.batch)
 	}

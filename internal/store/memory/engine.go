@@ -1,6 +1,6 @@
-// Package memory is a store engine for tests. It keeps nothing on a disk, and
-// behaves like etcd where bbolt is kinder: a commit takes 128 operations,
-// commits share revisions, revisions have gaps, and answers can be lost.
+// Package memory is a store engine for tests. The engine writes no file. The engine has the properties of
+// etcd that bbolt does not have: at most 128 operations in a commit, commits that share a revision, gaps
+// between revisions, and lost answers.
 package memory
 
 import (
@@ -17,13 +17,14 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// Disk is what an engine leaves behind when it is closed. One engine at a time has it.
+// Disk has the data of an engine, also after the engine is closed. Only one engine at a time may use a
+// Disk.
 type Disk struct {
-	keys     []string // in order
+	keys     []string // sorted
 	records  map[string]store.Record
 	revision int64
 	history  []entry
-	floor    int64 // changes up to here are no longer in the history
+	floor    int64 // the history has only changes after this revision
 }
 
 // NewDisk returns a Disk without records.
@@ -33,15 +34,17 @@ func NewDisk() *Disk { return &Disk{records: map[string]store.Record{}} }
 type Options struct {
 	History int // revisions kept for watches; default 10,000
 
-	// LoseEvery makes every LoseEvery-th commit lose its answer; 0: none. With NotApplied, these commits are not applied.
+	// LoseEvery makes every LoseEvery-th commit lose its answer; 0: none. With NotApplied, these commits
+	// are not applied.
 	LoseEvery  int
 	NotApplied bool
 
-	// Committed is called after each group of commits, before their callers are told. nil: nobody.
+	// Committed, if not nil, is called after each group of commits, before their callers get their
+	// answers.
 	Committed func(batches int, took time.Duration, err error)
 }
 
-// Engine is a store.Engine in memory. Its methods may be called at once.
+// Engine is a store.Engine in memory. All methods may be called concurrently.
 type Engine struct {
 	o       Options
 	commits atomic.Int64
@@ -51,13 +54,13 @@ type Engine struct {
 	queue   []*request
 	wake    *sync.Cond
 	closing bool
-	changed chan struct{} // closed and replaced whenever the revision has moved
+	changed chan struct{} // closed and replaced after each change of the revision
 	ended   chan struct{} // closed when the committer has ended
 }
 
 var _ store.Engine = (*Engine)(nil)
 
-// Open returns an engine on a disk that no other engine has.
+// Open returns an engine on a Disk that no other engine uses.
 func Open(disk *Disk, o Options) *Engine {
 	if o.History <= 0 {
 		o.History = 10_000
@@ -71,7 +74,8 @@ func Open(disk *Disk, o Options) *Engine {
 	return e
 }
 
-// Bounds implements store.Engine. They are etcd's default operations, and bytes below its default request.
+// Bounds implements store.Engine. The operations are etcd's default limit. The bytes are below etcd's
+// default limit of a request.
 func (e *Engine) Bounds() store.Bounds {
 	return store.Bounds{Operations: 128, Bytes: store.MaxRecord + store.MaxRecord/4}
 }
@@ -145,7 +149,7 @@ func (d *Disk) put(key string, value []byte, revision int64) {
 	d.records[key] = store.Record{Key: key, Value: value, Revision: revision}
 }
 
-// remove tells whether the key was there.
+// remove reports whether the key existed.
 func (d *Disk) remove(key string) bool {
 	if _, ok := d.records[key]; !ok {
 		return false
@@ -156,7 +160,7 @@ func (d *Disk) remove(key string) bool {
 	return true
 }
 
-// check refuses what no engine takes.
+// check refuses batches that every engine must refuse.
 func check(b store.Batch) error {
 	seen := map[string]bool{}
 	keys := slices.Concat(b.Deletes, b.Index.Puts, b.Index.Deletes)

@@ -11,7 +11,7 @@ import (
 	"github.com/espm-project/espm/internal/store"
 )
 
-// entry is what one revision changed.
+// entry has the changes of one revision.
 type entry struct {
 	revision int64
 	changes  []change
@@ -55,7 +55,7 @@ func (e *Engine) Watch(ctx context.Context, prefix string, after int64) iter.Seq
 	}
 }
 
-// page returns the events of the next revision that has some, and up to which revision it has looked.
+// page returns the events of the next revision that has any, and the last revision that it has examined.
 func (e *Engine) page(prefix string, after int64) (events []store.Event, last int64, changed <-chan struct{}, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -1,5 +1,5 @@
-// Command grpcenc is the ENC that espm-enc is measured against: it asks the
-// daemon over gRPC, as any client of the API would.
+// Command grpcenc is the ENC with which espm-enc is compared. grpcenc calls the daemon over gRPC, like any
+// client of the API.
 package main
 
 import (

@@ -1,5 +1,5 @@
-// Command hello prints a short YAML and does nothing else: what of an ENC's
-// time is the start of any Go program.
+// Command hello prints a short YAML. The time of hello is the part of an ENC's time that every Go program
+// needs to start.
 package main
 
 import "os"
