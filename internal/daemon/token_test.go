@@ -58,7 +58,7 @@ func TestCAKeyInToken(t *testing.T) {
 			}
 			token.Back(t)
 			provision(t, conn, dir, "web4.test")
-			terminate(t, conn, "web2.test") // the order that stands already
+			terminate(t, conn, "web2.test") // the order that exists already
 			verify(t, dir, "web2.test", "certificate revoked")
 			verify(t, dir, "web4.test", "OK")
 			if err := stop(); err != nil {
