@@ -44,7 +44,9 @@ type Gate struct {
 // NewGate returns a gate.
 func NewGate(o GateOptions) *Gate {
 	if o.Refused == nil {
-		o.Refused = func(_, _ *x509.Certificate) error { return errors.New("no list of refused serial numbers is there") }
+		o.Refused = func(_, _ *x509.Certificate) error {
+			return errors.New("no list of refused serial numbers is configured")
+		}
 	}
 	g := &Gate{o: o, strangers: NewSparingLog(o.Log)}
 	g.SetPrincipals(o.Principals)

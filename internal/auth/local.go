@@ -45,7 +45,7 @@ func PeerOf(conn syscall.Conn) (LocalPeer, error) {
 		err = credErr
 	}
 	if err != nil {
-		return LocalPeer{}, fmt.Errorf("asking the kernel who is at the other end: %w", err)
+		return LocalPeer{}, fmt.Errorf("read the process that connected from the kernel: %w", err)
 	}
 	return p, nil
 }

@@ -32,7 +32,7 @@ func (p *Peer) now() node.Caller {
 }
 
 // errPrincipalChanged ends calls and connections of a caller that has another role or grant now.
-var errPrincipalChanged = errors.New("the principals have changed, and give the caller another role or another grant")
+var errPrincipalChanged = errors.New("the configured principals have changed: the caller has another role or grant now")
 
 // CheckPrincipal tells whether the peer still has the role and the grant that it had when the connection was set up.
 func (p *Peer) CheckPrincipal() error {
@@ -144,7 +144,7 @@ func (g *Gate) refused(chain []*x509.Certificate) error {
 // verified returns the chains from the certificate to a trusted CA: one or more, or an error.
 func (p *proof) verified() ([][]*x509.Certificate, error) {
 	if p.gate.o.Trust == nil {
-		return nil, errors.New("there is no CA to check it against")
+		return nil, errors.New("no CA is configured to verify it")
 	}
 	known, err := p.gate.o.Trust.issuers()
 	if err != nil {

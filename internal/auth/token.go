@@ -251,6 +251,6 @@ func (t *Tokens) flush(ctx context.Context) {
 		return
 	}
 	if err := t.uses.PutTokenUse(ctx, used); err != nil {
-		t.log.WithError(err).Warn("when tokens were last used can't be stored")
+		t.log.WithError(err).Warn("the last uses of tokens can't be stored")
 	}
 }

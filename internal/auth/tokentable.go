@@ -104,7 +104,7 @@ func (t *Tokens) settle(ctx context.Context) {
 			case errors.Is(err, node.ErrTokenNotFound):
 				t.table.forget(name, doubt)
 			default:
-				t.log.WithField("token", name).WithError(err).Warn("the token is refused: whether its last change was stored is unknown")
+				t.log.WithField("token", name).WithError(err).Warn("the token is refused: the store has not confirmed the last change of the token; espm retries")
 				again = time.After(settleAgain)
 			}
 		}

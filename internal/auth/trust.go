@@ -106,7 +106,7 @@ func (t *Trust) Refresh() {
 	if now := pemfile.Stamps(t.files.CA, t.files.CRL); !slices.Equal(now, t.clientStamp) {
 		t.clientStamp = now
 		if read := t.readClients(); read.err != nil {
-			t.log.WithError(read.err).Error("no client certificate is accepted until this is mended")
+			t.log.WithError(read.err).Error("no client certificate is accepted: correct the CA or CRL file, and espm reads it again")
 		} else {
 			t.log.WithFields(logrus.Fields{"ca": t.files.CA, "crl": t.files.CRL}).Info("CA and CRL read again")
 		}

@@ -19,7 +19,7 @@ type certificates struct {
 
 func (s *certificates) PresignCertificate(ctx context.Context, req *espmv1.PresignCertificateRequest) (*espmv1.PresignCertificateResponse, error) {
 	if len(req.GetCertificate().GetCsrPem()) > 0 {
-		return nil, node.Invalid("csr_pem", "PresignCertificate makes the key itself; SignCertificateRequest takes a CSR")
+		return nil, node.Invalid("csr_pem", "PresignCertificate generates the key: call SignCertificateRequest to send a CSR")
 	}
 	b, err := s.issue(ctx, req)
 	return &espmv1.PresignCertificateResponse{Bundle: b}, err
@@ -27,7 +27,7 @@ func (s *certificates) PresignCertificate(ctx context.Context, req *espmv1.Presi
 
 func (s *certificates) SignCertificateRequest(ctx context.Context, req *espmv1.SignCertificateRequestRequest) (*espmv1.SignCertificateRequestResponse, error) {
 	if len(req.GetCertificate().GetCsrPem()) == 0 {
-		return nil, node.Invalid("csr_pem", "must not be empty; PresignCertificate makes a key itself")
+		return nil, node.Invalid("csr_pem", "must not be empty: call PresignCertificate to have espm generate the key")
 	}
 	b, err := s.issue(ctx, req)
 	return &espmv1.SignCertificateRequestResponse{Bundle: b}, err

@@ -120,7 +120,7 @@ func fromValue(field string, v *structpb.Value) (any, error) {
 		}
 		return out, nil
 	default:
-		return nil, node.Invalid(field, "has no value; null is a value of its own")
+		return nil, node.Invalid(field, "has no value: set null_value for null")
 	}
 }
 
@@ -131,7 +131,7 @@ func fromNumber(field string, f float64) (any, error) {
 	case f != math.Trunc(f):
 		return json.Number(strconv.FormatFloat(f, 'g', -1, 64)), nil
 	case math.Abs(f) > maxWhole:
-		return nil, node.Invalid(field, "whole numbers are exact below 2^53 only: pass a larger one as a string")
+		return nil, node.Invalid(field, "a whole number is exact only below 2^53: send a larger number as a string")
 	default:
 		return json.Number(strconv.FormatInt(int64(f), 10)), nil
 	}

@@ -34,7 +34,7 @@ type edge struct {
 }
 
 // errStopping ends a stream, which would else hold up the server's stop.
-var errStopping = fmt.Errorf("%w: espm stops; ask again when it is back, a watch from the last revision seen", node.ErrUnavailable)
+var errStopping = fmt.Errorf("%w: espm is stopping: retry after the restart, and resume a watch from the last revision received", node.ErrUnavailable)
 
 func (e *edge) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
 	c := newCall(ctx, info.FullMethod, req)
@@ -139,7 +139,7 @@ func (e *edge) panicked(method string) error {
 	return errPanicked
 }
 
-var errPanicked = status.Error(codes.Internal, "the server failed on this call; its log says where")
+var errPanicked = status.Error(codes.Internal, "the server failed on this call: find the cause in espm's log")
 
 // answer is the one place that the error of every call which was let in passes on its way
 // out. The gate hears of it.

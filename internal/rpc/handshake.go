@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"sync"
 	"time"
@@ -48,7 +47,7 @@ func (peerInfo) AuthType() string { return "espm" }
 func (h *handshakes) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	c, ok := raw.(*conn)
 	if !ok {
-		return nil, nil, errors.New("the listener is none of Listen's")
+		return nil, nil, errors.New("the listener was not made by Listen")
 	}
 	if local, ok := c.Conn.(*net.UnixConn); ok {
 		return h.local(c, local)
@@ -129,7 +128,7 @@ func (h *handshakes) cut() {
 
 // ClientHandshake is not for a server.
 func (h *handshakes) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, fmt.Errorf("these are a server's credentials")
+	return nil, nil, errors.New("a server's credentials can't connect as a client")
 }
 
 // Info implements credentials.TransportCredentials.

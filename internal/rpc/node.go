@@ -140,7 +140,7 @@ func (s *nodes) UpdateNode(ctx context.Context, req *espmv1.UpdateNodeRequest) (
 // checkUID takes what espm gives as a uid, or none.
 func checkUID(uid string) error {
 	if parsed, err := uuid.Parse(uid); uid != "" && (err != nil || parsed.String() != uid) {
-		return node.Invalid("uid", "%q: must be a UUID in lower case, as espm gave it", short(uid))
+		return node.Invalid("uid", "%q: must be a UUID in lower case, as espm returned it", short(uid))
 	}
 	return nil
 }
@@ -206,12 +206,12 @@ func (s *nodes) ForgetNode(ctx context.Context, req *espmv1.ForgetNodeRequest) (
 	if err := node.Join(nameErr, checkUID(req.GetUid())); err != nil {
 		return nil, err
 	}
-	n, given, err := s.registry.Forget(ctx, name, node.UID(req.GetUid()), req.GetValidateOnly())
+	n, certs, err := s.registry.Forget(ctx, name, node.UID(req.GetUid()), req.GetValidateOnly())
 	if err != nil {
 		return nil, err
 	}
 	resp := &espmv1.ForgetNodeResponse{}
-	for _, cert := range given {
+	for _, cert := range certs {
 		if s.now().After(cert.NotAfter) {
 			continue
 		}

@@ -45,11 +45,11 @@ func parsePageToken(list, token string) (after string, err error) {
 	}
 	b, err := base64.RawURLEncoding.DecodeString(token)
 	if err != nil || len(b) <= hashLen {
-		return "", node.Invalid("page_token", "is not one that this server gave")
+		return "", node.Invalid("page_token", "was not issued by this server")
 	}
 	sum := sha256.Sum256([]byte(list))
 	if string(b[:hashLen]) != string(sum[:hashLen]) {
-		return "", node.Invalid("page_token", "is of a list with another filter")
+		return "", node.Invalid("page_token", "belongs to a list with another filter: use the filter of the first page")
 	}
 	return string(b[hashLen:]), nil
 }

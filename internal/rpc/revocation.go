@@ -67,7 +67,7 @@ func parseWait(d *durationpb.Duration) (time.Duration, error) {
 
 func checkID(id string) error {
 	if parsed, err := uuid.Parse(id); err != nil || parsed.String() != id {
-		return node.Invalid("id", "%q: must be a UUID in lower case, as espm gave it", short(id))
+		return node.Invalid("id", "%q: must be a UUID in lower case, as espm returned it", short(id))
 	}
 	return nil
 }

@@ -57,10 +57,10 @@ func editClassification(stored, to node.Classification, paths []string, reveal b
 			edit.Sensitive = true
 		}
 	}
-	next, bared := edit.Apply(stored)
-	if len(bared) > 0 && !reveal {
-		return stored, node.Invalid("classification.sensitive", "would take the mark off %s, and so show the stored value: mark it, give another value, or set reveal_sensitive",
-			node.Shorten(strings.Join(bared, ", "), maxText/8))
+	next, unmarked := edit.Apply(stored)
+	if len(unmarked) > 0 && !reveal {
+		return stored, node.Invalid("classification.sensitive", "would take the mark off %s, and so show the stored value: keep the mark, set another value, or set reveal_sensitive",
+			node.Shorten(strings.Join(unmarked, ", "), maxText/8))
 	}
 	return next, nil
 }
