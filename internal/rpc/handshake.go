@@ -14,8 +14,8 @@ import (
 	"github.com/espm-project/espm/internal/auth"
 )
 
-// handshakes set a connection up: TLS on the network, nothing on a local socket. The gate
-// says who is at the other end. They implement credentials.TransportCredentials.
+// handshakes implements credentials.TransportCredentials: TLS for the network, and no encryption for a local socket. The
+// gate identifies the peer.
 type handshakes struct {
 	gate   *auth.Gate
 	limits Limits
@@ -23,7 +23,7 @@ type handshakes struct {
 	log    *auth.SparingLog
 
 	mu  sync.Mutex
-	all map[*conn]bool // that showed a certificate
+	all map[*conn]bool // the connections whose peer showed a certificate
 }
 
 func newHandshakes(o Options) *handshakes {
@@ -34,7 +34,7 @@ func newHandshakes(o Options) *handshakes {
 	return h
 }
 
-// peerInfo is the connection of a call.
+// peerInfo leads from a call to the connection of the call.
 type peerInfo struct {
 	credentials.CommonAuthInfo
 	conn *conn
@@ -43,7 +43,7 @@ type peerInfo struct {
 // AuthType implements credentials.AuthInfo.
 func (peerInfo) AuthType() string { return "espm" }
 
-// ServerHandshake returns who is at the other end. What was wrong goes to the log alone.
+// ServerHandshake sets up a connection and identifies the peer. The cause of a failure goes to the log only.
 func (h *handshakes) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	c, ok := raw.(*conn)
 	if !ok {
@@ -94,8 +94,8 @@ func (h *handshakes) network(c *conn) (net.Conn, credentials.AuthInfo, error) {
 	return secure, peerInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, c}, nil
 }
 
-// watch cuts connections whose certificate is no longer accepted, or whose principal has changed, until ctx is done.
-// That ends their calls and streams.
+// watch closes connections whose certificate is no longer accepted or whose principal has changed, until ctx is done.
+// Closing a connection ends all calls and streams on the connection.
 func (h *handshakes) watch(ctx context.Context) {
 	for {
 		select {
@@ -126,7 +126,7 @@ func (h *handshakes) cut() {
 	}
 }
 
-// ClientHandshake is not for a server.
+// ClientHandshake always fails: handshakes is for servers only.
 func (h *handshakes) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	return nil, nil, errors.New("a server's credentials can't connect as a client")
 }

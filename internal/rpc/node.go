@@ -54,13 +54,13 @@ func (s *nodes) GetNode(ctx context.Context, req *espmv1.GetNodeRequest) (*espmv
 	return &espmv1.GetNodeResponse{Node: out, Certificates: certs}, err
 }
 
-// certificates returns those that a registration holds, or held last, without their PEM.
+// certificates returns the certificates that a registration holds, or held last, without the PEM.
 func (s *nodes) certificates(ctx context.Context, n node.Node) ([]*espmv1.Certificate, error) {
 	var out []*espmv1.Certificate
 	for _, serial := range n.Serials {
 		cert, rev, err := s.registry.Certificate(ctx, serial)
 		if errors.Is(err, node.ErrCertificateNotFound) {
-			continue // of a terminated registration, and forgotten
+			continue // the registration is terminated, and the record of the certificate was removed
 		}
 		if err != nil {
 			return nil, err
@@ -137,7 +137,7 @@ func (s *nodes) UpdateNode(ctx context.Context, req *espmv1.UpdateNodeRequest) (
 	return &espmv1.UpdateNodeResponse{Node: out}, err
 }
 
-// checkUID takes what espm gives as a uid, or none.
+// checkUID accepts an empty uid, and a uid in the form that espm returns.
 func checkUID(uid string) error {
 	if parsed, err := uuid.Parse(uid); uid != "" && (err != nil || parsed.String() != uid) {
 		return node.Invalid("uid", "%q: must be a UUID in lower case, as espm returned it", short(uid))
@@ -173,7 +173,7 @@ func (s *nodes) ProvisionNode(ctx context.Context, req *espmv1.ProvisionNodeRequ
 	return &espmv1.ProvisionNodeResponse{Node: out, Bundle: toBundle(p.Bundle, req.GetCertificate())}, err
 }
 
-// fromClaimWithin tells 0, which is no deadline to a node, from none.
+// fromClaimWithin refuses an explicit 0, because node.Node.ClaimWithin 0 means no deadline.
 func fromClaimWithin(d *durationpb.Duration) (time.Duration, error) {
 	if d != nil && d.AsDuration() == 0 {
 		return 0, node.Invalid("claim_within", "from %v to %v, is 0s; leave it out for none", node.Duration(node.MinClaimWithin), node.Duration(node.MaxClaimWithin))
@@ -248,7 +248,7 @@ func (s *nodes) WatchNodes(req *espmv1.WatchNodesRequest, stream grpc.ServerStre
 	return ctx.Err()
 }
 
-// watchFrom returns the revision after which to watch: the one asked for, or that of now.
+// watchFrom returns the revision after which a watch starts: the requested revision, or the current one.
 func watchFrom(ctx context.Context, r *registry.Registry, asked int64) (int64, error) {
 	switch {
 	case asked < 0:
