@@ -38,7 +38,7 @@ type GateOptions struct {
 type Gate struct {
 	o          GateOptions
 	principals atomic.Pointer[Principals] // never nil
-	strangers  *SparingLog
+	strangers  *LimitedLog
 }
 
 // NewGate returns a gate.
@@ -48,7 +48,7 @@ func NewGate(o GateOptions) *Gate {
 			return errors.New("no list of refused serial numbers is configured")
 		}
 	}
-	g := &Gate{o: o, strangers: NewSparingLog(o.Log)}
+	g := &Gate{o: o, strangers: NewLimitedLog(o.Log)}
 	g.SetPrincipals(o.Principals)
 	return g
 }

@@ -69,21 +69,21 @@ func (g *Gate) RefuseConnection(address string, err error) {
 	g.o.Refusals.Refuse(line, node.ReasonUnauthenticated)
 }
 
-// SparingLog keeps strangers from filling the log. At most five entries a second are written, and at most fifty in a
+// LimitedLog keeps strangers from filling the log. At most five entries a second are written, and at most fifty in a
 // burst. The other entries are counted.
-type SparingLog struct {
+type LimitedLog struct {
 	log   logrus.FieldLogger
 	limit *rate.Limiter
 	more  atomic.Int64
 }
 
-// NewSparingLog returns a SparingLog that writes to log.
-func NewSparingLog(log logrus.FieldLogger) *SparingLog {
-	return &SparingLog{log: log, limit: rate.NewLimiter(5, 50)}
+// NewLimitedLog returns a LimitedLog that writes to log.
+func NewLimitedLog(log logrus.FieldLogger) *LimitedLog {
+	return &LimitedLog{log: log, limit: rate.NewLimiter(5, 50)}
 }
 
 // Warn writes an entry, with the number of entries that were left out since the last one.
-func (s *SparingLog) Warn(what string, fields logrus.Fields) {
+func (s *LimitedLog) Warn(what string, fields logrus.Fields) {
 	if !s.limit.Allow() {
 		s.more.Add(1)
 		return

@@ -49,7 +49,7 @@ func (e *edge) tap(ctx context.Context, info *tap.Info) (_ context.Context, err 
 	}
 	admitted, err := e.gate.Admit(r)
 	if err != nil {
-		return ctx, e.told(method, err)
+		return ctx, e.statusOf(method, err)
 	}
 	c.trusted.Store(true)
 	a := admission{Admission: admitted, conn: c}

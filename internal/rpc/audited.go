@@ -14,8 +14,8 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// revealed audits a call that shows sensitive values. The audit line is durable before the answer is sent.
-func (e *edge) revealed(ctx context.Context, c *call) error {
+// auditReveal audits a call that shows sensitive values. The audit line is durable before the answer is sent.
+func (e *edge) auditReveal(ctx context.Context, c *call) error {
 	req, ok := c.req.(interface{ GetRevealSensitive() bool })
 	if !ok || !req.GetRevealSensitive() {
 		return nil

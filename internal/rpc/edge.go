@@ -52,7 +52,7 @@ func (e *edge) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 	if resp, err = handle(ctx, req); err != nil {
 		return nil, err
 	}
-	return resp, e.revealed(ctx, c)
+	return resp, e.auditReveal(ctx, c)
 }
 
 func (e *edge) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
@@ -146,11 +146,11 @@ func (e *edge) answer(c *call, err error) error {
 		return nil
 	}
 	about := func(l *node.AuditLine) { about(l, c.req) }
-	return e.told(c.method, e.gate.Failed(auth.Failure{Caller: c.caller, Method: c.method, Err: err, Outcome: outcome(err), About: about}))
+	return e.statusOf(c.method, e.gate.Failed(auth.Failure{Caller: c.caller, Method: c.method, Err: err, Outcome: outcome(err), About: about}))
 }
 
-// told turns an error from the gate into a status, and logs the server's own faults.
-func (e *edge) told(method string, err error) error {
+// statusOf turns an error from the gate into a status, and logs the server's own faults.
+func (e *edge) statusOf(method string, err error) error {
 	out := toStatus(err)
 	switch code := status.Code(out); {
 	case errors.Is(err, errPanicked):

@@ -20,14 +20,14 @@ type handshakes struct {
 	gate   *auth.Gate
 	limits Limits
 	tls    credentials.TransportCredentials // nil: there is no network listener
-	log    *auth.SparingLog
+	log    *auth.LimitedLog
 
 	mu  sync.Mutex
 	all map[*conn]bool // the connections whose peer showed a certificate
 }
 
 func newHandshakes(o Options) *handshakes {
-	h := &handshakes{gate: o.Gate, limits: o.Limits, log: auth.NewSparingLog(o.Log), all: map[*conn]bool{}}
+	h := &handshakes{gate: o.Gate, limits: o.Limits, log: auth.NewLimitedLog(o.Log), all: map[*conn]bool{}}
 	if config := o.Gate.TLS(); config != nil {
 		h.tls = credentials.NewTLS(config)
 	}

@@ -45,13 +45,13 @@ var DefaultLimits = Limits{
 // Listen wraps a listener of the API. A new connection above the limits is closed at once, so that the open connections
 // keep working.
 func Listen(l net.Listener, limits Limits, log logrus.FieldLogger) net.Listener {
-	return &listener{Listener: l, limits: limits, log: auth.NewSparingLog(log), peers: map[string]int{}}
+	return &listener{Listener: l, limits: limits, log: auth.NewLimitedLog(log), peers: map[string]int{}}
 }
 
 type listener struct {
 	net.Listener
 	limits Limits
-	log    *auth.SparingLog
+	log    *auth.LimitedLog
 
 	mu    sync.Mutex
 	all   int

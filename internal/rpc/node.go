@@ -39,7 +39,7 @@ func (s *nodes) RegisterNode(ctx context.Context, req *espmv1.RegisterNodeReques
 
 func (s *nodes) GetNode(ctx context.Context, req *espmv1.GetNodeRequest) (*espmv1.GetNodeResponse, error) {
 	name, nameErr := node.ParseCertname(req.GetCertname())
-	if err := node.Join(nameErr, checkUID(req.GetUid()), revealing(ctx, req)); err != nil {
+	if err := node.Join(nameErr, checkUID(req.GetUid()), mayReveal(ctx, req)); err != nil {
 		return nil, err
 	}
 	n, err := s.registry.Get(ctx, name, node.UID(req.GetUid()))
@@ -111,7 +111,7 @@ func (s *nodes) UpdateNode(ctx context.Context, req *espmv1.UpdateNodeRequest) (
 	name, nameErr := node.ParseCertname(req.GetNode().GetCertname())
 	change, err := fromNode(req.GetNode())
 	paths := append([]string{"groups", "labels", "owner"}, classificationPaths...)
-	if err := node.Join(nameErr, err, checkUID(req.GetNode().GetUid()), checkMask(req.GetUpdateMask(), paths), revealing(ctx, req)); err != nil {
+	if err := node.Join(nameErr, err, checkUID(req.GetNode().GetUid()), checkMask(req.GetUpdateMask(), paths), mayReveal(ctx, req)); err != nil {
 		return nil, err
 	}
 	expect := registry.Expect{UID: node.UID(req.GetNode().GetUid()), Revision: req.GetNode().GetRevision()}

@@ -9,8 +9,8 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// revealing refuses a request for sensitive values if the caller may not see such values.
-func revealing(ctx context.Context, req interface{ GetRevealSensitive() bool }) error {
+// mayReveal refuses a request for sensitive values if the caller may not see such values.
+func mayReveal(ctx context.Context, req interface{ GetRevealSensitive() bool }) error {
 	if !req.GetRevealSensitive() {
 		return nil
 	}

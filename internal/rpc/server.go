@@ -98,7 +98,7 @@ type classifier struct {
 
 func (s *classifier) ClassifyNode(ctx context.Context, req *espmv1.ClassifyNodeRequest) (*espmv1.ClassifyNodeResponse, error) {
 	name, err := node.ParseCertname(req.GetCertname())
-	if err := node.Join(err, revealing(ctx, req)); err != nil {
+	if err := node.Join(err, mayReveal(ctx, req)); err != nil {
 		return nil, err
 	}
 	c, err := s.registry.Classify(ctx, name)
