@@ -182,9 +182,9 @@ func (s *issuers) verify(leaf *x509.Certificate, now time.Time) ([][]*x509.Certi
 	return leaf.Verify(options)
 }
 
-// refused returns an error if the CRL of the issuer refuses a certificate. A verified chain ends at a CA in s.above,
-// because crypto/x509 can't verify with the issuer of that CA. refused checks such a CA, and each CA above,
-// against the CRL of its own issuer.
+// refused returns an error if the CRL of the issuer refuses a certificate. A verified chain may end at a CA of s.above,
+// because crypto/x509 can't verify with the issuer of that CA. For such a CA, refused walks up through s.above and
+// checks each CA against the CRL of its issuer.
 func (s *issuers) refused(cert, issuer *x509.Certificate, now time.Time) error {
 	key := issuerKey(issuer.RawSubject, issuer.RawSubjectPublicKeyInfo)
 	err := s.listed(cert.SerialNumber, cert.Subject.String(), key, issuer.Subject.String(), now)

@@ -22,7 +22,7 @@ type LocalPeer struct {
 	Groups []uint32 // the primary group, then the supplementary groups
 }
 
-// PeerOf reads the process that connected to a local socket from the kernel.
+// PeerOf asks the kernel which process connected to a local socket.
 func PeerOf(conn syscall.Conn) (LocalPeer, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -44,7 +44,7 @@ func PeerOf(conn syscall.Conn) (LocalPeer, error) {
 		err = credErr
 	}
 	if err != nil {
-		return LocalPeer{}, fmt.Errorf("read the process that connected from the kernel: %w", err)
+		return LocalPeer{}, fmt.Errorf("ask the kernel which process connected: %w", err)
 	}
 	return p, nil
 }

@@ -67,7 +67,7 @@ func (p Principals) Caller(cert *x509.Certificate) node.Caller {
 	return c
 }
 
-// certname refuses a second CN: two readers of the certificate could then see two names.
+// certname refuses a second CN: two programs could then read two different names.
 func certname(cert *x509.Certificate) (node.Certname, error) {
 	names := 0
 	for _, attribute := range cert.Subject.Names {

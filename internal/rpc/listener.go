@@ -98,8 +98,8 @@ func (l *listener) leave(peer string) {
 	}
 }
 
-// peerNetwork returns the addresses that count as one peer: one host often has a whole IPv6 /64. A local socket has
-// "".
+// peerNetwork returns the addresses that count as one peer: one host often has a whole IPv6 /64. For a local
+// socket, the result is "".
 func peerNetwork(a net.Addr) string {
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
@@ -117,7 +117,6 @@ func peerNetwork(a net.Addr) string {
 	return network.String()
 }
 
-// conn is an accepted connection.
 type conn struct {
 	net.Conn
 	leave   func()
