@@ -14,69 +14,71 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// GateOptions are a gate's parts.
+// GateOptions are the parts of a gate.
 type GateOptions struct {
 	Local      Local
 	Principals Principals
 	Tokens     *Tokens
 	Limits     *Limits
 	Trust      *Trust // nil: no certificate is accepted
-	// Refused says why a certificate is refused by its serial number and issuer, nil where it is
-	// not. It is asked at every call, and for every message of a stream, so it answers from memory.
-	// Without it no certificate is accepted.
+	// Refused returns an error if a certificate is refused by its serial number and issuer. The gate calls Refused
+	// for every call and every message of a stream, so Refused must answer from memory.
+	// A gate without Refused accepts no certificate.
 	Refused  func(cert, issuer *x509.Certificate) error
 	Refusals Refusals
 	Now      func() time.Time
 	Log      logrus.FieldLogger
 }
 
-// Gate decides who is let in, whatever the transport: it identifies peers, holds callers to the table
-// of permissions, counts their limits, and logs and audits refusals. A transport only
-// translates. The gate works in memory: a call costs no read of the store or of a file. A new connection
-// to the local socket costs one: the name of its user.
+// Gate decides which callers are let in, for every transport. The gate identifies peers, checks the table
+// of permissions, counts limits, and logs and audits refusals. A transport only translates.
+//
+// No call reads the store or a file. Each new connection to the local socket looks up the name of its user once.
 // All methods may be called at once.
 type Gate struct {
 	o          GateOptions
 	principals atomic.Pointer[Principals] // never nil
-	strangers  *SparingLog
+	strangers  *LimitedLog
 }
 
 // NewGate returns a gate.
 func NewGate(o GateOptions) *Gate {
 	if o.Refused == nil {
-		o.Refused = func(_, _ *x509.Certificate) error { return errors.New("no list of refused serial numbers is there") }
+		o.Refused = func(_, _ *x509.Certificate) error {
+			return errors.New("no list of refused serial numbers is configured")
+		}
 	}
-	g := &Gate{o: o, strangers: NewSparingLog(o.Log)}
+	g := &Gate{o: o, strangers: NewLimitedLog(o.Log)}
 	g.SetPrincipals(o.Principals)
 	return g
 }
 
-// SetPrincipals replaces GateOptions.Principals. It holds for every call that is admitted from then on. The admission
-// of a caller whose role or grant has changed is no longer valid.
+// SetPrincipals replaces GateOptions.Principals for every later call. If the role or the grant of a caller has
+// changed, the caller's earlier admissions become invalid.
 func (g *Gate) SetPrincipals(p Principals) { g.principals.Store(&p) }
 
-// Request is what a transport knows of a call before it reads the call's message.
+// Request describes a call whose message is not read yet.
 type Request struct {
 	Peer          *Peer    // nil: the connection did not come through the gate
 	Method        string   // as the table of permissions spells it
-	Authorization []string // the values of the header of that name
+	Authorization []string // the values of the header authorization
 
-	// Unserved is set where the transport has no such method. Callers with a role pass then,
-	// and the transport says so itself. Strangers do not learn it.
+	// Unserved is set if the transport has no such method. The gate lets a caller with a role pass, and the transport
+	// returns the error. A caller without a role is refused, and so does not learn which methods exist.
 	Unserved bool
 }
 
-// Admission is that a call was let in.
+// Admission is the gate's permission for one call.
 type Admission struct {
 	caller node.Caller
 	valid  func() error
 }
 
-// Caller is who calls, with the method.
+// Caller returns the caller, with the method of the call.
 func (a *Admission) Caller() node.Caller { return a.caller }
 
-// Valid checks again whether the caller's credentials hold, for work that lasts longer than a
-// call. The error wraps node.ErrUnauthenticated.
+// Valid returns an error if the caller's credentials are no longer accepted. A stream outlives the check of Admit,
+// and has to call Valid again. The error wraps node.ErrUnauthenticated.
 func (a *Admission) Valid() error {
 	if err := a.valid(); err != nil {
 		return fmt.Errorf("%w: %w", node.ErrUnauthenticated, err)
@@ -84,9 +86,8 @@ func (a *Admission) Valid() error {
 	return nil
 }
 
-// Admit lets a call in, or refuses it before its message is read. A refusal is logged and audited
-// already, and its error is what the caller may be told: node.ErrUnauthenticated,
-// node.ErrNotPermitted or a *node.LimitError.
+// Admit lets a call in, or refuses it, before the message is read. Admit passes a refusal to Failed, so the caller may
+// be told the error: node.ErrUnauthenticated, node.ErrNotPermitted or a *node.LimitError.
 func (g *Gate) Admit(r Request) (*Admission, error) {
 	a, err := g.identify(r)
 	a.caller.Method = r.Method
@@ -101,9 +102,9 @@ func (g *Gate) Admit(r Request) (*Admission, error) {
 	return a, nil
 }
 
-// identify returns who calls: by its token where it sends one, which then has to be good, else
-// by what the connection says. Its error is for the log. The admission is never nil, and has
-// then what is known of the caller.
+// identify returns the caller of a request. A token that was sent must be valid. Without a token, the connection
+// identifies the caller. The error is for the log only. The admission is never nil: with an error, it has the
+// known part of the caller.
 func (g *Gate) identify(r Request) (*Admission, error) {
 	a := &Admission{}
 	if r.Peer == nil {
@@ -140,7 +141,7 @@ func (g *Gate) identify(r Request) (*Admission, error) {
 	return a, nil
 }
 
-// bearer returns the token of a call, if it has one (RFC 6750 section 2.1).
+// bearer returns the token of a call, and whether one was sent (RFC 6750 section 2.1).
 func bearer(values []string) (text string, sent bool, err error) {
 	if len(values) == 0 {
 		return "", false, nil
@@ -152,11 +153,11 @@ func bearer(values []string) (text string, sent bool, err error) {
 	return text, true, nil
 }
 
-// permit holds a known caller to the table.
+// permit checks an identified caller against the table of permissions.
 func permit(c node.Caller, unserved bool) error {
 	switch {
 	case c.Role == "":
-		return node.ErrNotPermitted // the method is not named: the caller may be a stranger with a certificate
+		return node.ErrNotPermitted // without the method's name: the caller may be a stranger with a certificate
 	case unserved, Permits(c.Method, c):
 		return nil
 	case permissions[c.Method].local && !c.Local && slices.Contains(permissions[c.Method].roles, c.Role):
@@ -166,9 +167,8 @@ func permit(c node.Caller, unserved bool) error {
 	}
 }
 
-// Begin checks once more, when the work of a call is to start, that the call was let in for this
-// method, and counts provisions that are under way until done is called. The error is for
-// Failed, as that of the work itself.
+// Begin checks, before the work of a call starts, that the call was let in for this method. If the method provisions,
+// Begin counts one open provision until done is called. Pass the error to Failed, like an error of the work itself.
 func (g *Gate) Begin(a *Admission, method string) (done func(), err error) {
 	if !a.begins(method) {
 		return nil, node.ErrNotPermitted
@@ -179,7 +179,7 @@ func (g *Gate) Begin(a *Admission, method string) (done func(), err error) {
 	return func() {}, nil
 }
 
-// Open is Begin for a stream, which may have no end of its own. It counts streams that are open until done is called.
+// Open is Begin for a stream, and counts one open stream until done is called.
 func (g *Gate) Open(a *Admission, method string) (done func(), err error) {
 	if !a.begins(method) {
 		return nil, node.ErrNotPermitted

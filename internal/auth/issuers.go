@@ -14,21 +14,21 @@ import (
 	"github.com/espm-project/espm/internal/pemfile"
 )
 
-// issuers are the CAs that client certificates may come from, each with its CRL.
+// issuers are the CAs whose client certificates are accepted, each with its CRL.
 type issuers struct {
 	options x509.VerifyOptions
 	crls    map[string]crl  // by issuerKey
-	above   map[string]link // by issuerKey, of the CAs that are trusted although another has issued them
+	above   map[string]link // by issuerKey: the CAs that are trusted although another CA has issued them
 }
 
-// crl is one CA's list of revoked certificates.
+// crl is the list of revoked certificates of one CA.
 type crl struct {
 	number  string
 	until   time.Time
 	revoked func(serial *big.Int) bool
 }
 
-// link is a CA's certificate, and that of the CA which issued it.
+// link is the certificate of a CA and the certificate of its issuer.
 type link struct{ cert, issuer *pemfile.RawCertificate }
 
 func issuerKey(subject, publicKey []byte) string { return string(subject) + "\x00" + string(publicKey) }
@@ -37,7 +37,6 @@ func rawKey(ca *pemfile.RawCertificate) string {
 	return issuerKey(ca.RawSubject, ca.RawSubjectPublicKeyInfo)
 }
 
-// readCAs returns the certificates of a file of CAs.
 func readCAs(path string) ([]*pemfile.RawCertificate, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -69,8 +68,8 @@ func readIssuers(files Files) (*issuers, error) {
 	return s, nil
 }
 
-// addCA adds one CA of a file. The topmost CAs are trusted; those below must be on no CRL of another. A CA whose issuer
-// crypto/x509 can't verify by (a key or a hash that it refuses) is trusted too, and looked up in that issuer's CRL.
+// addCA adds one CA of a file. A CA without an issuer in the file is trusted. Any other CA must not be on the CRL of its
+// issuer. If crypto/x509 refuses the issuer's key or hash, the CA is trusted too, and refused checks the CRL.
 func (s *issuers) addCA(ca *pemfile.RawCertificate, all []*pemfile.RawCertificate) {
 	i := slices.IndexFunc(all, func(above *pemfile.RawCertificate) bool {
 		return !bytes.Equal(ca.RawSubject, above.RawSubject) && bytes.Equal(ca.RawIssuer, above.RawSubject)
@@ -88,7 +87,7 @@ func (s *issuers) addCA(ca *pemfile.RawCertificate, all []*pemfile.RawCertificat
 	}
 }
 
-// verifiable reports whether crypto/x509 can tell that issuer has issued a certificate, or has not.
+// verifiable reports whether crypto/x509 can decide if issuer has issued a CA's certificate.
 func verifiable(ca, issuer *pemfile.RawCertificate) bool {
 	if ca.X509 == nil || issuer.X509 == nil {
 		return false
@@ -100,7 +99,7 @@ func verifiable(ca, issuer *pemfile.RawCertificate) bool {
 	return issued != nil && !errors.Is(issued, pemfile.ErrUnverifiable)
 }
 
-// readCRLs reads a file of CRLs. Blocks of other types are skipped.
+// readCRLs reads a file of CRLs, and skips PEM blocks of other types.
 func (s *issuers) readCRLs(files Files, cas []*pemfile.RawCertificate) error {
 	data, found := s.kept(files, cas)
 	if !found {
@@ -124,7 +123,7 @@ func (s *issuers) readCRLs(files Files, cas []*pemfile.RawCertificate) error {
 	return nil
 }
 
-// kept adds the CRL that espm has in memory, if that is what the file has, and returns the rest of the file.
+// kept adds the CRL that espm has in memory if the file has the same content, and returns the rest of the file.
 func (s *issuers) kept(files Files, cas []*pemfile.RawCertificate) (rest []byte, found bool) {
 	if files.Kept == nil {
 		return nil, false
@@ -140,8 +139,8 @@ func (s *issuers) kept(files Files, cas []*pemfile.RawCertificate) (rest []byte,
 	return k.Rest, true
 }
 
-// addCRL adds a CRL that one of the CAs has signed. The CRL of another CA is
-// ignored: no certificate is checked against it.
+// addCRL adds a CRL that one of the CAs has signed. The CRL of any other CA is ignored: no certificate is
+// checked against such a CRL.
 func (s *issuers) addCRL(block *pem.Block, cas []*pemfile.RawCertificate) error {
 	list, err := pemfile.ParseCRL(block)
 	if err != nil {
@@ -163,7 +162,8 @@ func (s *issuers) addCRL(block *pem.Block, cas []*pemfile.RawCertificate) error 
 	return nil
 }
 
-// mayHaveSigned checks the signature of a CRL. One of a kind that espm can't verify counts: such a CRL only refuses more.
+// mayHaveSigned checks the signature of a CRL. A signature of a kind that espm can't verify is accepted: an
+// additional CRL can only refuse more certificates.
 func mayHaveSigned(ca *pemfile.RawCertificate, list *pemfile.RevocationList) bool {
 	if ca.X509 == nil {
 		return true
@@ -172,7 +172,7 @@ func mayHaveSigned(ca *pemfile.RawCertificate, list *pemfile.RevocationList) boo
 	return err == nil || errors.Is(err, pemfile.ErrUnverifiable)
 }
 
-// verify returns the chains from a client's certificate to a trusted CA: one or more, or an error.
+// verify returns at least one chain from a client's certificate to a trusted CA, or an error.
 func (s *issuers) verify(leaf *x509.Certificate, now time.Time) ([][]*x509.Certificate, error) {
 	if leaf.IsCA {
 		return nil, errors.New("it is a CA's, not a client's")
@@ -182,12 +182,13 @@ func (s *issuers) verify(leaf *x509.Certificate, now time.Time) ([][]*x509.Certi
 	return leaf.Verify(options)
 }
 
-// refused looks a certificate up in the CRL of its issuer, and the issuer in those of the CAs that crypto/x509 can't
-// verify by, which are no part of a verified chain.
+// refused returns an error if the CRL of the issuer refuses a certificate. A verified chain may end at a CA of s.above,
+// because crypto/x509 can't verify with the issuer of that CA. For such a CA, refused walks up through s.above and
+// checks each CA against the CRL of its issuer.
 func (s *issuers) refused(cert, issuer *x509.Certificate, now time.Time) error {
 	key := issuerKey(issuer.RawSubject, issuer.RawSubjectPublicKeyInfo)
 	err := s.listed(cert.SerialNumber, cert.Subject.String(), key, issuer.Subject.String(), now)
-	for range s.above { // no more steps than links, should they make a circle
+	for range s.above { // at most one step a link: the links may form a cycle
 		up, found := s.above[key]
 		if err != nil || !found {
 			break
@@ -198,13 +199,13 @@ func (s *issuers) refused(cert, issuer *x509.Certificate, now time.Time) error {
 	return err
 }
 
-// listed looks a serial up in the CRL of one issuer.
+// listed returns an error if one issuer's CRL lists a serial, has expired or is missing.
 func (s *issuers) listed(serial *big.Int, subject, issuerKey, issuer string, now time.Time) error {
 	list, found := s.crls[issuerKey]
 	switch {
 	case !found:
 		return fmt.Errorf("there is no CRL of %q", issuer)
-	case !list.until.After(now): // also where it has no nextUpdate, which RFC 5280 wants
+	case !list.until.After(now): // a CRL without nextUpdate counts as expired: RFC 5280 requires the field
 		return fmt.Errorf("the CRL of %q expired at %s", issuer, list.until.UTC().Format(time.RFC3339))
 	case list.revoked(serial):
 		return fmt.Errorf("certificate %X of %q is revoked by CRL %s", serial, subject, list.number)

@@ -11,15 +11,15 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Limits of a principal that is no admin, unless its grant says otherwise.
+// Limits of a principal that is not an admin. A grant may set the first two to other values.
 const (
-	DefaultRequests       = 100 // a second; as many may come at once
+	DefaultRequests       = 100 // a second, and at most as many in a burst
 	DefaultOpenProvisions = 32
-	OpenStreams           = 32     // watches and other calls without an end of their own
-	maxPrincipals         = 10_000 // that are counted apart, in memory
+	OpenStreams           = 32     // a watch is one of them
+	maxPrincipals         = 10_000 // principals with their own counters in memory
 )
 
-// Limits counts what each principal does. Admins are not limited.
+// Limits counts the requests, open provisions and open streams of each principal. Admins have no limits.
 type Limits struct {
 	now func() time.Time
 	mu  sync.Mutex
@@ -28,18 +28,18 @@ type Limits struct {
 	swept time.Time
 }
 
-// counted is what one principal did of late.
+// counted has the counters of one principal.
 type counted struct {
 	requests            *rate.Limiter
 	provisions, streams int // under way
 }
 
-// NewLimits counts from nothing.
+// NewLimits returns limits without any counts.
 func NewLimits(now func() time.Time) *Limits {
 	return &Limits{now: now, all: map[string]*counted{}}
 }
 
-// Request counts a request; a *node.LimitError where it comes too fast.
+// Request counts a request, or returns a *node.LimitError if the principal sends requests too fast.
 func (l *Limits) Request(c node.Caller) error {
 	if c.Role == node.Admin {
 		return nil
@@ -55,14 +55,13 @@ func (l *Limits) Request(c node.Caller) error {
 	return nil
 }
 
-// Provision counts a provision that is under way until done is called; a
-// *node.LimitError where there are too many.
+// Provision counts an open provision until done is called, or returns a *node.LimitError if too many are open.
 func (l *Limits) Provision(c node.Caller) (done func(), err error) {
 	most := cmp.Or(c.Grant.OpenProvisions, DefaultOpenProvisions)
 	return l.enter(c, func(one *counted) *int { return &one.provisions }, most, node.ErrOpenProvisions)
 }
 
-// Stream counts a stream that is open until done is called; a *node.LimitError where there are too many.
+// Stream counts an open stream until done is called, or returns a *node.LimitError if too many are open.
 func (l *Limits) Stream(c node.Caller) (done func(), err error) {
 	return l.enter(c, func(one *counted) *int { return &one.streams }, OpenStreams, node.ErrOpenStreams)
 }
@@ -85,8 +84,8 @@ func (l *Limits) enter(c node.Caller, count func(*counted) *int, most int, kind 
 	}, nil
 }
 
-// of returns a principal's counters. Where too many are counted, those that
-// would start anew unchanged are forgotten; if none can be, the rest share one.
+// of returns a principal's counters. At maxPrincipals, counters that equal new ones are dropped. If none can be dropped,
+// all further principals share one set of counters.
 func (l *Limits) of(c node.Caller) *counted {
 	perSecond := rate.Limit(cmp.Or(c.Grant.RequestsPerSecond, DefaultRequests))
 	burst := max(1, int(perSecond))
@@ -107,7 +106,8 @@ func (l *Limits) of(c node.Caller) *counted {
 	return one
 }
 
-// sweep makes room, at most once a second; it tells whether there is some.
+// sweep drops counters that equal new ones, at most once a second, and reports whether there is room for another
+// principal.
 func (l *Limits) sweep(now time.Time) bool {
 	if now.Sub(l.swept) < time.Second {
 		return false

@@ -15,15 +15,14 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// LocalPeer is the process at the other end of a local socket, as the kernel
-// knew it when it connected.
+// LocalPeer is the process that connected to a local socket, with its user and groups at the time of the connection.
 type LocalPeer struct {
 	PID    int32
 	UID    uint32
-	Groups []uint32 // the first and the supplementary ones
+	Groups []uint32 // the primary group, then the supplementary groups
 }
 
-// PeerOf asks the kernel who is at the other end of a local socket.
+// PeerOf asks the kernel which process connected to a local socket.
 func PeerOf(conn syscall.Conn) (LocalPeer, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -45,13 +44,13 @@ func PeerOf(conn syscall.Conn) (LocalPeer, error) {
 		err = credErr
 	}
 	if err != nil {
-		return LocalPeer{}, fmt.Errorf("asking the kernel who is at the other end: %w", err)
+		return LocalPeer{}, fmt.Errorf("ask the kernel which process connected: %w", err)
 	}
 	return p, nil
 }
 
-// peerGroups asks for the supplementary groups (Linux 4.13), which SO_PEERCRED
-// lacks and golang.org/x/sys has no call for.
+// peerGroups reads the supplementary groups with SO_PEERGROUPS (Linux 4.13). SO_PEERCRED has no supplementary groups,
+// and golang.org/x/sys has no function for SO_PEERGROUPS.
 func peerGroups(fd uintptr) ([]uint32, error) {
 	const most = 65536 // NGROUPS_MAX
 	for size := 64; ; size = most {
@@ -73,15 +72,14 @@ func peerGroups(fd uintptr) ([]uint32, error) {
 	}
 }
 
-// Local says who on this machine is an admin: root, the daemon's own user and
-// the members of a group.
+// Local is the rule for admins on this machine: root, the daemon's own user and the members of a group.
 type Local struct {
 	self  uint32
 	group uint32
 	named bool
 }
 
-// NewLocal takes the group's name; "" is for none.
+// NewLocal returns the rule with the group of a name. The name "" stands for no group.
 func NewLocal(group string) (Local, error) {
 	l := Local{self: uint32(os.Geteuid())} // #nosec G115 -- a user id has 32 bits
 	if group == "" {
@@ -99,7 +97,7 @@ func NewLocal(group string) (Local, error) {
 	return l, nil
 }
 
-// Caller returns who a process on this machine is.
+// Caller returns the caller for a process on this machine. Only an admin has a role.
 func (l Local) Caller(p LocalPeer) node.Caller {
 	c := node.Caller{Name: "local:" + userName(p.UID), Peer: fmt.Sprintf("process %d of user %d", p.PID, p.UID), Local: true}
 	if p.UID == 0 || p.UID == l.self || l.named && slices.Contains(p.Groups, l.group) {

@@ -12,16 +12,17 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Peer is who is at the other end of a connection, as far as the connection itself says.
+// Peer is the other end of a connection. A client certificate or the local socket identifies a peer. A token
+// identifies the caller of one call, and not a peer.
 type Peer struct {
-	caller node.Caller // as it was when the connection was set up; without a name where nothing was shown
-	proof  *proof      // of a client certificate; nil: none was shown
+	caller node.Caller // when the connection was set up; without a name if the connection identifies nobody
+	proof  *proof      // of the client certificate; nil: none was shown
 }
 
-// Listed tells whether the peer had a role without a token when the connection was set up.
+// Listed reports whether the peer had a role without a token when the connection was set up.
 func (p *Peer) Listed() bool { return p.caller.Role != "" }
 
-// now returns the caller that the connection says, by the principals as they are now.
+// now returns the caller by the current principals.
 func (p *Peer) now() node.Caller {
 	if p.proof == nil {
 		return p.caller
@@ -31,10 +32,10 @@ func (p *Peer) now() node.Caller {
 	return c
 }
 
-// errPrincipalChanged ends calls and connections of a caller that has another role or grant now.
-var errPrincipalChanged = errors.New("the principals have changed, and give the caller another role or another grant")
+// errPrincipalChanged ends the calls and the connections of a caller whose role or grant has changed.
+var errPrincipalChanged = errors.New("the configured principals have changed: the caller has another role or grant now")
 
-// CheckPrincipal tells whether the peer still has the role and the grant that it had when the connection was set up.
+// CheckPrincipal returns an error if the peer's role or grant has changed since the connection was set up.
 func (p *Peer) CheckPrincipal() error {
 	if !p.now().Same(p.caller) {
 		return errPrincipalChanged
@@ -42,11 +43,11 @@ func (p *Peer) CheckPrincipal() error {
 	return nil
 }
 
-// ShowsCertificate tells whether Check may change its mind.
+// ShowsCertificate reports whether the peer showed a certificate. Without one, Check always returns nil.
 func (p *Peer) ShowsCertificate() bool { return p.proof != nil }
 
-// Check tells whether the certificate that the peer showed, if any, is still accepted. It costs
-// little while nothing has changed. The error is a *RefusedError.
+// Check returns a *RefusedError if the peer's certificate is no longer accepted. Check is cheap: it reuses the verified
+// chains for proofAge, until the CAs or CRLs are read again.
 func (p *Peer) Check() error {
 	if p.proof == nil {
 		return nil
@@ -54,7 +55,7 @@ func (p *Peer) Check() error {
 	return p.proof.check()
 }
 
-// LocalPeer asks the kernel who is at the other end of a local socket.
+// LocalPeer returns the peer of a connection to the local socket, as the kernel identifies it.
 func (g *Gate) LocalPeer(conn syscall.Conn) (*Peer, error) {
 	peer, err := PeerOf(conn)
 	if err != nil {
@@ -63,8 +64,8 @@ func (g *Gate) LocalPeer(conn syscall.Conn) (*Peer, error) {
 	return &Peer{caller: g.o.Local.Caller(peer)}, nil
 }
 
-// NetworkPeer returns the peer of a TLS connection with the configuration that TLS returned.
-// The certificates are those that the peer showed, its own first; there may be none.
+// NetworkPeer returns the peer of a connection that uses the configuration of TLS. The list shown has the certificates
+// that the peer sent, its own first. The list may be empty.
 func (g *Gate) NetworkPeer(address string, shown []*x509.Certificate) *Peer {
 	p := &Peer{}
 	if len(shown) > 0 {
@@ -74,8 +75,8 @@ func (g *Gate) NetworkPeer(address string, shown []*x509.Certificate) *Peer {
 	return p
 }
 
-// TLS is the configuration of a network listener; nil where no certificate is accepted. Client
-// certificates are checked by the gate alone, so that a stranger learns the same from each refusal.
+// TLS returns the configuration of a network listener; nil if the gate has no Trust. Only the gate checks client
+// certificates, so that a stranger learns the same from each refusal.
 func (g *Gate) TLS() *tls.Config {
 	if g.o.Trust == nil {
 		return nil
@@ -83,7 +84,7 @@ func (g *Gate) TLS() *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		ClientAuth:             tls.RequestClientCert,
-		SessionTicketsDisabled: true, // every connection shows its certificate anew
+		SessionTicketsDisabled: true, // every connection has to show its certificate
 		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return g.o.Trust.pair.Load(), nil },
 		VerifyConnection: func(s tls.ConnectionState) error {
 			return g.NetworkPeer("", s.PeerCertificates).Check()
@@ -91,7 +92,7 @@ func (g *Gate) TLS() *tls.Config {
 	}
 }
 
-// RefusedError says why a client's certificate is not accepted. It is for the log.
+// RefusedError is the reason for which a client's certificate is refused, for the log only.
 type RefusedError struct {
 	Subject, Serial string
 	Reason          error
@@ -103,7 +104,7 @@ func (e *RefusedError) Error() string {
 
 func (e *RefusedError) Unwrap() error { return e.Reason }
 
-// proof is a client's certificate, and what it was verified by last.
+// proof is a client's certificate and its last verification.
 type proof struct {
 	gate *Gate
 	leaf *x509.Certificate
@@ -114,12 +115,11 @@ type proof struct {
 	chains [][]*x509.Certificate
 }
 
-// proofAge is how long the chains of a certificate are good without being verified
-// anew, where the CAs do not change: one of the chain may expire meanwhile.
+// proofAge is how long verified chains are reused while the CAs do not change. A CA of a chain may expire in that time.
 const proofAge = 10 * time.Second
 
-// check verifies chain, time and purpose, and asks the gate for each certificate of the chain
-// whether it is refused. With several chains one good one is enough.
+// check verifies the chain, the time and the purpose of the certificate. GateOptions.Refused then checks each
+// certificate of the chain. If there are several chains, one accepted chain is enough.
 func (p *proof) check() error {
 	chains, err := p.verified()
 	for _, chain := range chains {
@@ -141,10 +141,10 @@ func (g *Gate) refused(chain []*x509.Certificate) error {
 	return nil
 }
 
-// verified returns the chains from the certificate to a trusted CA: one or more, or an error.
+// verified returns at least one chain from the certificate to a trusted CA, or an error.
 func (p *proof) verified() ([][]*x509.Certificate, error) {
 	if p.gate.o.Trust == nil {
-		return nil, errors.New("there is no CA to check it against")
+		return nil, errors.New("no CA is configured to verify it")
 	}
 	known, err := p.gate.o.Trust.issuers()
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Principal lets callers in by their certificate: the one of a certname, or
-// all whose certificate carries an authorization role. One of the two is set.
+// Principal gives a role to callers by their certificate. The certificate must have the certname or the authorization
+// role. Exactly one of the two fields is set.
 type Principal struct {
 	Certname node.Certname
 	AuthRole string // the extension pp_auth_role
@@ -17,13 +17,13 @@ type Principal struct {
 	Grant    node.Grant
 }
 
-// Principals are those that the configuration lists. The zero one lets nobody in.
+// Principals are the principals of the configuration. The zero value lets nobody in.
 type Principals struct {
 	byName map[node.Certname]Principal
 	byRole map[string]Principal
 }
 
-// NewPrincipals refuses one that is listed twice, so that the order does not count.
+// NewPrincipals returns an error if an entry is listed twice, so that the order of the list has no effect.
 func NewPrincipals(list []Principal) (Principals, error) {
 	p := Principals{map[node.Certname]Principal{}, map[string]Principal{}}
 	for i, one := range list {
@@ -45,13 +45,12 @@ func NewPrincipals(list []Principal) (Principals, error) {
 	return p, nil
 }
 
-// ppAuthRole is Puppet's extension of that name:
+// ppAuthRole is Puppet's extension pp_auth_role:
 // https://www.puppet.com/docs/puppet/7/ssl_attributes_extensions.html
 var ppAuthRole = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 34380, 1, 3, 13}
 
-// Caller returns who shows a verified certificate. One listed by its certname
-// is that principal, whatever roles the certificate carries; else its
-// authorization role counts. Where neither is listed the caller has no role.
+// Caller returns the caller with a verified certificate. A principal with the certname wins over a principal with the
+// certificate's authorization role. If neither is listed, the caller has no role.
 func (p Principals) Caller(cert *x509.Certificate) node.Caller {
 	name, err := certname(cert)
 	if err != nil {
@@ -68,7 +67,7 @@ func (p Principals) Caller(cert *x509.Certificate) node.Caller {
 	return c
 }
 
-// certname: a second CN would let two readers of the certificate see two names.
+// certname refuses a second CN: two programs could then read two different names.
 func certname(cert *x509.Certificate) (node.Certname, error) {
 	names := 0
 	for _, attribute := range cert.Subject.Names {
@@ -82,7 +81,7 @@ func certname(cert *x509.Certificate) (node.Certname, error) {
 	return node.ParseCertname(cert.Subject.CommonName)
 }
 
-// authRole returns "" for none, and for one that is no string.
+// authRole returns "" if the certificate has no authorization role, or one that is not a string.
 func authRole(cert *x509.Certificate) string {
 	for _, e := range cert.Extensions {
 		if !e.Id.Equal(ppAuthRole) {

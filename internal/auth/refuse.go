@@ -13,23 +13,23 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Refusals keeps the lines of refused calls; audit.Log does. Refuse never waits.
+// Refusals stores the audit lines of refused calls; audit.Log implements it. Refuse never waits for the disk.
 type Refusals interface {
 	Refuse(line node.AuditLine, outcome string)
 }
 
 // Failure is a call that ended with an error: it was refused, or its work failed.
 type Failure struct {
-	Caller  node.Caller // as far as it showed itself: a stranger has no name and no role, but a peer
+	Caller  node.Caller // a stranger has a peer, but no name and no role
 	Method  string
 	Err     error
-	Outcome string                // the error's reason, as node.ErrorReason has it or the transport
-	About   func(*node.AuditLine) // fills in what the call was about; nil: nothing is known of that
+	Outcome string                // the error's reason, from node.ErrorReason or from the transport
+	About   func(*node.AuditLine) // adds the certname, the serial and so on of the call; nil: unknown
 }
 
 // Failed logs and audits a call that ended with an error, and returns the error that the caller may be told.
-// Of a method that changes something every failure has an audit line, of one that reads only a refusal. What
-// a call changed has its line in the commit of the change.
+// For a method that changes something, every failure gets an audit line. For a method that only reads, only a refusal
+// does. A change gets its audit line in the commit of the change, not here.
 func (g *Gate) Failed(f Failure) error {
 	action := ActionOf(f.Method)
 	denied := f.Outcome == node.ReasonUnauthenticated || f.Outcome == node.ReasonNotPermitted
@@ -45,16 +45,16 @@ func (g *Gate) Failed(f Failure) error {
 		g.o.Refusals.Refuse(line, f.Outcome)
 	}
 	if errors.Is(f.Err, node.ErrUnauthenticated) {
-		return node.ErrUnauthenticated // a stranger does not learn what was wrong
+		return node.ErrUnauthenticated // a stranger must not learn the cause
 	}
 	return f.Err
 }
 
-// maxMethod bounds a method's name in the log, which a stranger chooses.
+// maxMethod bounds a method's name in the log, because a stranger chooses the name.
 const maxMethod = 100
 
-// RefuseConnection logs and audits a connection from an address that showed nothing good. One
-// that ended without a byte, such as a load balancer's probe, has no audit line.
+// RefuseConnection logs and audits a connection whose handshake failed. A connection that ended without a byte gets no
+// audit line: it may be a load balancer's probe.
 func (g *Gate) RefuseConnection(address string, err error) {
 	fields := logrus.Fields{"peer": address, "reason": err.Error()}
 	if refused, ok := errors.AsType[*RefusedError](err); ok {
@@ -69,20 +69,21 @@ func (g *Gate) RefuseConnection(address string, err error) {
 	g.o.Refusals.Refuse(line, node.ReasonUnauthenticated)
 }
 
-// SparingLog keeps strangers from filling the log: five entries a second, fifty at once. It counts the rest.
-type SparingLog struct {
+// LimitedLog keeps strangers from filling the log. At most five entries a second are written, and at most fifty in a
+// burst. The other entries are counted.
+type LimitedLog struct {
 	log   logrus.FieldLogger
 	limit *rate.Limiter
 	more  atomic.Int64
 }
 
-// NewSparingLog returns one that writes to log.
-func NewSparingLog(log logrus.FieldLogger) *SparingLog {
-	return &SparingLog{log: log, limit: rate.NewLimiter(5, 50)}
+// NewLimitedLog returns a LimitedLog that writes to log.
+func NewLimitedLog(log logrus.FieldLogger) *LimitedLog {
+	return &LimitedLog{log: log, limit: rate.NewLimiter(5, 50)}
 }
 
-// Warn writes an entry, with the number of those left out before it.
-func (s *SparingLog) Warn(what string, fields logrus.Fields) {
+// Warn writes an entry, with the number of entries that were left out since the last one.
+func (s *LimitedLog) Warn(what string, fields logrus.Fields) {
 	if !s.limit.Allow() {
 		s.more.Add(1)
 		return

@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	// secretPrefix lets scanners of source and logs find a token.
+	// secretPrefix lets secret scanners find a token in source code and in logs.
 	secretPrefix = "espm_"
 	secretBytes  = 32
 )
@@ -31,7 +31,7 @@ func newSecret() secret.Text {
 	return secret.New([]byte(secretPrefix + base64.RawURLEncoding.EncodeToString(b[:])))
 }
 
-// ParseSecret refuses what no token looks like, so that nothing else is sent, or hashed and looked up.
+// ParseSecret refuses a text without the form of a token, so that no other secret is sent to a server or hashed.
 func ParseSecret(text string) (secret.Text, error) {
 	body, ok := strings.CutPrefix(text, secretPrefix)
 	b, err := base64.RawURLEncoding.Strict().DecodeString(body)
@@ -41,38 +41,36 @@ func ParseSecret(text string) (secret.Text, error) {
 	return secret.New([]byte(text)), nil
 }
 
-// hashOf is what is stored of a token. Its text has 256 random bits, so that there is
-// no dictionary to try: a slow hash would protect nothing, and let strangers
-// spend the daemon's time.
+// hashOf returns the only form of a token that is stored. A token has 256 random bits, so no dictionary attack exists.
+// A slow hash would add no protection, and would let strangers waste the daemon's CPU time.
 func hashOf(text secret.Text) string {
 	sum := sha256.Sum256(text.Bytes())
 	return hex.EncodeToString(sum[:])
 }
 
-// TokenStore keeps tokens. Its errors are node.ErrTokenNotFound,
-// node.ErrTokenExists and node.ErrStale.
+// TokenStore stores tokens. Errors: node.ErrTokenNotFound, node.ErrTokenExists, node.ErrStale.
 type TokenStore interface {
 	Token(ctx context.Context, name string) (node.Token, error)
 	AllTokens(ctx context.Context) ([]node.Token, error)
 	PutToken(ctx context.Context, old *node.Token, t node.Token, line node.AuditLine) (node.Token, error)
-	// TokenAfter reads a token when the outcome of a PutToken that ended with err is certain.
+	// TokenAfter reads a token after a PutToken that returned err, as soon as the outcome of that write is certain.
 	TokenAfter(ctx context.Context, name string, err error) (node.Token, error)
 }
 
-// TokenUses keeps when tokens were last used, by name. It is apart from the store of tokens, as
-// a daemon that may not write that one is called with tokens as well.
+// TokenUses stores the time of each token's last use, by name. The two stores are separate, because a daemon that
+// may not write tokens accepts calls with tokens too.
 type TokenUses interface {
 	PutTokenUse(ctx context.Context, used map[string]time.Time) error
 }
 
-// Bounds of a token's life.
+// Bounds of a token's lifetime.
 const (
 	MinTokenTTL = time.Minute
 	MaxTokenTTL = 10 * 365 * 24 * time.Hour
 	DefaultTTL  = 90 * 24 * time.Hour
 )
 
-// Tokens makes, ends and recognizes bearer tokens. It recognizes them in memory.
+// Tokens creates, rotates, revokes and authenticates bearer tokens. Authentication reads memory only.
 type Tokens struct {
 	store TokenStore
 	table *tokenTable
@@ -81,11 +79,11 @@ type Tokens struct {
 	log   logrus.FieldLogger
 
 	mu   sync.Mutex
-	used map[string]time.Time // that the store does not have yet
+	used map[string]time.Time // not stored yet
 }
 
-// NewTokens reads the tokens of a store. From then on the store is read for no call, so that
-// all writes of tokens go through the value returned. Run keeps when tokens were last used.
+// NewTokens reads all tokens of a store. Authenticate never reads the store, so every write of a token must go through
+// the returned value. Run stores the last uses.
 func NewTokens(ctx context.Context, s TokenStore, uses TokenUses, now func() time.Time, log logrus.FieldLogger) (*Tokens, error) {
 	all, err := s.AllTokens(ctx)
 	if err != nil {
@@ -98,7 +96,7 @@ func NewTokens(ctx context.Context, s TokenStore, uses TokenUses, now func() tim
 	return t, nil
 }
 
-// NewToken is what a token is asked for with.
+// NewToken describes a token to create.
 type NewToken struct {
 	Name  string
 	Role  node.Role
@@ -118,8 +116,8 @@ func checkTTL(ttl time.Duration) error {
 	return nil
 }
 
-// Create makes a token. Its secret is returned this once and kept nowhere.
-// node.ErrInvalid; node.ErrTokenExists where the name is taken, or was.
+// Create creates a token. Only this call returns the secret, which is stored nowhere.
+// Errors: node.ErrNotPermitted; node.ErrInvalid; node.ErrTokenExists if the name is or was in use.
 func (t *Tokens) Create(ctx context.Context, n NewToken) (node.Token, secret.Text, error) {
 	if err := node.Join(mayWrite(ctx), n.check()); err != nil {
 		return node.Token{}, secret.Text{}, err
@@ -149,8 +147,8 @@ func ttlOr(ttl time.Duration) time.Duration {
 	return ttl
 }
 
-// Rotate gives a token a new secret and a new life. The old secret lets
-// nobody in from then on. A revoked one lives again: it is the same principal.
+// Rotate replaces the secret of a token and starts a new lifetime. The old secret is refused from then on. A revoked
+// token becomes valid again, as the same principal.
 func (t *Tokens) Rotate(ctx context.Context, name string, ttl time.Duration) (node.Token, secret.Text, error) {
 	if err := node.Join(mayWrite(ctx), node.CheckTokenName("name", name), checkTTL(ttl)); err != nil {
 		return node.Token{}, secret.Text{}, err
@@ -167,8 +165,8 @@ func (t *Tokens) Rotate(ctx context.Context, name string, ttl time.Duration) (no
 	return next, text, nil
 }
 
-// Revoke ends a token: durable, and for every call from then on, when it
-// returns. One that is revoked already is returned as it is.
+// Revoke revokes a token. When Revoke returns, the revocation is durable and every later call with the token is
+// refused. A token that is already revoked is returned unchanged.
 func (t *Tokens) Revoke(ctx context.Context, name string) (node.Token, error) {
 	if err := node.Join(mayWrite(ctx), node.CheckTokenName("name", name)); err != nil {
 		return node.Token{}, err
@@ -188,8 +186,8 @@ func (t *Tokens) line(ctx context.Context, action node.Action, name string) node
 	return l
 }
 
-// put writes a token, and has calls judged by it when it returns. While the outcome of a
-// write is unknown, neither the old nor the new secret lets anybody in.
+// put writes a token, and updates the table before it returns. While the outcome of the write is unknown, both the old
+// and the new secret are refused.
 func (t *Tokens) put(ctx context.Context, old *node.Token, next node.Token, line node.AuditLine) (node.Token, error) {
 	made, err := t.store.PutToken(ctx, old, next, line)
 	switch {
@@ -201,8 +199,8 @@ func (t *Tokens) put(ctx context.Context, old *node.Token, next node.Token, line
 	return made, err
 }
 
-// Authenticate returns the token that a text is of, if it is live. It reads memory alone.
-// The error says what is wrong with the text, for the log alone.
+// Authenticate returns the live token whose secret is text. Authenticate reads memory only. The error names the
+// cause, for the log only.
 func (t *Tokens) Authenticate(text string) (node.Token, error) {
 	shown, err := ParseSecret(text)
 	if err != nil {
@@ -222,11 +220,10 @@ func (t *Tokens) Authenticate(text string) (node.Token, error) {
 	return found, nil
 }
 
-// flushEvery is how far behind the last uses in the store may be.
+// flushEvery is the longest delay until the last use of a token is stored.
 const flushEvery = time.Minute
 
-// Run stores when tokens were last used, and finds out what became of writes with an unknown
-// outcome, until ctx is done.
+// Run stores the last uses of tokens, and settles writes with an unknown outcome, until ctx is done.
 func (t *Tokens) Run(ctx context.Context) {
 	var settling sync.WaitGroup
 	settling.Go(func() { t.settle(ctx) })
@@ -251,6 +248,6 @@ func (t *Tokens) flush(ctx context.Context) {
 		return
 	}
 	if err := t.uses.PutTokenUse(ctx, used); err != nil {
-		t.log.WithError(err).Warn("when tokens were last used can't be stored")
+		t.log.WithError(err).Warn("the last uses of tokens can't be stored")
 	}
 }

@@ -10,28 +10,30 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// tokenTable has the tokens in memory, by the hash of their secret.
+// tokenTable has the tokens in memory, by the hash of the secret. A token is in doubt while the outcome of its last
+// write is unknown.
 type tokenTable struct {
 	mu      sync.RWMutex
 	byHash  map[string]node.Token
 	current map[string]version // by name, of revoked tokens too
-	doubted chan struct{}      // has an element when there may be a write in doubt
-	doubts  int                // how many there were
+	doubted chan struct{}      // wakes settle: a token may be in doubt
+	doubts  int                // the number of doubts so far
 }
 
-// version is what the table has of a token's name.
+// version is the table's state of one token name.
 type version struct {
-	hash     string // "": no secret lets anybody in
+	hash     string // "": every secret is refused
 	revision int64
-	err      error // of a write with an unknown outcome
-	doubt    int   // the number of that doubt, of all; 0: there is none
+	err      error // of the write with an unknown outcome
+	doubt    int   // the number of the doubt; 0: there is none
 }
 
 func newTokenTable() *tokenTable {
 	return &tokenTable{byHash: map[string]node.Token{}, current: map[string]version{}, doubted: make(chan struct{}, 1)}
 }
 
-// set takes a token as the store has it. Of two writes at once the later one counts.
+// set puts a token from the store into the table. A token older than the table's is ignored: concurrent writes may
+// return in any order.
 func (t *tokenTable) set(one node.Token) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -65,7 +67,7 @@ func (t *tokenTable) doubt(name string, err error) {
 	}
 }
 
-// inDoubt returns the tokens whose last write has an unknown outcome, by name.
+// inDoubt returns the tokens in doubt, by name.
 func (t *tokenTable) inDoubt() map[string]version {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -78,7 +80,7 @@ func (t *tokenTable) inDoubt() map[string]version {
 	return all
 }
 
-// find returns the token that is not revoked and has the hash. It may have expired.
+// find returns the unrevoked token with the hash. The token may have expired.
 func (t *tokenTable) find(hash string) (node.Token, error) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -89,10 +91,10 @@ func (t *tokenTable) find(hash string) (node.Token, error) {
 	return found, nil
 }
 
-// settleAgain is how long a write in doubt waits until the store is asked again.
+// settleAgain is the pause before the store is read again for a token in doubt.
 const settleAgain = time.Second
 
-// settle takes tokens whose write was in doubt from the store, until ctx is done.
+// settle reads tokens in doubt from the store, until ctx is done.
 func (t *Tokens) settle(ctx context.Context) {
 	for {
 		var again <-chan time.Time
@@ -104,7 +106,7 @@ func (t *Tokens) settle(ctx context.Context) {
 			case errors.Is(err, node.ErrTokenNotFound):
 				t.table.forget(name, doubt)
 			default:
-				t.log.WithField("token", name).WithError(err).Warn("the token is refused: whether its last change was stored is unknown")
+				t.log.WithField("token", name).WithError(err).Warn("the token is refused: the store has not confirmed the last change of the token; espm retries")
 				again = time.After(settleAgain)
 			}
 		}
@@ -117,8 +119,8 @@ func (t *Tokens) settle(ctx context.Context) {
 	}
 }
 
-// settle ends a doubt with the token as the store has it. It does nothing if the token was written again meanwhile:
-// the store was read before that write, which may be in doubt itself.
+// settle ends a doubt with a token from the store. If the token was written again after the read, settle does nothing:
+// the later write may be in doubt too.
 func (t *tokenTable) settle(doubt version, one node.Token) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -127,7 +129,7 @@ func (t *tokenTable) settle(doubt version, one node.Token) {
 	}
 }
 
-// forget ends a doubt about a token that the store does not have, as settle does.
+// forget ends a doubt about a token that the store does not have, under the same condition as settle.
 func (t *tokenTable) forget(name string, doubt version) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -136,10 +138,11 @@ func (t *tokenTable) forget(name string, doubt version) {
 	}
 }
 
-// endedFor is how long Credentials has a token that has expired.
+// endedFor is how long Credentials returns a token after the expiry.
 const endedFor = 7 * 24 * time.Hour
 
-// Credentials are the tokens that expire and are not revoked. One that expired over a week ago is not missed any more.
+// Credentials returns the unrevoked tokens that expire. A token that expired before endedFor is left out: nobody waits
+// for the rotation of such a token.
 func (t *Tokens) Credentials() []node.Credential {
 	t.table.mu.RLock()
 	defer t.table.mu.RUnlock()

@@ -19,30 +19,29 @@ import (
 	"github.com/espm-project/espm/internal/secretfile"
 )
 
-// Files are what the network listener works with, in PEM. Each may be
-// replaced while the daemon runs.
+// Files are the PEM files of the network listener. Each file may be replaced while the daemon runs.
 type Files struct {
-	Certificate, Key string // the server's
-	CA               string // of the clients' certificates: the whole chain
-	CRL              string // of each CA in it
+	Certificate, Key string // of the server
+	CA               string // the CAs of client certificates, up to the root
+	CRL              string // a CRL of each CA
 
-	// Kept returns the file CRL as espm itself wrote it last, nil if espm did not. It is asked when the
-	// file has changed. If the content is that, it is neither parsed nor copied.
+	// Kept returns the content that espm last wrote to the file CRL; nil if espm does not write the file. Trust calls
+	// Kept after a change of the file. If the file has that content, espm's own CRL is not parsed again.
 	Kept func() *KeptCRL
 }
 
-// KeptCRL is a file that espm has written, with the CRL of one CA of espm's own, which it has in memory.
+// KeptCRL is the content of a CRL file that espm has written, with the CRL of espm's own CA. The values of that CRL
+// are in memory.
 type KeptCRL struct {
 	Issuer     *x509.Certificate
 	Number     string
 	NextUpdate time.Time
-	Lists      func(serial *big.Int) bool // by the CRL, or by a later one
-	PEM, Rest  []byte                     // the content of the file, and the part of it that is of other CAs
+	Lists      func(serial *big.Int) bool // reports whether the CRL or a later one lists a serial
+	PEM, Rest  []byte                     // the content of the file, and the part with the CRLs of other CAs
 }
 
-// Trust holds the server's certificate, and the CAs of clients with their CRLs. Run reads
-// the files again when they change. What is read is swapped in as a whole, so nobody ever
-// waits for the reading.
+// Trust has the server's certificate, and the CAs of clients with their CRLs. Run reads changed files again. The new
+// content replaces the old at once, so no handshake and no call waits for a read.
 type Trust struct {
 	files Files
 	now   func() time.Time
@@ -51,19 +50,18 @@ type Trust struct {
 	pair    atomic.Pointer[tls.Certificate] // never nil
 	clients atomic.Pointer[clients]         // never nil
 
-	reading                sync.Mutex // of the files, which Refresh alone waits for
+	reading                sync.Mutex // held during a read of the files; only Refresh waits for it
 	pairStamp, clientStamp []pemfile.Stamp
 }
 
-// clients is what a read of CAs and CRLs gave: one of the two is set.
+// clients is the result of reading the CAs and CRLs. Exactly one of the two fields is set.
 type clients struct {
 	issuers *issuers
 	err     error // why no client certificate can be checked
 }
 
-// NewTrust reads the files. A server's certificate or a CA that can't be read
-// is an error. A CRL that is missing is not: no client certificate is
-// accepted until it is there.
+// NewTrust reads the files. If the server's certificate or a CA can't be read, NewTrust fails. A missing CRL is no
+// error, but no client certificate is accepted until the CRL exists.
 func NewTrust(files Files, now func() time.Time, log logrus.FieldLogger) (*Trust, error) {
 	t := &Trust{files: files, now: now, log: log}
 	t.pairStamp = pemfile.Stamps(files.Certificate, files.Key)
@@ -82,11 +80,11 @@ func NewTrust(files Files, now func() time.Time, log logrus.FieldLogger) (*Trust
 	return t, nil
 }
 
-// readAgain is how often Run looks whether a file has changed. With the time of the reading it
-// makes up the second that docs/access.md promises for a CRL.
+// readAgain is the interval between two checks of the files. docs/access.md promises that a new CRL is in force within
+// a second, so the interval leaves half a second for the read.
 const readAgain = 500 * time.Millisecond
 
-// Run reads files again when they have changed, until ctx is done.
+// Run reads changed files again, until ctx is done.
 func (t *Trust) Run(ctx context.Context) {
 	for {
 		select {
@@ -98,15 +96,15 @@ func (t *Trust) Run(ctx context.Context) {
 	}
 }
 
-// Refresh reads the files that have changed. They are in force when it returns. The stamps are of before
-// the reading, so that a change in between is seen the next time.
+// Refresh reads changed files, and puts the new content into force before it returns. The stamps are taken before the
+// read, so that the next Refresh sees a change during this one.
 func (t *Trust) Refresh() {
 	t.reading.Lock()
 	defer t.reading.Unlock()
 	if now := pemfile.Stamps(t.files.CA, t.files.CRL); !slices.Equal(now, t.clientStamp) {
 		t.clientStamp = now
 		if read := t.readClients(); read.err != nil {
-			t.log.WithError(read.err).Error("no client certificate is accepted until this is mended")
+			t.log.WithError(read.err).Error("no client certificate is accepted: correct the CA or CRL file, and espm reads it again")
 		} else {
 			t.log.WithFields(logrus.Fields{"ca": t.files.CA, "crl": t.files.CRL}).Info("CA and CRL read again")
 		}
@@ -129,7 +127,7 @@ func (t *Trust) readPair() (*tls.Certificate, error) {
 	return &pair, err
 }
 
-// readClients puts what it read into force, an error too: what can't be checked is refused.
+// readClients puts its result into force, even an error: a certificate that can't be checked must be refused.
 func (t *Trust) readClients() *clients {
 	read := &clients{}
 	read.issuers, read.err = readIssuers(t.files)
@@ -137,14 +135,14 @@ func (t *Trust) readClients() *clients {
 	return read
 }
 
-// issuers returns the CAs and their CRLs as they were read last.
+// issuers returns the CAs and CRLs of the last read.
 func (t *Trust) issuers() (*issuers, error) {
 	read := t.clients.Load()
 	return read.issuers, read.err
 }
 
-// Refused looks a certificate up in the CRL of its issuer, as that was read last. A CRL
-// that is missing or has expired refuses all certificates of the issuer.
+// Refused returns an error if the CRL of the issuer, as last read, refuses a certificate. A missing or expired CRL
+// refuses all certificates of the issuer.
 func (t *Trust) Refused(cert, issuer *x509.Certificate) error {
 	known, err := t.issuers()
 	if err != nil {
@@ -153,7 +151,7 @@ func (t *Trust) Refused(cert, issuer *x509.Certificate) error {
 	return known.refused(cert, issuer, t.now())
 }
 
-// Names are those that the server's certificate is good for, in lower case.
+// Names returns the names in the server's certificate, in lower case.
 func (t *Trust) Names() []string {
 	leaf := t.pair.Load().Leaf
 	var names []string
@@ -163,7 +161,7 @@ func (t *Trust) Names() []string {
 	return names
 }
 
-// Credential is the server's certificate.
+// Credential returns the name and the validity of the server's certificate.
 func (t *Trust) Credential() node.Credential {
 	leaf := t.pair.Load().Leaf
 	return node.Credential{Kind: node.ServerCertificate, Name: t.files.Certificate, NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter}

@@ -13,11 +13,11 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// admission is that the gate let a call in.
+// admission is a call that the gate let in, with the connection of the call.
 type admission struct {
 	*auth.Admission
 	conn    *conn
-	arrived func() bool // the call's first message is there
+	arrived func() bool // must be called when the call's first message has arrived
 }
 
 type admissionKey struct{}
@@ -28,9 +28,8 @@ func admissionOf(ctx context.Context) admission {
 	return a
 }
 
-// tap asks the gate about a call when its headers are there, before a message is read
-// or a handler's goroutine is started, so that a stranger costs little. It
-// runs in the connection's own goroutine.
+// tap asks the gate about a call as soon as the headers have arrived. gRPC has not yet read a message or started a
+// goroutine, so a stranger's call costs little. tap runs in the connection's goroutine, and must not block.
 func (e *edge) tap(ctx context.Context, info *tap.Info) (_ context.Context, err error) {
 	method := strings.TrimPrefix(info.FullMethodName, "/")
 	var c *conn
@@ -50,7 +49,7 @@ func (e *edge) tap(ctx context.Context, info *tap.Info) (_ context.Context, err 
 	}
 	admitted, err := e.gate.Admit(r)
 	if err != nil {
-		return ctx, e.told(method, err)
+		return ctx, e.statusOf(method, err)
 	}
 	c.trusted.Store(true)
 	a := admission{Admission: admitted, conn: c}
@@ -58,8 +57,8 @@ func (e *edge) tap(ctx context.Context, info *tap.Info) (_ context.Context, err 
 	return context.WithValue(node.WithCaller(ctx, a.Caller()), admissionKey{}, a), nil
 }
 
-// awaited ends a call whose first message is not there in time. gRPC reads that of a
-// unary call before it calls any of ours, and would wait for ever.
+// awaited ends a call whose first message does not arrive within Limits.Message. gRPC reads the message of a unary call
+// before the interceptor runs, and sets no limit to the wait.
 func (e *edge) awaited(ctx context.Context) (_ context.Context, arrived func() bool) {
 	if e.limits.Message <= 0 {
 		return ctx, func() bool { return true }
@@ -68,7 +67,7 @@ func (e *edge) awaited(ctx context.Context) (_ context.Context, arrived func() b
 	return ctx, time.AfterFunc(e.limits.Message, end).Stop
 }
 
-// methods are all that a server has, as the table of permissions spells them.
+// methods returns the methods of a server, as the table of permissions spells them.
 func methods(s *grpc.Server) map[string]bool {
 	all := map[string]bool{}
 	for service, info := range s.GetServiceInfo() {

@@ -38,7 +38,7 @@ func (s *auditLog) ListAuditLines(ctx context.Context, req *espmv1.ListAuditLine
 	var before int64
 	if token != "" {
 		if before, err = strconv.ParseInt(token, 10, 64); err != nil || before < 1 {
-			return nil, node.Invalid("page_token", "is not one that this server gave")
+			return nil, node.Invalid("page_token", "was not issued by this server")
 		}
 	}
 	lines, next, err := s.log.List(ctx, f, before, limit)

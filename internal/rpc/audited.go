@@ -14,8 +14,8 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// revealed leaves a line, durable before the answer goes out, of a call that shows sensitive values.
-func (e *edge) revealed(ctx context.Context, c *call) error {
+// auditReveal audits a call that shows sensitive values. The audit line is durable before the answer is sent.
+func (e *edge) auditReveal(ctx context.Context, c *call) error {
 	req, ok := c.req.(interface{ GetRevealSensitive() bool })
 	if !ok || !req.GetRevealSensitive() {
 		return nil
@@ -26,8 +26,8 @@ func (e *edge) revealed(ctx context.Context, c *call) error {
 	return e.audit.Record(ctx, l)
 }
 
-// about fills in what a request is about. What is not in the form of a name, a uid, a serial or an
-// id is left out: it may be anything, such as a key that was put into the wrong field.
+// about adds the names, the uid, the serial and the ids of a request to an audit line. An invalid value is left out:
+// the client may have put a secret into the wrong field.
 func about(l *node.AuditLine, req any) {
 	if m, ok := req.(interface{ GetNode() *espmv1.Node }); ok {
 		setName(l, m.GetNode().GetCertname())
@@ -71,7 +71,7 @@ func setUID(l *node.AuditLine, uid string) {
 	}
 }
 
-// setNamed fills in a name that is a group's, or a token's where tokens are what the method is about.
+// setNamed adds the name of a token for methods of the TokenService, and the name of a group for all others.
 func setNamed(l *node.AuditLine, name string) {
 	if !strings.HasPrefix(l.Method, espmv1.TokenService_ServiceDesc.ServiceName+"/") {
 		setGroup(l, name)
@@ -86,7 +86,7 @@ func setGroup(l *node.AuditLine, name string) {
 	}
 }
 
-// outcome is the reason of an error; gRPC's word for it where gRPC made it.
+// outcome returns the reason of an error, or the name of the code if gRPC made the error.
 func outcome(err error) string {
 	s := status.Convert(toStatus(err))
 	for _, d := range s.Details() {

@@ -43,8 +43,8 @@ func (s *authority) GetAuthorityStatus(ctx context.Context, _ *espmv1.GetAuthori
 	return out, nil
 }
 
-// growth is by how many bytes a day the recent entries made the CRL grow. One entry
-// is as large as another; what a CRL has besides them does not grow.
+// growth returns the bytes a day by which recent entries made the CRL grow. All entries have about the same size, and
+// the rest of a CRL does not grow.
 func growth(c ca.CRLStatus) int64 {
 	if c.Entries == 0 {
 		return 0

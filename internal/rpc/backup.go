@@ -12,7 +12,7 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// Snapshots makes backups. Errors: node.ErrUnavailable while another is under way.
+// Snapshots makes backups. Errors: node.ErrUnavailable while another backup is under way.
 type Snapshots interface {
 	Snapshot(ctx context.Context, w io.Writer, privateKey bool) error
 }
@@ -28,7 +28,7 @@ func (s *backups) CreateBackup(req *espmv1.CreateBackupRequest, stream grpc.Serv
 	ctx := stream.Context()
 	line := audit.Line(ctx, s.now(), node.ActionBackup)
 	if req.GetIncludePrivateKey() {
-		if !node.CallerOf(ctx).Local { // a stolen token or certificate must not become the CA
+		if !node.CallerOf(ctx).Local { // a stolen token or certificate must not give access to the CA's key
 			return node.NotPermitted("include_private_key", "a backup with private keys is for callers on the local socket without a token: make it on espm's host")
 		}
 		line.Comment = "with the CA's private key"
@@ -40,10 +40,10 @@ func (s *backups) CreateBackup(req *espmv1.CreateBackupRequest, stream grpc.Serv
 	return s.snapshots.Snapshot(ctx, parts{stream}, req.GetIncludePrivateKey())
 }
 
-// maxPart is how much of a backup one message holds.
+// maxPart is the largest part of a backup in one message, in bytes.
 const maxPart = 256 << 10
 
-// parts sends what is written.
+// parts is an io.Writer that sends the data to a stream.
 type parts struct {
 	stream grpc.ServerStreamingServer[espmv1.CreateBackupResponse]
 }

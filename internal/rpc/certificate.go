@@ -19,7 +19,7 @@ type certificates struct {
 
 func (s *certificates) PresignCertificate(ctx context.Context, req *espmv1.PresignCertificateRequest) (*espmv1.PresignCertificateResponse, error) {
 	if len(req.GetCertificate().GetCsrPem()) > 0 {
-		return nil, node.Invalid("csr_pem", "PresignCertificate makes the key itself; SignCertificateRequest takes a CSR")
+		return nil, node.Invalid("csr_pem", "PresignCertificate generates the key: call SignCertificateRequest to send a CSR")
 	}
 	b, err := s.issue(ctx, req)
 	return &espmv1.PresignCertificateResponse{Bundle: b}, err
@@ -27,13 +27,13 @@ func (s *certificates) PresignCertificate(ctx context.Context, req *espmv1.Presi
 
 func (s *certificates) SignCertificateRequest(ctx context.Context, req *espmv1.SignCertificateRequestRequest) (*espmv1.SignCertificateRequestResponse, error) {
 	if len(req.GetCertificate().GetCsrPem()) == 0 {
-		return nil, node.Invalid("csr_pem", "must not be empty; PresignCertificate makes a key itself")
+		return nil, node.Invalid("csr_pem", "must not be empty: call PresignCertificate to have espm generate the key")
 	}
 	b, err := s.issue(ctx, req)
 	return &espmv1.SignCertificateRequestResponse{Bundle: b}, err
 }
 
-// issueRequest is what PresignCertificate and SignCertificateRequest ask.
+// issueRequest has the common fields of PresignCertificateRequest and SignCertificateRequestRequest.
 type issueRequest interface {
 	GetCertname() string
 	GetUid() string
@@ -70,11 +70,11 @@ func (s *certificates) GetCertificate(ctx context.Context, req *espmv1.GetCertif
 	return &espmv1.GetCertificateResponse{Certificate: out}, err
 }
 
-// parseSerial takes any spelling of a hexadecimal number: openssl writes an
-// even number of digits, espm and Puppet's inventory at least four.
+// parseSerial accepts any spelling of a hexadecimal number. openssl writes an even number of digits; espm and Puppet's
+// inventory write at least four.
 func parseSerial(s string) (node.Serial, error) {
 	digits := strings.TrimPrefix(strings.ToLower(s), "0x")
-	// RFC 5280 section 4.1.2.2: at most 20 octets. SetString would take a sign and underscores.
+	// RFC 5280 section 4.1.2.2: at most 20 octets. SetString would accept a sign and underscores.
 	if digits == "" || len(digits) > 40 || strings.Trim(digits, "0123456789abcdef") != "" {
 		return "", node.Invalid("serial", "%q: must be a hexadecimal number of at most 40 digits", short(s))
 	}
@@ -82,7 +82,6 @@ func parseSerial(s string) (node.Serial, error) {
 	return node.SerialOf(n), nil
 }
 
-// certificateFilter is the filter of a ListCertificatesRequest.
 type certificateFilter struct {
 	certname        node.Certname
 	impossibleDates bool

@@ -7,7 +7,7 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// Clock says whether the host's clock is believed; see clock.Guard.
+// Clock reports whether espm trusts the host's clock, and lets an admin accept a doubted clock; see clock.Guard.
 type Clock interface {
 	State() clock.State
 	Accept(ctx context.Context) error

@@ -11,15 +11,15 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// codec is gRPC's for protobuf, except that it does not copy the CRL in an answer: all answers
-// share the bytes that the authority has. gRPC keeps each buffer above 1 MiB that it
-// ever sent, and the CRL has another size after each batch of revocations.
+// codec is gRPC's codec for protobuf, but does not copy the CRL into an answer. All answers share the authority's
+// bytes. Copies would fill the memory: gRPC keeps each buffer above 1 MiB that was sent. Each batch of revocations
+// changes the size of the CRL, and so needs another buffer.
 type codec struct {
 	encoding.CodecV2
 	crls map[protoreflect.FullName]crlPath
 }
 
-// crlPath leads to the CRL in an answer.
+// crlPath is the place of the CRL in an answer.
 type crlPath struct {
 	bundle protoreflect.FieldDescriptor // nil: the CRL is a field of the answer itself
 	crl    protoreflect.FieldDescriptor
@@ -67,8 +67,9 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	return append(data, mem.SliceBuffer(path.head(len(crl.Bytes()))), mem.SliceBuffer(crl.Bytes())), nil
 }
 
-// head is what stands before a CRL of a size that is the end of an answer. In a bundle it begins a second
-// piece: a reader merges the pieces of an embedded message (https://protobuf.dev/programming-guides/encoding/#last-one-wins).
+// head returns the bytes before a CRL of a given size at the end of an answer. In a bundle, these bytes begin a second
+// piece of the bundle. Readers merge the pieces of an embedded message:
+// https://protobuf.dev/programming-guides/encoding/#last-one-wins
 func (p crlPath) head(size int) []byte {
 	var head []byte
 	if p.bundle != nil {

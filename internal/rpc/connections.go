@@ -6,20 +6,20 @@ import (
 	"google.golang.org/grpc/stats"
 )
 
-// connections ends what hangs on a connection when that ends. gRPC forgets the
-// context of a call that the tap refused without ending it: with a timeout, which the
-// caller chooses, it would stay in memory until then, and the connection with it. It implements stats.Handler.
+// connections implements stats.Handler. When a connection ends, connections ends the contexts of all its calls.
+// gRPC never ends the context of a call that tap refused. If the caller set a timeout, that context would keep the
+// connection in memory until the timeout.
 type connections struct{}
 
 type endKey struct{}
 
-// TagConn returns the context of a connection, which those of all its calls come from.
+// TagConn returns the context of a connection. The contexts of all calls on the connection are children of that context.
 func (connections) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context {
 	ctx, end := context.WithCancel(ctx)
 	return context.WithValue(ctx, endKey{}, end)
 }
 
-// HandleConn ends that context with its connection.
+// HandleConn ends the context of a connection when the connection ends.
 func (connections) HandleConn(ctx context.Context, s stats.ConnStats) {
 	if _, ended := s.(*stats.ConnEnd); !ended {
 		return

@@ -22,7 +22,7 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// maxWhole is the largest whole number that no other rounds to as a double.
+// maxWhole is the largest exact whole number in a double: no other whole number rounds to maxWhole.
 const maxWhole = 1<<53 - 1
 
 func fromNode(p *espmv1.Node) (node.Node, error) {
@@ -68,8 +68,8 @@ func marked(c node.Classification, s node.Setting) bool {
 	return found
 }
 
-// fromValues names the first value that is wrong, in order of name; not what is
-// inside a sensitive one, as errors are logged.
+// fromValues returns an error for the first invalid value, in the order of names. The error shows nothing from inside a
+// sensitive value, because errors are logged.
 func fromValues(field func(string) string, values map[string]*structpb.Value, sensitive func(string) bool) (map[string]any, error) {
 	if len(values) == 0 {
 		return nil, nil
@@ -88,7 +88,7 @@ func fromValues(field func(string) string, values map[string]*structpb.Value, se
 	return out, nil
 }
 
-// short keeps a name that is to stand in an error short; its length is not checked yet.
+// short shortens a name for an error, before the length of the name is checked.
 func short(name string) string { return node.Shorten(name, node.MaxQuoted) }
 
 func fromValue(field string, v *structpb.Value) (any, error) {
@@ -120,7 +120,7 @@ func fromValue(field string, v *structpb.Value) (any, error) {
 		}
 		return out, nil
 	default:
-		return nil, node.Invalid(field, "has no value; null is a value of its own")
+		return nil, node.Invalid(field, "has no value: set null_value for null")
 	}
 }
 
@@ -131,7 +131,7 @@ func fromNumber(field string, f float64) (any, error) {
 	case f != math.Trunc(f):
 		return json.Number(strconv.FormatFloat(f, 'g', -1, 64)), nil
 	case math.Abs(f) > maxWhole:
-		return nil, node.Invalid(field, "whole numbers are exact below 2^53 only: pass a larger one as a string")
+		return nil, node.Invalid(field, "a whole number is exact only below 2^53: send a larger number as a string")
 	default:
 		return json.Number(strconv.FormatInt(int64(f), 10)), nil
 	}
@@ -162,7 +162,7 @@ func toValues(values map[string]any) (map[string]*structpb.Value, error) {
 	}
 	out := make(map[string]*structpb.Value, len(values))
 	for k, v := range values {
-		value, err := structpb.NewValue(v) // takes json.Number, too
+		value, err := structpb.NewValue(v) // accepts json.Number too
 		if err != nil {
 			return nil, err
 		}
@@ -178,7 +178,7 @@ var nodeStates = map[node.State]espmv1.NodeState{
 	node.Terminated:  espmv1.NodeState_NODE_STATE_TERMINATED,
 }
 
-// toNode leaves sensitive values out; showNode may not.
+// toNode redacts sensitive values. showNode can include the values.
 func toNode(n node.Node) (*espmv1.Node, error) {
 	c, err := toClassification(n.Classification.Redacted())
 	return &espmv1.Node{
@@ -211,7 +211,7 @@ func toSerials(serials []node.Serial) []string {
 	return out
 }
 
-// toGroup leaves sensitive values out; showGroup may not.
+// toGroup redacts sensitive values. showGroup can include the values.
 func toGroup(g node.Group) (*espmv1.Group, error) {
 	c, err := toClassification(g.Classification.Redacted())
 	return &espmv1.Group{
@@ -225,7 +225,7 @@ func toGroup(g node.Group) (*espmv1.Group, error) {
 	}, err
 }
 
-// toTime leaves a zero time unset.
+// toTime returns nil for a zero time: the field stays unset.
 func toTime(t time.Time) *timestamppb.Timestamp {
 	if t.IsZero() {
 		return nil
@@ -257,7 +257,7 @@ func toBundle(b bootstrap.Bundle, asked *espmv1.CertificateSpec) *espmv1.Bundle 
 	}
 }
 
-// toListed leaves the PEM out.
+// toListed is toCertificate without the PEM.
 func toListed(c node.Certificate, now time.Time) (*espmv1.Certificate, error) {
 	p, err := toCertificate(c, now)
 	if err != nil {
@@ -279,7 +279,7 @@ func toCertificate(c node.Certificate, now time.Time) (*espmv1.Certificate, erro
 		CertificatePem: []byte(c.PEM),
 		ImportTime:     toTime(c.ImportedAt),
 	}
-	if c.PEM == "" { // the authority knows it by its inventory alone
+	if c.PEM == "" { // only the authority's inventory lists the certificate
 		return out, nil
 	}
 	cert, err := pemfile.First([]byte(c.PEM))

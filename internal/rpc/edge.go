@@ -18,10 +18,9 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// edge is what every call passes. The gate lets the call in before its message is
-// read (access.go), and hears how the call ended. A panic fails that call alone,
-// errors become statuses, and what is the server's own fault is logged.
-// Streams, which have no end of their own, end when the server is to stop.
+// edge wraps every call. The gate lets a call in before the message is read (access.go), and records any failure. A
+// panic fails only the one call. Errors become statuses, and the server's own faults are logged. A stream without an
+// end of its own ends when the server stops.
 type edge struct {
 	log      logrus.FieldLogger
 	gate     *auth.Gate
@@ -29,12 +28,12 @@ type edge struct {
 	now      func() time.Time
 	serving  context.Context
 	limits   Limits
-	methods  map[string]bool // that the server has
+	methods  map[string]bool // of the server
 	underway underway
 }
 
-// errStopping ends a stream, which would else hold up the server's stop.
-var errStopping = fmt.Errorf("%w: espm stops; ask again when it is back, a watch from the last revision seen", node.ErrUnavailable)
+// errStopping ends a stream that would delay the server's stop.
+var errStopping = fmt.Errorf("%w: espm is stopping: retry after the restart, and resume a watch from the last revision received", node.ErrUnavailable)
 
 func (e *edge) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
 	c := newCall(ctx, info.FullMethod, req)
@@ -48,12 +47,12 @@ func (e *edge) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 	defer done()
 	a.arrived()
 	if err := ctx.Err(); err != nil {
-		return nil, err // nobody waits for the answer: the work is not begun
+		return nil, err // the caller no longer waits: do not start the work
 	}
 	if resp, err = handle(ctx, req); err != nil {
 		return nil, err
 	}
-	return resp, e.revealed(ctx, c)
+	return resp, e.auditReveal(ctx, c)
 }
 
 func (e *edge) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
@@ -76,8 +75,8 @@ func (e *edge) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServer
 	return err
 }
 
-// guarded is a stream whose context ends when the server is to stop, that
-// sends nothing to whom it may not any more, and waits for its reader for some time only.
+// guarded is a stream whose context ends when the server stops. A caller whose credentials have become invalid is sent
+// nothing more. A caller that does not read is disconnected after stall.
 type guarded struct {
 	grpc.ServerStream
 	ctx context.Context
@@ -88,7 +87,7 @@ type guarded struct {
 
 func (s guarded) Context() context.Context { return s.ctx }
 
-// RecvMsg keeps the first message, which says what the call is about.
+// RecvMsg keeps the first message for the audit line.
 func (s guarded) RecvMsg(m any) error {
 	err := s.ServerStream.RecvMsg(m)
 	if err == nil && s.call.req == nil {
@@ -98,8 +97,8 @@ func (s guarded) RecvMsg(m any) error {
 	return err
 }
 
-// SendMsg looks whether the caller's credentials still hold. A reader that
-// stalls loses its connection: nothing less ends a send that waits for it.
+// SendMsg checks the caller's credentials before it sends. If the reader stalls, SendMsg closes the connection: nothing
+// else ends a blocked send.
 func (s guarded) SendMsg(m any) error {
 	if err := s.Valid(); err != nil {
 		return err
@@ -110,12 +109,11 @@ func (s guarded) SendMsg(m any) error {
 	return s.ServerStream.SendMsg(m)
 }
 
-// call is what the edge knows of one. The caller is known as far as it showed
-// itself: a stranger has no name and no role, but a peer and a method.
+// call is the edge's record of one call. The field caller is zero if the gate did not let the call in.
 type call struct {
 	caller node.Caller
 	method string // "SERVICE/METHOD"
-	req    any    // of a stream, its first message; nil until it came
+	req    any    // of a stream: the first message, nil until it has arrived
 }
 
 func newCall(ctx context.Context, fullMethod string, req any) *call {
@@ -133,26 +131,26 @@ func (e *edge) finish(c *call, err *error) {
 	*err = e.answer(c, *err)
 }
 
-// panicked does not tell the value of the panic: it may hold what must not be logged.
+// panicked does not log the value of the panic: the value may contain a secret.
 func (e *edge) panicked(method string) error {
 	e.log.WithFields(logrus.Fields{"method": method, "stack": string(debug.Stack())}).Error("a call panicked")
 	return errPanicked
 }
 
-var errPanicked = status.Error(codes.Internal, "the server failed on this call; its log says where")
+var errPanicked = status.Error(codes.Internal, "the server failed on this call: find the cause in espm's log")
 
-// answer is the one place that the error of every call which was let in passes on its way
-// out. The gate hears of it.
+// answer reports an error to the gate, and returns the status for the caller. Every error of a call that was let in
+// passes through answer.
 func (e *edge) answer(c *call, err error) error {
 	if err == nil {
 		return nil
 	}
 	about := func(l *node.AuditLine) { about(l, c.req) }
-	return e.told(c.method, e.gate.Failed(auth.Failure{Caller: c.caller, Method: c.method, Err: err, Outcome: outcome(err), About: about}))
+	return e.statusOf(c.method, e.gate.Failed(auth.Failure{Caller: c.caller, Method: c.method, Err: err, Outcome: outcome(err), About: about}))
 }
 
-// told turns an error that the gate has heard of into a status, and logs what is the server's own fault.
-func (e *edge) told(method string, err error) error {
+// statusOf turns an error from the gate into a status, and logs the server's own faults.
+func (e *edge) statusOf(method string, err error) error {
 	out := toStatus(err)
 	switch code := status.Code(out); {
 	case errors.Is(err, errPanicked):

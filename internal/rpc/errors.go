@@ -13,10 +13,10 @@ import (
 	"github.com/espm-project/espm/internal/node"
 )
 
-// Domain is that of the ErrorInfo in every error.
+// Domain is the domain of the ErrorInfo in every error status.
 const Domain = "espm"
 
-// statusCodes has the gRPC code of every reason in node.ErrorReasons.
+// statusCodes has the gRPC code of every reason that node.ErrorReason returns.
 var statusCodes = map[string]codes.Code{
 	"INVALID":                  codes.InvalidArgument,
 	"NODE_NOT_FOUND":           codes.NotFound,
@@ -52,8 +52,8 @@ var statusCodes = map[string]codes.Code{
 	node.ReasonInternal:        codes.Internal,
 }
 
-// toStatus turns an error of the domain into a gRPC status error. One without a
-// reason of its own is INTERNAL.
+// toStatus turns an error of the domain into a gRPC status error. An error without a reason in node.ErrorReasons is
+// INTERNAL.
 func toStatus(err error) error {
 	if err == nil {
 		return nil
@@ -65,9 +65,8 @@ func toStatus(err error) error {
 	return withDetails(status.New(statusCodes[reason], node.Shorten(err.Error(), maxText)), reason, err)
 }
 
-// maxText bounds an error's message, in bytes, and the violations in its
-// details likewise: a status travels as HTTP/2 headers, of which clients in
-// other languages take 8 KiB, and the message goes twice, once in base64.
+// maxText bounds the message of an error, in bytes. The violations in the details have the same bound. A status is
+// sent as HTTP/2 headers, and clients in other languages accept only 8 KiB. The message is sent twice, once in base64.
 const maxText = 2048
 
 func badRequest(violations []node.Violation) *errdetails.BadRequest {

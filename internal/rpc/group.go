@@ -28,7 +28,7 @@ func (s *groups) CreateGroup(ctx context.Context, req *espmv1.CreateGroupRequest
 }
 
 func (s *groups) GetGroup(ctx context.Context, req *espmv1.GetGroupRequest) (*espmv1.GetGroupResponse, error) {
-	if err := node.Join(node.CheckGroupName("name", req.GetName()), revealing(ctx, req)); err != nil {
+	if err := node.Join(node.CheckGroupName("name", req.GetName()), mayReveal(ctx, req)); err != nil {
 		return nil, err
 	}
 	g, err := s.registry.Group(ctx, req.GetName())
@@ -59,7 +59,7 @@ func (s *groups) UpdateGroup(ctx context.Context, req *espmv1.UpdateGroupRequest
 	nameErr := node.CheckGroupName("group.name", req.GetGroup().GetName())
 	change, err := fromGroup(req.GetGroup())
 	paths := append([]string{"description", "parents"}, classificationPaths...)
-	if err := node.Join(nameErr, err, checkMask(req.GetUpdateMask(), paths), revealing(ctx, req)); err != nil {
+	if err := node.Join(nameErr, err, checkMask(req.GetUpdateMask(), paths), mayReveal(ctx, req)); err != nil {
 		return nil, err
 	}
 	mask := req.GetUpdateMask().GetPaths()

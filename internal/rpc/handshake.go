@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"sync"
 	"time"
@@ -15,27 +14,27 @@ import (
 	"github.com/espm-project/espm/internal/auth"
 )
 
-// handshakes set a connection up: TLS on the network, nothing on a local socket. The gate
-// says who is at the other end. They implement credentials.TransportCredentials.
+// handshakes implements credentials.TransportCredentials: TLS for the network, and no encryption for a local socket. The
+// gate identifies the peer.
 type handshakes struct {
 	gate   *auth.Gate
 	limits Limits
 	tls    credentials.TransportCredentials // nil: there is no network listener
-	log    *auth.SparingLog
+	log    *auth.LimitedLog
 
 	mu  sync.Mutex
-	all map[*conn]bool // that showed a certificate
+	all map[*conn]bool // the connections whose peer showed a certificate
 }
 
 func newHandshakes(o Options) *handshakes {
-	h := &handshakes{gate: o.Gate, limits: o.Limits, log: auth.NewSparingLog(o.Log), all: map[*conn]bool{}}
+	h := &handshakes{gate: o.Gate, limits: o.Limits, log: auth.NewLimitedLog(o.Log), all: map[*conn]bool{}}
 	if config := o.Gate.TLS(); config != nil {
 		h.tls = credentials.NewTLS(config)
 	}
 	return h
 }
 
-// peerInfo is the connection of a call.
+// peerInfo leads from a call to the connection of the call.
 type peerInfo struct {
 	credentials.CommonAuthInfo
 	conn *conn
@@ -44,11 +43,11 @@ type peerInfo struct {
 // AuthType implements credentials.AuthInfo.
 func (peerInfo) AuthType() string { return "espm" }
 
-// ServerHandshake returns who is at the other end. What was wrong goes to the log alone.
+// ServerHandshake sets up a connection and identifies the peer. The cause of a failure goes to the log only.
 func (h *handshakes) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	c, ok := raw.(*conn)
 	if !ok {
-		return nil, nil, errors.New("the listener is none of Listen's")
+		return nil, nil, errors.New("the listener was not made by Listen")
 	}
 	if local, ok := c.Conn.(*net.UnixConn); ok {
 		return h.local(c, local)
@@ -95,8 +94,8 @@ func (h *handshakes) network(c *conn) (net.Conn, credentials.AuthInfo, error) {
 	return secure, peerInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, c}, nil
 }
 
-// watch cuts connections whose certificate is no longer accepted, or whose principal has changed, until ctx is done.
-// That ends their calls and streams.
+// watch closes connections whose certificate is no longer accepted or whose principal has changed, until ctx is done.
+// Closing a connection ends all calls and streams on the connection.
 func (h *handshakes) watch(ctx context.Context) {
 	for {
 		select {
@@ -127,9 +126,9 @@ func (h *handshakes) cut() {
 	}
 }
 
-// ClientHandshake is not for a server.
+// ClientHandshake always fails: handshakes is for servers only.
 func (h *handshakes) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, fmt.Errorf("these are a server's credentials")
+	return nil, nil, errors.New("a server's credentials can't connect as a client")
 }
 
 // Info implements credentials.TransportCredentials.

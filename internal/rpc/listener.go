@@ -11,22 +11,23 @@ import (
 	"github.com/espm-project/espm/internal/auth"
 )
 
-// Limits bound what connections may take. The zero value of a field stands for none.
+// Limits bound the use of connections. A zero field sets no limit, except that NewServer needs Handshake, HeaderList and
+// Ping.
 type Limits struct {
 	Connections int           // on one listener
-	PerAddress  int           // of one peer: an IPv4 address, or an IPv6 network of 64 bits
+	PerAddress  int           // of one peer: an IPv4 address or an IPv6 /64
 	Handshake   time.Duration // from connecting until TLS and HTTP/2 are set up
-	Stranger    time.Duration // from then on until a call is let in, or a listed certificate was shown
-	Message     time.Duration // from a call's headers until its first message is there
-	Refused     int32         // calls on a connection of a stranger; of one who was let in, ten times as many
+	Stranger    time.Duration // from then on until a call is let in; none for a listed certificate
+	Message     time.Duration // from a call's headers until the first message has arrived
+	Refused     int32         // refused calls on a stranger's connection; ten times as many on a trusted one
 	Idle        time.Duration // without a call
-	Stall       time.Duration // that one message of a stream may wait for its reader
+	Stall       time.Duration // that one message of a stream waits for the reader
 	Streams     uint32        // calls at once on a connection
 	HeaderList  uint32        // bytes of a call's metadata
-	Ping        time.Duration // that lies between a client's keep-alive pings
+	Ping        time.Duration // least time between two keep-alive pings of a client
 }
 
-// DefaultLimits are the daemon's; docs/limits.md has them.
+// DefaultLimits are the daemon's limits, as in docs/limits.md.
 var DefaultLimits = Limits{
 	Connections: 4096,
 	PerAddress:  512,
@@ -41,16 +42,16 @@ var DefaultLimits = Limits{
 	Ping:        10 * time.Second,
 }
 
-// Listen wraps a listener of the API: what is above the limits is closed at
-// once, so that those who are connected go on.
+// Listen wraps a listener of the API. A new connection above the limits is closed at once, so that the open connections
+// keep working.
 func Listen(l net.Listener, limits Limits, log logrus.FieldLogger) net.Listener {
-	return &listener{Listener: l, limits: limits, log: auth.NewSparingLog(log), peers: map[string]int{}}
+	return &listener{Listener: l, limits: limits, log: auth.NewLimitedLog(log), peers: map[string]int{}}
 }
 
 type listener struct {
 	net.Listener
 	limits Limits
-	log    *auth.SparingLog
+	log    *auth.LimitedLog
 
 	mu    sync.Mutex
 	all   int
@@ -73,7 +74,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// enter counts a connection in; else it names the limit that is reached.
+// enter counts a connection, or returns the limit that is reached.
 func (l *listener) enter(peer string) (limit string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -97,7 +98,8 @@ func (l *listener) leave(peer string) {
 	}
 }
 
-// peerNetwork is what one peer has for sure; "" on a local socket.
+// peerNetwork returns the addresses that count as one peer: one host often has a whole IPv6 /64. For a local
+// socket, the result is "".
 func peerNetwork(a net.Addr) string {
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
@@ -115,12 +117,11 @@ func peerNetwork(a net.Addr) string {
 	return network.String()
 }
 
-// conn is an accepted connection.
 type conn struct {
 	net.Conn
 	leave   func()
 	closed  atomic.Bool
-	trusted atomic.Bool // somebody who may do something is at the other end
+	trusted atomic.Bool // local, or showed a listed certificate, or a call was let in
 	refused atomic.Int32
 	peer    *auth.Peer // set by the handshake
 }
@@ -131,8 +132,8 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// refuse counts a call that was refused, each of which takes memory as long as
-// the connection lasts, and closes the connection where there were too many.
+// refuse counts a refused call, and closes the connection at the limit. Each refused call takes memory until the
+// connection ends.
 func (c *conn) refuse(limit int32) {
 	if c.trusted.Load() {
 		limit *= 10

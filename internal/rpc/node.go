@@ -39,7 +39,7 @@ func (s *nodes) RegisterNode(ctx context.Context, req *espmv1.RegisterNodeReques
 
 func (s *nodes) GetNode(ctx context.Context, req *espmv1.GetNodeRequest) (*espmv1.GetNodeResponse, error) {
 	name, nameErr := node.ParseCertname(req.GetCertname())
-	if err := node.Join(nameErr, checkUID(req.GetUid()), revealing(ctx, req)); err != nil {
+	if err := node.Join(nameErr, checkUID(req.GetUid()), mayReveal(ctx, req)); err != nil {
 		return nil, err
 	}
 	n, err := s.registry.Get(ctx, name, node.UID(req.GetUid()))
@@ -54,13 +54,13 @@ func (s *nodes) GetNode(ctx context.Context, req *espmv1.GetNodeRequest) (*espmv
 	return &espmv1.GetNodeResponse{Node: out, Certificates: certs}, err
 }
 
-// certificates returns those that a registration holds, or held last, without their PEM.
+// certificates returns the certificates that a registration holds, or held last, without the PEM.
 func (s *nodes) certificates(ctx context.Context, n node.Node) ([]*espmv1.Certificate, error) {
 	var out []*espmv1.Certificate
 	for _, serial := range n.Serials {
 		cert, rev, err := s.registry.Certificate(ctx, serial)
 		if errors.Is(err, node.ErrCertificateNotFound) {
-			continue // of a terminated registration, and forgotten
+			continue // the registration is terminated, and the record of the certificate was removed
 		}
 		if err != nil {
 			return nil, err
@@ -111,7 +111,7 @@ func (s *nodes) UpdateNode(ctx context.Context, req *espmv1.UpdateNodeRequest) (
 	name, nameErr := node.ParseCertname(req.GetNode().GetCertname())
 	change, err := fromNode(req.GetNode())
 	paths := append([]string{"groups", "labels", "owner"}, classificationPaths...)
-	if err := node.Join(nameErr, err, checkUID(req.GetNode().GetUid()), checkMask(req.GetUpdateMask(), paths), revealing(ctx, req)); err != nil {
+	if err := node.Join(nameErr, err, checkUID(req.GetNode().GetUid()), checkMask(req.GetUpdateMask(), paths), mayReveal(ctx, req)); err != nil {
 		return nil, err
 	}
 	expect := registry.Expect{UID: node.UID(req.GetNode().GetUid()), Revision: req.GetNode().GetRevision()}
@@ -137,10 +137,10 @@ func (s *nodes) UpdateNode(ctx context.Context, req *espmv1.UpdateNodeRequest) (
 	return &espmv1.UpdateNodeResponse{Node: out}, err
 }
 
-// checkUID takes what espm gives as a uid, or none.
+// checkUID accepts an empty uid, and a uid in the form that espm returns.
 func checkUID(uid string) error {
 	if parsed, err := uuid.Parse(uid); uid != "" && (err != nil || parsed.String() != uid) {
-		return node.Invalid("uid", "%q: must be a UUID in lower case, as espm gave it", short(uid))
+		return node.Invalid("uid", "%q: must be a UUID in lower case, as espm returned it", short(uid))
 	}
 	return nil
 }
@@ -173,7 +173,7 @@ func (s *nodes) ProvisionNode(ctx context.Context, req *espmv1.ProvisionNodeRequ
 	return &espmv1.ProvisionNodeResponse{Node: out, Bundle: toBundle(p.Bundle, req.GetCertificate())}, err
 }
 
-// fromClaimWithin tells 0, which is no deadline to a node, from none.
+// fromClaimWithin refuses an explicit 0, because node.Node.ClaimWithin 0 means no deadline.
 func fromClaimWithin(d *durationpb.Duration) (time.Duration, error) {
 	if d != nil && d.AsDuration() == 0 {
 		return 0, node.Invalid("claim_within", "from %v to %v, is 0s; leave it out for none", node.Duration(node.MinClaimWithin), node.Duration(node.MaxClaimWithin))
@@ -206,12 +206,12 @@ func (s *nodes) ForgetNode(ctx context.Context, req *espmv1.ForgetNodeRequest) (
 	if err := node.Join(nameErr, checkUID(req.GetUid())); err != nil {
 		return nil, err
 	}
-	n, given, err := s.registry.Forget(ctx, name, node.UID(req.GetUid()), req.GetValidateOnly())
+	n, certs, err := s.registry.Forget(ctx, name, node.UID(req.GetUid()), req.GetValidateOnly())
 	if err != nil {
 		return nil, err
 	}
 	resp := &espmv1.ForgetNodeResponse{}
-	for _, cert := range given {
+	for _, cert := range certs {
 		if s.now().After(cert.NotAfter) {
 			continue
 		}
@@ -248,7 +248,7 @@ func (s *nodes) WatchNodes(req *espmv1.WatchNodesRequest, stream grpc.ServerStre
 	return ctx.Err()
 }
 
-// watchFrom returns the revision after which to watch: the one asked for, or that of now.
+// watchFrom returns the revision after which a watch starts: the requested revision, or the current one.
 func watchFrom(ctx context.Context, r *registry.Registry, asked int64) (int64, error) {
 	switch {
 	case asked < 0:

@@ -27,8 +27,8 @@ func pageSize(asked int32) (int, error) {
 	}
 }
 
-// A page token is where the page before ended, behind a hash of what was
-// listed, so that a token is refused with another filter.
+// A page token is a hash of the list and the filter, then the place where the previous page ended. Because of the hash,
+// a token is refused with another filter.
 const hashLen = 8
 
 func pageToken(list, after string) string {
@@ -45,21 +45,21 @@ func parsePageToken(list, token string) (after string, err error) {
 	}
 	b, err := base64.RawURLEncoding.DecodeString(token)
 	if err != nil || len(b) <= hashLen {
-		return "", node.Invalid("page_token", "is not one that this server gave")
+		return "", node.Invalid("page_token", "was not issued by this server")
 	}
 	sum := sha256.Sum256([]byte(list))
 	if string(b[:hashLen]) != string(sum[:hashLen]) {
-		return "", node.Invalid("page_token", "is of a list with another filter")
+		return "", node.Invalid("page_token", "belongs to a list with another filter: use the filter of the first page")
 	}
 	return string(b[hashLen:]), nil
 }
 
-// maxPageBytes keeps a page below the 4 MiB that gRPC clients take by
-// default, however large its records are: one has at most 2 million characters.
+// maxPageBytes keeps every page below 4 MiB, the most that gRPC clients accept by default. A larger record, of at most
+// 2 million characters, gets a page of its own.
 const maxPageBytes = 1 << 20
 
-// convert turns a page of records into messages, as many as fit, and returns
-// where the next page goes on. key is a record's place in the list.
+// convert turns as many records of a page into messages as fit, and returns the place where the next page starts. The
+// function key returns a record's place in the list.
 func convert[T any, P proto.Message](page store.Page[T], to func(T) (P, error), key func(T) string) (out []P, next string, err error) {
 	size := 0
 	for i, item := range page.Items {
@@ -75,7 +75,7 @@ func convert[T any, P proto.Message](page store.Page[T], to func(T) (P, error), 
 	return out, page.Next, nil
 }
 
-// paging checks the two fields of a list request. list names what is listed, with its filter.
+// paging checks the page size and the page token of a list request. The value list identifies the list and its filter.
 func paging(list any, size int32, token string) (name string, limit int, after string, err error) {
 	name = fmt.Sprintf("%T %+v", list, list)
 	limit, sizeErr := pageSize(size)

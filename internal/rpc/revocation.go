@@ -46,7 +46,7 @@ func (s *revocations) RevokeCertificate(ctx context.Context, req *espmv1.RevokeC
 	return out, nil
 }
 
-// parseReason keeps the reason that was not given apart from the one that it stands for.
+// parseReason returns "" for an unset reason, and not the default reason.
 func parseReason(name string) (node.Reason, error) {
 	if name == "" {
 		return "", nil
@@ -54,7 +54,7 @@ func parseReason(name string) (node.Reason, error) {
 	return node.ParseReason(name)
 }
 
-// maxWait is the longest that a call waits for a receipt.
+// maxWait is the longest wait of a call for a receipt.
 const maxWait = time.Hour
 
 func parseWait(d *durationpb.Duration) (time.Duration, error) {
@@ -67,7 +67,7 @@ func parseWait(d *durationpb.Duration) (time.Duration, error) {
 
 func checkID(id string) error {
 	if parsed, err := uuid.Parse(id); err != nil || parsed.String() != id {
-		return node.Invalid("id", "%q: must be a UUID in lower case, as espm gave it", short(id))
+		return node.Invalid("id", "%q: must be a UUID in lower case, as espm returned it", short(id))
 	}
 	return nil
 }

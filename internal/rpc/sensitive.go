@@ -9,15 +9,15 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// revealing checks a request that may ask for sensitive values.
-func revealing(ctx context.Context, req interface{ GetRevealSensitive() bool }) error {
+// mayReveal refuses a request for sensitive values if the caller may not see such values.
+func mayReveal(ctx context.Context, req interface{ GetRevealSensitive() bool }) error {
 	if !req.GetRevealSensitive() {
 		return nil
 	}
 	return registry.MayReveal(ctx)
 }
 
-// showNode is toNode for one who may have asked for sensitive values, which was checked.
+// showNode is toNode, with sensitive values if reveal is set. Call mayReveal first: showNode does not check callers.
 func showNode(n node.Node, reveal bool) (*espmv1.Node, error) {
 	out, err := toNode(n)
 	if err == nil && reveal {
@@ -26,7 +26,7 @@ func showNode(n node.Node, reveal bool) (*espmv1.Node, error) {
 	return out, err
 }
 
-// showGroup is toGroup as showNode is toNode.
+// showGroup is toGroup, with sensitive values if reveal is set. Call mayReveal first: showGroup does not check callers.
 func showGroup(g node.Group, reveal bool) (*espmv1.Group, error) {
 	out, err := toGroup(g)
 	if err == nil && reveal {
@@ -39,8 +39,8 @@ var classificationPaths = []string{
 	"classification", "classification.environment", "classification.classes", "classification.parameters", "classification.sensitive",
 }
 
-// editClassification returns what the paths of an update mask make of a stored
-// classification. Only one who reveals may take a mark off a value that stays.
+// editClassification replaces the parts of a stored classification that the paths of an update mask name. Without
+// reveal, no value that stays may lose its mark.
 func editClassification(stored, to node.Classification, paths []string, reveal bool) (node.Classification, error) {
 	edit := node.ClassificationEdit{To: to}
 	for _, path := range paths {
@@ -57,10 +57,10 @@ func editClassification(stored, to node.Classification, paths []string, reveal b
 			edit.Sensitive = true
 		}
 	}
-	next, bared := edit.Apply(stored)
-	if len(bared) > 0 && !reveal {
-		return stored, node.Invalid("classification.sensitive", "would take the mark off %s, and so show the stored value: mark it, give another value, or set reveal_sensitive",
-			node.Shorten(strings.Join(bared, ", "), maxText/8))
+	next, unmarked := edit.Apply(stored)
+	if len(unmarked) > 0 && !reveal {
+		return stored, node.Invalid("classification.sensitive", "would take the mark off %s, and so show the stored value: keep the mark, set another value, or set reveal_sensitive",
+			node.Shorten(strings.Join(unmarked, ", "), maxText/8))
 	}
 	return next, nil
 }

@@ -1,5 +1,5 @@
-// Package rpc serves espm's gRPC API: thin handlers over package registry,
-// and the one table that turns its errors into gRPC's.
+// Package rpc serves espm's gRPC API. The handlers are thin wrappers of package registry. One table turns the errors of
+// the domain into gRPC codes.
 package rpc
 
 import (
@@ -21,8 +21,8 @@ import (
 	espmv1 "github.com/espm-project/espm/proto/espm/v1"
 )
 
-// maxMessage is the largest request taken, in bytes. It is above what a valid
-// one has, so that the answer to a larger classification names the field.
+// maxMessage is the size of the largest accepted request, in bytes. Every valid request is smaller, so that the error
+// for a classification that is too large can name the field.
 const maxMessage = 16 << 20
 
 // Options are a server's parts. All but GRPC are required.
@@ -36,12 +36,11 @@ type Options struct {
 	Limits   Limits
 	Now      func() time.Time
 	Log      logrus.FieldLogger
-	GRPC     []grpc.ServerOption // more of them
+	GRPC     []grpc.ServerOption // further options
 }
 
-// NewServer returns a gRPC server with all of espm's services, health and
-// reflection, for listeners of Listen. Its watches end when ctx is done; the
-// rest is for Shutdown.
+// NewServer returns a gRPC server with all of espm's services, health and reflection. The listeners must be made by
+// Listen. Streams end when ctx is done; Shutdown ends all other calls.
 func NewServer(ctx context.Context, o Options) *Server {
 	r, limits := o.Registry, o.Limits
 	h := newHandshakes(o)
@@ -86,7 +85,7 @@ func NewServer(ctx context.Context, o Options) *Server {
 	return &Server{s, &e.underway}
 }
 
-// A client that vanished is found out by pings.
+// Pings detect a client that vanished without closing its connection.
 const (
 	pingAfter   = time.Minute
 	pingTimeout = 20 * time.Second
@@ -99,7 +98,7 @@ type classifier struct {
 
 func (s *classifier) ClassifyNode(ctx context.Context, req *espmv1.ClassifyNodeRequest) (*espmv1.ClassifyNodeResponse, error) {
 	name, err := node.ParseCertname(req.GetCertname())
-	if err := node.Join(err, revealing(ctx, req)); err != nil {
+	if err := node.Join(err, mayReveal(ctx, req)); err != nil {
 		return nil, err
 	}
 	c, err := s.registry.Classify(ctx, name)

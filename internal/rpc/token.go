@@ -35,7 +35,7 @@ func (s *tokens) CreateToken(ctx context.Context, req *espmv1.CreateTokenRequest
 	return &espmv1.CreateTokenResponse{Token: toToken(t), Secret: string(secret.Bytes()), Warnings: warnings}, nil
 }
 
-// fromTTL tells a life of 0, which is none, from the default.
+// fromTTL refuses an explicit 0, because auth.NewToken.TTL 0 means the default.
 func fromTTL(d *durationpb.Duration) (time.Duration, error) {
 	if d != nil && d.AsDuration() == 0 {
 		return 0, node.Invalid("ttl", "from %v to %v, is 0s; leave it out for the default", node.Duration(auth.MinTokenTTL), node.Duration(auth.MaxTokenTTL))
@@ -114,7 +114,7 @@ func fromGrant(p *espmv1.Grant) node.Grant {
 	}
 }
 
-// fromList keeps an empty list, which allows nothing, apart from none.
+// fromList returns nil only for an unset list: an empty list allows nothing.
 func fromList(p *espmv1.StringList) []string {
 	if p == nil {
 		return nil

@@ -18,8 +18,9 @@ type Server struct {
 	underway *underway
 }
 
-// Shutdown refuses new calls and waits for those under way. After drain it ends their contexts and their connections.
-// After another cut it returns an error that names the calls which ignored that end. Their goroutines still run then.
+// Shutdown refuses new calls and waits for open calls. After drain, Shutdown ends the contexts and the connections of
+// the open calls. After another cut, Shutdown returns an error with the methods of the calls that are still open. The
+// goroutines of such calls still run.
 func (s *Server) Shutdown(drain, cut time.Duration) error {
 	stopped := make(chan struct{})
 	go func() { s.GracefulStop(); close(stopped) }()
@@ -37,10 +38,10 @@ func (s *Server) Shutdown(drain, cut time.Duration) error {
 	}
 }
 
-// underway has the calls that were let in and have not ended. The zero value has none.
+// underway has the open calls. The zero value is ready to use.
 type underway struct {
 	mu  sync.Mutex
-	all map[*call]*openStream // nil where the call is no stream
+	all map[*call]*openStream // nil if the call is not a stream
 }
 
 // enter adds a call until leave is called.
@@ -64,7 +65,8 @@ func (u *underway) calls() map[*call]*openStream {
 	return maps.Clone(u.all)
 }
 
-// String names the methods, each with the number of its calls. A call whose message is still being read has none.
+// String returns the methods of the open calls, each with a count. A call whose message is still being read is not in
+// underway yet.
 func (u *underway) String() string {
 	count := map[string]int{}
 	for c := range u.calls() {
@@ -80,17 +82,17 @@ func (u *underway) String() string {
 	return "calls of " + strings.Join(parts, ", ")
 }
 
-// openStream is what ends a stream whose opener is not let in any more.
+// openStream checks and ends a stream whose caller's credentials may become invalid.
 type openStream struct {
 	valid func() error
 	end   context.CancelCauseFunc
 }
 
-// recheck is how long a stream or a connection may outlive the credentials that it was opened with, while it
-// carries nothing. A call, and a message of a stream, look by themselves.
+// recheck is the longest time that an idle stream or connection outlives the caller's credentials. Every call, and every
+// message of a stream, checks the credentials itself.
 const recheck = time.Second
 
-// endInvalid ends streams whose token or certificate holds no more, until ctx is done.
+// endInvalid ends streams whose token or certificate is no longer accepted, until ctx is done.
 func (e *edge) endInvalid(ctx context.Context) {
 	tick := time.NewTicker(recheck)
 	defer tick.Stop()
