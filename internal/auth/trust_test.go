@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,7 +31,7 @@ type testCA struct {
 	key  crypto.Signer
 }
 
-var serials int64
+var serials atomic.Int64 // tests run in parallel
 
 func issue(t *testing.T, by *testCA, name string, edit func(*x509.Certificate)) *testCA {
 	t.Helper()
@@ -38,9 +39,8 @@ func issue(t *testing.T, by *testCA, name string, edit func(*x509.Certificate)) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	serials++
 	c := &x509.Certificate{
-		SerialNumber: big.NewInt(serials), Subject: pkix.Name{CommonName: name},
+		SerialNumber: big.NewInt(serials.Add(1)), Subject: pkix.Name{CommonName: name},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour), BasicConstraintsValid: true,
 	}
 	if edit != nil {
