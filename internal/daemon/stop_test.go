@@ -42,7 +42,7 @@ func TestStopIsBounded(t *testing.T) {
 // same, and the next start takes the sockets and the store.
 func TestStopWithAHungCall(t *testing.T) {
 	if testing.Short() {
-		t.Skip("takes as long as a call may hold up a stop")
+		t.Skip("-short leaves out a stop that waits for a hung call")
 	}
 	dir, c := trial(t)
 	pipe := filepath.Join(c.Authority.Directory.Path, "signed", "hung.test.pem")

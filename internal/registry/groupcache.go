@@ -11,8 +11,9 @@ import (
 // maxCachedGroups bounds the cache. More groups are read from the store.
 const maxCachedGroups = 1000
 
-// groupCache keeps groups for the checks of nodes, as nearly every registration reads the same few. The groups belong to a mark. A
-// commit that guards the mark fails if any group was written since, so a check never passes with an old group.
+// groupCache keeps groups for the checks of nodes, as nearly every registration reads the same few. The groups belong
+// to a mark. A commit that guards the mark fails if any group was written since, so a check never passes with an old
+// group.
 type groupCache struct {
 	mu     sync.Mutex
 	mark   store.GroupsMark

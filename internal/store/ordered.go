@@ -49,24 +49,42 @@ func (o *Ordered) Read(ctx context.Context, v View) error {
 	return nil
 }
 
-// begin notes the orders of a commit, and returns the function that notes its outcome. While the outcome of a commit
-// is unknown, its orders count and its closures do not.
+// begin counts the orders of a commit, and returns the function that ends the count with the commit's outcome. While
+// the outcome is unknown, new orders count and closures do not: end waits for it in the background, until the engine
+// knows it or closes.
 func (o *Ordered) begin(orders []node.Revocation) (end func(err error)) {
+	if len(orders) == 0 {
+		return func(error) {}
+	}
 	o.count(orders, 1)
 	return func(err error) {
-		unknown := errors.Is(err, ErrUnknownOutcome)
+		doubt, unknown := errors.AsType[*DoubtError](err)
+		if !unknown {
+			o.end(orders, err)
+			return
+		}
+		go func() {
+			if _, err := doubt.Settle(context.Background()); !errors.Is(err, ErrUnknownOutcome) {
+				o.end(orders, err)
+			}
+		}()
+	}
+}
+
+// end notes the outcome of a commit.
+func (o *Ordered) end(orders []node.Revocation, err error) {
+	if err == nil {
 		o.mu.Lock()
 		for _, r := range orders {
-			switch done := r.Receipt != nil || r.Drop != nil; {
-			case !done && (err == nil || unknown):
-				o.serials[r.Serial] = true
-			case done && err == nil:
+			if r.Receipt != nil || r.Drop != nil {
 				delete(o.serials, r.Serial)
+			} else {
+				o.serials[r.Serial] = true
 			}
 		}
 		o.mu.Unlock()
-		o.count(orders, -1)
 	}
+	o.count(orders, -1)
 }
 
 func (o *Ordered) count(orders []node.Revocation, by int) {

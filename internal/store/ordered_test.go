@@ -1,7 +1,10 @@
 package store_test
 
 import (
+	"errors"
+	"runtime"
 	"testing"
+	"time"
 
 	"github.com/espm-project/espm/internal/node"
 	"github.com/espm-project/espm/internal/store"
@@ -59,4 +62,42 @@ func TestOrdered(t *testing.T) {
 		t.Fatal("a stale commit is applied")
 	}
 	has("an order that failed", f.Store, false)
+}
+
+// While it is unknown whether an order, or its drop, was committed, the serial is refused. The outcome counts as soon
+// as the engine knows it, without a restart.
+func TestOrderedInDoubt(t *testing.T) {
+	f, hang, release := hangingDisk(t)
+	order := node.Revocation{ID: "0190a000-0000-7000-8000-000000000001", Serial: "0A", Certname: "a.test", CreatedAt: t0}
+	put := func(r node.Revocation) (int64, error) {
+		c := store.NewChange()
+		c.Unaudited()
+		c.PutRevocation(r)
+		return f.Commit(t.Context(), c)
+	}
+	inDoubt := func(r node.Revocation) {
+		t.Helper()
+		hang()
+		f.Bound = 300 * time.Millisecond
+		_, err := put(r)
+		f.Bound = time.Minute
+		if !errors.Is(err, store.ErrUnknownOutcome) {
+			t.Fatalf("the disk hangs: got %v", err)
+		}
+		if !f.Ordered.Has("0A") {
+			t.Error("a serial in doubt is not refused")
+		}
+		release()
+		order.Revision, err = f.Settle(t.Context(), err)
+		check(t, err)
+	}
+	inDoubt(order)
+	dropped := order
+	dropped.Drop = &node.Drop{Comment: "x", DroppedAt: t0}
+	inDoubt(dropped)
+	for end := time.Now().Add(time.Minute); f.Ordered.Has("0A"); runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatal("the drop is committed, and the serial is still refused")
+		}
+	}
 }
