@@ -51,18 +51,7 @@ is where a later watch goes on.`,
 					return err
 				}
 				p := &pager{app: a, columns: []string{"CERTNAME", "STATE", "REVISION", "+OWNER", "+UID"}}
-				for {
-					resp, err := stream.Recv()
-					if cmd.Context().Err() != nil {
-						return p.end()
-					}
-					if err != nil {
-						return err
-					}
-					if err := p.page([]proto.Message{resp}, changeRow); err != nil {
-						return err
-					}
-				}
+				return p.watch(cmd.Context(), func() (proto.Message, error) { return stream.Recv() }, changeRow)
 			})
 		},
 	}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -177,6 +178,22 @@ func (p *pager) item(m proto.Message) error {
 	p.count++
 	_, err = p.app.stdout.Write(b)
 	return err
+}
+
+// watch prints each message when next returns it, until ctx is done.
+func (p *pager) watch(ctx context.Context, next func() (proto.Message, error), row func(proto.Message) []string) error {
+	for {
+		m, err := next()
+		if ctx.Err() != nil {
+			return p.end()
+		}
+		if err != nil {
+			return err
+		}
+		if err := p.page([]proto.Message{m}, row); err != nil {
+			return err
+		}
+	}
 }
 
 func (p *pager) end() error {

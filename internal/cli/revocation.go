@@ -263,19 +263,10 @@ func (a *app) revocationWatchCmd() *cobra.Command {
 					return err
 				}
 				p := &pager{app: a, columns: revocationColumns}
-				for {
+				return p.watch(cmd.Context(), func() (proto.Message, error) {
 					resp, err := stream.Recv()
-					if cmd.Context().Err() != nil {
-						return p.end()
-					}
-					if err != nil {
-						return err
-					}
-					row := func(m proto.Message) []string { return revocationRow(m.(*espmv1.Revocation)) }
-					if err := p.page([]proto.Message{resp.GetRevocation()}, row); err != nil {
-						return err
-					}
-				}
+					return resp.GetRevocation(), err
+				}, func(m proto.Message) []string { return revocationRow(m.(*espmv1.Revocation)) })
 			})
 		},
 	}

@@ -131,12 +131,15 @@ func decodePlain(data []byte) (*pem.Block, []byte) {
 // Certificates returns all certificates in data. Certificates skips blocks of other types. A malformed
 // certificate, and data without a certificate, are errors.
 func Certificates(data []byte) ([]*x509.Certificate, error) {
-	var certs []*x509.Certificate
+	return certificates(data, x509.ParseCertificate)
+}
+
+func certificates[T any](data []byte, parse func(der []byte) (T, error)) (certs []T, err error) {
 	for block := range Blocks(data) {
 		if block.Type != Certificate {
 			continue
 		}
-		cert, err := x509.ParseCertificate(block.Bytes)
+		cert, err := parse(block.Bytes)
 		if err != nil {
 			return nil, fmt.Errorf("certificate %d: %w", len(certs)+1, err)
 		}

@@ -3,7 +3,6 @@ package pemfile
 import (
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"math/big"
 	"time"
 
@@ -34,21 +33,7 @@ func (c *RawCertificate) Issuer() string { return nameOf(c.RawIssuer) }
 // skips blocks of other types. A block that is no certificate in DER, and data without a certificate, are
 // errors.
 func RawCertificates(data []byte) ([]*RawCertificate, error) {
-	var certs []*RawCertificate
-	for block := range Blocks(data) {
-		if block.Type != Certificate {
-			continue
-		}
-		cert, err := parseRaw(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("certificate %d: %w", len(certs)+1, err)
-		}
-		certs = append(certs, cert)
-	}
-	if len(certs) == 0 {
-		return nil, errNone
-	}
-	return certs, nil
+	return certificates(data, parseRaw)
 }
 
 func parseRaw(der []byte) (*RawCertificate, error) {

@@ -42,16 +42,7 @@ func (o *outcomes) commitSomeReceipts(ctx context.Context, batch []node.Revocati
 		line.Comment = "CRL " + r.Receipt.CRLNumber
 		c.Audit(line)
 		c.PutRevocation(r)
-		cert, err := o.store.Certificate(ctx, r.Serial)
-		if errors.Is(err, node.ErrCertificateNotFound) {
-			return nil // a crash came before the certificate was stored, or espm did not issue it
-		}
-		if err != nil {
-			return err
-		}
-		cert.Revocation, cert.Receipt = r.ID, r.Receipt
-		c.PutCertificate(cert)
-		return nil
+		return o.changeCertificate(ctx, c, r, func(cert *node.Certificate) { cert.Receipt = r.Receipt })
 	})
 	if err != nil {
 		return fmt.Errorf("store the receipts of %d revocations: %w", len(batch), err)
@@ -60,6 +51,22 @@ func (o *outcomes) commitSomeReceipts(ctx context.Context, batch []node.Revocati
 	for _, r := range batch {
 		o.log.WithFields(logrus.Fields{"certname": r.Certname, "uid": r.UID, "serial": r.Serial, "crl_number": receipts[r.ID].CRLNumber}).Info("certificate revoked")
 	}
+	return nil
+}
+
+// changeCertificate adds the outcome of an order to its certificate, if the store has the certificate. It has none if
+// a crash came before the certificate was stored, or if espm did not issue it.
+func (o *outcomes) changeCertificate(ctx context.Context, c *store.Change, order node.Revocation, change func(*node.Certificate)) error {
+	cert, err := o.store.Certificate(ctx, order.Serial)
+	if errors.Is(err, node.ErrCertificateNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	cert.Revocation = order.ID
+	change(&cert)
+	c.PutCertificate(cert)
 	return nil
 }
 
@@ -155,16 +162,7 @@ func (o *outcomes) closePart(ctx context.Context, refused []refusal) error {
 		line.Outcome, line.Comment = "refused", r.Impossible.Reason
 		c.Audit(line)
 		c.PutRevocation(r)
-		cert, err := o.store.Certificate(ctx, r.Serial)
-		if errors.Is(err, node.ErrCertificateNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		cert.Revocation, cert.Impossible = r.ID, true
-		c.PutCertificate(cert)
-		return nil
+		return o.changeCertificate(ctx, c, r, func(cert *node.Certificate) { cert.Impossible = true })
 	})
 	if err != nil {
 		return fmt.Errorf("close %d revocations that the CA can't carry out: %w", len(refused), err)
